@@ -1,0 +1,33 @@
+# Needs cargo and nothing else: scripts/engines finds Redis and Postgres, or starts its own.
+# Say ENGINES=private to keep away from servers that run on this machine.
+
+INSTANCES ?= 1
+PORT ?= 8080
+TRACE ?=
+ARGS ?=
+# In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
+perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
+
+.PHONY: help run test replay bench check cargo
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+run: cargo ## the service on http://127.0.0.1:8080/ [INSTANCES=3] [PORT=8080]
+	@INSTANCES='$(INSTANCES)' PORT='$(PORT)' exec scripts/run
+
+test: cargo ## all tests [ARGS='name_of_a_test']
+	@exec scripts/engines exec --db perto_test --binaries -- cargo test --locked $(ARGS)
+
+replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='...']
+	@cargo build --release --locked
+	@exec scripts/engines exec --db perto_replay -- $(perto) replay $(if $(TRACE),"$(TRACE)") $(ARGS)
+
+bench: cargo ## benchmarks [ARGS='...']
+	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)
+
+check: cargo ## format, lints, features and docs, as CI does
+	@exec .ci/run format lints features docs
+
+cargo:
+	@command -v cargo >/dev/null || { echo "cargo is not on PATH: install Rust by https://rustup.rs, open a new shell and try again" >&2; exit 1; }

@@ -1,0 +1,755 @@
+//! `Cache<K, V>`: the read path, top to bottom.
+//!
+//! A read looks into L1 ([`Cache::hit`]); else it joins or leads the key's flight ([`Cache::read`]); a leader looks into L2
+//! ([`Cache::look_up`]) and hands what is missing to a load that the instance owns ([`Cache::load`]), so that a reader
+//! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
+
+use std::collections::HashMap;
+use std::fmt::{Debug, Display};
+use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::coherence::buckets::{Slot, Whole};
+use crate::coherence::lease::Held;
+use crate::coherence::rules::Learned;
+use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::{Began, Judged};
+use crate::error::{Cause, Error, InvalidateError};
+use crate::instance::{Shared, Token};
+use crate::local::{Entry, Local};
+use crate::metrics::{CacheCounters, CacheStats};
+use crate::wire::{self, Change, Stored};
+
+pub(crate) mod builder;
+pub(crate) mod flight;
+pub(crate) mod loader;
+pub(crate) mod policy;
+
+use flight::{Flights, Leader, Waiter};
+use loader::{Load, Loaded, Loader};
+use policy::{Outage, Policy};
+
+/// Longest text of a key, in bytes.
+pub const MAX_KEY_BYTES: usize = 1_024;
+/// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
+/// ended. Twice is the rule; the rest is for very bad luck.
+const ATTEMPTS: usize = 8;
+const LOADED_IN_A_WRITE: &str = "the loader read in a transaction that has written; load on a connection of its own";
+
+/// What a key must be able to do. Implemented for every type that can.
+///
+/// Its text is how the log, L2 and hints name it: `to_string` must give what the trigger's key expression gives in
+/// SQL, and `parse` must read that back. Integers, strings and UUIDs do.
+pub trait Key: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static {}
+impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> Key for T {}
+
+/// What a value must be able to do. Implemented for every type that can.
+pub trait Value: DeserializeOwned + Send + Serialize + Sync + 'static {}
+impl<T: DeserializeOwned + Send + Serialize + Sync + 'static> Value for T {}
+
+/// A coherent cache of the rows that a loader reads. Cheap to clone; all clones are one cache.
+pub struct Cache<K: Key, V: Value>(pub(crate) Arc<Core<K, V>>);
+
+pub(crate) struct Core<K: Key, V: Value> {
+    pub(crate) name: Arc<str>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) policy: Policy,
+    local: Local<K, V>,
+    whole: Whole,
+    flights: Arc<Flights<K, Flown<V>>>,
+    loader: Loader<K, V>,
+    counters: CacheCounters,
+}
+
+/// The answer to a read.
+#[derive(Debug)]
+pub struct Read<V> {
+    /// The value, or `None` where the source has no such row: that is an answer like any other.
+    pub value: Option<Arc<V>>,
+    /// How far it can be trusted.
+    pub freshness: Freshness,
+    /// Where it came from.
+    pub tier: Tier,
+}
+
+/// How far an answer can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Freshness {
+    /// It misses no write that was visible more than the bound before the read began.
+    Fresh,
+    /// The loader read a replica that lags behind, also when it was asked for the primary.
+    Stale,
+    /// It contains every write that this instance knows of, but the log has not been read in time: the lease ended
+    /// this long ago.
+    Unverified {
+        /// How long ago the lease ended.
+        since: Duration,
+    },
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// This process.
+    Local,
+    /// Redis.
+    Remote,
+    /// The loader.
+    Load,
+}
+
+/// Options of one read.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct ReadOptions {
+    /// See [`ReadOptions::at_least`].
+    pub at_least: Option<Token>,
+}
+
+impl ReadOptions {
+    /// Serve nothing older than the write that gave this token: one reads one's own writes, on any instance.
+    #[must_use]
+    pub const fn at_least(token: Token) -> Self {
+        Self { at_least: Some(token) }
+    }
+}
+
+type Flown<V> = Result<Outcome<V>, Error>;
+
+/// What a flight brings. Each waiter judges it.
+struct Outcome<V> {
+    entry: Arc<Entry<V>>,
+    from: From,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    Remote,
+    Primary,
+    /// A loader that did not say, or that read a replica.
+    Unknown,
+    /// Such a loader, asked for the primary, and still behind.
+    Behind,
+}
+
+/// A read that began before a flight took off may serve what the primary said, whatever is known by the time it
+/// lands; one that joined in mid-air may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boarded {
+    BeforeTakeOff,
+    InFlight,
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Reads one key: from L1, else from L2, else by the loader.
+    ///
+    /// Dropping the future abandons nothing but the answer: a load that has begun goes on and is cached.
+    ///
+    /// # Errors
+    /// [`Error::Load`] and its kin where the loader was needed and failed, within the load timeout;
+    /// [`Error::Unverified`] where the policy says so; [`Error::Closed`] after shutdown.
+    pub async fn get(&self, key: &K) -> Result<Read<V>, Error> {
+        match self.hit(key, None) {
+            Some(read) => Ok(read),
+            None => self.get_slow(key, ReadOptions::default()).await,
+        }
+    }
+
+    /// Reads one key, with options.
+    ///
+    /// # Errors
+    /// Those of [`Cache::get`], and [`Error::TokenAhead`].
+    pub async fn get_with(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
+        match self.hit(key, options.at_least) {
+            Some(read) => Ok(read),
+            None => self.get_slow(key, options).await,
+        }
+    }
+
+    /// Reads many keys: one pass over L1, one round trip to L2, one call of the loader with what is missing, joined
+    /// key by key with loads that run already. Answers come in the order of the keys.
+    ///
+    /// # Errors
+    /// Those of [`Cache::get`]; one key's error is the error of all.
+    pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Read<V>>, Error> {
+        Box::pin(self.read(keys, ReadOptions::default())).await
+    }
+
+    /// Reads many keys, with options.
+    ///
+    /// # Errors
+    /// Those of [`Cache::get_with`].
+    pub async fn get_many_with(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
+        Box::pin(self.read(keys, options)).await
+    }
+
+    /// What L1 holds and may serve as fresh. No I/O, no load.
+    #[must_use]
+    pub fn get_if_cached(&self, key: &K) -> Option<Read<V>> {
+        self.hit(key, None)
+    }
+
+    /// L1. The order is what makes it safe: the lease first, then the value, the clock last. A lease loaded after the
+    /// value would let a reader that was paused in between pair an old value with a newer lease; see
+    /// `a_paused_reader_never_serves_under_a_newer_lease`.
+    #[inline]
+    fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
+        let coherence = &self.0.shared.coherence;
+        let held = coherence.lease.held();
+        let entry = self.0.local.get(key)?;
+        let now = coherence.clock.now_ms();
+        let live = entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
+        if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {
+            return None;
+        }
+        self.0.counters.l1_hits.add(1);
+        Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
+    }
+
+    async fn get_slow(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
+        let mut reads = Box::pin(self.read(std::slice::from_ref(key), options)).await?;
+        reads.pop().ok_or(Error::Unsettled)
+    }
+
+    async fn read(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
+        if self.0.shared.is_closed() {
+            return Err(Error::Closed);
+        }
+        let texts = self.texts(keys)?;
+        let mut answers: Vec<Option<Read<V>>> =
+            keys.iter().map(|key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options))).collect();
+        for attempt in 0..ATTEMPTS {
+            let began = self.0.shared.coherence.began(&self.0.whole);
+            let mut led = Vec::new();
+            let mut waiting = Vec::new();
+            for (at, key) in keys.iter().enumerate().filter(|(at, _)| answers[*at].is_none()) {
+                let (leader, waiter) = self.0.flights.join(key);
+                // From the second attempt on, any flight of the key took off after this read began.
+                let boarded =
+                    if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
+                if let Some(leader) = leader {
+                    led.push(Led { text: texts[at].clone(), leader });
+                }
+                waiting.push((at, boarded, waiter));
+            }
+            if waiting.is_empty() {
+                break;
+            }
+            if !led.is_empty() {
+                self.look_up(led, began, options).await?;
+            }
+            self.land(waiting, &texts, options, &mut answers).await?;
+        }
+        answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
+    }
+
+    /// Waits for the flights, and judges what they bring.
+    async fn land(
+        &self,
+        waiting: Vec<(usize, Boarded, Waiter<Flown<V>>)>,
+        texts: &[String],
+        options: ReadOptions,
+        answers: &mut [Option<Read<V>>],
+    ) -> Result<(), Error> {
+        for (at, boarded, waiter) in waiting {
+            // Without an outcome the leader is gone: the next attempt leads.
+            if let Some(outcome) = waiter.outcome().await {
+                answers[at] = self.judge(&texts[at], &outcome?, boarded, options)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this reader may have the outcome of a flight. `None`: it reads again.
+    fn judge(
+        &self,
+        text: &str,
+        outcome: &Outcome<V>,
+        boarded: Boarded,
+        options: ReadOptions,
+    ) -> Result<Option<Read<V>>, Error> {
+        let coherence = &self.0.shared.coherence;
+        let held = coherence.lease.held();
+        let (entry, from) = (&outcome.entry, outcome.from);
+        // What the primary said after this read began misses nothing that was visible before it.
+        let first_hand = from == From::Primary && boarded == Boarded::BeforeTakeOff;
+        let slot = coherence.buckets.slot(&self.0.name, text);
+        let judged = match first_hand {
+            true => Judged::Fresh,
+            false => coherence.judge(held, slot, &self.0.whole, &entry.stamp),
+        };
+        // What began in an era that has ended may come from a server that is no more.
+        if entry.era != coherence.lease.held().era() {
+            return Ok(None);
+        }
+        match options.at_least {
+            Some(token) if first_hand && token.epoch != coherence.epoch() => {}
+            token if contains(&entry.stamp, coherence.epoch(), token) => {}
+            _ if first_hand => return Err(Error::TokenAhead),
+            _ => return Ok(None),
+        }
+        let freshness = match (judged, from) {
+            (Judged::Fresh, _) => Freshness::Fresh,
+            (Judged::Unverified(since), _) => Freshness::Unverified { since },
+            (Judged::Refused, From::Behind) => Freshness::Stale,
+            (Judged::Refused, _) => return Ok(None),
+        };
+        let tier = if from == From::Remote { Tier::Remote } else { Tier::Load };
+        Ok(Some(self.answer(entry, freshness, tier)))
+    }
+
+    fn answer(&self, entry: &Entry<V>, freshness: Freshness, tier: Tier) -> Read<V> {
+        let counters = &self.0.counters;
+        match tier {
+            Tier::Local => counters.l1_hits.add(1),
+            Tier::Remote => counters.l2_hits.add(1),
+            Tier::Load => counters.load_hits.add(1),
+        }
+        if matches!(freshness, Freshness::Unverified { .. }) {
+            counters.unverified.add(1);
+        }
+        Read { value: entry.value.clone(), freshness, tier }
+    }
+
+    /// L1 without a valid lease, where the policy allows it: flagged, and for a limited time.
+    fn outage_hit(&self, key: &K, options: ReadOptions) -> Option<Read<V>> {
+        let coherence = &self.0.shared.coherence;
+        let held = coherence.lease.held();
+        let (Outage::ServeStale { max }, Judged::Unverified(since)) =
+            (self.0.policy.outage, coherence.freshness(held))
+        else {
+            return None;
+        };
+        let entry = self.0.local.get(key)?;
+        let live = entry.era == held.era()
+            && held.ever_valid()
+            && since <= max
+            && entry.cache_epoch == self.0.whole.epoch()
+            && coherence.clock.now_ms() < entry.expires_ms
+            && contains(&entry.stamp, coherence.epoch(), options.at_least);
+        live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
+    }
+
+    /// Whether what is cached may be used at all: under a lease, or as the policy says.
+    fn may_use_remote(&self, held: Held) -> Result<bool, Error> {
+        match self.0.shared.coherence.freshness(held) {
+            Judged::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
+                Outage::ServeStale { max } => Ok(since <= max),
+                Outage::PassThrough => Ok(false),
+                Outage::Fail => Err(Error::Unverified),
+            },
+            // No lease in this era yet: the database answers.
+            Judged::Unverified(_) => Ok(false),
+            Judged::Fresh | Judged::Refused => Ok(true),
+        }
+    }
+
+    /// Looks into L2 for the keys that this reader leads, in one round trip, and has the rest loaded.
+    async fn look_up(
+        &self,
+        led: Vec<Led<K, V>>,
+        began: Began,
+        options: ReadOptions,
+    ) -> Result<(), Error> {
+        let core = &self.0;
+        let held = core.shared.coherence.lease.held();
+        if !self.may_use_remote(held)? {
+            self.load(led, began);
+            return Ok(());
+        }
+        let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
+        let found = core.shared.remote_get(&names).await;
+        let mut missing = Vec::new();
+        for ((led, name), bytes) in led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
+        {
+            let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, began));
+            match outcome {
+                Some(entry) if contains(&entry.stamp, began.epoch, options.at_least) => {
+                    let entry = Arc::new(entry);
+                    core.insert(&led.leader.key, &led.text, &entry);
+                    led.leader.finish(Ok(Outcome { entry, from: From::Remote }));
+                }
+                _ => missing.push(led),
+            }
+        }
+        if !missing.is_empty() {
+            self.load(missing, began);
+        }
+        Ok(())
+    }
+
+    /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout, whoever waits.
+    fn load(&self, led: Vec<Led<K, V>>, began: Began) {
+        let core = Arc::clone(&self.0);
+        let shared = Arc::clone(&core.shared);
+        shared.spawn(async move {
+            let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
+            let loading = core.run_loader(keys, began);
+            let loaded = tokio::select! {
+                loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
+                    Err(Error::LoadTimeout { cache: Arc::clone(&core.name), limit: core.policy.load_timeout })
+                }),
+                () = core.shared.closing() => Err(Error::Closed),
+            };
+            match loaded {
+                Err(error) => {
+                    core.counters.load_errors.add(1);
+                    led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
+                }
+                Ok((loaded, from)) => core.share(led, loaded, from, began),
+            }
+        });
+    }
+
+    fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
+        let text = |key: &K| {
+            let text = key.to_string();
+            match text.len() {
+                0..=MAX_KEY_BYTES => Ok(text),
+                bytes => Err(Error::KeyTooLong { cache: Arc::clone(&self.0.name), bytes }),
+            }
+        };
+        keys.iter().map(text).collect()
+    }
+
+    /// Invalidates one key on every instance, for a source that no trigger watches. Recorded in Postgres, then applied
+    /// here, in L2 and by hint elsewhere. Dropping the future after it was recorded leaves the rest to the tail.
+    ///
+    /// # Errors
+    /// If it could not be recorded; then it is not promised, though L1 here no longer holds the key.
+    pub async fn invalidate(&self, key: &K) -> Result<Token, InvalidateError> {
+        self.invalidate_many(std::slice::from_ref(key)).await
+    }
+
+    /// Invalidates many keys, like [`Cache::invalidate`]. More than [`MAX_KEYS_PER_ROW`](crate::MAX_KEYS_PER_ROW) clear
+    /// the cache.
+    ///
+    /// # Errors
+    /// Those of [`Cache::invalidate`].
+    pub async fn invalidate_many(&self, keys: &[K]) -> Result<Token, InvalidateError> {
+        let keys = self.texts(keys).map_err(|error| match error {
+            Error::KeyTooLong { bytes, .. } => InvalidateError::KeyTooLong { bytes },
+            _ => InvalidateError::Closed,
+        })?;
+        let keys = (keys.len() <= crate::log::MAX_KEYS_PER_ROW).then_some(keys);
+        self.0.shared.invalidate(Change { cache: self.0.name.to_string(), keys }).await
+    }
+
+    /// Invalidates every key of this cache on every instance.
+    ///
+    /// # Errors
+    /// Those of [`Cache::invalidate`].
+    pub async fn clear(&self) -> Result<Token, InvalidateError> {
+        self.0.shared.invalidate(Change { cache: self.0.name.to_string(), keys: None }).await
+    }
+
+    /// The cache's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// What this cache has counted on this instance.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.0.counters.snapshot()
+    }
+
+    /// Entries that L1 holds, and their bytes.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        self.0.local.size()
+    }
+
+    /// Loads in progress, L2 look-ups included.
+    #[must_use]
+    pub fn flights(&self) -> usize {
+        self.0.flights.len()
+    }
+}
+
+/// Whether a value with this stamp contains the write of the token. Transactions of another epoch can't be compared.
+#[inline]
+fn contains(stamp: &Snapshot, epoch: u64, token: Option<Token>) -> bool {
+    token.is_none_or(|token| token.epoch == epoch && stamp.contains(token.xid))
+}
+
+/// A key that this reader leads.
+struct Led<K: Key, V> {
+    text: String,
+    leader: Leader<K, Flown<V>>,
+}
+
+impl<K: Key, V: Value> Core<K, V> {
+    pub(crate) fn new(
+        name: Arc<str>,
+        shared: Arc<Shared>,
+        policy: Policy,
+        loader: Loader<K, V>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            local: Local::new(&name, policy.capacity_bytes),
+            name,
+            shared,
+            policy,
+            whole: Whole::new(),
+            flights: Flights::new(),
+            loader,
+            counters: CacheCounters::default(),
+        })
+    }
+
+    /// Puts an entry into L1 if it is accepted, under the stripe of its key.
+    fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) {
+        let buckets = &self.shared.coherence.buckets;
+        let slot = buckets.slot(&self.name, text);
+        let insert = || {
+            // An entry of an ended era would be dead weight.
+            if entry.era == self.shared.coherence.lease.held().era() {
+                self.local.insert(key.clone(), Arc::clone(entry));
+            }
+        };
+        if !buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert) {
+            self.counters.inserts_refused.add(1);
+        }
+    }
+
+    /// A value from L2, if it can be read and contains every invalidation known here.
+    fn read_remote(&self, name: &str, bytes: &Bytes, text: &str, began: Began) -> Option<Entry<V>> {
+        let unreadable = |_| self.counters.l2_unreadable.add(1);
+        let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
+        let slot = self.shared.coherence.buckets.slot(&self.name, text);
+        if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
+            self.counters.l2_refused.add(1);
+            return None;
+        }
+        let value = match &stored.payload {
+            None => None,
+            Some(payload) => Some(Arc::new(wire::decode_payload(payload).map_err(unreadable).ok()?)),
+        };
+        // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
+        let clock = &self.shared.coherence.clock;
+        let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
+        let left_ms = u64::from(stored.life_ms).saturating_sub(age_ms);
+        let size = stored.payload.as_ref().map_or(0, Bytes::len);
+        Some(Entry {
+            era: began.era,
+            cache_epoch: began.cache_epoch,
+            expires_ms: clock.now_ms() + left_ms,
+            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
+            stamp: stored.stamp,
+            value,
+        })
+    }
+
+    /// Calls the loader; once more for the primary if it read a replica that lags behind.
+    async fn run_loader(&self, keys: Vec<K>, began: Began) -> Result<(Loaded<K, V>, From), Error> {
+        let _place = self.shared.load_place().await?;
+        let mut primary = false;
+        loop {
+            self.counters.loads.add(1);
+            self.counters.keys_loaded.add(keys.len() as u64);
+            let load = Load::new(keys.clone(), primary);
+            let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
+            let loaded = match loading {
+                Ok(Ok(loaded)) => loaded,
+                Ok(Err(source)) => {
+                    return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
+                }
+                Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
+            };
+            if loaded.stamp.wrote {
+                // Its transaction may roll back, and then nothing would ever invalidate what it read.
+                let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
+                return Err(Error::Load { cache: Arc::clone(&self.name), source });
+            }
+            if loaded.stamp.origin == Origin::Primary {
+                return Ok((loaded, From::Primary));
+            }
+            if began.era != self.shared.coherence.lease.held().era() || self.all_accepted(&keys, &loaded) {
+                return Ok((loaded, From::Unknown));
+            }
+            if primary {
+                return Ok((loaded, From::Behind));
+            }
+            self.counters.replica_reloads.add(1);
+            primary = true;
+        }
+    }
+
+    fn all_accepted(&self, keys: &[K], loaded: &Loaded<K, V>) -> bool {
+        let buckets = &self.shared.coherence.buckets;
+        let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
+        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, &loaded.stamp.snapshot))
+    }
+
+    /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
+    fn share(self: &Arc<Self>, led: Vec<Led<K, V>>, loaded: Loaded<K, V>, from: From, began: Began) {
+        let stamp = loaded.stamp;
+        let mut found: HashMap<K, _> =
+            loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
+        for Led { text, leader } in led {
+            let (value, ttl) = match found.remove(&leader.key) {
+                Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
+                None => (None, self.policy.absent_ttl),
+            };
+            let payload = value.as_ref().map(|value| self.encode(value));
+            let entry = Arc::new(Entry {
+                era: began.era,
+                cache_epoch: began.cache_epoch,
+                expires_ms: self.shared.coherence.clock.now_ms() + millis(ttl),
+                weight: Entry::<V>::weigh(text.len(), payload.as_ref().map_or(0, Encoded::len), &stamp.snapshot),
+                stamp: stamp.snapshot.clone(),
+                value: value.map(Arc::new),
+            });
+            self.insert(&leader.key, &text, &entry);
+            self.fill(&text, &entry, payload, ttl, began);
+            leader.finish(Ok(Outcome { entry, from }));
+        }
+    }
+
+    /// Bytes only where L2 will want them; else the size alone, for L1's weight.
+    fn encode(&self, value: &V) -> Encoded {
+        let bytes = self.shared.remote_usable().then(|| wire::encode_payload(value)).flatten();
+        match bytes {
+            Some(bytes) => Encoded::Bytes(bytes),
+            None => Encoded::Size(wire::payload_size(value).unwrap_or(0)),
+        }
+    }
+
+    fn fill(
+        &self,
+        text: &str,
+        entry: &Entry<V>,
+        payload: Option<Encoded>,
+        ttl: Duration,
+        began: Began,
+    ) {
+        let payload = match payload {
+            None => None,
+            Some(Encoded::Bytes(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
+            Some(Encoded::Bytes(_)) => return self.counters.too_large.add(1),
+            Some(Encoded::Size(_)) => return,
+        };
+        if began.era != self.shared.coherence.lease.held().era() {
+            return;
+        }
+        let name = self.remote_key(began.epoch, text);
+        let stored = Stored {
+            stamp: entry.stamp.clone(),
+            created_unix_ms: self.shared.coherence.clock.unix_ms(),
+            life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
+            payload,
+        };
+        let bytes = stored.encode(&name);
+        self.shared.remote_fill(name, bytes, ttl);
+    }
+
+    fn remote_key(&self, epoch: u64, text: &str) -> String {
+        self.shared.remote_key(epoch, &self.name, self.policy.version, text)
+    }
+}
+
+enum Encoded {
+    Bytes(Bytes),
+    Size(usize),
+}
+
+impl Encoded {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Size(size) => *size,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A cache, as the tail and hints see it.
+pub(crate) trait Applied: Send + Sync {
+    fn name(&self) -> &str;
+    fn version(&self) -> u16;
+    fn tables(&self) -> &[String];
+    fn whole(&self) -> &Whole;
+    /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
+    /// something was evicted.
+    fn apply(&self, xid: u64, key: Option<&str>) -> bool;
+}
+
+impl<K: Key, V: Value> Applied for Core<K, V> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> u16 {
+        self.policy.version
+    }
+
+    fn tables(&self) -> &[String] {
+        &self.policy.tables
+    }
+
+    fn whole(&self) -> &Whole {
+        &self.whole
+    }
+
+    fn apply(&self, xid: u64, key: Option<&str>) -> bool {
+        let buckets = &self.shared.coherence.buckets;
+        let key = key.and_then(|text| {
+            let key = text.parse::<K>().ok();
+            if key.is_none() {
+                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
+                self.counters.keys_misread.add(1);
+            }
+            key
+        });
+        let (learned, evicted) = match key {
+            None => (buckets.apply_whole(&self.whole, xid), false),
+            Some(key) => {
+                let slot = buckets.slot(&self.name, &key.to_string());
+                buckets.apply(slot, xid, || self.local.evict(&key, xid))
+            }
+        };
+        if learned == Learned::Coarsely {
+            self.shared.counters.coarse.add(1);
+            self.shared.coherence.doubt.notify_one();
+        }
+        evicted
+    }
+}
+
+impl<K: Key, V: Value> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Key, V: Value> Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+impl<V> Clone for Outcome<V> {
+    fn clone(&self) -> Self {
+        Self { entry: Arc::clone(&self.entry), from: self.from }
+    }
+}
+
+impl<V> Clone for Read<V> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }
+    }
+}

@@ -1,0 +1,121 @@
+//! The settings of one cache, each with its default.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::loader::{self, BoxError, Load, Loaded};
+use super::policy::{Outage, Policy};
+use super::{Cache, Core, Key, Value};
+use crate::error::StartError;
+use crate::instance::Shared;
+use crate::wire::MAX_PAYLOAD;
+
+/// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
+#[derive(Debug)]
+#[must_use = "a cache exists once it has a loader"]
+pub struct CacheBuilder<K, V> {
+    shared: Arc<Shared>,
+    name: String,
+    policy: Policy,
+    types: PhantomData<fn(K) -> V>,
+}
+
+/// Longest name of a cache: it is part of trigger names, which Postgres cuts at 63 bytes.
+const MAX_NAME_BYTES: usize = 32;
+
+impl<K: Key, V: Value> CacheBuilder<K, V> {
+    pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
+        Self { shared, name: name.to_owned(), policy: Policy::default(), types: PhantomData }
+    }
+
+    /// The tables that the loader reads. `start` says which of them no trigger watches for this cache
+    /// (`perto watch TABLE --cache NAME --key EXPR` installs one). Default: none, and nothing is checked.
+    pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
+        self.policy.tables = tables.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How long a value lives, in both tiers. Coherence doesn't need it; it bounds what no trigger covers.
+    /// Default: 30 minutes.
+    pub const fn ttl(mut self, ttl: Duration) -> Self {
+        self.policy.ttl = ttl;
+        self
+    }
+
+    /// How long the absence of a row is cached. Default: 5 minutes.
+    pub const fn absent_ttl(mut self, ttl: Duration) -> Self {
+        self.policy.absent_ttl = ttl;
+        self
+    }
+
+    /// Bytes that L1 may hold, by the encoded size of keys and values plus 300 bytes an entry. Default: 64 MiB.
+    pub const fn capacity_bytes(mut self, bytes: u64) -> Self {
+        self.policy.capacity_bytes = bytes;
+        self
+    }
+
+    /// Largest encoded value that goes to L2. Larger ones stay in L1 and are counted. Default: 1 MiB, at most 16 MiB.
+    pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
+        self.policy.max_value_bytes = bytes;
+        self
+    }
+
+    /// How long a load may take, the wait for a place included. Default: 5 seconds.
+    pub const fn load_timeout(mut self, limit: Duration) -> Self {
+        self.policy.load_timeout = limit;
+        self
+    }
+
+    /// What readers get while the log can't be read. Default: what is cached, flagged, for 5 minutes.
+    pub const fn outage(mut self, outage: Outage) -> Self {
+        self.policy.outage = outage;
+        self
+    }
+
+    /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
+    /// type changes, for its bytes don't say what they are. Default: 1.
+    pub const fn version(mut self, version: u16) -> Self {
+        self.policy.version = version;
+        self
+    }
+
+    /// How values are read from the source, many keys at a time; and with it, the cache.
+    ///
+    /// The loader runs in a task of the instance, within the load timeout. It may be called for many keys at once, and
+    /// by several tasks; never twice at a time for one key by one instance, save after a timeout.
+    ///
+    /// # Errors
+    /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already.
+    pub fn loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
+    where
+        F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.check()?;
+        let core = Core::new(self.name.into(), self.shared, self.policy, loader::boxed(loader));
+        core.shared.register(Arc::clone(&core) as _)?;
+        Ok(Cache(core))
+    }
+
+    fn check(&self) -> Result<(), StartError> {
+        let policy = &self.policy;
+        let problem = if self.name.is_empty()
+            || self.name.len() > MAX_NAME_BYTES
+            || !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+        {
+            ("cache", format!("{:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -", self.name))
+        } else if policy.ttl.as_millis() == 0 || policy.absent_ttl.as_millis() == 0 {
+            ("ttl", "must be at least a millisecond".to_owned())
+        } else if policy.load_timeout.is_zero() {
+            ("load_timeout", "must be more than nothing".to_owned())
+        } else if policy.max_value_bytes > MAX_PAYLOAD {
+            ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
+        } else {
+            return Ok(());
+        };
+        Err(StartError::Setting { setting: problem.0, problem: problem.1 })
+    }
+}

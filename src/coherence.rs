@@ -1,0 +1,115 @@
+//! The promise, and what keeps it.
+//!
+//! > No read served as *fresh* misses a write that was visible in Postgres more than the bound before it began.
+//!
+//! 1. The *log* has a row for every write, committed with it. The *tail* reads it with a snapshot as cursor, applies
+//!    the rows to the *buckets*, and only then extends the *lease* to the time the poll was sent plus the bound.
+//! 2. A value is served as fresh under a lease that was valid when the clock was read last, and only if its *stamp*
+//!    contains every invalidation applied to its bucket. L1 entries are evicted instead, by the same rule.
+//! 3. So every write visible at the lease's poll has been applied, hence is contained in what is served; and that
+//!    poll was sent less than the bound before the read ended. Nothing is assumed of Redis, of hints or of the age
+//!    of anything. `docs/PROTOCOL.md` has the proof and the tests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+
+pub(crate) mod buckets;
+pub(crate) mod health;
+pub(crate) mod hints;
+pub(crate) mod lease;
+pub(crate) mod rules;
+pub(crate) mod snapshot;
+pub(crate) mod tail;
+
+use buckets::{Buckets, Slot, Whole};
+use lease::{Held, Lease};
+use snapshot::Snapshot;
+
+/// What one instance knows, and until when that is good for.
+pub(crate) struct Coherence {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) bound: Duration,
+    pub(crate) lease: Lease,
+    pub(crate) buckets: Buckets,
+    /// Of the database; part of every key in L2 and of every hint.
+    epoch: AtomicU64,
+    /// Asks the tail for a poll at once.
+    pub(crate) doubt: Notify,
+}
+
+/// The state of things before any I/O of a read. What began in another era is dropped at its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Began {
+    pub(crate) epoch: u64,
+    pub(crate) era: u64,
+    pub(crate) cache_epoch: u64,
+}
+
+impl Coherence {
+    pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration) -> Self {
+        Self {
+            clock,
+            bound,
+            lease: Lease::default(),
+            buckets: Buckets::new(),
+            epoch: AtomicU64::new(0),
+            doubt: Notify::new(),
+        }
+    }
+
+    pub(crate) fn began(&self, whole: &Whole) -> Began {
+        // The epoch before the era: a recovery ends the era first. So a load that began in the old era can't fill
+        // L2 under the new epoch.
+        let epoch = self.epoch();
+        Began { epoch, era: self.lease.held().era(), cache_epoch: whole.epoch() }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Ends the era: all that is cached is dead, all that is under way will be dropped. `floor` contains every
+    /// invalidation so far.
+    pub(crate) fn recover<'a>(
+        &self,
+        epoch: u64,
+        floor: &Snapshot,
+        wholes: impl Iterator<Item = &'a Whole>,
+    ) {
+        self.lease.begin_era();
+        self.epoch.store(epoch, Ordering::Release);
+        self.buckets.reset(floor, wholes);
+    }
+
+    /// Whether a value with this stamp may be served: fresh if the lease held before it came is still valid.
+    /// The clock is read last, after the value was judged.
+    pub(crate) fn judge(&self, held: Held, slot: Slot, whole: &Whole, stamp: &Snapshot) -> Judged {
+        if !self.buckets.accepts(slot, whole, stamp) {
+            return Judged::Refused;
+        }
+        self.freshness(held)
+    }
+
+    pub(crate) fn freshness(&self, held: Held) -> Judged {
+        let now = self.clock.now_ms();
+        if held.valid_at(now) {
+            Judged::Fresh
+        } else {
+            Judged::Unverified(Duration::from_millis(now.saturating_sub(held.deadline_ms())))
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Fresh,
+    /// It contains all that is known here, but the lease ended this long ago.
+    Unverified(Duration),
+    /// It misses a write that is known here.
+    Refused,
+}

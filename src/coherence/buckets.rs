@@ -1,0 +1,216 @@
+//! What an instance has been told: one [`Bucket`] for each hash of keys, and one for each cache as a whole.
+//!
+//! Invalidations of keys that are *not* held are recorded too: a load of them may be running. Memory is fixed.
+//!
+//! Lock order: a stripe, then the poll, never the other way. A hit takes neither.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use super::rules::{Bucket, Learned};
+use super::snapshot::Snapshot;
+
+const STRIPES: usize = 1 << 10;
+const BUCKETS_PER_STRIPE: usize = 1 << 6;
+
+/// The knowledge of one instance. See the module's documentation.
+pub(crate) struct Buckets {
+    stripes: Box<[Mutex<Stripe>]>,
+    /// The highest transaction applied per bucket, readable without the stripe.
+    highest: Box<[AtomicU64]>,
+    poll: RwLock<Option<Arc<Snapshot>>>,
+    hasher: foldhash::fast::FixedState,
+}
+
+type Stripe = Box<[Bucket]>;
+
+/// Where a key's invalidations are recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slot(usize);
+
+/// A cache as a whole is a bucket too: rows that invalidate all its keys go here.
+pub(crate) struct Whole {
+    bucket: Mutex<Bucket>,
+    highest: AtomicU64,
+    /// Bumped by each new invalidation of the whole cache. An entry carries the value from before its load.
+    epoch: AtomicU64,
+}
+
+impl Buckets {
+    pub(crate) fn new() -> Self {
+        let stripe = || Mutex::new(vec![Bucket::default(); BUCKETS_PER_STRIPE].into_boxed_slice());
+        Self {
+            stripes: (0..STRIPES).map(|_| stripe()).collect(),
+            highest: (0..STRIPES * BUCKETS_PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
+            poll: RwLock::new(None),
+            hasher: foldhash::fast::FixedState::default(),
+        }
+    }
+
+    /// The bucket of a key, by its text: that is the form in which the log names it.
+    pub(crate) fn slot(&self, cache: &str, key: &str) -> Slot {
+        let mut hasher = self.hasher.build_hasher();
+        cache.hash(&mut hasher);
+        key.hash(&mut hasher);
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
+        Slot(hasher.finish() as usize % self.highest.len())
+    }
+
+    /// Whether a value with this stamp contains every invalidation that this instance knows for the key.
+    pub(crate) fn accepts(&self, slot: Slot, whole: &Whole, stamp: &Snapshot) -> bool {
+        let known = self.highest[slot.0].load(Ordering::Acquire);
+        (stamp.xmin() > known || self.stripe(slot)[slot.0 % BUCKETS_PER_STRIPE].accepts(stamp))
+            && whole.accepts(stamp)
+    }
+
+    /// Runs `insert` if the value is accepted, under the stripe, so that no invalidation of the key can come
+    /// between the check and the insert. (Were it not so, an invalidation applied in between would find nothing
+    /// to evict, and the older value would stay: `a_load_begun_before_an_invalidation_is_never_cached`.)
+    pub(crate) fn insert_if_accepted(
+        &self,
+        slot: Slot,
+        whole: &Whole,
+        stamp: &Snapshot,
+        insert: impl FnOnce(),
+    ) -> bool {
+        let stripe = self.stripe(slot);
+        let accepted = stripe[slot.0 % BUCKETS_PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
+        if accepted {
+            insert();
+        }
+        accepted
+    }
+
+    /// Records an invalidation of a key and evicts it, under the stripe.
+    pub(crate) fn apply<T>(&self, slot: Slot, xid: u64, evict: impl FnOnce() -> T) -> (Learned, T) {
+        let mut stripe = self.stripe(slot);
+        // Read under the stripe: a recovery forgets the poll first and then resets each stripe, so an older
+        // poll can't make a replayed transaction look known.
+        let poll = self.poll();
+        let learned = stripe[slot.0 % BUCKETS_PER_STRIPE].apply(xid, poll.as_deref());
+        self.highest[slot.0].fetch_max(xid, Ordering::AcqRel);
+        (learned, evict())
+    }
+
+    /// Records an invalidation of a whole cache.
+    pub(crate) fn apply_whole(&self, whole: &Whole, xid: u64) -> Learned {
+        let mut bucket = whole.bucket.lock();
+        let poll = self.poll();
+        let known = bucket.knows(xid, poll.as_deref());
+        let learned = bucket.apply(xid, poll.as_deref());
+        whole.highest.fetch_max(xid, Ordering::AcqRel);
+        if !known {
+            whole.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        learned
+    }
+
+    /// The snapshot of the last completed poll.
+    pub(crate) fn poll(&self) -> Option<Arc<Snapshot>> {
+        self.poll.read().clone()
+    }
+
+    /// Whether a poll has completed since the last recovery began.
+    pub(crate) fn polled(&self) -> bool {
+        self.poll.read().is_some()
+    }
+
+    /// Publishes a poll. Only after all its rows have been applied.
+    pub(crate) fn complete(&self, poll: Snapshot) {
+        *self.poll.write() = Some(Arc::new(poll));
+    }
+
+    /// Forgets everything but that `floor` contains all invalidations so far. See [`Buckets::apply`] for the order.
+    pub(crate) fn reset<'a>(&self, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+        *self.poll.write() = None;
+        let fresh = Bucket::at(floor);
+        for (at, stripe) in self.stripes.iter().enumerate() {
+            let mut stripe = stripe.lock();
+            stripe.fill(fresh);
+            for highest in &self.highest[at * BUCKETS_PER_STRIPE..][..BUCKETS_PER_STRIPE] {
+                highest.store(fresh.highest(), Ordering::Release);
+            }
+        }
+        for whole in wholes {
+            let mut bucket = whole.bucket.lock();
+            *bucket = fresh;
+            whole.highest.store(fresh.highest(), Ordering::Release);
+            whole.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn stripe(&self, slot: Slot) -> MutexGuard<'_, Stripe> {
+        self.stripes[slot.0 / BUCKETS_PER_STRIPE].lock()
+    }
+}
+
+impl Whole {
+    pub(crate) fn new() -> Self {
+        Self { bucket: Mutex::default(), highest: AtomicU64::new(0), epoch: AtomicU64::new(0) }
+    }
+
+    /// To be read before a load, and compared at each hit.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn accepts(&self, stamp: &Snapshot) -> bool {
+        stamp.xmin() > self.highest.load(Ordering::Acquire) || self.bucket.lock().accepts(stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(text: &str) -> Snapshot {
+        Snapshot::parse(text).unwrap()
+    }
+
+    #[test]
+    fn an_invalidation_of_a_key_that_is_not_held_is_remembered() {
+        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let slot = buckets.slot("users", "7");
+        buckets.apply(slot, 100, || ());
+        assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
+        assert!(buckets.accepts(slot, &whole, &stamp("101:101:")));
+    }
+
+    #[test]
+    fn a_whole_cache_invalidation_refuses_every_key_of_it_once() {
+        let (buckets, whole, other) = (Buckets::new(), Whole::new(), Whole::new());
+        let slot = buckets.slot("users", "7");
+        buckets.apply_whole(&whole, 100);
+        buckets.apply_whole(&whole, 100);
+        assert_eq!(whole.epoch(), 1);
+        assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
+        assert!(buckets.accepts(slot, &other, &stamp("100:100:")));
+    }
+
+    #[test]
+    fn after_a_reset_an_old_poll_confirms_nothing() {
+        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let slot = buckets.slot("users", "7");
+        buckets.complete(stamp("1000:1000:"));
+        buckets.reset(&stamp("50:50:"), [&whole].into_iter());
+        // A replayed row of a new epoch, below the old poll: it must count.
+        buckets.apply(slot, 60, || ());
+        assert!(!buckets.accepts(slot, &whole, &stamp("60:60:")));
+        assert!(buckets.accepts(slot, &whole, &stamp("61:61:")));
+    }
+
+    #[test]
+    fn an_insert_is_refused_after_the_invalidation_it_misses() {
+        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let slot = buckets.slot("users", "7");
+        buckets.apply(slot, 100, || ());
+        let mut inserted = false;
+        assert!(!buckets.insert_if_accepted(slot, &whole, &stamp("100:100:"), || inserted = true));
+        assert!(!inserted);
+        assert!(buckets.insert_if_accepted(slot, &whole, &stamp("101:101:"), || inserted = true));
+        assert!(inserted);
+    }
+}

@@ -1,0 +1,136 @@
+//! Hints: what other instances say that they wrote, applied the moment it arrives.
+//!
+//! A gap in a publisher's sequence, a broken subscription or a fence that is not answered puts the log in doubt: the
+//! tail polls at once. A hint is only ever a reason to evict, so a false one costs a load and nothing else.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::bus::{Bus, Subscription};
+use crate::error::RemoteError;
+use crate::instance::Shared;
+use crate::wire::{Change, Hint};
+
+use super::health::Event;
+
+/// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
+const PUBLISHERS: usize = 4_096;
+/// A hint whose transaction is further ahead of the last poll than this is not believed: it would keep its bucket
+/// from being cached for as long as that many transactions take.
+const FURTHEST_AHEAD: u64 = 1 << 30;
+
+/// Subscribes, applies hints and fences, and begins again when anything breaks. Never returns.
+pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let limit = shared.settings.fence_timeout;
+        if let Ok(Ok(subscription)) = tokio::time::timeout(limit, bus.subscribe()).await {
+            let mut listener = Listener { shared: Arc::clone(&shared), last: HashMap::new() };
+            let fenced = listener.follow(subscription).await;
+            if fenced {
+                pause = Duration::from_millis(20);
+            }
+        }
+        shared.signals.set_bus(false);
+        shared.coherence.doubt.notify_one();
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+struct Listener {
+    shared: Arc<Shared>,
+    /// The last sequence of each publisher.
+    last: HashMap<u64, u64>,
+}
+
+impl Listener {
+    /// Until the subscription breaks. Returns whether it ever worked.
+    async fn follow(&mut self, mut subscription: Box<dyn Subscription>) -> bool {
+        let mut fenced = false;
+        let mut fences = tokio::time::interval(self.shared.settings.poll_interval);
+        fences.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = subscription.next() => match message {
+                    Ok(bytes) => self.receive(&bytes),
+                    Err(_) => return fenced,
+                },
+                _ = fences.tick() => {
+                    if fence(&mut *subscription, self.shared.settings.fence_timeout).await.is_err() {
+                        return fenced;
+                    }
+                    if !fenced {
+                        // What was published before the subscription stood is in the log.
+                        self.shared.coherence.doubt.notify_one();
+                        fenced = true;
+                    }
+                    self.shared.signals.set_bus(true);
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        let shared = Arc::clone(&self.shared);
+        let Ok(hint) = Hint::decode(bytes) else {
+            shared.counters.hints_refused.add(1);
+            return;
+        };
+        let horizon = shared.coherence.buckets.poll().map_or(0, |poll| poll.xmax() + FURTHEST_AHEAD);
+        if hint.epoch != shared.coherence.epoch() || hint.xid > horizon {
+            shared.counters.hints_refused.add(1);
+            return;
+        }
+        self.look_for_a_gap(&hint);
+        shared.apply(hint.xid, &hint.changes);
+        shared.counters.hints.add(1);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if hint.publisher != shared.publisher {
+            shared.propagation.record(now.saturating_sub(Duration::from_micros(hint.committed_unix_us)));
+        }
+    }
+
+    fn look_for_a_gap(&mut self, hint: &Hint) {
+        if self.last.len() >= PUBLISHERS && !self.last.contains_key(&hint.publisher) {
+            self.last.clear();
+        }
+        let last = self.last.entry(hint.publisher).or_insert(hint.sequence);
+        let lost = hint.sequence.saturating_sub(last.saturating_add(1));
+        *last = (*last).max(hint.sequence);
+        if lost > 0 {
+            self.shared.counters.gaps.add(1);
+            self.shared.counters.repairs.add(1);
+            self.shared.signals.send(Event::Gap { lost });
+            self.shared.coherence.doubt.notify_one();
+        }
+    }
+}
+
+async fn fence(subscription: &mut dyn Subscription, limit: Duration) -> Result<(), RemoteError> {
+    match tokio::time::timeout(limit, subscription.ping()).await {
+        Ok(answered) => answered,
+        Err(_elapsed) => Err(RemoteError::Timeout),
+    }
+}
+
+impl Shared {
+    /// Applies changes of transaction `xid`, from a hint or from a write of this instance.
+    pub(crate) fn apply(&self, xid: u64, changes: &[Change]) {
+        let caches = self.caches();
+        for change in changes {
+            let Some(cache) = caches.get(change.cache.as_str()) else { continue };
+            match &change.keys {
+                None => {
+                    cache.apply(xid, None);
+                }
+                Some(keys) => {
+                    for key in keys {
+                        cache.apply(xid, Some(key));
+                    }
+                }
+            }
+        }
+    }
+}

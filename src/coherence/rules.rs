@@ -1,0 +1,273 @@
+//! The two rules that the promise rests on: which values a bucket accepts, and how it learns of an invalidation.
+//!
+//! Pure: the same calls give the same answers, whatever the threads, clocks and networks around do. The oracle
+//! test below runs them against a set-based truth over random histories.
+//!
+//! *Invariant.* Every transaction ever applied to the bucket is in `xids`, or at most `lo`, or contained in every
+//! snapshot of rank `rk` and above. So a snapshot that passes [`Bucket::accepts`] contains them all.
+
+use super::snapshot::{Rank, Snapshot};
+
+/// Transactions that a bucket remembers one by one.
+const REMEMBERED: usize = 4;
+
+/// What an instance knows of the invalidations of the keys that hash to one bucket. 0 is no transaction.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bucket {
+    highest: u64,
+    lo: u64,
+    rk: Rank,
+    xids: [u64; REMEMBERED],
+}
+
+/// What [`Bucket::apply`] had to give up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// The bucket stays exact.
+    Exactly,
+    /// More unconfirmed transactions than it can remember: it refuses values that it might accept, until their
+    /// `xmin` passes. A poll now confirms the transactions and limits the loss.
+    Coarsely,
+}
+
+impl Bucket {
+    /// A bucket for which every invalidation so far is contained in `floor`.
+    pub(crate) fn at(floor: &Snapshot) -> Self {
+        Self { highest: floor.xmax().saturating_sub(1), rk: floor.rank(), ..Self::default() }
+    }
+
+    /// The highest transaction applied. A snapshot with a higher `xmin` is always accepted.
+    pub(crate) const fn highest(&self) -> u64 {
+        self.highest
+    }
+
+    /// Whether a value with this stamp reflects every invalidation applied to the bucket.
+    pub(crate) fn accepts(&self, stamp: &Snapshot) -> bool {
+        stamp.xmin() > self.highest
+            || (stamp.xmin() > self.lo
+                && stamp.rank() >= self.rk
+                && self.xids.iter().all(|xid| stamp.contains(*xid)))
+    }
+
+    /// Records that transaction `xid` invalidated a key of this bucket. Idempotent, and any order will do.
+    ///
+    /// `poll` is the snapshot of the last poll whose rows have *all* been applied: what it contains, this bucket
+    /// has been told already. A transaction that it does not contain must not be dropped against it, even when
+    /// room is short: it would be forgotten before any poll brought it.
+    pub(crate) fn apply(&mut self, xid: u64, poll: Option<&Snapshot>) -> Learned {
+        let confirmed = |xid: u64| poll.is_some_and(|poll| poll.contains(xid));
+        self.highest = self.highest.max(xid);
+        if self.knows(xid, poll) {
+            return Learned::Exactly;
+        }
+        let mut learned = Learned::Exactly;
+        let slot = match self.xids.iter().position(|x| *x == 0) {
+            Some(free) => Some(free),
+            None => match self.lowest(confirmed) {
+                Some(given_up) => {
+                    self.rk = self.rk.max(poll.map(Snapshot::rank).unwrap_or_default());
+                    Some(given_up)
+                }
+                None => {
+                    learned = Learned::Coarsely;
+                    self.lowest(|_| true).filter(|lowest| self.xids[*lowest] < xid).inspect(|lowest| {
+                        self.lo = self.lo.max(self.xids[*lowest]);
+                    })
+                }
+            },
+        };
+        match slot {
+            Some(slot) => self.xids[slot] = xid,
+            None => self.lo = self.lo.max(xid),
+        }
+        learned
+    }
+
+    /// Whether this transaction has been applied before, as far as the bucket can still tell.
+    pub(crate) fn knows(&self, xid: u64, poll: Option<&Snapshot>) -> bool {
+        self.xids.contains(&xid) || poll.is_some_and(|poll| poll.contains(xid))
+    }
+
+    fn lowest(&self, of: impl Fn(u64) -> bool) -> Option<usize> {
+        (0..REMEMBERED).filter(|slot| of(self.xids[*slot])).min_by_key(|slot| self.xids[*slot])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// A random database: transactions begin, end and are hinted at in any order.
+    struct Oracle {
+        seed: u64,
+        next: u64,
+        running: BTreeSet<u64>,
+        touching: Vec<u64>,
+        committed: Vec<u64>,
+    }
+
+    impl Oracle {
+        fn below(&mut self, n: u64) -> u64 {
+            self.seed ^= self.seed << 13;
+            self.seed ^= self.seed >> 7;
+            self.seed ^= self.seed << 17;
+            self.seed % n
+        }
+
+        fn snapshot(&self) -> Snapshot {
+            // xmax is the latest *completed* transaction + 1, as in Postgres.
+            let xmax = (1..self.next).rev().find(|x| !self.running.contains(x)).map_or(1, |x| x + 1);
+            let running: Vec<u64> = self.running.iter().copied().filter(|x| *x < xmax).collect();
+            Snapshot::new(running.first().copied().unwrap_or(xmax), xmax, &running)
+        }
+    }
+
+    #[derive(Default)]
+    struct Counts {
+        judged: u64,
+        right: u64,
+        accepted: u64,
+        wrong: u64,
+        by_xmin: u64,
+    }
+
+    /// One history. `break_it` names a broken variant of the rule, which must accept something wrong.
+    fn history(seed: u64, break_it: &str, counts: &mut Counts) {
+        let mut db = Oracle {
+            seed: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            next: 1,
+            running: BTreeSet::new(),
+            touching: vec![],
+            committed: vec![],
+        };
+        let width = 1 + db.below(30) as usize;
+        let keep_one_open = db.below(3) == 0;
+        let mut bucket = Bucket::default();
+        let mut applied = BTreeSet::new();
+        let mut poll: Option<Snapshot> = None;
+        let mut stamps: Vec<(Snapshot, BTreeSet<u64>, u64)> = vec![];
+        for _ in 0..300 {
+            match db.below(11) {
+                0..=2 if db.running.len() < width => {
+                    db.running.insert(db.next);
+                    if db.below(3) > 0 {
+                        db.touching.push(db.next);
+                    }
+                    db.next += 1;
+                }
+                3..=5 if db.running.len() > usize::from(keep_one_open) => {
+                    let skip = usize::from(keep_one_open);
+                    let at = skip + db.below((db.running.len() - skip) as u64) as usize;
+                    let xid = *db.running.iter().nth(at).unwrap();
+                    db.running.remove(&xid);
+                    if db.touching.contains(&xid) && db.below(10) > 0 {
+                        db.committed.push(xid);
+                    }
+                }
+                6 if !db.committed.is_empty() => {
+                    let at = db.below(db.committed.len() as u64) as usize;
+                    let xid = db.committed[at];
+                    bucket.apply(xid, poll.as_ref());
+                    applied.insert(xid);
+                }
+                7 => {
+                    let snapshot = db.snapshot();
+                    for xid in db.committed.clone() {
+                        bucket.apply(xid, poll.as_ref());
+                        applied.insert(xid);
+                    }
+                    poll = Some(snapshot);
+                }
+                8 if db.below(20) == 0 => {
+                    // Recovery: forget everything, take a snapshot that contains all that was trimmed as floor.
+                    let floor = db.snapshot();
+                    bucket = Bucket::at(&floor);
+                    poll = None;
+                    applied = db.committed.iter().copied().filter(|x| floor.contains(*x)).collect();
+                }
+                8 => {
+                    let whole = db.snapshot();
+                    let stamp = match db.below(3) {
+                        0 => whole.for_wire(),
+                        1 => Snapshot::new(whole.xmin(), whole.xmax(), &[]),
+                        _ => whole,
+                    };
+                    let ended = (1..db.next).filter(|x| !db.running.contains(x)).collect();
+                    stamps.push((stamp, ended, db.next));
+                }
+                _ if !stamps.is_empty() => {
+                    let at = db.below(stamps.len() as u64) as usize;
+                    let (stamp, ended, _) = &stamps[at];
+                    let truth = applied.iter().all(|xid| ended.contains(xid));
+                    let mut broken = bucket;
+                    let accepted = match break_it {
+                        "" => bucket.accepts(stamp),
+                        "no check" => true,
+                        "xmax > highest" => stamp.xmax() > bucket.highest,
+                        "lo forgotten" => {
+                            broken.lo = 0;
+                            broken.accepts(stamp)
+                        }
+                        "rk forgotten" => {
+                            broken.rk = Rank::default();
+                            broken.accepts(stamp)
+                        }
+                        other => panic!("no such variant: {other}"),
+                    };
+                    counts.judged += 1;
+                    counts.right += u64::from(truth);
+                    counts.accepted += u64::from(accepted);
+                    counts.wrong += u64::from(accepted && !truth);
+                    counts.by_xmin += u64::from(stamp.xmin() > bucket.highest);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn run(break_it: &str) -> Counts {
+        let mut counts = Counts::default();
+        for seed in 1..=4000 {
+            history(seed, break_it, &mut counts);
+        }
+        counts
+    }
+
+    #[test]
+    fn a_bucket_never_accepts_a_value_that_misses_an_applied_invalidation() {
+        let counts = run("");
+        assert_eq!(counts.wrong, 0, "of {} judged", counts.judged);
+        assert!(counts.judged > 100_000);
+        assert!(counts.accepted > counts.by_xmin, "precise stamps accept more than xmin alone");
+        assert!(counts.accepted * 100 > counts.right * 80, "{} of {}", counts.accepted, counts.right);
+    }
+
+    #[test]
+    fn broken_rules_are_caught_by_the_oracle() {
+        for variant in ["no check", "xmax > highest", "lo forgotten", "rk forgotten"] {
+            assert!(run(variant).wrong > 0, "the oracle missed: {variant}");
+        }
+    }
+
+    #[test]
+    fn an_unconfirmed_hint_is_never_dropped_against_the_last_poll() {
+        // The poll was before 20..=24 committed. Five hints: one must be given up, by `lo`, not by `rk`.
+        let poll = Snapshot::parse("10:10:").unwrap();
+        let mut bucket = Bucket::default();
+        let learned: Vec<Learned> = (20..=24).map(|xid| bucket.apply(xid, Some(&poll))).collect();
+        assert_eq!(learned.last(), Some(&Learned::Coarsely));
+        let without_20 = Snapshot::parse("20:25:20").unwrap();
+        assert!(!bucket.accepts(&without_20));
+        assert!(bucket.accepts(&Snapshot::parse("25:25:").unwrap()));
+    }
+
+    #[test]
+    fn a_value_loaded_just_after_a_write_is_accepted_beside_a_long_transaction() {
+        // 5 has been open for an hour; 20 wrote this key and ended.
+        let mut bucket = Bucket::default();
+        bucket.apply(20, None);
+        assert!(bucket.accepts(&Snapshot::parse("5:21:5").unwrap()));
+        assert!(!bucket.accepts(&Snapshot::parse("5:20:5").unwrap()));
+    }
+}

@@ -1,0 +1,134 @@
+//! The tail: reads the log, applies it, and extends the lease. What the promise rests on.
+//!
+//! One task per instance polls on a connection of its own: every poll interval while all is well, faster while no
+//! hints come, at once when something is in doubt. A poll that fails changes nothing but the time: the lease runs out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::health::{Event, Recovery};
+use super::snapshot::Snapshot;
+use crate::error::LogError;
+use crate::instance::Shared;
+use crate::log::{Poll, Row};
+
+/// While no hints come, the tail is all there is.
+const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
+/// Polls at once are at least this far apart.
+const LEAST_INTERVAL: Duration = Duration::from_millis(5);
+/// Time between two tries after a failed poll.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+pub(crate) struct Tail {
+    shared: Arc<Shared>,
+    /// Of the last poll whose rows have all been applied. New rows are those it does not contain.
+    cursor: Option<Snapshot>,
+    failing: bool,
+}
+
+impl Tail {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, cursor: None, failing: false }
+    }
+
+    /// Polls until the instance is shut down. Never returns.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let pause = match self.poll().await {
+                Ok(()) => self.interval(),
+                Err(_) => RETRY_INTERVAL.min(self.interval()),
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shared.coherence.doubt.notified() => tokio::time::sleep(LEAST_INTERVAL).await,
+            }
+        }
+    }
+
+    /// One poll. When it returns `Ok`, every write that was visible when it was called has been applied.
+    pub(crate) async fn poll(&mut self) -> Result<(), LogError> {
+        let polled = self.step().await;
+        match &polled {
+            Ok(()) => self.shared.counters.polls.add(1),
+            Err(error) => {
+                self.shared.counters.poll_errors.add(1);
+                if !self.failing {
+                    self.shared.signals.send(Event::PollFailed { error: crate::error::chain(error) });
+                }
+            }
+        }
+        self.failing = polled.is_err();
+        polled
+    }
+
+    async fn step(&mut self) -> Result<(), LogError> {
+        // Before the poll is sent: what commits after this moment is not vouched for.
+        let sent_ms = self.shared.coherence.clock.now_ms();
+        let poll = self.read(self.cursor.as_ref()).await?;
+        let why = match &self.cursor {
+            None => Some(Recovery::Start),
+            Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
+            Some(cursor) if cursor.rank() < poll.trimmed.rank() => Some(Recovery::Trimmed),
+            Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
+            Some(_) => None,
+        };
+        let poll = match why {
+            None => {
+                self.apply(poll.rows.as_deref().unwrap_or_default());
+                poll
+            }
+            Some(why) => self.recover(poll, why).await?,
+        };
+        self.shared.coherence.buckets.complete(poll.snapshot.clone());
+        self.cursor = Some(poll.snapshot);
+        // Last: who sees this lease sees all that was applied.
+        self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
+        self.shared.signals.changed();
+        Ok(())
+    }
+
+    /// Drops L1 and all knowledge, and takes the log as the only truth.
+    ///
+    /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the floor and
+    /// the retained rows are applied above it. Where there are too many of them, the poll's own snapshot is the
+    /// floor: it contains them all, at the price that nothing older is accepted from L2.
+    async fn recover(&mut self, mut poll: Poll, why: Recovery) -> Result<Poll, LogError> {
+        let shared = Arc::clone(&self.shared);
+        if self.cursor.take().is_some() {
+            // The rows were read by a cursor that means nothing any more.
+            shared.coherence.lease.begin_era();
+            poll = self.read(None).await?;
+        }
+        let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
+        let caches = shared.caches();
+        shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
+        self.apply(poll.rows.as_deref().unwrap_or_default());
+        shared.counters.recoveries.add(1);
+        shared.signals.send(Event::Recovered { why });
+        Ok(poll)
+    }
+
+    async fn read(&self, cursor: Option<&Snapshot>) -> Result<Poll, LogError> {
+        let limit = self.shared.settings.poll_timeout;
+        match tokio::time::timeout(limit, self.shared.log.poll(cursor)).await {
+            Ok(polled) => polled,
+            Err(_elapsed) => Err(LogError::Timeout(limit)),
+        }
+    }
+
+    fn apply(&self, rows: &[Row]) {
+        let caches = self.shared.caches();
+        for row in rows {
+            if let Some(cache) = caches.get(row.cache.as_str()) {
+                let evicted = cache.apply(row.xid, row.key.as_deref());
+                self.shared.counters.repairs.add(u64::from(evicted));
+            }
+        }
+        self.shared.counters.rows.add(rows.len() as u64);
+    }
+
+    fn interval(&self) -> Duration {
+        let interval = self.shared.settings.poll_interval;
+        if self.shared.hints_come() { interval } else { interval.min(ISOLATED_INTERVAL) }
+    }
+}

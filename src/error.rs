@@ -1,0 +1,149 @@
+//! Errors, by what the caller can do about them.
+//!
+//! Trouble with Redis is never an error of a read: the read goes on to Postgres, and the trouble is counted and
+//! shown in [`Health`](crate::Health). Sources are kept as causes and left out of the message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The cause of an error, shared by all who waited for the same load.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
+/// Why a read gave no value.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The loader failed. Nothing was cached; the next read loads again.
+    #[error("the loader of cache {cache} failed")]
+    Load {
+        /// The cache's name.
+        cache: Arc<str>,
+        /// What the loader returned.
+        source: Cause,
+    },
+    /// The loader panicked. Nothing was cached.
+    #[error("the loader of cache {cache} panicked")]
+    LoadPanicked {
+        /// The cache's name.
+        cache: Arc<str>,
+    },
+    /// The load, or the wait for a free place among the concurrent loads, took longer than the load timeout.
+    #[error("a load of cache {cache} took longer than {limit:?}")]
+    LoadTimeout {
+        /// The cache's name.
+        cache: Arc<str>,
+        /// The load timeout.
+        limit: Duration,
+    },
+    /// The instance can't vouch for what it holds, and its policy is [`Outage::Fail`](crate::Outage::Fail).
+    #[error("the invalidation log has not been read for longer than the bound")]
+    Unverified,
+    /// [`ReadOptions::at_least`](crate::ReadOptions::at_least) asks for a write that the database doesn't have.
+    #[error("the token is ahead of the database")]
+    TokenAhead,
+    /// Invalidations, cancelled leaders or new epochs outran the read eight times in a row.
+    #[error("the read was outrun by changes; try again")]
+    Unsettled,
+    /// The key's text is longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
+    #[error("a key of cache {cache} is {bytes} bytes long; at most {max} are possible", max = crate::MAX_KEY_BYTES)]
+    KeyTooLong {
+        /// The cache's name.
+        cache: Arc<str>,
+        /// The length of the key's text.
+        bytes: usize,
+    },
+    /// The instance has been shut down.
+    #[error("the instance is shut down")]
+    Closed,
+}
+
+impl Error {
+    /// Whether the same read may succeed a little later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::LoadTimeout { .. } | Self::Unverified | Self::TokenAhead | Self::Unsettled)
+    }
+}
+
+/// Why an invalidation was not recorded.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidateError {
+    /// Postgres did not take it. Whether it was recorded is not known if the connection broke.
+    #[error("the invalidation could not be recorded in Postgres")]
+    Log(#[source] LogError),
+    /// A key's text is longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
+    #[error("a key is {bytes} bytes long; at most {max} are possible", max = crate::MAX_KEY_BYTES)]
+    KeyTooLong {
+        /// The length of the key's text.
+        bytes: usize,
+    },
+    /// The instance has been shut down.
+    #[error("the instance is shut down")]
+    Closed,
+}
+
+/// Why an instance did not start. Each names the setting to change.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting makes no sense.
+    #[error("{setting}: {problem}")]
+    Setting {
+        /// The setting's name, as in the builder.
+        setting: &'static str,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// The invalidation log can't be read.
+    #[error("the invalidation log in Postgres can't be read")]
+    Log(#[source] LogError),
+}
+
+/// Trouble with the invalidation log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Postgres can't be reached, or broke off.
+    #[error("Postgres can't be reached")]
+    Unreachable(#[source] Cause),
+    /// Postgres did not answer in time.
+    #[error("Postgres did not answer within {0:?}")]
+    Timeout(Duration),
+    /// Postgres refused: a missing right, a wrong password, a missing table.
+    #[error("Postgres refused")]
+    Refused(#[source] Cause),
+    /// The schema is missing or of another version.
+    #[error("{0}")]
+    Schema(String),
+}
+
+/// L2 or the bus can't be used. Reads go on without.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// There is no connection.
+    #[error("not connected")]
+    Disconnected,
+    /// The server did not answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The server refused, or the connection broke.
+    #[error("the server refused or broke off")]
+    Failed(#[source] Cause),
+}
+
+/// An error and its causes in one line, for logs and events.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,436 @@
+//! `Perto`: one per process. Owns the tiers, the tail, the bus, the health and every task.
+
+use std::collections::HashMap;
+use std::fmt::{self, Debug};
+use std::hash::{BuildHasher, Hasher};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bus::Bus;
+use crate::cache::builder::CacheBuilder;
+use crate::cache::{Applied, Key, Value};
+use crate::coherence::health::{Event, Health, Signals, State};
+use crate::coherence::tail::Tail;
+use crate::coherence::{Coherence, hints};
+use crate::error::{Error, InvalidateError, LogError, StartError};
+use crate::log::Log;
+use crate::metrics::{Histogram, InstanceCounters, InstanceStats};
+use crate::remote::{Breaker, Remote};
+use crate::wire::{Change, Hint};
+
+pub(crate) mod builder;
+
+pub use builder::PertoBuilder;
+
+/// How long a tombstone stays. It only has to outlive fills that were under way; nothing rests on it.
+const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
+/// How often somebody looks whether the log wants trimming.
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// Fills of L2 under way at once; more are dropped and counted.
+const MAX_FILLS: usize = 256;
+
+/// An instance of Perto. Cheap to clone; the last clone that is dropped ends its tasks, though
+/// [`Perto::shutdown`] does so in order.
+#[derive(Clone)]
+pub struct Perto(Arc<Owner>);
+
+struct Owner(Arc<Shared>);
+
+/// What all parts of an instance share.
+pub(crate) struct Shared {
+    pub(crate) app: String,
+    pub(crate) settings: Settings,
+    pub(crate) coherence: Arc<Coherence>,
+    pub(crate) signals: Signals,
+    pub(crate) counters: InstanceCounters,
+    pub(crate) propagation: Histogram,
+    pub(crate) publisher: u64,
+    pub(crate) log: Arc<dyn Log>,
+    remote: Option<Arc<dyn Remote>>,
+    bus: Option<Arc<dyn Bus>>,
+    breaker: Breaker,
+    sequence: AtomicU64,
+    caches: RwLock<Arc<Caches>>,
+    started: RwLock<bool>,
+    loads: Semaphore,
+    fills: Arc<Semaphore>,
+    tasks: TaskTracker,
+    ending: CancellationToken,
+}
+
+type Caches = HashMap<String, Arc<dyn Applied>>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) bound: Duration,
+    pub(crate) poll_interval: Duration,
+    pub(crate) poll_timeout: Duration,
+    pub(crate) remote_timeout: Duration,
+    pub(crate) fence_timeout: Duration,
+    pub(crate) retention: Duration,
+    pub(crate) max_loads: usize,
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only Postgres has a schema"))]
+    pub(crate) schema: String,
+}
+
+/// A committed write. [`ReadOptions::at_least`](crate::ReadOptions::at_least) makes a read on any instance see it.
+///
+/// Its text goes through HTTP headers: `to_string` and `parse` round-trip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token {
+    pub(crate) epoch: u64,
+    pub(crate) xid: u64,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:x}", self.epoch, self.xid)
+    }
+}
+
+/// A text that is not a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a token")]
+pub struct NotAToken;
+
+impl FromStr for Token {
+    type Err = NotAToken;
+
+    fn from_str(text: &str) -> Result<Self, NotAToken> {
+        let (epoch, xid) = text.split_once('-').ok_or(NotAToken)?;
+        let number = |hex: &str| match hex.len() {
+            1..=16 if hex.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(hex, 16).ok(),
+            _ => None,
+        };
+        Ok(Self { epoch: number(epoch).ok_or(NotAToken)?, xid: number(xid).ok_or(NotAToken)? })
+    }
+}
+
+impl Perto {
+    /// Begins the settings of an instance. `app` is the prefix of its keys and of its channel in Redis; instances of
+    /// one app share values.
+    #[must_use]
+    pub fn builder(app: &str) -> PertoBuilder {
+        PertoBuilder::new(app)
+    }
+
+    /// Declares a cache, before [`Perto::start`]. `name` is how the log and other instances call it.
+    pub fn cache<K: Key, V: Value>(&self, name: &str) -> CacheBuilder<K, V> {
+        CacheBuilder::new(Arc::clone(self.shared()), name)
+    }
+
+    /// Reads the log for the first time and begins to follow it. Until then, reads go to the source.
+    ///
+    /// With Redis unreachable an instance starts as [`State::Isolated`] and goes on trying.
+    ///
+    /// Dropping the future leaves an instance that has not started.
+    ///
+    /// # Errors
+    /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`).
+    pub async fn start(&self) -> Result<(), StartError> {
+        let shared = self.shared();
+        if std::mem::replace(&mut *shared.started.write(), true) {
+            return Ok(());
+        }
+        let mut tail = Tail::new(Arc::clone(shared));
+        if let Err(error) = tail.poll().await {
+            *shared.started.write() = false;
+            return Err(StartError::Log(error));
+        }
+        for cache in shared.caches().values() {
+            let unwatched = shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
+            for table in unwatched {
+                shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
+            }
+        }
+        if let Some(remote) = &shared.remote {
+            // Whether it answers decides the first reads' way, not whether the instance starts.
+            let answered = tokio::time::timeout(shared.settings.fence_timeout, remote.ping()).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                shared.breaker.trip();
+            }
+        }
+        self.spawn_tasks(tail);
+        Ok(())
+    }
+
+    fn spawn_tasks(&self, tail: Tail) {
+        let shared = self.shared();
+        shared.spawn_until_end(tail.run());
+        if let Some(bus) = &shared.bus {
+            shared.spawn_until_end(hints::listen(Arc::clone(shared), Arc::clone(bus)));
+        }
+        if let Some(remote) = shared.remote.clone() {
+            let shared_too = Arc::clone(shared);
+            shared.spawn_until_end(async move {
+                let limit = shared_too.settings.fence_timeout;
+                shared_too.breaker.mend(&*remote, limit, || shared_too.signals.changed()).await;
+            });
+        }
+        let shared_too = Arc::clone(shared);
+        shared.spawn_until_end(async move {
+            let coherence = Arc::clone(&shared_too.coherence);
+            shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
+        });
+        let shared_too = Arc::clone(shared);
+        shared.spawn_until_end(async move {
+            loop {
+                // A failed trim is tried again with the next; until then the log is longer.
+                let retention = shared_too.settings.retention;
+                drop(tokio::time::timeout(TRIM_INTERVAL, shared_too.log.trim(retention)).await);
+                tokio::time::sleep(TRIM_INTERVAL).await;
+            }
+        });
+    }
+
+    /// Ends the instance: reads in progress end with [`Error::Closed`], reads from now on too, and every task is awaited.
+    ///
+    /// Dropping the future ends the tasks all the same, without waiting for them.
+    pub async fn shutdown(&self) {
+        let shared = self.shared();
+        shared.close();
+        shared.tasks.wait().await;
+    }
+
+    /// The health of this instance now.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let shared = self.shared();
+        shared.signals.health(&shared.coherence, shared.remote_usable())
+    }
+
+    /// What happens to this instance from now on. A receiver that falls behind loses the oldest events and is told.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared().signals.events()
+    }
+
+    /// What this instance has counted.
+    #[must_use]
+    pub fn stats(&self) -> InstanceStats {
+        self.shared().counters.snapshot()
+    }
+
+    /// Time from a commit on another instance to the eviction here, where a hint brought it. By the wall clocks of
+    /// both.
+    #[must_use]
+    pub fn propagation(&self) -> &Histogram {
+        &self.shared().propagation
+    }
+
+    /// Tasks of this instance that have not ended.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.shared().tasks.len()
+    }
+
+    /// Applies a committed write here, and tells L2 and the other instances, in one round trip to Redis.
+    ///
+    /// For writes that the library did not make itself, after their commit. Nothing rests on it but speed: the log has
+    /// the write, and every instance learns of it with its next poll. Dropping the future leaves the rest to the tail.
+    pub async fn announce(&self, token: Token, changes: &[Change]) {
+        self.shared().announce(token, changes).await;
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0.0
+    }
+}
+
+impl Shared {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    fn spawn_until_end(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let ending = self.ending.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = ending.cancelled() => {}
+            }
+        });
+    }
+
+    /// Completes when the instance is being shut down.
+    pub(crate) async fn closing(&self) {
+        self.ending.cancelled().await;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ending.is_cancelled()
+    }
+
+    fn close(&self) {
+        self.signals.closed.store(true, Ordering::Release);
+        self.signals.observe(State::Closed);
+        self.ending.cancel();
+        self.tasks.close();
+        // The caches know the instance, and the instance the caches.
+        *self.caches.write() = Arc::default();
+    }
+
+    pub(crate) fn caches(&self) -> Arc<Caches> {
+        Arc::clone(&self.caches.read())
+    }
+
+    pub(crate) fn register(&self, cache: Arc<dyn Applied>) -> Result<(), StartError> {
+        let refuse = |problem: String| Err(StartError::Setting { setting: "cache", problem });
+        if *self.started.read() {
+            // What the log said before would be unknown to it.
+            return refuse(format!("{:?} must be declared before the instance starts", cache.name()));
+        }
+        let mut caches = self.caches.write();
+        if caches.contains_key(cache.name()) {
+            return refuse(format!("{:?} is declared twice", cache.name()));
+        }
+        Arc::make_mut(&mut caches).insert(cache.name().to_owned(), cache);
+        Ok(())
+    }
+
+    /// A place among the concurrent loads.
+    pub(crate) async fn load_place(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.loads.acquire().await.map_err(|_closed| Error::Closed)
+    }
+
+    /// Whether hints arrive, so that the tail may take its time.
+    pub(crate) fn hints_come(&self) -> bool {
+        self.signals.bus_up.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn remote_usable(&self) -> bool {
+        self.remote.is_some() && self.breaker.is_closed()
+    }
+
+    pub(crate) fn remote_key(&self, epoch: u64, cache: &str, version: u16, key: &str) -> String {
+        format!("perto:{}:{epoch:016x}:{cache}.{version}:{key}", self.app)
+    }
+
+    /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.
+    pub(crate) async fn remote_get(&self, names: &[String]) -> Vec<Option<Bytes>> {
+        match &self.remote {
+            Some(remote) if self.breaker.is_closed() => {
+                self.guard(remote.get(names)).await.unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Fills L2 in the background.
+    pub(crate) fn remote_fill(self: &Arc<Self>, name: String, value: Bytes, ttl: Duration) {
+        let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
+        let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else {
+            return self.counters.fills_dropped.add(1);
+        };
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            let _place = place;
+            shared.guard(remote.fill(&name, value, ttl)).await;
+        });
+    }
+
+    async fn guard<T>(&self, operation: impl Future<Output = Result<T, crate::RemoteError>>) -> Option<T> {
+        if let Ok(Ok(value)) = tokio::time::timeout(self.settings.remote_timeout, operation).await {
+            return Some(value);
+        }
+        self.counters.l2_errors.add(1);
+        self.breaker.trip();
+        self.signals.changed();
+        None
+    }
+
+    pub(crate) async fn invalidate(&self, change: Change) -> Result<Token, InvalidateError> {
+        if self.is_closed() {
+            return Err(InvalidateError::Closed);
+        }
+        let epoch = self.coherence.epoch();
+        let limit = self.settings.poll_timeout;
+        let xid = match tokio::time::timeout(limit, self.log.append(&change)).await {
+            Ok(appended) => appended.map_err(InvalidateError::Log)?,
+            Err(_elapsed) => return Err(InvalidateError::Log(LogError::Timeout(limit))),
+        };
+        let token = Token { epoch, xid };
+        self.announce(token, &[change]).await;
+        Ok(token)
+    }
+
+    pub(crate) async fn announce(&self, token: Token, changes: &[Change]) {
+        if token.epoch != self.coherence.epoch() || self.is_closed() {
+            return;
+        }
+        // Here first: a reader on this instance sees the write from now on.
+        self.apply(token.xid, changes);
+        let publish = self.publish(token, changes);
+        let bury = self.bury(token, changes);
+        // Both go out on one connection without waiting for each other: one round trip. The hint is first, for with
+        // memory full and no eviction the tombstones may be refused.
+        tokio::join!(publish, bury);
+    }
+
+    async fn publish(&self, token: Token, changes: &[Change]) {
+        let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return };
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let hint = Hint {
+            epoch: token.epoch,
+            publisher: self.publisher,
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+            xid: token.xid,
+            changes: changes.to_vec(),
+            committed_unix_us: u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX),
+            traceparent: None,
+        };
+        let sent = match hint.encode() {
+            Some(bytes) => self.guard(bus.publish(bytes)).await.is_some(),
+            None => false,
+        };
+        if sent { self.counters.hints_published.add(1) } else { self.counters.hints_failed.add(1) }
+    }
+
+    async fn bury(&self, token: Token, changes: &[Change]) {
+        let Some(remote) = self.remote.as_ref().filter(|_| self.breaker.is_closed()) else { return };
+        let caches = self.caches();
+        let mut names = Vec::new();
+        for change in changes {
+            let Some(cache) = caches.get(change.cache.as_str()) else { continue };
+            let name = |key: &String| self.remote_key(token.epoch, &change.cache, cache.version(), key);
+            names.extend(change.keys.iter().flatten().map(name));
+        }
+        if !names.is_empty() && self.guard(remote.invalidate(&names, token.xid, TOMBSTONE_TTL)).await.is_none() {
+            self.counters.hints_failed.add(1);
+        }
+    }
+}
+
+/// A number that no other instance has, for hints.
+fn random() -> u64 {
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u128(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos());
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Debug for Perto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Perto").field("app", &self.shared().app).field("health", &self.health()).finish()
+    }
+}
+
+impl Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("app", &self.app).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,262 @@
+//! The settings of an instance, each with its default.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::{Owner, Perto, Settings, Shared, random};
+use crate::bus::Bus;
+use crate::clock::{Clock, SystemClock};
+use crate::coherence::Coherence;
+use crate::coherence::health::Signals;
+use crate::error::StartError;
+use crate::log::Log;
+use crate::remote::{Breaker, Remote};
+
+/// Shortest bound. A poll takes a round trip, and several must fit into a bound.
+const LEAST_BOUND: Duration = Duration::from_millis(50);
+
+/// The settings of an instance. Begun by [`Perto::builder`], ended by [`PertoBuilder::build`].
+#[derive(Debug)]
+#[must_use = "nothing happens before `build`"]
+pub struct PertoBuilder {
+    app: String,
+    bound: Duration,
+    poll_interval: Option<Duration>,
+    remote_timeout: Duration,
+    retention: Duration,
+    max_loads: usize,
+    schema: String,
+    #[cfg(feature = "redis")]
+    redis: Option<String>,
+    #[cfg(feature = "redis")]
+    subscribe_at: Option<String>,
+    #[cfg(feature = "postgres")]
+    postgres: Option<String>,
+    remote: Option<Arc<dyn Remote>>,
+    bus: Option<Arc<dyn Bus>>,
+    log: Option<Arc<dyn Log>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl PertoBuilder {
+    pub(super) fn new(app: &str) -> Self {
+        Self {
+            app: app.to_owned(),
+            bound: Duration::from_secs(1),
+            poll_interval: None,
+            remote_timeout: Duration::from_millis(50),
+            retention: Duration::from_hours(1),
+            max_loads: 64,
+            schema: "perto".to_owned(),
+            #[cfg(feature = "redis")]
+            redis: None,
+            #[cfg(feature = "redis")]
+            subscribe_at: None,
+            #[cfg(feature = "postgres")]
+            postgres: None,
+            remote: None,
+            bus: None,
+            log: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+
+    /// The bound on staleness. Default: 1 second, at least 50 ms. A shorter one costs more polls, and is lost sooner
+    /// when Postgres is slow.
+    pub const fn bound(mut self, bound: Duration) -> Self {
+        self.bound = bound;
+        self
+    }
+
+    /// Time between two polls of the log while all is well. Default: 250 ms, or a quarter of the bound where that is
+    /// shorter. At most half of the bound.
+    pub const fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = Some(interval);
+        self
+    }
+
+    /// How long a read waits for L2. Default: 50 ms.
+    pub const fn remote_timeout(mut self, limit: Duration) -> Self {
+        self.remote_timeout = limit;
+        self
+    }
+
+    /// How long the log is kept. An instance that was paused for longer starts over. Default: 1 hour.
+    pub const fn retention(mut self, retention: Duration) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Calls of loaders at once, over all caches; more wait, within their load timeout. Default: 64.
+    pub const fn max_loads(mut self, loads: usize) -> Self {
+        self.max_loads = loads;
+        self
+    }
+
+    /// The schema in Postgres that holds the log. Default: `perto`.
+    pub fn schema(mut self, schema: &str) -> Self {
+        schema.clone_into(&mut self.schema);
+        self
+    }
+
+    /// The URL of Redis or Valkey, for L2 and hints. Default: none; the instance is then always
+    /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2.
+    #[cfg(feature = "redis")]
+    pub fn redis(mut self, url: &str) -> Self {
+        self.redis = Some(url.to_owned());
+        self
+    }
+
+    /// The URL at which hints are received, where that is not the one of [`PertoBuilder::redis`].
+    #[cfg(feature = "redis")]
+    pub fn subscribe_at(mut self, url: &str) -> Self {
+        self.subscribe_at = Some(url.to_owned());
+        self
+    }
+
+    /// The URL of Postgres, for the log: the primary, and no transaction pooler is needed. It takes one connection for
+    /// the tail, and a few at times for trimming and invalidations. Required, unless there is a [`PertoBuilder::log`].
+    #[cfg(feature = "postgres")]
+    pub fn postgres(mut self, url: &str) -> Self {
+        self.postgres = Some(url.to_owned());
+        self
+    }
+
+    /// Another second tier.
+    pub fn remote(mut self, remote: Arc<dyn Remote>) -> Self {
+        self.remote = Some(remote);
+        self
+    }
+
+    /// Another way for hints.
+    pub fn bus(mut self, bus: Arc<dyn Bus>) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
+    /// Another invalidation log.
+    pub fn log(mut self, log: Arc<dyn Log>) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// Another clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Checks the settings. No I/O: declare the caches next, then [`Perto::start`].
+    ///
+    /// # Errors
+    /// [`StartError::Setting`], with the name of the setting.
+    pub fn build(self) -> Result<Perto, StartError> {
+        let settings = self.settings()?;
+        let (remote, bus) = self.redis_tiers()?;
+        let log = self.postgres_log(&settings)?;
+        let max_loads = settings.max_loads;
+        let shared = Shared {
+            app: self.app,
+            coherence: Arc::new(Coherence::new(self.clock, settings.bound)),
+            settings,
+            signals: Signals::new(),
+            counters: Default::default(),
+            propagation: Default::default(),
+            publisher: random(),
+            log,
+            remote,
+            bus,
+            breaker: Breaker::default(),
+            sequence: Default::default(),
+            caches: Default::default(),
+            started: Default::default(),
+            loads: Semaphore::new(max_loads),
+            fills: Arc::new(Semaphore::new(super::MAX_FILLS)),
+            tasks: Default::default(),
+            ending: Default::default(),
+        };
+        Ok(Perto(Arc::new(Owner(Arc::new(shared)))))
+    }
+
+    fn settings(&self) -> Result<Settings, StartError> {
+        let refuse = |setting, problem: String| Err(StartError::Setting { setting, problem });
+        let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let poll_interval = self.poll_interval.unwrap_or(Duration::from_millis(250).min(self.bound / 4));
+        if self.app.is_empty() || self.app.len() > 64 || !word(&self.app) {
+            return refuse("app", format!("{:?} is not a name: 1 to 64 letters, digits, _, - or .", self.app));
+        }
+        if self.bound < LEAST_BOUND {
+            return refuse(
+                "bound",
+                format!("{:?} is shorter than a poll can be; at least {LEAST_BOUND:?}", self.bound),
+            );
+        }
+        if poll_interval.is_zero() || poll_interval > self.bound / 2 {
+            let problem = format!(
+                "{poll_interval:?} must be at most half of the bound of {:?}, and more than nothing",
+                self.bound
+            );
+            return refuse("poll_interval", problem);
+        }
+        if self.retention < self.bound * 10 {
+            return refuse("retention", format!("must be at least ten times the bound of {:?}", self.bound));
+        }
+        if self.max_loads == 0 {
+            return refuse("max_loads", "must be at least 1".to_owned());
+        }
+        if self.remote_timeout.is_zero() {
+            return refuse("remote_timeout", "must be more than nothing".to_owned());
+        }
+        Ok(Settings {
+            bound: self.bound,
+            poll_interval,
+            poll_timeout: self.bound.max(Duration::from_millis(250)),
+            remote_timeout: self.remote_timeout,
+            fence_timeout: Duration::from_millis(500),
+            retention: self.retention,
+            max_loads: self.max_loads,
+            schema: self.schema.clone(),
+        })
+    }
+
+    #[expect(clippy::type_complexity, reason = "a pair of two options")]
+    fn redis_tiers(&self) -> Result<(Option<Arc<dyn Remote>>, Option<Arc<dyn Bus>>), StartError> {
+        #[cfg(feature = "redis")]
+        if let Some(url) = &self.redis {
+            let link = crate::remote::redis::Link::new(url)
+                .map_err(|problem| StartError::Setting { setting: "redis", problem })?;
+            let mut bus = crate::bus::redis::RedisBus::new(Arc::clone(&link), &self.app);
+            if let Some(url) = &self.subscribe_at {
+                bus = bus
+                    .subscribing_at(url)
+                    .map_err(|problem| StartError::Setting { setting: "subscribe_at", problem })?;
+            }
+            let remote = crate::remote::redis::RedisRemote::new(link);
+            return Ok((
+                Some(self.remote.clone().unwrap_or_else(|| Arc::new(remote))),
+                Some(self.bus.clone().unwrap_or_else(|| Arc::new(bus))),
+            ));
+        }
+        Ok((self.remote.clone(), self.bus.clone()))
+    }
+
+    #[cfg_attr(not(feature = "postgres"), expect(clippy::unused_self, reason = "the URL is a feature's"))]
+    fn postgres_log(&self, settings: &Settings) -> Result<Arc<dyn Log>, StartError> {
+        let _ = settings;
+        if let Some(log) = &self.log {
+            return Ok(Arc::clone(log));
+        }
+        #[cfg(feature = "postgres")]
+        if let Some(url) = &self.postgres {
+            let log = crate::log::postgres::PostgresLog::new(url, &settings.schema)
+                .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
+            return Ok(Arc::new(log));
+        }
+        Err(StartError::Setting {
+            setting: "postgres",
+            problem: "no URL: without an invalidation log nothing can be promised".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! The invalidation log, where commit happens. The seam.
+//!
+//! The one part that the promise rests on: a row is written in the transaction that changes the data, and is read
+//! with a snapshot.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::coherence::snapshot::Snapshot;
+use crate::error::LogError;
+use crate::wire::Change;
+
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
+
+/// Most keys that one statement invalidates one by one. More become one row for the whole cache.
+pub const MAX_KEYS_PER_ROW: usize = 500;
+
+/// Most rows that one poll brings. A poll that would bring more says so and brings none: the instance recovers.
+pub const MAX_POLL_ROWS: usize = 100_000;
+
+/// Reads the log, and writes to it where no trigger does.
+pub trait Log: Debug + Send + Sync + 'static {
+    /// The rows committed since `cursor` (all that are retained where it is `None`), and the snapshot they were
+    /// read under, from one statement.
+    ///
+    /// # Errors
+    /// If Postgres can't be read. Dropping the future may close the connection; the next poll opens another.
+    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>>;
+
+    /// Commits an invalidation that no trigger writes. Returns its transaction.
+    ///
+    /// # Errors
+    /// If it was not committed, or the answer was lost.
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>>;
+
+    /// Trims what is older than `retention`, if nobody else does it at the moment.
+    ///
+    /// # Errors
+    /// If Postgres refuses or can't be reached.
+    fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>>;
+
+    /// Which of `tables` no trigger watches for `cache`.
+    ///
+    /// # Errors
+    /// If Postgres can't be read.
+    fn unwatched<'a>(
+        &'a self,
+        cache: &'a str,
+        tables: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<String>, LogError>>;
+}
+
+/// What one poll brings.
+#[derive(Debug, Clone)]
+pub struct Poll {
+    /// The snapshot under which all of this was read.
+    pub snapshot: Snapshot,
+    /// Changes after a crash, a promotion or a restore: transaction numbers may have been used again.
+    pub epoch: u64,
+    /// Every row that has been trimmed is contained in this snapshot.
+    pub trimmed: Snapshot,
+    /// The rows; `None` where there are more than [`MAX_POLL_ROWS`].
+    pub rows: Option<Vec<Row>>,
+}
+
+/// One row of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The transaction that wrote it.
+    pub xid: u64,
+    /// The cache's name.
+    pub cache: String,
+    /// The key's text, or `None` for the whole cache.
+    pub key: Option<String>,
+}

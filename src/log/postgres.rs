@@ -1,0 +1,220 @@
+//! The invalidation log in Postgres: triggers write it, polls read it.
+//!
+//! A poll is one statement of the simple protocol, so it has one snapshot and would work through any pooler. Two
+//! statements would skip what commits between them. The tail's connection is its own, never one of the app's pool: an
+//! exhausted pool must not end the lease.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row as _};
+use tokio::sync::Mutex;
+
+use super::{Log, MAX_POLL_ROWS, Poll, Row};
+use crate::coherence::snapshot::Snapshot;
+use crate::error::LogError;
+use crate::wire::Change;
+
+pub(crate) mod schema;
+pub(crate) mod watch;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_000);
+
+/// The log of one schema in one database.
+pub(crate) struct PostgresLog {
+    options: PgConnectOptions,
+    schema: String,
+    tail: Mutex<Option<PgConnection>>,
+    /// For what is not a poll: invalidations by hand, trimming. Opened when first used.
+    pool: PgPool,
+}
+
+impl PostgresLog {
+    /// # Errors
+    /// What is wrong with the URL or the schema's name.
+    pub(crate) fn new(url: &str, schema: &str) -> Result<Self, String> {
+        schema::check_name(schema)?;
+        let options = options(url)?.application_name("perto");
+        let pool = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .idle_timeout(Duration::from_secs(30))
+            .connect_lazy_with(options.clone());
+        Ok(Self { options, schema: schema.to_owned(), tail: Mutex::default(), pool })
+    }
+
+    async fn poll_once(&self, cursor: Option<&Snapshot>) -> Result<Poll, LogError> {
+        let mut tail = self.tail.lock().await;
+        // Taken out while in use: a poll that is dropped half-way closes the connection, for its answer may still come.
+        let mut connection = match tail.take() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let mut rows = self.query(&mut connection, cursor).await?;
+        if rows.first().is_some_and(|row| row.try_get::<Option<i64>, _>("epoch").is_ok_and(|epoch| epoch.is_none())) {
+            schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
+            rows = self.query(&mut connection, cursor).await?;
+        }
+        *tail = Some(connection);
+        drop(tail);
+        read(&rows)
+    }
+
+    async fn query(&self, connection: &mut PgConnection, cursor: Option<&Snapshot>) -> Result<Vec<PgRow>, LogError> {
+        let sql = poll_sql(&self.schema, cursor);
+        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| self.explain(error))
+    }
+
+    async fn connect(&self) -> Result<PgConnection, LogError> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await {
+            Ok(connected) => connected.map_err(refused),
+            Err(_elapsed) => Err(LogError::Timeout(CONNECT_TIMEOUT)),
+        }
+    }
+
+    fn explain(&self, error: sqlx::Error) -> LogError {
+        match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            // undefined_table, invalid_schema_name, undefined_function
+            Some("42P01" | "3F000" | "42883") => LogError::Schema(format!(
+                "the schema {:?} has no invalidation log: run `perto migrate`, or `perto::postgres::migrate`",
+                self.schema
+            )),
+            _ => refused(error),
+        }
+    }
+}
+
+/// The one statement of a poll. Keys come one a row: a text array would need a parser of its own, and the client's
+/// takes a key `NULL` for none.
+fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
+    let rows = match cursor {
+        None => format!("select xid, cache, keys from {schema}.invalidation"),
+        Some(cursor) => {
+            let xmax = cursor.xmax();
+            let running: Vec<String> = cursor.running().iter().map(u64::to_string).collect();
+            format!(
+                "select xid, cache, keys from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
+                 select xid, cache, keys from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
+                running.join(",")
+            )
+        }
+    };
+    format!(
+        "select pg_current_snapshot()::text as snapshot, m.version, m.trimmed::text as trimmed, \
+           ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
+           i.xid::text as xid, i.cache, k.key \
+         from {schema}.meta m left join {schema}.boot b on b.origin = {schema}.origin() \
+         left join ({rows}) i on true left join lateral unnest(i.keys) k(key) on true limit {}",
+        MAX_POLL_ROWS + 1
+    )
+}
+
+fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
+    let malformed = |what: &str| LogError::Schema(format!("the log's {what} can't be read"));
+    let first = rows.first().ok_or_else(|| malformed("meta row"))?;
+    let snapshot_at = |column: &str| -> Option<Snapshot> {
+        Snapshot::parse(first.try_get::<&str, _>(column).ok()?)
+    };
+    let version: i32 = first.try_get("version").map_err(refused)?;
+    if version != schema::VERSION {
+        return Err(schema::other_version(version));
+    }
+    let epoch: i64 = first.try_get("epoch").map_err(refused)?;
+    let read_row = |row: &PgRow| -> Option<Row> {
+        let xid = row.try_get::<Option<&str>, _>("xid").ok()??.parse().ok()?;
+        Some(Row {
+            xid,
+            cache: row.try_get("cache").ok()?,
+            key: row.try_get("key").ok()?,
+        })
+    };
+    let nothing = rows.len() == 1 && first.try_get::<Option<&str>, _>("xid").is_ok_and(|xid| xid.is_none());
+    let read_all = || rows.iter().map(read_row).collect::<Option<Vec<Row>>>().ok_or_else(|| malformed("rows"));
+    Ok(Poll {
+        snapshot: snapshot_at("snapshot").ok_or_else(|| malformed("snapshot"))?,
+        epoch: epoch.cast_unsigned(),
+        trimmed: snapshot_at("trimmed").ok_or_else(|| malformed("trim horizon"))?,
+        rows: match rows.len() {
+            _ if nothing => Some(Vec::new()),
+            0..=MAX_POLL_ROWS => Some(read_all()?),
+            _ => None,
+        },
+    })
+}
+
+impl Log for PostgresLog {
+    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
+        Box::pin(self.poll_once(cursor))
+    }
+
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(async move {
+            let sql = format!(
+                "insert into {}.invalidation (cache, keys) values ($1, $2) returning xid::text",
+                self.schema
+            );
+            let keys = change.keys.as_deref();
+            let row = sqlx::query(AssertSqlSafe(sql))
+                .persistent(false)
+                .bind(&change.cache)
+                .bind(keys)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(|error| self.explain(error))?;
+            let xid: &str = row.try_get(0).map_err(refused)?;
+            xid.parse().map_err(|_not_a_number| LogError::Schema("the log's xid can't be read".to_owned()))
+        })
+    }
+
+    fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            let mut connection = self.pool.acquire().await.map_err(refused)?;
+            schema::trim(&mut connection, &self.schema, retention).await.map_err(|error| self.explain(error))
+        })
+    }
+
+    fn unwatched<'a>(
+        &'a self,
+        cache: &'a str,
+        tables: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+        Box::pin(async move {
+            if tables.is_empty() {
+                return Ok(Vec::new());
+            }
+            watch::unwatched(&self.pool, &self.schema, cache, tables).await.map_err(|error| self.explain(error))
+        })
+    }
+}
+
+/// Reads a Postgres URL.
+///
+/// # Errors
+/// What is wrong with it, without quoting it: it may hold a password.
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    if !matches!(scheme, Some("postgres" | "postgresql")) {
+        return Err("not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned());
+    }
+    PgConnectOptions::from_str(url)
+        .map_err(|_quotes_the_url| "not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned())
+}
+
+pub(crate) fn refused(error: sqlx::Error) -> LogError {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => {
+            LogError::Unreachable(std::sync::Arc::new(error))
+        }
+        _ => LogError::Refused(std::sync::Arc::new(error)),
+    }
+}
+
+impl fmt::Debug for PostgresLog {
+    /// Without the options: they may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresLog").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}

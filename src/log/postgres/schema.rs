@@ -1,0 +1,136 @@
+//! The log's tables: made, upgraded, trimmed, and begun anew in a new epoch.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::refused;
+use crate::error::LogError;
+
+/// The version that this code reads and writes.
+pub(crate) const VERSION: i32 = 1;
+
+/// Longest name of a schema: it is part of trigger names, which Postgres cuts at 63 bytes.
+const MAX_NAME_BYTES: usize = 20;
+
+/// # Errors
+/// If it is not a plain lower-case identifier. (So it can stand in SQL as it is.)
+pub(crate) fn check_name(schema: &str) -> Result<(), String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let begins = schema.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+    if begins && schema.len() <= MAX_NAME_BYTES && schema.bytes().all(plain) && !schema.starts_with("pg_") {
+        Ok(())
+    } else {
+        Err(format!("schema {schema:?} must be 1 to {MAX_NAME_BYTES} of a-z, 0-9 and _, not beginning with a digit"))
+    }
+}
+
+/// Makes the log's tables in `schema`, or upgrades them. Does nothing where they are up to date.
+///
+/// Dropping the future leaves all or nothing.
+///
+/// # Errors
+/// If Postgres refuses, or the tables were made by a newer version.
+pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
+    check_name(schema).map_err(LogError::Schema)?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    lock(&mut tx, schema).await.map_err(refused)?;
+    let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+        .persistent(false)
+        .bind(format!("{schema}.meta"))
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(refused)?;
+    if exists {
+        let version: i32 = sqlx::query_scalar(AssertSqlSafe(format!("select version from {schema}.meta")))
+            .persistent(false)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(refused)?;
+        // Version 1 is the first: there is nothing to upgrade from yet.
+        if version != VERSION {
+            return Err(other_version(version));
+        }
+    } else {
+        let sql = include_str!("schema.sql").replace("perto.", &format!("{schema}."));
+        let sql = sql.replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"));
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(refused)?;
+    }
+    tx.commit().await.map_err(refused)
+}
+
+pub(crate) fn other_version(version: i32) -> LogError {
+    LogError::Schema(format!(
+        "the log's schema has version {version}, this is for version {VERSION}: {}",
+        if version > VERSION { "use a newer Perto" } else { "run `perto migrate`" }
+    ))
+}
+
+/// Writes a token where there is none, or one from elsewhere. From then on it is another epoch.
+///
+/// Rows and ticks from before are deleted: in a dump that was restored elsewhere their transaction numbers may be
+/// ahead of this cluster's. Deleted, not truncated: a truncate would wait for every writer, and writers for it.
+pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    lock(&mut tx, schema).await?;
+    let begun = sqlx::raw_sql(AssertSqlSafe(format!(
+        "insert into {schema}.boot (origin) values ({schema}.origin()) on conflict (one) do update \
+         set token = excluded.token, origin = excluded.origin where boot.origin <> excluded.origin"
+    )))
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    if begun > 0 {
+        // The horizon comes last: its snapshot contains whatever the deletes saw.
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "delete from {schema}.invalidation; delete from {schema}.tick; \
+             update {schema}.meta set trimmed = pg_current_snapshot();"
+        )))
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await
+}
+
+/// Ticks once a minute, and trims rows that are contained in a tick older than `retention`.
+pub(crate) async fn trim(
+    connection: &mut PgConnection,
+    schema: &str,
+    retention: Duration,
+) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended($1, 0))")
+        .persistent(false)
+        .bind(lock_name(schema))
+        .fetch_one(&mut *tx)
+        .await?;
+    if mine {
+        let seconds = retention.as_secs_f64();
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "insert into {schema}.tick (at) select clock_timestamp() where not exists \
+               (select from {schema}.tick where at > clock_timestamp() - interval '50 seconds'); \
+             with old as (select id, snapshot from {schema}.tick \
+                 where at <= clock_timestamp() - make_interval(secs => {seconds}) order by id desc limit 1), \
+               gone as (delete from {schema}.invalidation i using old \
+                 where i.xid < pg_snapshot_xmax(old.snapshot) and pg_visible_in_snapshot(i.xid, old.snapshot)), \
+               passed as (delete from {schema}.tick t using old where t.id < old.id) \
+             update {schema}.meta set trimmed = old.snapshot from old where trimmed <> old.snapshot;"
+        )))
+        .execute(&mut *tx)
+        .await?;
+    }
+    tx.commit().await
+}
+
+fn lock_name(schema: &str) -> String {
+    format!("perto.{schema}")
+}
+
+async fn lock(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .persistent(false)
+        .bind(lock_name(schema))
+        .execute(connection)
+        .await
+        .map(drop)
+}

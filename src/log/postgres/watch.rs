@@ -1,0 +1,215 @@
+//! Triggers that write the log: with them every SQL statement that changes a table invalidates, by whomever.
+//!
+//! One function for each table and cache, with static SQL: a generic one would plan its statement anew at each call.
+//! Statement-level with transition tables: a row-level trigger costs several times as much on bulk writes.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use super::super::MAX_KEYS_PER_ROW;
+use super::refused;
+use super::schema::check_name;
+use crate::error::LogError;
+
+/// What to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// The schema that holds the log.
+    pub schema: String,
+    /// The table, with its schema where that is not on the search path.
+    pub table: String,
+    /// The cache whose keys the statements invalidate.
+    pub cache: String,
+    /// A key's text as an SQL expression over the table's columns: `id`, or `company_id || ':' || phone`.
+    pub key: String,
+}
+
+const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
+
+/// Installs the triggers on a table and its partitions, or replaces them. Running writers are waited for, up to five
+/// seconds; the whole cache is invalidated in the same transaction, so that nothing loaded before is trusted.
+///
+/// Writes by logical replication don't fire statement triggers: a subscriber's table is not covered.
+///
+/// Dropping the future leaves all or nothing.
+///
+/// # Errors
+/// [`LogError::Schema`] where the table or the key expression doesn't exist; [`LogError::Refused`] where rights are missing
+/// or the lock was not to be had.
+pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
+    check_name(&watch.schema).map_err(LogError::Schema)?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    let tables = tables(&mut tx, &watch.table).await?;
+    probe(&mut tx, watch, &tables[0]).await?;
+    run(&mut tx, "set local lock_timeout = '5s'").await?;
+    for table in &tables {
+        drop_triggers(&mut tx, watch, table).await?;
+        run(&mut tx, &function_sql(watch, table)).await?;
+        for event in EVENTS {
+            run(&mut tx, &trigger_sql(watch, table, event)).await?;
+        }
+    }
+    let everything = format!("insert into {}.invalidation (cache, keys) values ({}, null)", watch.schema, literal(&watch.cache));
+    run(&mut tx, &everything).await?;
+    tx.commit().await.map_err(refused)?;
+    Ok(tables.into_iter().map(|table| table.name).collect())
+}
+
+/// Removes what [`watch`] installed. From then on writes to the table are not seen before the time to live.
+///
+/// # Errors
+/// As [`watch`].
+pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
+    check_name(&watch.schema).map_err(LogError::Schema)?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    let tables = tables(&mut tx, &watch.table).await?;
+    run(&mut tx, "set local lock_timeout = '5s'").await?;
+    for table in &tables {
+        drop_triggers(&mut tx, watch, table).await?;
+    }
+    tx.commit().await.map_err(refused)?;
+    Ok(tables.into_iter().map(|table| table.name).collect())
+}
+
+/// Which of `tables`, partitions included, lack an enabled trigger of this cache for any kind of statement.
+pub(crate) async fn unwatched(
+    pool: &PgPool,
+    schema: &str,
+    cache: &str,
+    tables: &[String],
+) -> Result<Vec<String>, sqlx::Error> {
+    let names: Vec<String> = EVENTS.iter().map(|event| trigger_name(schema, cache, event)).collect();
+    sqlx::query_scalar(
+        "select coalesce(p.relid::regclass::text, t.name) from unnest($1::text[]) t(name) \
+         left join lateral (select t2.relid from (select to_regclass(t.name) as root) r, lateral \
+           (select relid from pg_partition_tree(r.root) union select r.root) t2 where r.root is not null) p on true \
+         where p.relid is null or (select count(*) from pg_trigger g \
+           where g.tgrelid = p.relid and g.tgname = any($2::text[]) and g.tgenabled = 'A') < $3",
+    )
+    .persistent(false)
+    .bind(tables)
+    .bind(&names)
+    .bind(i64::try_from(EVENTS.len()).unwrap_or(i64::MAX))
+    .fetch_all(pool)
+    .await
+}
+
+struct Table {
+    oid: i64,
+    name: String,
+}
+
+/// The table and, if it is partitioned, its partitions: a statement that names a partition fires only its triggers.
+async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
+    let rows: Vec<(i64, String)> = sqlx::query_as(
+        "select relid::oid::bigint, relid::regclass::text from \
+           (select to_regclass($1) as relid, 0 as level union \
+            select relid, level from pg_partition_tree(to_regclass($1))) t \
+         where relid is not null group by relid order by min(level), 1",
+    )
+    .persistent(false)
+    .bind(table)
+    .fetch_all(connection)
+    .await
+    .map_err(refused)?;
+    if rows.is_empty() {
+        return Err(LogError::Schema(format!("table: there is no table {table:?} in this database")));
+    }
+    Ok(rows.into_iter().map(|(oid, name)| Table { oid, name }).collect())
+}
+
+/// Fails where the key expression is not one over the table's columns.
+async fn probe(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
+    let sql = format!("select (({})::text) from {} limit 0", watch.key, table.name);
+    match sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await {
+        Ok(_) => Ok(()),
+        Err(error) => match error.as_database_error() {
+            Some(refusal) => Err(LogError::Schema(format!(
+                "key: {:?} is not an expression over the columns of {}: {}",
+                watch.key,
+                table.name,
+                refusal.message()
+            ))),
+            None => Err(refused(error)),
+        },
+    }
+}
+
+async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
+    for event in EVENTS {
+        let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
+        run(connection, &format!("drop trigger if exists {trigger} on {}", table.name)).await?;
+    }
+    run(connection, &format!("drop function if exists {}", function_name(watch, table))).await
+}
+
+/// `security definer` with a pinned search path: whoever may write the table needs no right on the log.
+fn function_sql(watch: &Watch, table: &Table) -> String {
+    let Watch { schema, cache, key, table: _ } = watch;
+    let collect = |rows: &str| {
+        format!(
+            "select array_agg(k) into ks from (select distinct k from ({rows}) r where k is not null limit {}) d;",
+            MAX_KEYS_PER_ROW + 1
+        )
+    };
+    let (new, old) = (format!("select ({key})::text as k from new_rows"), format!("select ({key})::text as k from old_rows"));
+    format!(
+        "create function {}() returns trigger language plpgsql security definer \
+           set search_path = pg_catalog, pg_temp as $perto$ \
+         declare ks text[]; \
+         begin \
+           if tg_op = 'TRUNCATE' then \
+             insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null; \
+           end if; \
+           if tg_op = 'INSERT' then {} elsif tg_op = 'DELETE' then {} else {} end if; \
+           if cardinality(ks) > {MAX_KEYS_PER_ROW} then \
+             insert into {schema}.invalidation (cache, keys) values ({cache}, null); \
+           elsif cardinality(ks) > 0 then \
+             insert into {schema}.invalidation (cache, keys) values ({cache}, ks); \
+           end if; \
+           return null; \
+         end $perto$",
+        function_name(watch, table),
+        collect(&new),
+        collect(&old),
+        collect(&format!("{old} union all {new}")),
+        cache = literal(cache),
+    )
+}
+
+fn trigger_sql(watch: &Watch, table: &Table, event: &str) -> String {
+    let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
+    let transition = match event {
+        "insert" => "referencing new table as new_rows",
+        "update" => "referencing old table as old_rows new table as new_rows",
+        "delete" => "referencing old table as old_rows",
+        _ => "",
+    };
+    // Always: also where a session plays a replica.
+    format!(
+        "create trigger {trigger} after {event} on {name} {transition} for each statement execute function {function}(); \
+         alter table {name} enable always trigger {trigger}",
+        name = table.name,
+        function = function_name(watch, table),
+    )
+}
+
+fn trigger_name(schema: &str, cache: &str, event: &str) -> String {
+    format!("{schema}:{cache}:{event}")
+}
+
+/// By the table's number: names may be longer than Postgres keeps apart.
+fn function_name(watch: &Watch, table: &Table) -> String {
+    format!("{}.{}", watch.schema, identifier(&format!("{}:{}", watch.cache, table.oid)))
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), LogError> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop).map_err(refused)
+}

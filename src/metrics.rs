@@ -1,0 +1,208 @@
+//! What an instance counts. Names here are the names in documents, reports and tests.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A counter.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $live:ident => $snapshot:ident { $($(#[$help:meta])* $name:ident),* $(,)? }) => {
+        #[derive(Debug, Default)]
+        pub(crate) struct $live { $(pub(crate) $name: Counter),* }
+
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct $snapshot { $($(#[$help])* pub $name: u64),* }
+
+        impl $live {
+            pub(crate) fn snapshot(&self) -> $snapshot {
+                $snapshot { $($name: self.$name.get()),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// What one cache has done since the start of its instance.
+    CacheCounters => CacheStats {
+        /// Reads answered from L1.
+        l1_hits,
+        /// Reads answered from L2.
+        l2_hits,
+        /// Reads answered by a load.
+        load_hits,
+        /// Calls of the loader.
+        loads,
+        /// Keys asked of the loader.
+        keys_loaded,
+        /// Loads that failed, panicked or took too long.
+        load_errors,
+        /// Values from L2 refused because they miss an invalidation.
+        l2_refused,
+        /// Values from L2 refused because they are corrupt, foreign or of another type.
+        l2_unreadable,
+        /// Loaded values that were not put into L1: an invalidation came while they were loaded.
+        inserts_refused,
+        /// Values too large for L2.
+        too_large,
+        /// Loads repeated because the loader had read a lagging replica.
+        replica_reloads,
+        /// Log rows whose key is not one of this cache's keys. Each invalidates the whole cache.
+        keys_misread,
+        /// Answers given without a valid lease, flagged as unverified.
+        unverified,
+    }
+}
+
+counters! {
+    /// What one instance has done since its start.
+    InstanceCounters => InstanceStats {
+        /// Polls of the log that completed.
+        polls,
+        /// Polls that failed.
+        poll_errors,
+        /// Rows that polls brought.
+        rows,
+        /// Hints received and applied.
+        hints,
+        /// Hints of another epoch or another version, or corrupt.
+        hints_refused,
+        /// Hints published.
+        hints_published,
+        /// Publishes or tombstones that failed. The log has them.
+        hints_failed,
+        /// Gaps in publishers' sequences.
+        gaps,
+        /// What the tail had to put right: entries that it evicted and no hint had, and gaps.
+        repairs,
+        /// Times that the bookkeeping of a bucket was coarse and a poll was asked for.
+        coarse,
+        /// Recoveries: at the start, in a new epoch, or after the log was trimmed past the cursor.
+        recoveries,
+        /// L2 operations that failed or took too long.
+        l2_errors,
+        /// Fills of L2 that were dropped because too many were under way.
+        fills_dropped,
+    }
+}
+
+/// Durations in microseconds, in buckets of about 6 %: quantiles without keeping the samples. Lock-free.
+#[derive(Debug)]
+pub struct Histogram {
+    buckets: Box<[AtomicU64]>,
+    max: AtomicU64,
+}
+
+/// Each power of two is cut into this many buckets.
+const STEPS: u64 = 16;
+
+impl Default for Histogram {
+    fn default() -> Self {
+        let count = usize::try_from(STEPS * 41).unwrap_or_default();
+        Self { buckets: (0..count).map(|_| AtomicU64::new(0)).collect(), max: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    /// Adds a duration.
+    pub fn record(&self, duration: Duration) {
+        self.record_us(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds a number of microseconds.
+    pub fn record_us(&self, us: u64) {
+        let at = usize::try_from(Self::bucket(us)).unwrap_or(usize::MAX).min(self.buckets.len() - 1);
+        self.buckets[at].fetch_add(1, Ordering::Relaxed);
+        self.max.fetch_max(us, Ordering::Relaxed);
+    }
+
+    /// How many durations were added.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The largest duration, in microseconds.
+    #[must_use]
+    pub fn max_us(&self) -> u64 {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// The value below which a share `q` of all durations lie, in microseconds. 0 if there are none.
+    #[must_use]
+    pub fn quantile_us(&self, q: f64) -> u64 {
+        let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        let total: u64 = counts.iter().sum();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a count times a share of 0 to 1"
+        )]
+        let wanted = (total as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        for (at, count) in counts.iter().enumerate() {
+            seen += count;
+            if *count > 0 && seen >= wanted {
+                return Self::upper(at as u64).min(self.max_us());
+            }
+        }
+        0
+    }
+
+    fn bucket(us: u64) -> u64 {
+        if us < STEPS {
+            return us;
+        }
+        let power = u64::from(us.ilog2());
+        let shift = power - u64::from(STEPS.ilog2());
+        (shift + 1) * STEPS + (us >> shift) - STEPS
+    }
+
+    fn upper(bucket: u64) -> u64 {
+        if bucket < STEPS {
+            return bucket;
+        }
+        let shift = bucket / STEPS - 1;
+        ((bucket % STEPS + STEPS + 1) << shift) - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_within_a_bucket_of_the_truth() {
+        let histogram = Histogram::default();
+        (1..=10_000).for_each(|us| histogram.record_us(us));
+        for (q, truth) in [(0.5, 5_000.0), (0.99, 9_900.0), (0.999, 9_990.0), (1.0, 10_000.0)] {
+            let got = histogram.quantile_us(q) as f64;
+            assert!((got / truth - 1.0).abs() < 0.07, "{q}: {got} for {truth}");
+        }
+        assert_eq!(histogram.max_us(), 10_000);
+        assert_eq!(histogram.count(), 10_000);
+    }
+
+    #[test]
+    fn every_value_lies_in_its_bucket() {
+        for us in (0..100_000).chain([u64::from(u32::MAX), 1 << 43]) {
+            let bucket = Histogram::bucket(us);
+            assert!(us <= Histogram::upper(bucket), "{us}");
+            assert!(bucket == 0 || us > Histogram::upper(bucket - 1), "{us}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Perto on Postgres: loading rows with their stamps, writing, and installing the log.
+
+use std::fmt;
+use std::hash::Hash;
+
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::{AssertSqlSafe, Encode, FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row as _, Type};
+
+use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
+use crate::instance::{Perto, Token};
+use crate::wire::Change;
+
+pub use crate::log::postgres::schema::migrate;
+pub use crate::log::postgres::watch::{Watch, unwatch, watch};
+
+/// A query whose rows come with the stamp of the snapshot that they were read under, in one statement.
+///
+/// ```no_run
+/// # use perto::{Load, Loaded, postgres};
+/// # async fn load(pool: sqlx::PgPool, load: Load<i64>) -> Result<Loaded<i64, String>, sqlx::Error> {
+/// postgres::query_as::<(i64, String)>("select id, name from users where id = any($1)")
+///     .bind(load.keys)
+///     .fetch(&pool)
+///     .await
+///     .map(|rows| rows.by_key(|(id, name)| (id, name)))
+/// # }
+/// ```
+pub fn query_as<R>(sql: &str) -> Query<R> {
+    // The outer join brings the stamp also where there is no row: an absence needs one as much as a presence.
+    let sql = format!(
+        "select q.*, s.perto_stamp from (select {STAMP_SQL} as perto_stamp) s \
+         left join (select u.*, true as perto_row from ({sql}) u) q on true"
+    );
+    Query { sql, arguments: PgArguments::default(), error: None, persistent: true, row: std::marker::PhantomData }
+}
+
+/// A query begun by [`query_as`].
+#[must_use = "a query runs when it is fetched"]
+pub struct Query<R> {
+    sql: String,
+    arguments: PgArguments,
+    error: Option<sqlx::error::BoxDynError>,
+    persistent: bool,
+    row: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<R> Query<R> {
+    /// Binds the next parameter.
+    pub fn bind<'a, T: Encode<'a, Postgres> + Type<Postgres> + 'a>(mut self, value: T) -> Self {
+        if let Err(error) = sqlx::Arguments::add(&mut self.arguments, value) {
+            self.error.get_or_insert(error);
+        }
+        self
+    }
+
+    /// Whether the statement is kept prepared on its connection. Off for poolers that don't keep them. Default: on.
+    pub const fn persistent(mut self, persistent: bool) -> Self {
+        self.persistent = persistent;
+        self
+    }
+
+    /// Runs the query. Dropping the future gives it up.
+    ///
+    /// # Errors
+    /// Those of the query, and of rows that are not of type `R`.
+    pub async fn fetch<'e>(self, executor: impl PgExecutor<'e>) -> Result<Stamped<R>, sqlx::Error>
+    where
+        R: for<'r> FromRow<'r, PgRow>,
+    {
+        if let Some(error) = self.error {
+            return Err(sqlx::Error::Encode(error));
+        }
+        let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments).persistent(self.persistent);
+        let rows = query.fetch_all(executor).await?;
+        let text: &str = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("perto_stamp")?;
+        let stamp = Stamp::parse(text).ok_or_else(|| sqlx::Error::Decode("not a stamp".into()))?;
+        let present = |row: &&PgRow| row.try_get::<Option<bool>, _>("perto_row").is_ok_and(|row| row.is_some());
+        let rows = rows.iter().filter(present).map(R::from_row).collect::<Result<_, _>>()?;
+        Ok(Stamped { stamp, rows })
+    }
+}
+
+/// Rows and the stamp they were read under.
+#[derive(Debug, Clone)]
+pub struct Stamped<R> {
+    /// The stamp.
+    pub stamp: Stamp,
+    /// The rows.
+    pub rows: Vec<R>,
+}
+
+impl<R> Stamped<R> {
+    /// One row a key.
+    pub fn by_key<K, V>(self, split: impl Fn(R) -> (K, V)) -> Loaded<K, V> {
+        self.rows.into_iter().fold(Loaded::new(self.stamp), |loaded, row| {
+            let (key, value) = split(row);
+            loaded.with(key, value)
+        })
+    }
+
+    /// Any number of rows a key, in their order.
+    pub fn grouped<K: Hash + Eq + Clone, V>(self, split: impl Fn(R) -> (K, V)) -> Loaded<K, Vec<V>> {
+        let mut groups: std::collections::HashMap<K, Vec<V>> = std::collections::HashMap::new();
+        for row in self.rows {
+            let (key, value) = split(row);
+            groups.entry(key).or_default().push(value);
+        }
+        groups.into_iter().fold(Loaded::new(self.stamp), |loaded, (key, values)| loaded.with(key, values))
+    }
+}
+
+/// A write that is committed.
+#[derive(Debug, Clone)]
+pub struct Written<T> {
+    /// What the closure returned.
+    pub value: T,
+    /// To read it back on any instance; `None` where it changed no watched table.
+    pub token: Option<Token>,
+}
+
+/// What a transaction will have invalidated once it is committed. See [`Perto::pending`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "announce it after the commit"]
+pub struct Pending {
+    token: Token,
+    changes: Vec<Change>,
+}
+
+impl Perto {
+    /// Writes: runs `work` in a transaction, commits it, and has every instance evict what it changed, within about a
+    /// millisecond. Where `work` fails, the transaction is rolled back and its error returned.
+    ///
+    /// Dropping the future before the commit rolls back; after it, the rest is left to the tail of each instance.
+    ///
+    /// ```no_run
+    /// # async fn rename(perto: perto::Perto, pool: sqlx::PgPool) -> Result<(), sqlx::Error> {
+    /// let written = perto
+    ///     .write(&pool, async |tx| {
+    ///         sqlx::query("update users set name = $1 where id = $2").bind("Ada").bind(7_i64).execute(tx).await
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `work`, and of the transaction. If the connection breaks during the commit, it is not known whether
+    /// it took place; if it did, every instance sees it within the bound.
+    pub async fn write<T, E: From<sqlx::Error>>(
+        &self,
+        pool: &PgPool,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<Written<T>, E> {
+        let mut tx = pool.begin().await?;
+        let value = work(&mut tx).await?;
+        let pending = self.pending(&mut tx).await?;
+        tx.commit().await?;
+        let token = match pending {
+            Some(pending) => Some(self.announce_pending(pending).await),
+            None => None,
+        };
+        Ok(Written { value, token })
+    }
+
+    /// What your own transaction has invalidated so far; `None` where it changed no watched table. To be called last,
+    /// before its commit; give it to [`Perto::announce_pending`] after.
+    ///
+    /// # Errors
+    /// Those of the query.
+    pub async fn pending(&self, connection: &mut PgConnection) -> Result<Option<Pending>, sqlx::Error> {
+        let schema = &self.shared().settings.schema;
+        let sql = format!(
+            "select i.xid::text, i.cache, k.key from {schema}.invalidation i \
+             left join lateral unnest(i.keys) k(key) on true where i.xid = pg_current_xact_id_if_assigned()"
+        );
+        let rows: Vec<(String, String, Option<String>)> =
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(connection).await?;
+        let Some(xid) = rows.first().and_then(|(xid, _, _)| xid.parse().ok()) else { return Ok(None) };
+        let token = Token { epoch: self.shared().coherence.epoch(), xid };
+        let mut changes: Vec<Change> = Vec::new();
+        for (_, cache, key) in rows {
+            match (changes.iter_mut().find(|change| change.cache == cache), key) {
+                (Some(Change { keys: Some(keys), .. }), Some(key)) => keys.push(key),
+                (Some(change), None) => change.keys = None,
+                (Some(_), Some(_)) => {}
+                (None, key) => changes.push(Change { cache, keys: key.map(|key| vec![key]) }),
+            }
+        }
+        Ok(Some(Pending { token, changes }))
+    }
+
+    /// Applies a transaction that has been committed here, and tells L2 and the other instances.
+    ///
+    /// Nothing rests on it but speed. Dropping the future leaves the rest to the tail.
+    pub async fn announce_pending(&self, pending: Pending) -> Token {
+        self.announce(pending.token, &pending.changes).await;
+        pending.token
+    }
+}
+
+impl<R> fmt::Debug for Query<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Query").field("sql", &self.sql).finish_non_exhaustive()
+    }
+}

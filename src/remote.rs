@@ -1,0 +1,102 @@
+//! L2: values shared by all instances. The seam, and the breaker in front of it.
+//!
+//! Nothing here is needed for the promise. A remote may lose, refuse, double or delay anything, and may come back with
+//! old content: what it returns is judged by its stamp like any other value.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+
+use crate::error::RemoteError;
+
+#[cfg(feature = "redis")]
+pub(crate) mod redis;
+
+/// The second tier. Implementations must be safe to call concurrently, and to drop at any await.
+pub trait Remote: Debug + Send + Sync + 'static {
+    /// Reads the values of `keys`, in one round trip. One answer a key, in order.
+    ///
+    /// # Errors
+    /// If the remote can't be used. The caller goes on without.
+    fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>>;
+
+    /// Puts `value` under `key` for `ttl`, unless what is there is newer, or is a tombstone of an invalidation that
+    /// the value does not contain. Returns whether it was put.
+    ///
+    /// # Errors
+    /// If the remote can't be used.
+    fn fill<'a>(&'a self, key: &'a str, value: Bytes, ttl: Duration) -> BoxFuture<'a, Result<bool, RemoteError>>;
+
+    /// Puts tombstones for transaction `xid` in place of those values of `keys` that do not contain it, in one round
+    /// trip.
+    ///
+    /// # Errors
+    /// If the remote can't be used.
+    fn invalidate<'a>(
+        &'a self,
+        keys: &'a [String],
+        xid: u64,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<(), RemoteError>>;
+
+    /// Connects where that is needed, and returns when the server has answered.
+    ///
+    /// # Errors
+    /// If the server did not.
+    fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>>;
+}
+
+/// Closed while the remote answers. Opens at the first trouble, so that an outage costs a read its L2 timeout once, and
+/// the reads after it nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Breaker {
+    open: AtomicBool,
+    opened: Notify,
+}
+
+impl Breaker {
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.open.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn trip(&self) {
+        if !self.open.swap(true, Ordering::AcqRel) {
+            self.opened.notify_one();
+        }
+    }
+
+    /// Pings the remote for as long as the breaker is open, and closes it at the first answer. Never returns.
+    pub(crate) async fn mend(&self, remote: &dyn Remote, limit: Duration, changed: impl Fn()) {
+        loop {
+            while self.is_closed() {
+                self.opened.notified().await;
+            }
+            changed();
+            let mut pause = Duration::from_millis(20);
+            while !matches!(tokio::time::timeout(limit, remote.ping()).await, Ok(Ok(()))) {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(500));
+            }
+            self.open.store(false, Ordering::Release);
+            changed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breaker_opens_at_the_first_trouble() {
+        let breaker = Breaker::default();
+        assert!(breaker.is_closed());
+        breaker.trip();
+        breaker.trip();
+        assert!(!breaker.is_closed());
+    }
+}

@@ -1,0 +1,187 @@
+//! L2 on Redis or Valkey, and the connection that it shares with the bus.
+//!
+//! The connection's life is ours: the client's own manager retries for seconds before an operation comes back while
+//! Redis is down. Here an operation without a connection fails at once, and only [`Link::ping`] connects.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, Script};
+use tokio::sync::Mutex;
+
+use super::Remote;
+use crate::error::RemoteError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Limit of one command. Callers wait for less; this only keeps the client from waiting for ever.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
+/// How long an existing connection may take to answer before another is made.
+const PING_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// One multiplexed connection for L2 and for publishing.
+pub(crate) struct Link {
+    client: Client,
+    connection: RwLock<Option<MultiplexedConnection>>,
+    connecting: Mutex<()>,
+    fill: Script,
+    invalidate: Script,
+}
+
+impl Link {
+    /// # Errors
+    /// What is wrong with the URL.
+    pub(crate) fn new(url: &str) -> Result<Arc<Self>, String> {
+        // The client's message may quote the URL, and with it a password.
+        let info = url.into_connection_info().map_err(|error| {
+            format!("not a Redis URL ({}); like redis://127.0.0.1:6379/0", error.kind_text())
+        })?;
+        let client = Client::open(info).map_err(|error| format!("not usable: {}", error.kind_text()))?;
+        Ok(Arc::new(Self {
+            client,
+            connection: RwLock::default(),
+            connecting: Mutex::default(),
+            fill: Script::new(include_str!("fill.lua")),
+            invalidate: Script::new(include_str!("invalidate.lua")),
+        }))
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
+        self.connection.read().clone().ok_or(RemoteError::Disconnected)
+    }
+
+    async fn ping(&self) -> Result<(), RemoteError> {
+        let _one_at_a_time = self.connecting.lock().await;
+        if let Ok(mut connection) = self.connection() {
+            let ping = redis::cmd("PING");
+            let answered = tokio::time::timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await;
+            if matches!(answered, Ok(Ok(()))) {
+                return Ok(());
+            }
+            *self.connection.write() = None;
+        }
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
+        for script in [&self.fill, &self.invalidate] {
+            script.prepare_invoke().load_async(&mut connection).await.map_err(failed)?;
+        }
+        *self.connection.write() = Some(connection);
+        Ok(())
+    }
+}
+
+trait KindText {
+    fn kind_text(&self) -> String;
+}
+
+impl KindText for RedisError {
+    fn kind_text(&self) -> String {
+        format!("{:?}", self.kind())
+    }
+}
+
+pub(crate) fn failed(error: RedisError) -> RemoteError {
+    if error.is_timeout() {
+        RemoteError::Timeout
+    } else if error.is_connection_dropped() || error.is_connection_refusal() {
+        RemoteError::Disconnected
+    } else {
+        RemoteError::Failed(Arc::new(error))
+    }
+}
+
+/// L2 on one Redis or Valkey server.
+#[derive(Debug)]
+pub(crate) struct RedisRemote {
+    link: Arc<Link>,
+}
+
+impl RedisRemote {
+    pub(crate) const fn new(link: Arc<Link>) -> Self {
+        Self { link }
+    }
+
+    /// Runs scripts by their hash; loads them and runs them again where the server has forgotten them.
+    async fn run(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
+        let mut connection = self.link.connection()?;
+        match pipeline.query_async(&mut connection).await {
+            Err(error) if is_forgotten(&error) => {
+                for script in [&self.link.fill, &self.link.invalidate] {
+                    script.prepare_invoke().load_async(&mut connection).await.map_err(failed)?;
+                }
+                pipeline.query_async(&mut connection).await.map_err(failed)
+            }
+            answered => answered.map_err(failed),
+        }
+    }
+}
+
+fn is_forgotten(error: &RedisError) -> bool {
+    error.code() == Some("NOSCRIPT") || error.to_string().contains("NOSCRIPT")
+}
+
+impl Remote for RedisRemote {
+    fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
+        Box::pin(async move {
+            let mut connection = self.link.connection()?;
+            if let [key] = keys {
+                let value: Option<Bytes> =
+                    redis::cmd("GET").arg(key).query_async(&mut connection).await.map_err(failed)?;
+                return Ok(vec![value]);
+            }
+            let mut pipeline = Pipeline::with_capacity(keys.len());
+            for key in keys {
+                pipeline.cmd("GET").arg(key);
+            }
+            pipeline.query_async(&mut connection).await.map_err(failed)
+        })
+    }
+
+    fn fill<'a>(&'a self, key: &'a str, value: Bytes, ttl: Duration) -> BoxFuture<'a, Result<bool, RemoteError>> {
+        Box::pin(async move {
+            let mut pipeline = Pipeline::with_capacity(1);
+            let ttl_ms = ttl.as_millis().max(1);
+            pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]);
+            pipeline.arg(u64::try_from(ttl_ms).unwrap_or(u64::MAX));
+            Ok(self.run(&pipeline).await? == [1])
+        })
+    }
+
+    fn invalidate<'a>(
+        &'a self,
+        keys: &'a [String],
+        xid: u64,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let mut pipeline = Pipeline::with_capacity(keys.len());
+            let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
+            for key in keys {
+                pipeline.cmd("EVALSHA").arg(self.link.invalidate.get_hash()).arg(1).arg(key).arg(xid).arg(ttl_ms);
+            }
+            self.run(&pipeline).await.map(drop)
+        })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        Box::pin(self.link.ping())
+    }
+}
+
+impl fmt::Debug for Link {
+    /// Without the URL: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("connected", &self.connection.read().is_some()).finish_non_exhaustive()
+    }
+}
