@@ -15,6 +15,8 @@ pub(crate) mod remote;
 pub(crate) mod wire;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(any(feature = "test-util", feature = "service"))]
+pub mod proxy;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;

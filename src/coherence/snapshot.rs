@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn rank_orders_snapshots_by_inclusion() {
-        let steps = ["10:10:", "10:12:10", "10:13:10,11", "10:13:10", "13:13:"].map(|s| Snapshot::parse(s).unwrap());
+        let steps = ["10:10:", "10:13:10,11", "10:13:10", "10:15:10,13", "15:15:"].map(|s| Snapshot::parse(s).unwrap());
         for pair in steps.windows(2) {
             assert!(pair[0].rank() < pair[1].rank());
             assert!((0..20).all(|xid| !pair[0].contains(xid) || pair[1].contains(xid)));
