@@ -99,11 +99,11 @@ counters! {
     }
 }
 
-/// Durations in microseconds, in buckets of about 6 %: quantiles without keeping the samples. Lock-free.
+/// Durations, in buckets of about 6 %: quantiles without keeping the samples. Lock-free.
 #[derive(Debug)]
 pub struct Histogram {
     buckets: Box<[AtomicU64]>,
-    max: AtomicU64,
+    max_ns: AtomicU64,
 }
 
 /// Each power of two is cut into this many buckets.
@@ -112,21 +112,25 @@ const STEPS: u64 = 16;
 impl Default for Histogram {
     fn default() -> Self {
         let count = usize::try_from(STEPS * 41).unwrap_or_default();
-        Self { buckets: (0..count).map(|_| AtomicU64::new(0)).collect(), max: AtomicU64::new(0) }
+        Self { buckets: (0..count).map(|_| AtomicU64::new(0)).collect(), max_ns: AtomicU64::new(0) }
     }
 }
 
 impl Histogram {
     /// Adds a duration.
     pub fn record(&self, duration: Duration) {
-        self.record_us(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let at = usize::try_from(Self::bucket(ns)).unwrap_or(usize::MAX).min(self.buckets.len() - 1);
+        self.buckets[at].fetch_add(1, Ordering::Relaxed);
+        self.max_ns.fetch_max(ns, Ordering::Relaxed);
     }
 
-    /// Adds a number of microseconds.
-    pub fn record_us(&self, us: u64) {
-        let at = usize::try_from(Self::bucket(us)).unwrap_or(usize::MAX).min(self.buckets.len() - 1);
-        self.buckets[at].fetch_add(1, Ordering::Relaxed);
-        self.max.fetch_max(us, Ordering::Relaxed);
+    /// Adds all that another histogram holds.
+    pub fn merge(&self, other: &Self) {
+        for (ours, theirs) in self.buckets.iter().zip(&other.buckets) {
+            ours.fetch_add(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.max_ns.fetch_max(other.max_ns.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// How many durations were added.
@@ -135,15 +139,15 @@ impl Histogram {
         self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 
-    /// The largest duration, in microseconds.
+    /// The longest duration; zero if there is none.
     #[must_use]
-    pub fn max_us(&self) -> u64 {
-        self.max.load(Ordering::Relaxed)
+    pub fn max(&self) -> Duration {
+        Duration::from_nanos(self.max_ns.load(Ordering::Relaxed))
     }
 
-    /// The value below which a share `q` of all durations lie, in microseconds. 0 if there are none.
+    /// The duration below which a share `q` of all lie; zero if there are none.
     #[must_use]
-    pub fn quantile_us(&self, q: f64) -> u64 {
+    pub fn quantile(&self, q: f64) -> Duration {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let total: u64 = counts.iter().sum();
         #[expect(
@@ -157,19 +161,19 @@ impl Histogram {
         for (at, count) in counts.iter().enumerate() {
             seen += count;
             if *count > 0 && seen >= wanted {
-                return Self::upper(at as u64).min(self.max_us());
+                return Duration::from_nanos(Self::upper(at as u64)).min(self.max());
             }
         }
-        0
+        Duration::ZERO
     }
 
-    fn bucket(us: u64) -> u64 {
-        if us < STEPS {
-            return us;
+    fn bucket(ns: u64) -> u64 {
+        if ns < STEPS {
+            return ns;
         }
-        let power = u64::from(us.ilog2());
+        let power = u64::from(ns.ilog2());
         let shift = power - u64::from(STEPS.ilog2());
-        (shift + 1) * STEPS + (us >> shift) - STEPS
+        (shift + 1) * STEPS + (ns >> shift) - STEPS
     }
 
     fn upper(bucket: u64) -> u64 {
@@ -188,12 +192,12 @@ mod tests {
     #[test]
     fn quantiles_are_within_a_bucket_of_the_truth() {
         let histogram = Histogram::default();
-        (1..=10_000).for_each(|us| histogram.record_us(us));
+        (1..=10_000).for_each(|us| histogram.record(Duration::from_micros(us)));
         for (q, truth) in [(0.5, 5_000.0), (0.99, 9_900.0), (0.999, 9_990.0), (1.0, 10_000.0)] {
-            let got = histogram.quantile_us(q) as f64;
+            let got = histogram.quantile(q).as_secs_f64() * 1e6;
             assert!((got / truth - 1.0).abs() < 0.07, "{q}: {got} for {truth}");
         }
-        assert_eq!(histogram.max_us(), 10_000);
+        assert_eq!(histogram.max(), Duration::from_millis(10));
         assert_eq!(histogram.count(), 10_000);
     }
 

@@ -1,0 +1,154 @@
+//! Connections for commands: made at once, so that what is wrong is said at the start, with the setting's name.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Where Postgres is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Database {
+    /// URL of Postgres, the primary
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub(crate) database_url: String,
+}
+
+impl Database {
+    pub(crate) fn options(&self) -> anyhow::Result<PgConnectOptions> {
+        let scheme = self.database_url.split_once("://").map(|(scheme, _)| scheme);
+        let usable = matches!(scheme, Some("postgres" | "postgresql"));
+        // The parser's message would quote the URL, and with it a password.
+        PgConnectOptions::from_str(&self.database_url).ok().filter(|_| usable).ok_or_else(|| {
+            anyhow!("DATABASE_URL is not a Postgres URL; like postgres://user@127.0.0.1:5432/database")
+        })
+    }
+
+    pub(crate) async fn connect(&self) -> anyhow::Result<PgConnection> {
+        let options = self.options()?;
+        match tokio::time::timeout(LIMIT, PgConnection::connect_with(&options)).await {
+            Ok(connected) => connected.map_err(|error| explain(error, &options)),
+            Err(_elapsed) => bail!("DATABASE_URL: {} did not answer within {LIMIT:?}", address(&options)),
+        }
+    }
+
+    /// Connects, and makes the database first where the server has none of that name.
+    pub(crate) async fn connect_or_create(&self) -> anyhow::Result<PgConnection> {
+        let options = self.options()?;
+        let missing = match PgConnection::connect_with(&options).await {
+            Err(sqlx::Error::Database(error)) => error.code().as_deref() == Some("3D000"),
+            _ => false,
+        };
+        if let Some(name) = options.get_database().filter(|_| missing) {
+            let mut server = PgConnection::connect_with(&options.clone().database("postgres"))
+                .await
+                .map_err(|error| explain(error, &options))?;
+            let create = format!("create database \"{}\"", name.replace('"', "\"\""));
+            sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut server).await.context("DATABASE_URL: create the database")?;
+        }
+        self.connect().await
+    }
+
+    pub(crate) async fn pool(&self, options: PgPoolOptions) -> anyhow::Result<PgPool> {
+        // One connection by hand first: a pool would try for its whole acquire timeout before it says what is wrong.
+        drop(self.connect().await?);
+        Ok(options.connect_lazy_with(self.options()?))
+    }
+}
+
+fn address(options: &PgConnectOptions) -> String {
+    format!("{}:{}", options.get_host(), options.get_port())
+}
+
+fn explain(error: sqlx::Error, options: &PgConnectOptions) -> anyhow::Error {
+    let at = address(options);
+    let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+    match code.as_deref() {
+        Some("28P01" | "28000") => anyhow!("DATABASE_URL: {at} refuses user {:?} or its password", options.get_username()),
+        Some("3D000") => {
+            anyhow!("DATABASE_URL: {at} has no database {:?}", options.get_database().unwrap_or_default())
+        }
+        Some("53300") => anyhow!("DATABASE_URL: {at} has no connection left"),
+        _ => anyhow::Error::new(error).context(format!("DATABASE_URL: {at} can't be reached")),
+    }
+}
+
+/// Why Redis can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RedisTrouble {
+    /// It will not get better by itself.
+    #[error(transparent)]
+    Setting(anyhow::Error),
+    /// It is not there, or not now.
+    #[error(transparent)]
+    Unreachable(anyhow::Error),
+}
+
+/// Checks that Redis answers, and says what is wrong where it doesn't.
+pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConnection, RedisTrouble> {
+    let setting = |text: String| RedisTrouble::Setting(anyhow!(text));
+    let info = redis::IntoConnectionInfo::into_connection_info(url)
+        .map_err(|_quotes_the_url| setting("REDIS_URL is not a Redis URL; like redis://127.0.0.1:6379/0".to_owned()))?;
+    let at = info.addr().to_string();
+    let client = redis::Client::open(info)
+        .map_err(|_quotes_the_url| setting("REDIS_URL is not usable in this build".to_owned()))?;
+    let config =
+        redis::AsyncConnectionConfig::new().set_connection_timeout(Some(LIMIT)).set_response_timeout(Some(LIMIT));
+    let connecting = client.get_multiplexed_async_connection_with_config(&config);
+    let unreachable = |error: anyhow::Error| RedisTrouble::Unreachable(error);
+    let mut connection = match tokio::time::timeout(LIMIT, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+            return Err(setting(format!("REDIS_URL: {at} refuses the user or the password")));
+        }
+        Ok(Err(error)) => {
+            return Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} can't be reached"))));
+        }
+        Err(_elapsed) => return Err(unreachable(anyhow!("REDIS_URL: {at} did not answer within {LIMIT:?}"))),
+    };
+    match redis::cmd("PING").query_async::<String>(&mut connection).await {
+        Ok(_pong) => Ok(connection),
+        Err(error) if error.code() == Some("NOAUTH") => Err(setting(format!("REDIS_URL: {at} wants a password"))),
+        Err(error) => Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} refuses")))),
+    }
+}
+
+/// The same URL with another address: that of a proxy in front of the server.
+pub(crate) fn with_address(url: &str, address: std::net::SocketAddr) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+    Some(format!("{scheme}://{user}{address}{path}"))
+}
+
+/// The `host:port` of a URL, if it has one.
+pub(crate) fn host_and_port(url: &str, default_port: u16) -> Option<String> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
+    let host = authority.rsplit('@').next().filter(|host| !host.is_empty())?;
+    let port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    Some(if port { host.to_owned() } else { format!("{host}:{default_port}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_takes_the_servers_place_and_nothing_else() {
+        let proxy = ([127, 0, 0, 1], 9).into();
+        for (url, server, proxied) in [
+            ("redis://h", "h:6379", "redis://127.0.0.1:9"),
+            ("redis://u:p@h:1/2", "h:1", "redis://u:p@127.0.0.1:9/2"),
+            ("postgres://u:p%40@h/db?a=b", "h:6379", "postgres://u:p%40@127.0.0.1:9/db?a=b"),
+        ] {
+            assert_eq!(host_and_port(url, 6379).as_deref(), Some(server));
+            assert_eq!(with_address(url, proxy).as_deref(), Some(proxied));
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The instances of a replay. Each lives on a thread and a runtime of its own, so that a pause stops all of it, in the
+//! middle of whatever it does, as SIGSTOP would.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use perto::{Cache, Freshness, Histogram, Load, Perto, State, Tier, postgres};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::sync::{mpsc, oneshot};
+
+use super::faults::Scheduled;
+use super::history::History;
+use super::trace::{Random, Trace};
+
+/// A row, as the caches hold it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    version: u32,
+    filler: String,
+}
+
+/// What a run needs to know.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) trace: Trace,
+    pub(super) schema: String,
+    pub(super) bound: Duration,
+    pub(super) instances: usize,
+    pub(super) concurrency: usize,
+    pub(super) rate: Option<u32>,
+    pub(super) writes: f64,
+    pub(super) seed: u64,
+    pub(super) faults: Vec<Scheduled>,
+    pub(super) capacity_bytes: u64,
+    /// Postgres and Redis as the instances see them: perhaps through proxies.
+    pub(super) postgres_url: String,
+    pub(super) postgres: PgConnectOptions,
+    pub(super) redis_url: String,
+    pub(super) subscribe_url: String,
+}
+
+/// What a run has counted so far.
+#[derive(Debug)]
+pub(super) struct Tally {
+    pub(super) reads: AtomicU64,
+    pub(super) hits: [AtomicU64; 3],
+    pub(super) latency: [Histogram; 3],
+    pub(super) writes: AtomicU64,
+    pub(super) errors: AtomicU64,
+    pub(super) first_error: parking_lot::Mutex<Option<String>>,
+    pub(super) over_bound: AtomicU64,
+    pub(super) unverified: AtomicU64,
+    /// Of reads served as fresh.
+    pub(super) staleness: Histogram,
+    pub(super) windows: Vec<Window>,
+    pub(super) stop: AtomicBool,
+}
+
+/// What was counted while a fault lasted.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    pub(super) reads: AtomicU64,
+    pub(super) over_bound: AtomicU64,
+    pub(super) unverified: AtomicU64,
+    pub(super) ran: AtomicBool,
+}
+
+impl Tally {
+    pub(super) fn new(faults: usize) -> Self {
+        Self {
+            reads: AtomicU64::new(0),
+            hits: Default::default(),
+            latency: Default::default(),
+            writes: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            first_error: parking_lot::Mutex::default(),
+            over_bound: AtomicU64::new(0),
+            unverified: AtomicU64::new(0),
+            staleness: Histogram::default(),
+            windows: (0..faults).map(|_| Window::default()).collect(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn fail(&self, error: &(dyn std::error::Error + 'static)) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+        let mut first = self.first_error.lock();
+        if first.is_none() {
+            let mut text = error.to_string();
+            let mut cause = error.source();
+            while let Some(source) = cause {
+                text = format!("{text}: {source}");
+                cause = source.source();
+            }
+            *first = Some(text);
+        }
+    }
+}
+
+/// One running instance.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) perto: Perto,
+    pub(super) cache: Cache<i64, Row>,
+    orders: mpsc::Sender<Order>,
+    writes: mpsc::Sender<u32>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Read(oneshot::Sender<()>),
+    Pause(Duration),
+    End,
+}
+
+/// Writes that wait for a writer. When it is full, readers wait: writes keep their share.
+const WRITES_QUEUED: usize = 64;
+const WRITERS: usize = 4;
+/// How long an instance may take to become coherent at the start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Everything that the threads of a run share.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) plan: Plan,
+    pub(super) history: History,
+    pub(super) tally: Tally,
+    pub(super) next: Vec<AtomicU64>,
+}
+
+impl Member {
+    /// Starts instance number `at`, and waits until it is coherent.
+    pub(super) async fn start(plan: &Plan, at: usize, runs: oneshot::Receiver<Arc<Run>>) -> anyhow::Result<Self> {
+        let (started, starting) = oneshot::channel();
+        let (orders, inbox) = mpsc::channel(8);
+        let (writes, written) = mpsc::channel(WRITES_QUEUED);
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(2))
+            .test_before_acquire(false)
+            .connect_lazy_with(plan.postgres.clone());
+        let perto = Perto::builder(&plan.schema)
+            .bound(plan.bound)
+            .schema(&plan.schema)
+            .postgres(&plan.postgres_url)
+            .redis(&plan.redis_url)
+            .subscribe_at(&plan.subscribe_url)
+            .build()?;
+        let (loader_pool, sql) = (pool.clone(), format!("select id, version, filler from {}.rows where id = any($1)", plan.schema));
+        let cache = perto
+            .cache::<i64, Row>("rows")
+            .tables([format!("{}.rows", plan.schema)])
+            .capacity_bytes(plan.capacity_bytes)
+            .loader(move |load: Load<i64>| {
+                let query = postgres::query_as::<(i64, i32, String)>(&sql).bind(load.keys);
+                let pool = loader_pool.clone();
+                async move {
+                    let rows = query.fetch(&pool).await?;
+                    let row = |(id, version, filler): (i64, i32, String)| (id, Row { version: version.cast_unsigned(), filler });
+                    Ok::<_, sqlx::Error>(rows.by_key(row))
+                }
+            })?;
+        let (perto_there, cache_there) = (perto.clone(), cache.clone());
+        let thread = std::thread::Builder::new().name(format!("instance{}", at + 1)).spawn(move || {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(live(at, perto_there, cache_there, pool, inbox, written, started, runs)),
+                Err(error) => drop(started.send(Err(error.into()))),
+            }
+        })?;
+        starting.await??;
+        Ok(Self { perto, cache, orders, writes, thread: Some(thread) })
+    }
+
+    /// Lets it read its share of the trace. The receiver completes when it has.
+    pub(super) async fn read(&self) -> oneshot::Receiver<()> {
+        let (done, finished) = oneshot::channel();
+        drop(self.orders.send(Order::Read(done)).await);
+        finished
+    }
+
+    /// Stops it for so long.
+    pub(super) async fn pause(&self, length: Duration) {
+        drop(self.orders.send(Order::Pause(length)).await);
+    }
+
+    pub(super) fn writer(&self) -> mpsc::Sender<u32> {
+        self.writes.clone()
+    }
+
+    pub(super) async fn end(mut self) {
+        drop(self.orders.send(Order::End).await);
+        drop(self.writes);
+        if let Some(thread) = self.thread.take() {
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what moves to the thread")]
+async fn live(
+    at: usize,
+    perto: Perto,
+    cache: Cache<i64, Row>,
+    pool: PgPool,
+    mut inbox: mpsc::Receiver<Order>,
+    written: mpsc::Receiver<u32>,
+    started: oneshot::Sender<anyhow::Result<()>>,
+    runs: oneshot::Receiver<Arc<Run>>,
+) {
+    let starting = start(&perto).await;
+    let failed = starting.is_err();
+    drop(started.send(starting));
+    if failed {
+        return;
+    }
+    let Ok(run) = runs.await else { return };
+    let local = tokio::task::LocalSet::new();
+    let written = Arc::new(tokio::sync::Mutex::new(written));
+    for _ in 0..WRITERS {
+        local.spawn_local(write(Arc::clone(&run), perto.clone(), pool.clone(), Arc::clone(&written)));
+    }
+    local
+        .run_until(async {
+            while let Some(order) = inbox.recv().await {
+                match order {
+                    Order::Read(done) => {
+                        let share = run.plan.concurrency.div_ceil(run.plan.instances).max(1);
+                        let readers: Vec<_> = (0..share)
+                            .map(|_| tokio::task::spawn_local(read(Arc::clone(&run), at, cache.clone())))
+                            .collect();
+                        tokio::task::spawn_local(async move {
+                            for reader in readers {
+                                drop(reader.await);
+                            }
+                            drop(done.send(()));
+                        });
+                    }
+                    #[expect(clippy::disallowed_methods, reason = "the whole thread is what stops")]
+                    Order::Pause(length) => std::thread::sleep(length),
+                    Order::End => break,
+                }
+            }
+            perto.shutdown().await;
+        })
+        .await;
+    pool.close().await;
+}
+
+async fn start(perto: &Perto) -> anyhow::Result<()> {
+    perto.start().await?;
+    let begun = Instant::now();
+    while perto.health().state != State::Coherent {
+        anyhow::ensure!(begun.elapsed() < START_LIMIT, "REDIS_URL: the instance did not become coherent within {START_LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Reads the accesses of one instance: every n-th of the trace, in order, several at a time.
+async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
+    let (plan, tally) = (&run.plan, &run.tally);
+    for count in 1_u64.. {
+        let access = run.next[at].fetch_add(1, Ordering::Relaxed) * plan.instances as u64 + at as u64;
+        let Some(row) = usize::try_from(access).ok().and_then(|access| plan.trace.accesses.get(access)) else { return };
+        if tally.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(rate) = plan.rate {
+            let due = Duration::from_secs_f64(precise(access) / f64::from(rate));
+            let early = due.saturating_sub(run.history.now());
+            if early > Duration::from_millis(1) {
+                tokio::time::sleep(early).await;
+            }
+        }
+        read_one(&run, &cache, *row).await;
+        // A hit never waits, and this runtime has other work: the tail.
+        if count % 32 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32) {
+    let tally = &run.tally;
+    let begun = run.history.begin_read(row);
+    let result = cache.get(&run.plan.trace.ids[row as usize]).await;
+    let took = run.history.now().saturating_sub(begun.at);
+    let read = match result {
+        Ok(read) => read,
+        Err(error) => return tally.fail(&error),
+    };
+    let tier = match read.tier {
+        Tier::Local => 0,
+        Tier::Remote => 1,
+        Tier::Load => 2,
+    };
+    tally.reads.fetch_add(1, Ordering::Relaxed);
+    tally.hits[tier].fetch_add(1, Ordering::Relaxed);
+    tally.latency[tier].record(took);
+    let version = read.value.as_ref().map_or(0, |row| row.version);
+    let staleness = run.history.staleness(row, begun, version);
+    let fresh = read.freshness == Freshness::Fresh;
+    let over = fresh && staleness > run.plan.bound;
+    if fresh {
+        tally.staleness.record(staleness);
+    } else {
+        tally.unverified.fetch_add(1, Ordering::Relaxed);
+    }
+    tally.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
+    for (fault, window) in run.plan.faults.iter().zip(&tally.windows) {
+        if (fault.start..fault.end()).contains(&begun.at) {
+            window.reads.fetch_add(1, Ordering::Relaxed);
+            window.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
+            window.unverified.fetch_add(u64::from(!fresh), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes through an instance: it tells the others.
+async fn write(run: Arc<Run>, perto: Perto, pool: PgPool, rows: Arc<tokio::sync::Mutex<mpsc::Receiver<u32>>>) {
+    let sql = update_sql(&run.plan.schema);
+    loop {
+        let Some(row) = rows.lock().await.recv().await else { return };
+        let id = run.plan.trace.ids[row as usize];
+        let sql = sql.clone();
+        // The version is known to be committed when `write` returns; readers on this instance see it a little sooner.
+        let written = perto
+            .write(&pool, async |tx| {
+                sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql)).bind(id).fetch_one(tx).await
+            })
+            .await;
+        record(&run, row, written.map(|written| written.value));
+    }
+}
+
+/// Writes by plain SQL: no instance knows of it.
+pub(super) async fn write_plainly(run: Arc<Run>, pool: PgPool, mut rows: mpsc::Receiver<u32>) {
+    let sql = update_sql(&run.plan.schema);
+    while let Some(row) = rows.recv().await {
+        let id = run.plan.trace.ids[row as usize];
+        let written = sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql.as_str())).bind(id).fetch_one(&pool).await;
+        record(&run, row, written);
+    }
+}
+
+fn update_sql(schema: &str) -> String {
+    format!("update {schema}.rows set version = version + 1 where id = $1 returning version")
+}
+
+fn record(run: &Run, row: u32, written: Result<i32, sqlx::Error>) {
+    match written {
+        Ok(version) => {
+            run.history.committed(row, version.cast_unsigned());
+            run.tally.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(error) => run.tally.fail(&error),
+    }
+}
+
+/// Gives out writes as the trace goes on: at each access with the ratio's likelihood, on the row of that access; a
+/// quarter of them by plain SQL, the others through the instances in turn.
+pub(super) async fn give_out_writes(run: Arc<Run>, writers: Vec<mpsc::Sender<u32>>, plain: mpsc::Sender<u32>) {
+    let mut random = Random(run.plan.seed);
+    let (mut access, mut given) = (0, 0_usize);
+    while access < run.plan.trace.accesses.len() && !run.tally.stop.load(Ordering::Relaxed) {
+        let reached = run.next.iter().map(|next| next.load(Ordering::Relaxed)).max().unwrap_or(0);
+        let reached = usize::try_from(reached).unwrap_or(usize::MAX).saturating_mul(run.plan.instances);
+        while access < reached.min(run.plan.trace.accesses.len()) {
+            if random.unit() < run.plan.writes {
+                given += 1;
+                let to = if given % 4 == 0 { &plain } else { &writers[given % writers.len()] };
+                drop(to.send(run.plan.trace.accesses[access]).await);
+            }
+            access += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "accesses are fewer than 2^53")]
+pub(super) fn precise(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,43 @@
+//! `perto watch TABLE`: triggers that make any SQL write to a table invalidate.
+
+use clap::Args;
+use perto::postgres;
+
+use super::connect::Database;
+
+/// See [`postgres::watch`].
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The table, with its schema where that is not on the search path. Partitions are watched too
+    table: String,
+    /// The cache whose keys a write invalidates
+    #[arg(long)]
+    cache: String,
+    /// A key's text, as an SQL expression over the table's columns
+    #[arg(long, default_value = "id", value_name = "EXPR")]
+    key: String,
+    /// The schema that holds the log
+    #[arg(long, default_value = "perto")]
+    schema: String,
+    /// Remove the triggers
+    #[arg(long)]
+    remove: bool,
+    #[command(flatten)]
+    database: Database,
+}
+
+impl Watch {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let mut connection = self.database.connect().await?;
+        let watch = postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
+        let (tables, done) = if self.remove {
+            (postgres::unwatch(&mut connection, &watch).await?, "no longer watched")
+        } else {
+            (postgres::watch(&mut connection, &watch).await?, "watched")
+        };
+        for table in tables {
+            super::say(&format!("{table} is {done} for cache {}", watch.cache));
+        }
+        Ok(())
+    }
+}

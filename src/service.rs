@@ -1,0 +1,166 @@
+//! The service: caches of a customer-chat product over HTTP, one process of several.
+//!
+//! So far one resource. The whole surface is on this screen; a resource is a file: types, SQL, loader, routes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use perto::{Event, Perto, State};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::net::TcpListener;
+use tokio::sync::broadcast::error::RecvError;
+
+mod companies;
+mod consistency;
+mod problem;
+pub(crate) mod schema;
+
+/// What an instance is told at its start.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) instance: String,
+    pub(crate) bound: Duration,
+    pub(crate) database_url: String,
+    /// Without it, L1 and Postgres answer alone.
+    pub(crate) redis_url: Option<String>,
+}
+
+/// What every handler has.
+#[derive(Debug)]
+pub(crate) struct Service {
+    instance: String,
+    perto: Perto,
+    pool: PgPool,
+    companies: companies::Companies,
+}
+
+/// How long requests in progress may take after the end was asked for.
+const GRACE: Duration = Duration::from_secs(10);
+
+fn router(service: Arc<Service>) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/api/v1/cache/instances", get(instances))
+        .route("/api/v1/companies", axum::routing::post(companies::create))
+        .route("/api/v1/companies/{id}", get(companies::read).patch(companies::change).delete(companies::delete))
+        .fallback(async || problem::Problem::not_found("there is no such route"))
+        .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
+        .with_state(service)
+}
+
+/// 20 connections, 30 s idle, 10 s to acquire.
+pub(crate) fn pool_options() -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(20)
+        .idle_timeout(Duration::from_secs(30))
+        .acquire_timeout(Duration::from_secs(10))
+}
+
+/// Serves until `end` completes, then finishes what is in progress.
+pub(crate) async fn run(
+    listener: TcpListener,
+    settings: Settings,
+    pool: PgPool,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .try_init()
+        .map_err(anyhow::Error::from_boxed)?;
+    let mut builder = Perto::builder("service").bound(settings.bound).postgres(&settings.database_url);
+    match &settings.redis_url {
+        Some(url) => builder = builder.redis(url),
+        None => tracing::warn!("REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"),
+    }
+    let perto = builder.build()?;
+    let companies = companies::cache(&perto, pool.clone())?;
+    let reporting = tokio_util::task::TaskTracker::new();
+    reporting.spawn(report(perto.clone(), settings.instance.clone()));
+    perto.start().await.context("DATABASE_URL")?;
+    let address = listener.local_addr()?;
+    tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
+    let service =
+        Arc::new(Service { instance: settings.instance, perto: perto.clone(), pool: pool.clone(), companies });
+    let (ending, ended) = tokio::sync::oneshot::channel::<()>();
+    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
+        end.await;
+        drop(ending);
+    });
+    tokio::select! {
+        served = serving.into_future() => served?,
+        () = async {
+            drop(ended.await);
+            tokio::time::sleep(GRACE).await;
+        } => tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for"),
+    }
+    perto.shutdown().await;
+    reporting.close();
+    reporting.wait().await;
+    pool.close().await;
+    Ok(())
+}
+
+/// Logs what happens to the instance. Ends when it is closed.
+async fn report(perto: Perto, instance: String) {
+    let mut events = perto.events();
+    drop(perto);
+    loop {
+        let event = match events.recv().await {
+            Ok(event) => event,
+            Err(RecvError::Lagged(lost)) => {
+                tracing::warn!(instance, lost, "events came too fast to be logged");
+                continue;
+            }
+            Err(RecvError::Closed) => return,
+        };
+        match event {
+            Event::State { to: State::Closed, .. } => return,
+            Event::State { from, to } => tracing::info!(instance, %from, %to, "state"),
+            Event::Unwatched { cache, table } => {
+                tracing::warn!(instance, cache, table, "writes to this table are not seen: run `perto watch`");
+            }
+            Event::PollFailed { error } => tracing::warn!(instance, error, "the invalidation log can't be read"),
+            other => tracing::info!(instance, event = ?other, "event"),
+        }
+    }
+}
+
+async fn index(Shared(service): Shared<Arc<Service>>) -> String {
+    format!(
+        "Perto, {}\n\nGET   /api/v1/companies/1\nPATCH /api/v1/companies/1   {{\"name\": \"...\"}}\nGET   /api/v1/cache/instances\nGET   /readyz\n",
+        service.instance
+    )
+}
+
+async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {
+    let state = service.perto.health().state;
+    let ready = matches!(state, State::Coherent | State::Isolated | State::Unverified);
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, format!("{state}\n"))
+}
+
+/// This instance; the others come with the fleet's figures.
+async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
+    let (health, stats) = (service.perto.health(), service.perto.stats());
+    let cache = service.companies.stats();
+    Json(json!([{
+        "instance": service.instance,
+        "state": health.state.to_string(),
+        "leaseLeftMs": u64::try_from(health.lease_left.as_millis()).unwrap_or(u64::MAX),
+        "remoteUp": health.remote_up,
+        "busUp": health.bus_up,
+        "polls": stats.polls,
+        "hints": stats.hints,
+        "repairs": stats.repairs,
+        "companies": { "l1Hits": cache.l1_hits, "l2Hits": cache.l2_hits, "loadHits": cache.load_hits, "loads": cache.loads },
+    }]))
+}
