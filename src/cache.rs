@@ -42,7 +42,8 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 /// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
 /// ended. Twice is the rule; the rest is for very bad luck.
 const ATTEMPTS: usize = 8;
-const LOADED_IN_A_WRITE: &str = "the loader read in a transaction that has written; load on a connection of its own";
+const LOADED_IN_A_WRITE: &str =
+    "the loader read in a transaction that has written; load on a connection of its own";
 
 /// What a key must be able to do. Implemented for every type that can.
 ///
@@ -207,7 +208,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let held = coherence.lease.held();
         let entry = self.0.local.get(key)?;
         let now = coherence.clock.now_ms();
-        let live = entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
+        let live =
+            entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {
             return None;
         }
@@ -225,8 +227,10 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::Closed);
         }
         let texts = self.texts(keys)?;
-        let mut answers: Vec<Option<Read<V>>> =
-            keys.iter().map(|key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options))).collect();
+        let mut answers: Vec<Option<Read<V>>> = keys
+            .iter()
+            .map(|key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options)))
+            .collect();
         for attempt in 0..ATTEMPTS {
             let began = self.0.shared.coherence.began(&self.0.whole);
             let mut led = Vec::new();
@@ -354,12 +358,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Looks into L2 for the keys that this reader leads, in one round trip, and has the rest loaded.
-    async fn look_up(
-        &self,
-        led: Vec<Led<K, V>>,
-        began: Began,
-        options: ReadOptions,
-    ) -> Result<(), Error> {
+    async fn look_up(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         if !self.may_use_remote(held)? {
@@ -369,7 +368,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
         let found = core.shared.remote_get(&names).await;
         let mut missing = Vec::new();
-        for ((led, name), bytes) in led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
+        for ((led, name), bytes) in
+            led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
         {
             let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, began));
             match outcome {
@@ -607,7 +607,11 @@ impl<K: Key, V: Value> Core<K, V> {
                 era: began.era,
                 cache_epoch: began.cache_epoch,
                 expires_ms: self.shared.coherence.clock.now_ms() + millis(ttl),
-                weight: Entry::<V>::weigh(text.len(), payload.as_ref().map_or(0, Encoded::len), &stamp.snapshot),
+                weight: Entry::<V>::weigh(
+                    text.len(),
+                    payload.as_ref().map_or(0, Encoded::len),
+                    &stamp.snapshot,
+                ),
                 stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });
@@ -626,14 +630,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
     }
 
-    fn fill(
-        &self,
-        text: &str,
-        entry: &Entry<V>,
-        payload: Option<Encoded>,
-        ttl: Duration,
-        began: Began,
-    ) {
+    fn fill(&self, text: &str, entry: &Entry<V>, payload: Option<Encoded>, ttl: Duration, began: Began) {
         let payload = match payload {
             None => None,
             Some(Encoded::Bytes(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),

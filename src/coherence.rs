@@ -75,12 +75,7 @@ impl Coherence {
 
     /// Ends the era: all that is cached is dead, all that is under way will be dropped. `floor` contains every
     /// invalidation so far.
-    pub(crate) fn recover<'a>(
-        &self,
-        epoch: u64,
-        floor: &Snapshot,
-        wholes: impl Iterator<Item = &'a Whole>,
-    ) {
+    pub(crate) fn recover<'a>(&self, epoch: u64, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
         self.lease.begin_era();
         self.epoch.store(epoch, Ordering::Release);
         self.buckets.reset(floor, wholes);

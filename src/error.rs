@@ -61,7 +61,14 @@ impl Error {
     /// Whether the same read may succeed a little later.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::LoadTimeout { .. } | Self::Unverified | Self::TokenAhead | Self::Unsettled)
+        matches!(
+            self,
+            Self::Load { .. }
+                | Self::LoadTimeout { .. }
+                | Self::Unverified
+                | Self::TokenAhead
+                | Self::Unsettled
+        )
     }
 }
 

@@ -117,7 +117,6 @@ impl FromStr for Token {
 impl Perto {
     /// Begins the settings of an instance. `app` is the prefix of its keys and of its channel in Redis; instances of
     /// one app share values.
-    #[must_use]
     pub fn builder(app: &str) -> PertoBuilder {
         PertoBuilder::new(app)
     }
@@ -146,7 +145,8 @@ impl Perto {
             return Err(StartError::Log(error));
         }
         for cache in shared.caches().values() {
-            let unwatched = shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
+            let unwatched =
+                shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
             for table in unwatched {
                 shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
             }
@@ -403,7 +403,9 @@ impl Shared {
             let name = |key: &String| self.remote_key(token.epoch, &change.cache, cache.version(), key);
             names.extend(change.keys.iter().flatten().map(name));
         }
-        if !names.is_empty() && self.guard(remote.invalidate(&names, token.xid, TOMBSTONE_TTL)).await.is_none() {
+        if !names.is_empty()
+            && self.guard(remote.invalidate(&names, token.xid, TOMBSTONE_TTL)).await.is_none()
+        {
             self.counters.hints_failed.add(1);
         }
     }

@@ -11,12 +11,12 @@ pub(crate) mod instance;
 pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
-pub(crate) mod remote;
-pub(crate) mod wire;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(any(feature = "test-util", feature = "service"))]
 pub mod proxy;
+pub(crate) mod remote;
+pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;

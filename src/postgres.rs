@@ -31,7 +31,13 @@ pub fn query_as<R>(sql: &str) -> Query<R> {
         "select q.*, s.perto_stamp from (select {STAMP_SQL} as perto_stamp) s \
          left join (select u.*, true as perto_row from ({sql}) u) q on true"
     );
-    Query { sql, arguments: PgArguments::default(), error: None, persistent: true, row: std::marker::PhantomData }
+    Query {
+        sql,
+        arguments: PgArguments::default(),
+        error: None,
+        persistent: true,
+        row: std::marker::PhantomData,
+    }
 }
 
 /// A query begun by [`query_as`].
@@ -74,7 +80,8 @@ impl<R> Query<R> {
         let rows = query.fetch_all(executor).await?;
         let text: &str = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("perto_stamp")?;
         let stamp = Stamp::parse(text).ok_or_else(|| sqlx::Error::Decode("not a stamp".into()))?;
-        let present = |row: &&PgRow| row.try_get::<Option<bool>, _>("perto_row").is_ok_and(|row| row.is_some());
+        let present =
+            |row: &&PgRow| row.try_get::<Option<bool>, _>("perto_row").is_ok_and(|row| row.is_some());
         let rows = rows.iter().filter(present).map(R::from_row).collect::<Result<_, _>>()?;
         Ok(Stamped { stamp, rows })
     }

@@ -158,7 +158,7 @@ fn reset_on_close(stream: &TcpStream) {
 
 async fn until_cut(faults: &mut watch::Receiver<Fault>) {
     if faults.wait_for(|fault| *fault == Fault::Cut).await.is_err() {
-        std::future::pending().await
+        std::future::pending().await;
     }
 }
 
@@ -266,11 +266,13 @@ mod tests {
     fn messages_are_dropped_and_other_replies_pass_wherever_the_stream_is_cut() {
         let message = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$4\r\n\r\n\r\n\r\n".to_vec();
         let pong = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n".to_vec();
-        let stream = [message.clone(), pong.clone(), message, b"+OK\r\n".to_vec(), b"$-1\r\n".to_vec()].concat();
+        let stream =
+            [message.clone(), pong.clone(), message, b"+OK\r\n".to_vec(), b"$-1\r\n".to_vec()].concat();
         let expected = [pong, b"+OK\r\n".to_vec(), b"$-1\r\n".to_vec()].concat();
         for step in 1..stream.len() {
             let mut messages = Messages::default();
-            let passed: Vec<u8> = stream.chunks(step).flat_map(|bytes| messages.without(bytes, true)).collect();
+            let passed: Vec<u8> =
+                stream.chunks(step).flat_map(|bytes| messages.without(bytes, true)).collect();
             assert_eq!(passed, expected, "in steps of {step}");
             assert!(!messages.is_partial());
         }

@@ -29,7 +29,12 @@ pub trait Remote: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// If the remote can't be used.
-    fn fill<'a>(&'a self, key: &'a str, value: Bytes, ttl: Duration) -> BoxFuture<'a, Result<bool, RemoteError>>;
+    fn fill<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<bool, RemoteError>>;
 
     /// Puts tombstones for transaction `xid` in place of those values of `keys` that do not contain it, in one round
     /// trip.

@@ -51,7 +51,10 @@ fn router(service: Arc<Service>) -> Router {
         .route("/readyz", get(readyz))
         .route("/api/v1/cache/instances", get(instances))
         .route("/api/v1/companies", axum::routing::post(companies::create))
-        .route("/api/v1/companies/{id}", get(companies::read).patch(companies::change).delete(companies::delete))
+        .route(
+            "/api/v1/companies/{id}",
+            get(companies::read).patch(companies::change).delete(companies::delete),
+        )
         .fallback(async || problem::Problem::not_found("there is no such route"))
         .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
         .with_state(service)
@@ -73,14 +76,18 @@ pub(crate) async fn run(
     end: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into()),
+        )
         .with_writer(std::io::stderr)
         .try_init()
         .map_err(anyhow::Error::from_boxed)?;
     let mut builder = Perto::builder("service").bound(settings.bound).postgres(&settings.database_url);
     match &settings.redis_url {
         Some(url) => builder = builder.redis(url),
-        None => tracing::warn!("REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"),
+        None => tracing::warn!(
+            "REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"
+        ),
     }
     let perto = builder.build()?;
     let companies = companies::cache(&perto, pool.clone())?;
@@ -89,8 +96,12 @@ pub(crate) async fn run(
     perto.start().await.context("DATABASE_URL")?;
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
-    let service =
-        Arc::new(Service { instance: settings.instance, perto: perto.clone(), pool: pool.clone(), companies });
+    let service = Arc::new(Service {
+        instance: settings.instance,
+        perto: perto.clone(),
+        pool: pool.clone(),
+        companies,
+    });
     let (ending, ended) = tokio::sync::oneshot::channel::<()>();
     let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
         end.await;
@@ -127,9 +138,16 @@ async fn report(perto: Perto, instance: String) {
             Event::State { to: State::Closed, .. } => return,
             Event::State { from, to } => tracing::info!(instance, %from, %to, "state"),
             Event::Unwatched { cache, table } => {
-                tracing::warn!(instance, cache, table, "writes to this table are not seen: run `perto watch`");
+                tracing::warn!(
+                    instance,
+                    cache,
+                    table,
+                    "writes to this table are not seen: run `perto watch`"
+                );
             }
-            Event::PollFailed { error } => tracing::warn!(instance, error, "the invalidation log can't be read"),
+            Event::PollFailed { error } => {
+                tracing::warn!(instance, error, "the invalidation log can't be read");
+            }
             other => tracing::info!(instance, event = ?other, "event"),
         }
     }

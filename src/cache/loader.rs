@@ -57,7 +57,9 @@ pub struct Stamp {
     pub(crate) wrote: bool,
 }
 
-/// The SQL expression whose text [`Stamp::parse`] reads. Select it beside the rows, in the same statement:
+/// The SQL expression whose text [`Stamp::parse`] reads.
+///
+/// Select it beside the rows, in the same statement:
 /// `select u.*, s.stamp from (select <this> as stamp) s left join users u on u.id = any($1)`.
 /// The outer join matters: a row that is *absent* needs a stamp as much as one that is there.
 pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \

@@ -48,7 +48,10 @@ impl Database {
                 .await
                 .map_err(|error| explain(error, &options))?;
             let create = format!("create database \"{}\"", name.replace('"', "\"\""));
-            sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut server).await.context("DATABASE_URL: create the database")?;
+            sqlx::raw_sql(AssertSqlSafe(create))
+                .execute(&mut server)
+                .await
+                .context("DATABASE_URL: create the database")?;
         }
         self.connect().await
     }
@@ -68,7 +71,9 @@ fn explain(error: sqlx::Error, options: &PgConnectOptions) -> anyhow::Error {
     let at = address(options);
     let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
     match code.as_deref() {
-        Some("28P01" | "28000") => anyhow!("DATABASE_URL: {at} refuses user {:?} or its password", options.get_username()),
+        Some("28P01" | "28000") => {
+            anyhow!("DATABASE_URL: {at} refuses user {:?} or its password", options.get_username())
+        }
         Some("3D000") => {
             anyhow!("DATABASE_URL: {at} has no database {:?}", options.get_database().unwrap_or_default())
         }
@@ -91,13 +96,15 @@ pub(crate) enum RedisTrouble {
 /// Checks that Redis answers, and says what is wrong where it doesn't.
 pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConnection, RedisTrouble> {
     let setting = |text: String| RedisTrouble::Setting(anyhow!(text));
-    let info = redis::IntoConnectionInfo::into_connection_info(url)
-        .map_err(|_quotes_the_url| setting("REDIS_URL is not a Redis URL; like redis://127.0.0.1:6379/0".to_owned()))?;
+    let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(|_quotes_the_url| {
+        setting("REDIS_URL is not a Redis URL; like redis://127.0.0.1:6379/0".to_owned())
+    })?;
     let at = info.addr().to_string();
     let client = redis::Client::open(info)
         .map_err(|_quotes_the_url| setting("REDIS_URL is not usable in this build".to_owned()))?;
-    let config =
-        redis::AsyncConnectionConfig::new().set_connection_timeout(Some(LIMIT)).set_response_timeout(Some(LIMIT));
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(LIMIT))
+        .set_response_timeout(Some(LIMIT));
     let connecting = client.get_multiplexed_async_connection_with_config(&config);
     let unreachable = |error: anyhow::Error| RedisTrouble::Unreachable(error);
     let mut connection = match tokio::time::timeout(LIMIT, connecting).await {
@@ -106,13 +113,17 @@ pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConn
             return Err(setting(format!("REDIS_URL: {at} refuses the user or the password")));
         }
         Ok(Err(error)) => {
-            return Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} can't be reached"))));
+            return Err(unreachable(
+                anyhow::Error::new(error).context(format!("REDIS_URL: {at} can't be reached")),
+            ));
         }
         Err(_elapsed) => return Err(unreachable(anyhow!("REDIS_URL: {at} did not answer within {LIMIT:?}"))),
     };
     match redis::cmd("PING").query_async::<String>(&mut connection).await {
         Ok(_pong) => Ok(connection),
-        Err(error) if error.code() == Some("NOAUTH") => Err(setting(format!("REDIS_URL: {at} wants a password"))),
+        Err(error) if error.code() == Some("NOAUTH") => {
+            Err(setting(format!("REDIS_URL: {at} wants a password")))
+        }
         Err(error) => Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} refuses")))),
     }
 }

@@ -6,13 +6,13 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use perto::postgres;
 use perto::proxy::{Fault, FaultProxy};
+use perto::{State, postgres};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +26,7 @@ mod report;
 mod trace;
 
 use faults::{Scheduled, What};
-use fleet::{Member, Plan, Run, Tally};
+use fleet::{Member, Plan, Run, Tally, Window};
 use history::History;
 use trace::Trace;
 
@@ -48,7 +48,7 @@ pub(crate) struct Replay {
     #[arg(long, default_value_t = 0.01, value_name = "RATIO")]
     writes: f64,
     /// Reads under way at once, over all instances
-    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
     /// The bound on staleness
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "TIME")]
@@ -82,6 +82,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     faults::duration(text).ok_or_else(|| format!("{text:?} is no time; like 250ms or 2s"))
 }
 
+/// How long after a fault its window stays open at most.
+const COHERENT_LIMIT: Duration = Duration::from_secs(5);
 /// Largest row: what L2 takes at most by default.
 const MAX_VALUE_BYTES: usize = 1 << 20;
 
@@ -116,6 +118,7 @@ impl Replay {
             self.value_bytes
         );
         ensure!(self.accesses != Some(0), "--accesses: nothing to replay");
+        ensure!(self.faults.len() <= 64, "--faults: at most 64");
         for fault in &self.faults {
             if let What::Pause(at) = fault.what {
                 let there = at < usize::from(self.instances);
@@ -123,7 +126,8 @@ impl Replay {
             }
         }
         // The library knows what a bound must be; ask it before anything is made.
-        let probe = perto::Perto::builder("replay").bound(self.bound).postgres("postgres://localhost").build();
+        let probe =
+            perto::Perto::builder("replay").bound(self.bound).postgres("postgres://localhost").build();
         if let Err(error) = probe {
             bail!("--{error}");
         }
@@ -134,7 +138,8 @@ impl Replay {
         prepare(connection, schema, &trace, self.value_bytes).await?;
         let proxies = if self.faults.is_empty() { None } else { Some(Proxies::start(self).await?) };
         let plan = self.plan(schema, trace, proxies.as_ref())?;
-        let plain_pool = self.database.pool(PgPoolOptions::new().max_connections(2).test_before_acquire(false)).await?;
+        let plain_pool =
+            self.database.pool(PgPoolOptions::new().max_connections(2).test_before_acquire(false)).await?;
         let mut members = Vec::new();
         let mut ready = Vec::new();
         for at in 0..plan.instances {
@@ -204,7 +209,7 @@ impl Replay {
                 fleet::write_plainly(Arc::clone(run), plain_pool, written)
             )
         };
-        let bare = report::BarePublish::new(&self.redis_url, &run.plan.schema).await?;
+        let bare = report::BarePublish::new(&self.redis_url, &run.plan.schema)?;
         let terminal = std::io::stderr().is_terminal();
         tokio::select! {
             _ = async { tokio::join!(all_read, writing) } => {}
@@ -216,7 +221,8 @@ impl Replay {
         report.print(run, members);
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&report)?;
-            std::fs::write(path, json + "\n").with_context(|| format!("--json: {} can't be written", path.display()))?;
+            std::fs::write(path, json + "\n")
+                .with_context(|| format!("--json: {} can't be written", path.display()))?;
         }
         report.verdict(run)
     }
@@ -224,13 +230,21 @@ impl Replay {
     async fn clean_up(&self, schema: &str) -> anyhow::Result<()> {
         let mut connection = self.database.connect().await?;
         let drop_schema = format!("drop schema if exists {schema} cascade");
-        sqlx::raw_sql(AssertSqlSafe(drop_schema)).execute(&mut connection).await.context("drop the replay's schema")?;
+        sqlx::raw_sql(AssertSqlSafe(drop_schema))
+            .execute(&mut connection)
+            .await
+            .context("drop the replay's schema")?;
         unlink_own_keys(&self.redis_url, schema).await
     }
 }
 
 /// Rows for every distinct key, in a schema of their own, watched.
-async fn prepare(connection: &mut PgConnection, schema: &str, trace: &Trace, value_bytes: usize) -> anyhow::Result<()> {
+async fn prepare(
+    connection: &mut PgConnection,
+    schema: &str,
+    trace: &Trace,
+    value_bytes: usize,
+) -> anyhow::Result<()> {
     super::say_error(&format!(
         "{} accesses to {} rows; making the rows in schema {schema}",
         report::grouped(trace.accesses.len() as u64),
@@ -242,7 +256,9 @@ async fn prepare(connection: &mut PgConnection, schema: &str, trace: &Trace, val
            with (fillfactor = 80)"
     );
     sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *connection).await?;
-    let insert = format!("insert into {schema}.rows (id, filler) select id, repeat('x', $2) from unnest($1::bigint[]) id");
+    let insert = format!(
+        "insert into {schema}.rows (id, filler) select id, repeat('x', $2) from unnest($1::bigint[]) id"
+    );
     for ids in trace.ids.chunks(10_000) {
         sqlx::query(AssertSqlSafe(insert.as_str()))
             .bind(ids)
@@ -270,8 +286,10 @@ struct Proxies {
 
 impl Proxies {
     async fn start(replay: &Replay) -> anyhow::Result<Self> {
-        let redis = host_and_port(&replay.redis_url, 6379).context("--faults needs a REDIS_URL with a host")?;
-        let postgres = host_and_port(&replay.database.database_url, 5432).context("--faults needs a DATABASE_URL with a host")?;
+        let redis =
+            host_and_port(&replay.redis_url, 6379).context("--faults needs a REDIS_URL with a host")?;
+        let postgres = host_and_port(&replay.database.database_url, 5432)
+            .context("--faults needs a DATABASE_URL with a host")?;
         Ok(Self {
             redis: FaultProxy::start(redis.as_str()).await?,
             bus: FaultProxy::start(redis.as_str()).await?,
@@ -300,25 +318,39 @@ impl Proxies {
     }
 }
 
-/// Causes each fault at its time. Never returns.
+/// Causes each fault at its time. A fault's window lasts until every instance is coherent again. Never returns.
 async fn cause_faults(run: &Run, members: &[Member], proxies: Option<&Proxies>, redis_url: &str) {
-    let one = async |fault: &Scheduled, ran: &std::sync::atomic::AtomicBool| {
+    let one = async |fault: &Scheduled, window: &Window| {
         tokio::time::sleep(fault.start.saturating_sub(run.history.now())).await;
-        ran.store(true, Ordering::Relaxed);
+        window.open(run.history.now());
+        let mut ran = true;
         match (&fault.what, proxies) {
             (What::Redis(how) | What::Bus(how) | What::Postgres(how), Some(proxies)) => {
                 proxies.set(&fault.what, *how);
                 tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
                 proxies.set(&fault.what, Fault::None);
             }
-            (What::Flush, _) => ran.store(unlink_own_keys(redis_url, &run.plan.schema).await.is_ok(), Ordering::Relaxed),
-            (What::Pause(at), _) => members[*at].pause(fault.length).await,
-            _ => ran.store(false, Ordering::Relaxed),
+            (What::Flush, _) => {
+                ran = unlink_own_keys(redis_url, &run.plan.schema).await.is_ok();
+                tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
+            }
+            (What::Pause(at), _) => {
+                members[*at].pause(fault.length).await;
+                tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
+            }
+            _ => ran = false,
         }
+        let healed = run.history.now();
+        while members.iter().any(|member| member.perto.health().state != State::Coherent)
+            && run.history.now() - healed < COHERENT_LIMIT
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        window.close(run.history.now(), ran);
     };
-    let faults = run.plan.faults.iter().zip(&run.tally.windows).map(|(fault, window)| one(fault, &window.ran));
+    let faults = run.plan.faults.iter().zip(&run.tally.windows).map(|(fault, window)| one(fault, window));
     futures_util::future::join_all(faults).await;
-    std::future::pending().await
+    std::future::pending().await;
 }
 
 async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {

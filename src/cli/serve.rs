@@ -31,7 +31,10 @@ pub(crate) struct Serve {
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         if !self.listen.ip().is_loopback() {
-            bail!("--listen: {} is not a loopback address, and without keys anybody could read and write there", self.listen);
+            bail!(
+                "--listen: {} is not a loopback address, and without keys anybody could read and write there",
+                self.listen
+            );
         }
         let listener = TcpListener::bind(self.listen)
             .await

@@ -29,7 +29,8 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let mut connection = self.database.connect().await?;
-        let watch = postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
+        let watch =
+            postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
         let (tables, done) = if self.remove {
             (postgres::unwatch(&mut connection, &watch).await?, "no longer watched")
         } else {

@@ -108,11 +108,11 @@ mod tests {
     }
 
     impl Oracle {
-        fn below(&mut self, n: u64) -> u64 {
+        fn below(&mut self, n: usize) -> usize {
             self.seed ^= self.seed << 13;
             self.seed ^= self.seed >> 7;
             self.seed ^= self.seed << 17;
-            self.seed % n
+            usize::try_from(self.seed % n as u64).unwrap()
         }
 
         fn snapshot(&self) -> Snapshot {
@@ -141,7 +141,7 @@ mod tests {
             touching: vec![],
             committed: vec![],
         };
-        let width = 1 + db.below(30) as usize;
+        let width = 1 + db.below(30);
         let keep_one_open = db.below(3) == 0;
         let mut bucket = Bucket::default();
         let mut applied = BTreeSet::new();
@@ -158,7 +158,7 @@ mod tests {
                 }
                 3..=5 if db.running.len() > usize::from(keep_one_open) => {
                     let skip = usize::from(keep_one_open);
-                    let at = skip + db.below((db.running.len() - skip) as u64) as usize;
+                    let at = skip + db.below(db.running.len() - skip);
                     let xid = *db.running.iter().nth(at).unwrap();
                     db.running.remove(&xid);
                     if db.touching.contains(&xid) && db.below(10) > 0 {
@@ -166,7 +166,7 @@ mod tests {
                     }
                 }
                 6 if !db.committed.is_empty() => {
-                    let at = db.below(db.committed.len() as u64) as usize;
+                    let at = db.below(db.committed.len());
                     let xid = db.committed[at];
                     bucket.apply(xid, poll.as_ref());
                     applied.insert(xid);
@@ -197,7 +197,7 @@ mod tests {
                     stamps.push((stamp, ended, db.next));
                 }
                 _ if !stamps.is_empty() => {
-                    let at = db.below(stamps.len() as u64) as usize;
+                    let at = db.below(stamps.len());
                     let (stamp, ended, _) = &stamps[at];
                     let truth = applied.iter().all(|xid| ended.contains(xid));
                     let mut broken = bucket;

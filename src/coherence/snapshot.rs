@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn rank_orders_snapshots_by_inclusion() {
-        let steps = ["10:10:", "10:13:10,11", "10:13:10", "10:15:10,13", "15:15:"].map(|s| Snapshot::parse(s).unwrap());
+        let steps = ["10:10:", "10:13:10,11", "10:13:10", "10:15:10,13", "15:15:"]
+            .map(|s| Snapshot::parse(s).unwrap());
         for pair in steps.windows(2) {
             assert!(pair[0].rank() < pair[1].rank());
             assert!((0..20).all(|xid| !pair[0].contains(xid) || pair[1].contains(xid)));
@@ -184,7 +185,8 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in ["", "1", "1:2", "2:1:", "a:b:c", "1:2:x", "1:2:3:4", "-1:2:", "1:99999999999999999999:"] {
+        for text in ["", "1", "1:2", "2:1:", "a:b:c", "1:2:x", "1:2:3:4", "-1:2:", "1:99999999999999999999:"]
+        {
             assert!(Snapshot::parse(text).is_none(), "{text:?}");
         }
     }

@@ -185,7 +185,10 @@ impl PertoBuilder {
         let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
         let poll_interval = self.poll_interval.unwrap_or(Duration::from_millis(250).min(self.bound / 4));
         if self.app.is_empty() || self.app.len() > 64 || !word(&self.app) {
-            return refuse("app", format!("{:?} is not a name: 1 to 64 letters, digits, _, - or .", self.app));
+            return refuse(
+                "app",
+                format!("{:?} is not a name: 1 to 64 letters, digits, _, - or .", self.app),
+            );
         }
         if self.bound < LEAST_BOUND {
             return refuse(

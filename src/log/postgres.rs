@@ -54,7 +54,10 @@ impl PostgresLog {
             None => self.connect().await?,
         };
         let mut rows = self.query(&mut connection, cursor).await?;
-        if rows.first().is_some_and(|row| row.try_get::<Option<i64>, _>("epoch").is_ok_and(|epoch| epoch.is_none())) {
+        if rows
+            .first()
+            .is_some_and(|row| row.try_get::<Option<i64>, _>("epoch").is_ok_and(|epoch| epoch.is_none()))
+        {
             schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
             rows = self.query(&mut connection, cursor).await?;
         }
@@ -63,7 +66,11 @@ impl PostgresLog {
         read(&rows)
     }
 
-    async fn query(&self, connection: &mut PgConnection, cursor: Option<&Snapshot>) -> Result<Vec<PgRow>, LogError> {
+    async fn query(
+        &self,
+        connection: &mut PgConnection,
+        cursor: Option<&Snapshot>,
+    ) -> Result<Vec<PgRow>, LogError> {
         let sql = poll_sql(&self.schema, cursor);
         sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| self.explain(error))
     }
@@ -115,9 +122,8 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
 fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
     let malformed = |what: &str| LogError::Schema(format!("the log's {what} can't be read"));
     let first = rows.first().ok_or_else(|| malformed("meta row"))?;
-    let snapshot_at = |column: &str| -> Option<Snapshot> {
-        Snapshot::parse(first.try_get::<&str, _>(column).ok()?)
-    };
+    let snapshot_at =
+        |column: &str| -> Option<Snapshot> { Snapshot::parse(first.try_get::<&str, _>(column).ok()?) };
     let version: i32 = first.try_get("version").map_err(refused)?;
     if version != schema::VERSION {
         return Err(schema::other_version(version));
@@ -125,14 +131,11 @@ fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
     let epoch: i64 = first.try_get("epoch").map_err(refused)?;
     let read_row = |row: &PgRow| -> Option<Row> {
         let xid = row.try_get::<Option<&str>, _>("xid").ok()??.parse().ok()?;
-        Some(Row {
-            xid,
-            cache: row.try_get("cache").ok()?,
-            key: row.try_get("key").ok()?,
-        })
+        Some(Row { xid, cache: row.try_get("cache").ok()?, key: row.try_get("key").ok()? })
     };
     let nothing = rows.len() == 1 && first.try_get::<Option<&str>, _>("xid").is_ok_and(|xid| xid.is_none());
-    let read_all = || rows.iter().map(read_row).collect::<Option<Vec<Row>>>().ok_or_else(|| malformed("rows"));
+    let read_all =
+        || rows.iter().map(read_row).collect::<Option<Vec<Row>>>().ok_or_else(|| malformed("rows"));
     Ok(Poll {
         snapshot: snapshot_at("snapshot").ok_or_else(|| malformed("snapshot"))?,
         epoch: epoch.cast_unsigned(),
@@ -185,7 +188,9 @@ impl Log for PostgresLog {
             if tables.is_empty() {
                 return Ok(Vec::new());
             }
-            watch::unwatched(&self.pool, &self.schema, cache, tables).await.map_err(|error| self.explain(error))
+            watch::unwatched(&self.pool, &self.schema, cache, tables)
+                .await
+                .map_err(|error| self.explain(error))
         })
     }
 }
@@ -199,8 +204,9 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
     if !matches!(scheme, Some("postgres" | "postgresql")) {
         return Err("not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned());
     }
-    PgConnectOptions::from_str(url)
-        .map_err(|_quotes_the_url| "not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned())
+    PgConnectOptions::from_str(url).map_err(|_quotes_the_url| {
+        "not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned()
+    })
 }
 
 pub(crate) fn refused(error: sqlx::Error) -> LogError {

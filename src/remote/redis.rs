@@ -148,7 +148,12 @@ impl Remote for RedisRemote {
         })
     }
 
-    fn fill<'a>(&'a self, key: &'a str, value: Bytes, ttl: Duration) -> BoxFuture<'a, Result<bool, RemoteError>> {
+    fn fill<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<bool, RemoteError>> {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(1);
             let ttl_ms = ttl.as_millis().max(1);
@@ -168,7 +173,13 @@ impl Remote for RedisRemote {
             let mut pipeline = Pipeline::with_capacity(keys.len());
             let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
             for key in keys {
-                pipeline.cmd("EVALSHA").arg(self.link.invalidate.get_hash()).arg(1).arg(key).arg(xid).arg(ttl_ms);
+                pipeline
+                    .cmd("EVALSHA")
+                    .arg(self.link.invalidate.get_hash())
+                    .arg(1)
+                    .arg(key)
+                    .arg(xid)
+                    .arg(ttl_ms);
             }
             self.run(&pipeline).await.map(drop)
         })

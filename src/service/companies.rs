@@ -76,11 +76,13 @@ pub(super) async fn create(
     let written = service
         .perto
         .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>("insert into companies (name, region) values ($1, $2) returning id, name, region")
-                .bind(new.name)
-                .bind(new.region)
-                .fetch_one(tx)
-                .await
+            sqlx::query_as::<_, Company>(
+                "insert into companies (name, region) values ($1, $2) returning id, name, region",
+            )
+            .bind(new.name)
+            .bind(new.region)
+            .fetch_one(tx)
+            .await
         })
         .await?;
     Ok((StatusCode::CREATED, Done(written)))

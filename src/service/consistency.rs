@@ -18,7 +18,9 @@ use super::problem::Problem;
 pub(super) fn options(headers: &HeaderMap) -> Result<ReadOptions, Problem> {
     let Some(header) = headers.get("perto-at-least") else { return Ok(ReadOptions::default()) };
     let token = header.to_str().ok().and_then(|text| text.parse().ok());
-    token.map(ReadOptions::at_least).ok_or_else(|| Problem::bad_request("perto-at-least: not a token of this service"))
+    token
+        .map(ReadOptions::at_least)
+        .ok_or_else(|| Problem::bad_request("perto-at-least: not a token of this service"))
 }
 
 /// A value that was read.

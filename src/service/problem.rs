@@ -71,7 +71,9 @@ impl From<JsonRejection> for Problem {
 impl From<perto::Error> for Problem {
     fn from(error: perto::Error) -> Self {
         match &error {
-            perto::Error::TokenAhead => Self::bad_request("perto-at-least: the token is ahead of the database"),
+            perto::Error::TokenAhead => {
+                Self::bad_request("perto-at-least: the token is ahead of the database")
+            }
             error if error.is_retryable() => {
                 tracing::warn!(error = error as &dyn std::error::Error, "read failed");
                 Self::unavailable("the database can't be read at the moment")

@@ -12,8 +12,12 @@ pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()>
     sqlx::migrate!().run(&mut *connection).await.context("DATABASE_URL: migrate the service's tables")?;
     postgres::migrate(connection, "perto").await.context("DATABASE_URL: migrate the invalidation log")?;
     for (table, cache, key) in WATCHED {
-        let watch =
-            Watch { schema: "perto".to_owned(), table: table.to_owned(), cache: cache.to_owned(), key: key.to_owned() };
+        let watch = Watch {
+            schema: "perto".to_owned(),
+            table: table.to_owned(),
+            cache: cache.to_owned(),
+            key: key.to_owned(),
+        };
         postgres::watch(connection, &watch).await.with_context(|| format!("DATABASE_URL: watch {table}"))?;
     }
     Ok(())

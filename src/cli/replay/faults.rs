@@ -48,7 +48,9 @@ impl FromStr for Scheduled {
         let (what, when) = text.split_once('@').ok_or_else(|| wrong("no @time"))?;
         let (target, kind) = what.split_once(':').ok_or_else(|| wrong("no target:kind"))?;
         let (start, length) = match when.split_once('+') {
-            Some((start, length)) => (start, Some(duration(length).ok_or_else(|| wrong("the length is no time"))?)),
+            Some((start, length)) => {
+                (start, Some(duration(length).ok_or_else(|| wrong("the length is no time"))?))
+            }
             None => (when, None),
         };
         let start = duration(start).ok_or_else(|| wrong("the start is no time"))?;
@@ -106,9 +108,16 @@ mod tests {
 
     #[test]
     fn a_wrong_schedule_is_refused_with_an_example() {
-        for text in
-            ["", "redis", "redis:cut", "redis:cut@3", "redis:cut@3s", "redis:drop@1s+1s", "instance0:pause@1s+1s", "redis:cut@1s+0s"]
-        {
+        for text in [
+            "",
+            "redis",
+            "redis:cut",
+            "redis:cut@3",
+            "redis:cut@3s",
+            "redis:drop@1s+1s",
+            "instance0:pause@1s+1s",
+            "redis:cut@1s+0s",
+        ] {
             let error = text.parse::<Scheduled>().unwrap_err();
             assert!(error.contains("like redis:cut@3s+4s"), "{text}: {error}");
         }

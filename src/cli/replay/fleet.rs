@@ -60,13 +60,38 @@ pub(super) struct Tally {
     pub(super) stop: AtomicBool,
 }
 
-/// What was counted while a fault lasted.
+/// What was counted of reads that began while a fault lasted.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     pub(super) reads: AtomicU64,
     pub(super) over_bound: AtomicU64,
     pub(super) unverified: AtomicU64,
-    pub(super) ran: AtomicBool,
+    is_open: AtomicBool,
+    times: parking_lot::Mutex<WindowTimes>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct WindowTimes {
+    pub(super) opened: Option<Duration>,
+    pub(super) closed: Option<Duration>,
+    pub(super) ran: bool,
+}
+
+impl Window {
+    pub(super) fn open(&self, now: Duration) {
+        self.times.lock().opened = Some(now);
+        self.is_open.store(true, Ordering::Release);
+    }
+
+    pub(super) fn close(&self, now: Duration, ran: bool) {
+        self.is_open.store(false, Ordering::Release);
+        let mut times = self.times.lock();
+        (times.closed, times.ran) = (Some(now), ran);
+    }
+
+    pub(super) fn times(&self) -> WindowTimes {
+        *self.times.lock()
+    }
 }
 
 impl Tally {
@@ -84,6 +109,12 @@ impl Tally {
             windows: (0..faults).map(|_| Window::default()).collect(),
             stop: AtomicBool::new(false),
         }
+    }
+
+    /// Which fault windows are open, a bit each.
+    fn open_windows(&self) -> u64 {
+        let open = |(at, window): (usize, &Window)| u64::from(window.is_open.load(Ordering::Acquire)) << at;
+        self.windows.iter().enumerate().map(open).sum()
     }
 
     pub(super) fn fail(&self, error: &(dyn std::error::Error + 'static)) {
@@ -135,7 +166,11 @@ pub(super) struct Run {
 
 impl Member {
     /// Starts instance number `at`, and waits until it is coherent.
-    pub(super) async fn start(plan: &Plan, at: usize, runs: oneshot::Receiver<Arc<Run>>) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        plan: &Plan,
+        at: usize,
+        runs: oneshot::Receiver<Arc<Run>>,
+    ) -> anyhow::Result<Self> {
         let (started, starting) = oneshot::channel();
         let (orders, inbox) = mpsc::channel(8);
         let (writes, written) = mpsc::channel(WRITES_QUEUED);
@@ -151,7 +186,10 @@ impl Member {
             .redis(&plan.redis_url)
             .subscribe_at(&plan.subscribe_url)
             .build()?;
-        let (loader_pool, sql) = (pool.clone(), format!("select id, version, filler from {}.rows where id = any($1)", plan.schema));
+        let (loader_pool, sql) = (
+            pool.clone(),
+            format!("select id, version, filler from {}.rows where id = any($1)", plan.schema),
+        );
         let cache = perto
             .cache::<i64, Row>("rows")
             .tables([format!("{}.rows", plan.schema)])
@@ -161,14 +199,18 @@ impl Member {
                 let pool = loader_pool.clone();
                 async move {
                     let rows = query.fetch(&pool).await?;
-                    let row = |(id, version, filler): (i64, i32, String)| (id, Row { version: version.cast_unsigned(), filler });
+                    let row = |(id, version, filler): (i64, i32, String)| {
+                        (id, Row { version: version.cast_unsigned(), filler })
+                    };
                     Ok::<_, sqlx::Error>(rows.by_key(row))
                 }
             })?;
         let (perto_there, cache_there) = (perto.clone(), cache.clone());
         let thread = std::thread::Builder::new().name(format!("instance{}", at + 1)).spawn(move || {
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(live(at, perto_there, cache_there, pool, inbox, written, started, runs)),
+                Ok(runtime) => {
+                    runtime.block_on(live(at, perto_there, cache_there, pool, inbox, written, started, runs));
+                }
                 Err(error) => drop(started.send(Err(error.into()))),
             }
         })?;
@@ -237,10 +279,10 @@ async fn live(
                             for reader in readers {
                                 drop(reader.await);
                             }
-                            drop(done.send(()));
+                            let _gone = done.send(());
                         });
                     }
-                    #[expect(clippy::disallowed_methods, reason = "the whole thread is what stops")]
+                    // The whole thread is what stops.
                     Order::Pause(length) => std::thread::sleep(length),
                     Order::End => break,
                 }
@@ -255,7 +297,10 @@ async fn start(perto: &Perto) -> anyhow::Result<()> {
     perto.start().await?;
     let begun = Instant::now();
     while perto.health().state != State::Coherent {
-        anyhow::ensure!(begun.elapsed() < START_LIMIT, "REDIS_URL: the instance did not become coherent within {START_LIMIT:?}");
+        anyhow::ensure!(
+            begun.elapsed() < START_LIMIT,
+            "REDIS_URL: the instance did not become coherent within {START_LIMIT:?}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
@@ -266,7 +311,10 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
     let (plan, tally) = (&run.plan, &run.tally);
     for count in 1_u64.. {
         let access = run.next[at].fetch_add(1, Ordering::Relaxed) * plan.instances as u64 + at as u64;
-        let Some(row) = usize::try_from(access).ok().and_then(|access| plan.trace.accesses.get(access)) else { return };
+        let Some(row) = usize::try_from(access).ok().and_then(|access| plan.trace.accesses.get(access))
+        else {
+            return;
+        };
         if tally.stop.load(Ordering::Relaxed) {
             return;
         }
@@ -279,7 +327,7 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
         }
         read_one(&run, &cache, *row).await;
         // A hit never waits, and this runtime has other work: the tail.
-        if count % 32 == 0 {
+        if count % 8 == 0 {
             tokio::task::yield_now().await;
         }
     }
@@ -287,6 +335,7 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
 
 async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32) {
     let tally = &run.tally;
+    let windows = tally.open_windows();
     let begun = run.history.begin_read(row);
     let result = cache.get(&run.plan.trace.ids[row as usize]).await;
     let took = run.history.now().saturating_sub(begun.at);
@@ -312,17 +361,20 @@ async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32) {
         tally.unverified.fetch_add(1, Ordering::Relaxed);
     }
     tally.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
-    for (fault, window) in run.plan.faults.iter().zip(&tally.windows) {
-        if (fault.start..fault.end()).contains(&begun.at) {
-            window.reads.fetch_add(1, Ordering::Relaxed);
-            window.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
-            window.unverified.fetch_add(u64::from(!fresh), Ordering::Relaxed);
-        }
+    for (_, window) in tally.windows.iter().enumerate().filter(|(at, _)| windows >> at & 1 == 1) {
+        window.reads.fetch_add(1, Ordering::Relaxed);
+        window.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
+        window.unverified.fetch_add(u64::from(!fresh), Ordering::Relaxed);
     }
 }
 
 /// Writes through an instance: it tells the others.
-async fn write(run: Arc<Run>, perto: Perto, pool: PgPool, rows: Arc<tokio::sync::Mutex<mpsc::Receiver<u32>>>) {
+async fn write(
+    run: Arc<Run>,
+    perto: Perto,
+    pool: PgPool,
+    rows: Arc<tokio::sync::Mutex<mpsc::Receiver<u32>>>,
+) {
     let sql = update_sql(&run.plan.schema);
     loop {
         let Some(row) = rows.lock().await.recv().await else { return };
@@ -343,7 +395,8 @@ pub(super) async fn write_plainly(run: Arc<Run>, pool: PgPool, mut rows: mpsc::R
     let sql = update_sql(&run.plan.schema);
     while let Some(row) = rows.recv().await {
         let id = run.plan.trace.ids[row as usize];
-        let written = sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql.as_str())).bind(id).fetch_one(&pool).await;
+        let written =
+            sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql.as_str())).bind(id).fetch_one(&pool).await;
         record(&run, row, written);
     }
 }
@@ -364,7 +417,11 @@ fn record(run: &Run, row: u32, written: Result<i32, sqlx::Error>) {
 
 /// Gives out writes as the trace goes on: at each access with the ratio's likelihood, on the row of that access; a
 /// quarter of them by plain SQL, the others through the instances in turn.
-pub(super) async fn give_out_writes(run: Arc<Run>, writers: Vec<mpsc::Sender<u32>>, plain: mpsc::Sender<u32>) {
+pub(super) async fn give_out_writes(
+    run: Arc<Run>,
+    writers: Vec<mpsc::Sender<u32>>,
+    plain: mpsc::Sender<u32>,
+) {
     let mut random = Random(run.plan.seed);
     let (mut access, mut given) = (0, 0_usize);
     while access < run.plan.trace.accesses.len() && !run.tally.stop.load(Ordering::Relaxed) {
@@ -374,7 +431,7 @@ pub(super) async fn give_out_writes(run: Arc<Run>, writers: Vec<mpsc::Sender<u32
             if random.unit() < run.plan.writes {
                 given += 1;
                 let to = if given % 4 == 0 { &plain } else { &writers[given % writers.len()] };
-                drop(to.send(run.plan.trace.accesses[access]).await);
+                let _ended = to.send(run.plan.trace.accesses[access]).await;
             }
             access += 1;
         }

@@ -98,8 +98,8 @@ impl Report {
         };
         let fault = |(fault, window): (&super::Scheduled, &super::fleet::Window)| FaultReport {
             name: fault.name.clone(),
-            start_ms: millis(fault.start),
-            end_ms: millis(fault.end()),
+            start_ms: millis(window.times().opened.unwrap_or(fault.start)),
+            end_ms: millis(window.times().closed.unwrap_or(run.history.now())),
             reads: window.reads.load(Ordering::Relaxed),
             over_bound: window.over_bound.load(Ordering::Relaxed),
             unverified: window.unverified.load(Ordering::Relaxed),
@@ -140,38 +140,103 @@ impl Report {
         let line = |name: &str, text: String| crate::cli::say(&format!("  {name:<26} {text}"));
         let share = |n: u64| format!("{:>6.2} %", 100.0 * precise(n) / precise(self.accesses.max(1)));
         crate::cli::say("");
-        line("reads", format!("{} in {:.1} s, {} a second", grouped(self.accesses), self.duration_s, grouped(whole(self.reads_per_s))));
+        line(
+            "reads",
+            format!(
+                "{} in {:.1} s, {} a second",
+                grouped(self.accesses),
+                self.duration_s,
+                grouped(whole(self.reads_per_s))
+            ),
+        );
         line("writes", format!("{} (one in four by plain SQL)", grouped(self.writes)));
         for (name, hits, latency) in [
             ("from L1", self.hits.l1, &self.latency_us.l1),
             ("from L2", self.hits.l2, &self.latency_us.l2),
             ("by a load", self.hits.load, &self.latency_us.load),
         ] {
-            line(name, format!("{}  {:>12}   p50 {:>9.2} µs   p99 {:>9.2} µs", share(hits), grouped(hits), latency.p50, latency.p99));
+            line(
+                name,
+                format!(
+                    "{}  {:>12}   p50 {:>9.2} µs   p99 {:>9.2} µs",
+                    share(hits),
+                    grouped(hits),
+                    latency.p50,
+                    latency.p99
+                ),
+            );
         }
         let over = precise(self.db_reads) / precise(self.db_reads_limit.max(1));
-        line("rows read from Postgres", format!("{}, {over:.3} × the {} that the trace demands", grouped(self.db_reads), grouped(self.db_reads_limit)));
+        line(
+            "rows read from Postgres",
+            format!(
+                "{}, {over:.3} × the {} that the trace demands",
+                grouped(self.db_reads),
+                grouped(self.db_reads_limit)
+            ),
+        );
         line("reads saved", format!("{:.2} %", 100.0 * self.db_reads_saved));
         let staleness = &self.staleness_ms;
-        line("staleness of fresh reads", format!("p50 {} ms   p99 {} ms   p99.9 {} ms   max {} ms   bound {} ms", staleness.p50, staleness.p99, staleness.p999, staleness.max, self.bound_ms));
+        line(
+            "staleness of fresh reads",
+            format!(
+                "p50 {} ms   p99 {} ms   p99.9 {} ms   max {} ms   bound {} ms",
+                staleness.p50, staleness.p99, staleness.p999, staleness.max, self.bound_ms
+            ),
+        );
         let propagation = &self.propagation_us;
-        line("writer to eviction", format!("p50 {:.0} µs   p99 {:.0} µs   max {:.0} µs", propagation.p50, propagation.p99, propagation.max));
-        line("bare PUBLISH to subscriber", format!("p50 {:.0} µs   p99 {:.0} µs   (same run)", us(self.bare_publish.0), us(self.bare_publish.1)));
+        line(
+            "writer to eviction",
+            format!(
+                "p50 {:.0} µs   p99 {:.0} µs   max {:.0} µs",
+                propagation.p50, propagation.p99, propagation.max
+            ),
+        );
+        line(
+            "bare PUBLISH to subscriber",
+            format!(
+                "p50 {:.0} µs   p99 {:.0} µs   (same run)",
+                us(self.bare_publish.0),
+                us(self.bare_publish.1)
+            ),
+        );
         line("repairs by the tail", grouped(self.repairs));
         line("unverified reads", grouped(self.unverified_reads));
-        line("errors", match &*run.tally.first_error.lock() {
-            Some(first) => format!("{}   the first: {first}", grouped(self.errors)),
-            None => grouped(self.errors),
-        });
+        line(
+            "errors",
+            match &*run.tally.first_error.lock() {
+                Some(first) => format!("{}   the first: {first}", grouped(self.errors)),
+                None => grouped(self.errors),
+            },
+        );
         for fault in &self.faults {
-            line(&fault.name, format!("{} reads, {} over the bound, {} unverified", grouped(fault.reads), fault.over_bound, grouped(fault.unverified)));
+            line(
+                &fault.name,
+                format!(
+                    "{} reads, {} over the bound, {} unverified; from {} ms until all were coherent at {} ms",
+                    grouped(fault.reads),
+                    fault.over_bound,
+                    grouped(fault.unverified),
+                    fault.start_ms,
+                    fault.end_ms
+                ),
+            );
         }
         for (at, member) in members.iter().enumerate() {
             let (health, stats) = (member.perto.health(), member.perto.stats());
-            line(&format!("instance{}", at + 1), format!(
-                "{}; {} polls, {} failed; {} hints, {} gaps; {} recoveries; {} L2 errors",
-                health.state, grouped(stats.polls), stats.poll_errors, grouped(stats.hints), stats.gaps, stats.recoveries, stats.l2_errors
-            ));
+            line(
+                &format!("instance{}", at + 1),
+                format!(
+                    "{}; {} polls, {} failed; {} hints, {} gaps; {} recoveries; {} L2 errors",
+                    health.state,
+                    grouped(stats.polls),
+                    stats.poll_errors,
+                    grouped(stats.hints),
+                    stats.gaps,
+                    stats.recoveries,
+                    stats.l2_errors
+                ),
+            );
         }
         line("READS OVER THE BOUND", grouped(self.reads_over_bound));
     }
@@ -179,12 +244,21 @@ impl Report {
     /// Whether the run shows what it is for.
     pub(super) fn verdict(&self, run: &Run) -> anyhow::Result<()> {
         for (fault, window) in run.plan.faults.iter().zip(&run.tally.windows) {
-            if !window.ran.load(Ordering::Relaxed) {
-                bail!("--faults: {} never ran: the replay took {:.1} s; slow it down with --rate", fault.name, self.duration_s);
+            let times = window.times();
+            if times.opened.is_none() || (times.closed.is_some() && !times.ran) {
+                bail!(
+                    "--faults: {} never ran: the replay took {:.1} s; slow it down with --rate",
+                    fault.name,
+                    self.duration_s
+                );
             }
         }
         if self.reads_over_bound > 0 {
-            bail!("the promise is broken: {} reads were staler than {} ms", self.reads_over_bound, self.bound_ms);
+            bail!(
+                "the promise is broken: {} reads were staler than {} ms",
+                self.reads_over_bound,
+                self.bound_ms
+            );
         }
         Ok(())
     }
@@ -199,8 +273,11 @@ pub(super) async fn show_progress(run: &Run, members: &[Member], terminal: bool)
         let (reads, now) = (run.tally.reads.load(Ordering::Relaxed), run.history.now());
         let rate = precise(reads - last.0) / (now - last.1).as_secs_f64();
         last = (reads, now);
-        let share = |tier: usize| 100.0 * precise(run.tally.hits[tier].load(Ordering::Relaxed)) / precise(reads.max(1));
-        let states: Vec<String> = members.iter().map(|member| member.perto.health().state.to_string()).collect();
+        let share = |tier: usize| {
+            100.0 * precise(run.tally.hits[tier].load(Ordering::Relaxed)) / precise(reads.max(1))
+        };
+        let states: Vec<String> =
+            members.iter().map(|member| member.perto.health().state.to_string()).collect();
         let line = format!(
             "{:>3.0} %  {:>5.1} s  {:>8} reads/s  L1 {:.1} %  L2 {:.1} %  load {:.1} %  over the bound {}  [{}]",
             100.0 * precise(reads) / precise(run.plan.trace.accesses.len() as u64),
@@ -229,7 +306,7 @@ pub(super) struct BarePublish {
 }
 
 impl BarePublish {
-    pub(super) async fn new(redis_url: &str, schema: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(redis_url: &str, schema: &str) -> anyhow::Result<Self> {
         let client = redis::Client::open(redis_url).context("REDIS_URL")?;
         Ok(Self { client, channel: format!("perto:{schema}:bare"), histogram: Arc::default() })
     }
@@ -238,7 +315,7 @@ impl BarePublish {
     pub(super) async fn measure(&self) {
         // Trouble here is not the replay's: the figure is missing then.
         drop(self.try_measure().await);
-        std::future::pending().await
+        std::future::pending().await;
     }
 
     async fn try_measure(&self) -> redis::RedisResult<()> {
@@ -249,7 +326,8 @@ impl BarePublish {
         loop {
             let sent = Instant::now();
             let publish = redis::cmd("PUBLISH").arg(&self.channel).arg("x").to_owned();
-            let (published, message) = tokio::join!(publish.query_async::<()>(&mut publisher), messages.next());
+            let (published, message) =
+                tokio::join!(publish.query_async::<()>(&mut publisher), messages.next());
             published?;
             if message.is_some() {
                 self.histogram.record(sent.elapsed());
@@ -284,7 +362,11 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is a small positive number")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is a small positive number"
+)]
 fn whole(number: f64) -> u64 {
     number.max(0.0) as u64
 }

@@ -24,7 +24,8 @@ impl Trace {
     /// The first `limit` accesses of a file, from its beginning again where it has fewer.
     pub(super) fn recorded(path: &Path, limit: Option<usize>) -> anyhow::Result<Self> {
         let name = path.display();
-        let mut file = BufReader::new(File::open(path).with_context(|| format!("TRACE: {name} can't be opened"))?);
+        let mut file =
+            BufReader::new(File::open(path).with_context(|| format!("TRACE: {name} can't be opened"))?);
         let mut magic = [0; 6];
         let read = file.read(&mut magic).with_context(|| format!("TRACE: {name} can't be read"))?;
         if magic[..read] != XZ_MAGIC {
@@ -36,7 +37,9 @@ impl Trace {
             match read_word(&mut reader) {
                 Ok(Some(word)) => accesses.push(word),
                 Ok(None) => break,
-                Err(_broken) => bail!("TRACE: {name} is cut short or corrupt after {} accesses", accesses.len()),
+                Err(_broken) => {
+                    bail!("TRACE: {name} is cut short or corrupt after {} accesses", accesses.len())
+                }
             }
         }
         if accesses.is_empty() {
@@ -100,7 +103,7 @@ fn read_word(reader: &mut impl Read) -> std::io::Result<Option<u32>> {
     Ok(Some(u32::from_be_bytes(word)))
 }
 
-/// SplitMix64 (Steele, Lea, Flood, 2014): good enough to choose keys with, and the same everywhere.
+/// `SplitMix64` (Steele, Lea, Flood, 2014): good enough to choose keys with, and the same everywhere.
 #[derive(Debug, Clone)]
 pub(super) struct Random(pub(super) u64);
 
@@ -138,9 +141,11 @@ mod tests {
     fn what_is_no_trace_is_refused() {
         let dir = std::env::temp_dir().join(format!("perto-trace-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        for (name, bytes) in
-            [("text", b"hello world".as_slice()), ("empty", b""), ("head", &[0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4])]
-        {
+        for (name, bytes) in [
+            ("text", b"hello world".as_slice()),
+            ("empty", b""),
+            ("head", &[0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4]),
+        ] {
             let path = dir.join(name);
             std::fs::write(&path, bytes).unwrap();
             let error = Trace::recorded(&path, None).unwrap_err().to_string();

@@ -21,7 +21,9 @@ pub(crate) fn check_name(schema: &str) -> Result<(), String> {
     if begins && schema.len() <= MAX_NAME_BYTES && schema.bytes().all(plain) && !schema.starts_with("pg_") {
         Ok(())
     } else {
-        Err(format!("schema {schema:?} must be 1 to {MAX_NAME_BYTES} of a-z, 0-9 and _, not beginning with a digit"))
+        Err(format!(
+            "schema {schema:?} must be 1 to {MAX_NAME_BYTES} of a-z, 0-9 and _, not beginning with a digit"
+        ))
     }
 }
 
@@ -53,7 +55,8 @@ pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), 
         }
     } else {
         let sql = include_str!("schema.sql").replace("perto.", &format!("{schema}."));
-        let sql = sql.replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"));
+        let sql = sql
+            .replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"));
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(refused)?;
     }
     tx.commit().await.map_err(refused)

@@ -25,8 +25,9 @@ pub struct Watch {
 
 const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
-/// Installs the triggers on a table and its partitions, or replaces them. Running writers are waited for, up to five
-/// seconds; the whole cache is invalidated in the same transaction, so that nothing loaded before is trusted.
+/// Installs the triggers on a table and its partitions, or replaces them.
+///
+/// Running writers are waited for, up to five seconds; the whole cache is invalidated in the same transaction, so that nothing loaded before is trusted.
 ///
 /// Writes by logical replication don't fire statement triggers: a subscriber's table is not covered.
 ///
@@ -48,7 +49,11 @@ pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<S
             run(&mut tx, &trigger_sql(watch, table, event)).await?;
         }
     }
-    let everything = format!("insert into {}.invalidation (cache, keys) values ({}, null)", watch.schema, literal(&watch.cache));
+    let everything = format!(
+        "insert into {}.invalidation (cache, keys) values ({}, null)",
+        watch.schema,
+        literal(&watch.cache)
+    );
     run(&mut tx, &everything).await?;
     tx.commit().await.map_err(refused)?;
     Ok(tables.into_iter().map(|table| table.name).collect())
@@ -151,7 +156,10 @@ fn function_sql(watch: &Watch, table: &Table) -> String {
             MAX_KEYS_PER_ROW + 1
         )
     };
-    let (new, old) = (format!("select ({key})::text as k from new_rows"), format!("select ({key})::text as k from old_rows"));
+    let (new, old) = (
+        format!("select ({key})::text as k from new_rows"),
+        format!("select ({key})::text as k from old_rows"),
+    );
     format!(
         "create function {}() returns trigger language plpgsql security definer \
            set search_path = pg_catalog, pg_temp as $perto$ \
