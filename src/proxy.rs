@@ -158,7 +158,7 @@ fn reset_on_close(stream: &TcpStream) {
 
 async fn until_cut(faults: &mut watch::Receiver<Fault>) {
     if faults.wait_for(|fault| *fault == Fault::Cut).await.is_err() {
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 }
 

@@ -350,7 +350,7 @@ async fn cause_faults(run: &Run, members: &[Member], proxies: Option<&Proxies>, 
     };
     let faults = run.plan.faults.iter().zip(&run.tally.windows).map(|(fault, window)| one(fault, window));
     futures_util::future::join_all(faults).await;
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
 async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {

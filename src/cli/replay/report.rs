@@ -315,7 +315,7 @@ impl BarePublish {
     pub(super) async fn measure(&self) {
         // Trouble here is not the replay's: the figure is missing then.
         drop(self.try_measure().await);
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 
     async fn try_measure(&self) -> redis::RedisResult<()> {
