@@ -1,0 +1,47 @@
+//! One L1 hit in instructions, for callgrind: `scripts/instructions`. Usage: `instructions moka|perto i64|string COUNT`
+#![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bench")]
+#![allow(clippy::panic, clippy::missing_panics_doc, unreachable_pub, dead_code, reason = "a bench")]
+
+mod setup;
+
+use std::hint::black_box;
+
+use setup::{Bed, Id, ROWS, bare_moka, zipf};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let [what, key, count] = arguments.as_slice() else {
+        // `cargo bench` runs every bench; this one counts only under callgrind.
+        return;
+    };
+    let count: usize = count.parse().expect("COUNT is a number");
+    match key.as_str() {
+        "i64" => run::<i64>(what, count),
+        _ => run::<String>(what, count),
+    }
+}
+
+fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let keys: Vec<K> = zipf(count).into_iter().map(|id| K::from(Id(id))).collect();
+    runtime.block_on(async {
+        if what == "moka" {
+            let moka = bare_moka::<K>();
+            for key in &keys {
+                black_box(moka.get(key));
+            }
+            return;
+        }
+        let bed = Bed::make().await;
+        let (perto, cache) = bed.instance::<K>(64 << 20).await;
+        let all: Vec<K> = (0..ROWS).map(|id| K::from(Id(id))).collect();
+        cache.get_many(&all).await.expect("load");
+        let (_entries, _bytes) = cache.size();
+        for key in &keys {
+            black_box(cache.get(key).await.is_ok());
+        }
+        assert_eq!(cache.stats().l1_hits, count as u64, "every read was to be a hit");
+        perto.shutdown().await;
+        bed.clean_up().await;
+    });
+}

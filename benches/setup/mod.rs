@@ -1,0 +1,162 @@
+//! What all benches stand on: real engines, a schema of their own, an instance.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use perto::{Cache, Load, Perto, State, postgres};
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+/// About 260 bytes encoded: a chat message.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Message {
+    pub id: i64,
+    pub author: String,
+    pub body: String,
+}
+
+pub const ROWS: i64 = 10_000;
+
+/// A schema with rows, and how to reach it.
+#[derive(Debug)]
+pub struct Bed {
+    pub schema: String,
+    pub pool: PgPool,
+    pub postgres_url: String,
+    pub redis_url: String,
+}
+
+impl Bed {
+    pub async fn make() -> Self {
+        let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make bench`"));
+        let (postgres_url, redis_url) = (variable("DATABASE_URL"), variable("REDIS_URL"));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let schema = format!("bench_{}_{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let mut connection = PgConnection::connect(&postgres_url).await.expect("DATABASE_URL");
+        postgres::migrate(&mut connection, &schema).await.expect("migrate");
+        let sql = format!(
+            "create table {schema}.messages (id bigint primary key, author text not null, body text not null); \
+             insert into {schema}.messages select n, 'author ' || n, repeat('x', 230) from generate_series(0, {}) n; \
+             analyze {schema}.messages",
+            ROWS - 1
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.expect("rows");
+        let pool = PgPool::connect(&postgres_url).await.expect("DATABASE_URL");
+        Self { schema, pool, postgres_url, redis_url }
+    }
+
+    pub async fn watch(&self) {
+        let mut connection = PgConnection::connect(&self.postgres_url).await.expect("DATABASE_URL");
+        let watch = postgres::Watch {
+            schema: self.schema.clone(),
+            table: format!("{}.messages", self.schema),
+            cache: "messages".to_owned(),
+            key: "id".to_owned(),
+        };
+        postgres::watch(&mut connection, &watch).await.expect("watch");
+    }
+
+    /// A coherent instance, with a cache of so many bytes in L1. `id` makes the keys of two caches differ in type only.
+    pub async fn instance<K: perto::Key + From<Id>>(&self, capacity_bytes: u64) -> (Perto, Cache<K, Message>) {
+        let perto = Perto::builder(&self.schema)
+            .schema(&self.schema)
+            .bound(Duration::from_secs(30))
+            .poll_interval(Duration::from_millis(250))
+            .postgres(&self.postgres_url)
+            .redis(&self.redis_url)
+            .build()
+            .expect("settings");
+        let (pool, sql) = (self.pool.clone(), self.load_sql());
+        let cache = perto
+            .cache::<K, Message>("messages")
+            .capacity_bytes(capacity_bytes)
+            .loader(move |load: Load<K>| {
+                let ids: Vec<i64> = load.keys.iter().map(|key| key.to_string().parse().unwrap_or(-1)).collect();
+                let query = postgres::query_as::<(i64, String, String)>(&sql).bind(ids);
+                let pool = pool.clone();
+                async move {
+                    let rows = query.fetch(&pool).await?;
+                    Ok::<_, sqlx::Error>(
+                        rows.by_key(|(id, author, body)| (K::from(Id(id)), Message { id, author, body })),
+                    )
+                }
+            })
+            .expect("cache");
+        perto.start().await.expect("start");
+        while perto.health().state != State::Coherent {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        (perto, cache)
+    }
+
+    pub fn load_sql(&self) -> String {
+        format!("select id, author, body from {}.messages where id = any($1)", self.schema)
+    }
+
+    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.redis_url.as_str()).expect("REDIS_URL");
+        client.get_multiplexed_async_connection().await.expect("REDIS_URL")
+    }
+
+    pub async fn clean_up(&self) {
+        let sql = format!("drop schema {} cascade", self.schema);
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.expect("drop the schema");
+        let mut redis = self.connection().await;
+        let pattern = format!("perto:{}:*", self.schema);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.expect("KEYS");
+        for keys in keys.chunks(1_000) {
+            redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut redis).await.expect("UNLINK");
+        }
+    }
+}
+
+/// A key's number, whatever the key's type.
+#[derive(Debug)]
+pub struct Id(pub i64);
+
+impl From<Id> for i64 {
+    fn from(id: Id) -> Self {
+        id.0
+    }
+}
+
+impl From<Id> for String {
+    /// Padded: 24 bytes, like many keys.
+    fn from(id: Id) -> Self {
+        format!("{:024}", id.0)
+    }
+}
+
+/// Row numbers by Zipf's law, the same at each run.
+pub fn zipf(count: usize) -> Vec<i64> {
+    let mut sums = Vec::new();
+    let mut sum = 0.0;
+    for rank in 1..=ROWS {
+        sum += 1.0 / rank as f64;
+        sums.push(sum);
+    }
+    let mut state = 7_u64;
+    let mut unit = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    (0..count)
+        .map(|_| {
+            let drawn = unit() * sum;
+            (sums.partition_point(|s| *s < drawn) as i64).wrapping_mul(7_919) % ROWS
+        })
+        .collect()
+}
+
+/// What one would build without Perto for the first tier.
+pub fn bare_moka<K: perto::Key + From<Id>>() -> moka::sync::Cache<K, Arc<Message>> {
+    let cache = moka::sync::Cache::new(2 * ROWS as u64);
+    for id in 0..ROWS {
+        cache.insert(K::from(Id(id)), Arc::new(Message { id, author: format!("author {id}"), body: "x".repeat(230) }));
+    }
+    cache.run_pending_tasks();
+    cache
+}
