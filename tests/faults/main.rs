@@ -10,4 +10,6 @@ mod support;
 mod world;
 
 mod hints;
+mod postgres_down;
+mod redis_down;
 mod stale_fills;

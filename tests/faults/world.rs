@@ -19,8 +19,10 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use crate::support::engines::{self, CleanUp};
 use crate::support::wait::eventually;
 
-/// The bound of all instances here, unless a test says otherwise: the default. Polls come every 250 ms.
+/// The bound of all instances here, unless a test says otherwise: the default.
 pub(crate) const BOUND: Duration = Duration::from_secs(1);
+/// Shorter than the default of 250 ms: most waits here are for two polls.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// So many tests run at a time, however many cores there are: each has several instances.
 static PLACES: Semaphore = Semaphore::const_new(4);
@@ -147,7 +149,7 @@ impl World {
     {
         let builder =
             Perto::builder(&self.name).schema(&self.name).postgres(&self.database).redis(&self.redis);
-        let perto = perto(builder).build().unwrap();
+        let perto = perto(builder.poll_interval(POLL_INTERVAL)).build().unwrap();
         let gate = Arc::new(Gate::default());
         let passing = Arc::clone(&gate);
         let items = cache(perto.cache("item").tables([format!("{}.items", self.name)]))
