@@ -9,6 +9,7 @@
 mod support;
 mod world;
 
+mod epochs;
 mod hints;
 mod postgres_down;
 mod redis_down;

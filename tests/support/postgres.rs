@@ -65,6 +65,23 @@ impl PrivatePostgres {
         self.process.kill();
     }
 
+    /// Ends it in order, like an operator: what is committed is kept, unlogged tables too.
+    pub(crate) fn stop_in_order(&mut self) {
+        self.signal(Signal::INT);
+        self.kill();
+    }
+
+    /// Starts it on another port for `work`, and then again on its own: those who wait for it find it when the work
+    /// is done.
+    pub(crate) async fn restart_then(&mut self, work: impl AsyncFnOnce(String)) {
+        let port = std::mem::replace(&mut self.port, free_port());
+        self.restart().await;
+        work(self.url("postgres")).await;
+        self.stop_in_order();
+        self.port = port;
+        self.restart().await;
+    }
+
     /// Starts it again on its port.
     pub(crate) async fn restart(&mut self) {
         let url = self.url("postgres");
@@ -125,6 +142,16 @@ impl PrivatePostgres {
         self.folder.0.join("data")
     }
 
+    /// Signals the server's first process, and waits a while for its end.
+    fn signal(&mut self, signal: Signal) {
+        let Some(pid) = self.postmaster() else { return };
+        let _ = kill_process(pid, signal);
+        let began = Instant::now();
+        while !self.process.has_ended() && began.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The id of the server's first process, by its own word: a prefix may have put another process between.
     fn postmaster(&self) -> Option<Pid> {
         let started = self.process.id()?;
@@ -138,13 +165,7 @@ impl PrivatePostgres {
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
         // The quick end, which takes its children along; a kill if that does not help.
-        if let Some(pid) = self.postmaster() {
-            let _ = kill_process(pid, Signal::QUIT);
-            let began = Instant::now();
-            while !self.process.has_ended() && began.elapsed() < Duration::from_secs(5) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        self.signal(Signal::QUIT);
         self.kill();
     }
 }
