@@ -193,7 +193,9 @@ async fn a_dump_restored_elsewhere_is_another_epoch() {
     let pattern = format!("perto:{}:*", world.name);
     eventually("all are in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 10).await;
     // A transaction number that this cluster may take for one of the future.
-    world.sql("insert into invalidation (xid, cache, keys) values ('9000000000'::xid8, 'other', '{1}')").await;
+    world
+        .sql("insert into invalidation (xid, cache, keys) values ('9000000000'::xid8, 'other', '{1}')")
+        .await;
 
     world.sql("create database elsewhere").await;
     postgres.dump_into("postgres", "elsewhere");

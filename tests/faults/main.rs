@@ -11,6 +11,8 @@ mod world;
 
 mod epochs;
 mod hints;
+mod loads;
 mod postgres_down;
 mod redis_down;
 mod stale_fills;
+mod writes;
