@@ -273,6 +273,8 @@ impl Shared {
         self.signals.closed.store(true, Ordering::Release);
         self.signals.observe(State::Closed);
         self.ending.cancel();
+        // Nobody follows the log for L1 any more: no hit from now on.
+        self.coherence.lease.begin_era();
         self.tasks.close();
         // The caches know the instance, and the instance the caches.
         *self.caches.write() = Arc::default();

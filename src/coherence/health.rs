@@ -152,7 +152,7 @@ impl Signals {
         let bus_up = self.bus_up.load(Ordering::Acquire);
         let state = if self.closed.load(Ordering::Acquire) {
             State::Closed
-        } else if !coherence.buckets.polled() {
+        } else if !(coherence.buckets.polled() && held.ever_valid()) {
             State::Recovering
         } else if !held.valid_at(now) {
             State::Unverified

@@ -26,14 +26,15 @@ impl Lease {
     /// After every row of the poll has been applied: whoever sees this lease sees the evictions too.
     pub(crate) fn extend(&self, sent_ms: u64, bound: Duration) {
         let deadline = sent_ms + u64::try_from(bound.as_millis()).unwrap_or(DEADLINE_MASK);
-        let era = self.held().0 & !DEADLINE_MASK;
-        self.0.store(era | deadline.min(DEADLINE_MASK), Ordering::Release);
+        // In one step: the era may end at the same time, by a shutdown.
+        let extended = |lease| Some((lease & !DEADLINE_MASK) | deadline.min(DEADLINE_MASK));
+        let _always = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, extended);
     }
 
     /// Ends the lease and begins a new era: every entry of L1 is dead at once.
     pub(crate) fn begin_era(&self) {
-        let next = (self.held().0 >> DEADLINE_BITS).wrapping_add(1) << DEADLINE_BITS;
-        self.0.store(next, Ordering::Release);
+        let next = |lease: u64| Some((lease >> DEADLINE_BITS).wrapping_add(1) << DEADLINE_BITS);
+        let _always = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 }
 

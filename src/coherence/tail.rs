@@ -23,12 +23,14 @@ pub(crate) struct Tail {
     shared: Arc<Shared>,
     /// Of the last poll whose rows have all been applied. New rows are those it does not contain.
     cursor: Option<Snapshot>,
+    /// Why there is no cursor, where there is none.
+    lost: Recovery,
     failing: bool,
 }
 
 impl Tail {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, failing: false }
+        Self { shared, cursor: None, lost: Recovery::Start, failing: false }
     }
 
     /// Polls until the instance is shut down. Never returns.
@@ -66,7 +68,7 @@ impl Tail {
         let sent_ms = self.shared.coherence.clock.now_ms();
         let poll = self.read(self.cursor.as_ref()).await?;
         let why = match &self.cursor {
-            None => Some(Recovery::Start),
+            None => Some(self.lost),
             Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
             Some(cursor) if cursor.rank() < poll.trimmed.rank() => Some(Recovery::Trimmed),
             Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
@@ -97,6 +99,8 @@ impl Tail {
         if self.cursor.take().is_some() {
             // The rows were read by a cursor that means nothing any more.
             shared.coherence.lease.begin_era();
+            self.lost = why;
+            shared.signals.changed();
             poll = self.read(None).await?;
         }
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };

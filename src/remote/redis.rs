@@ -159,7 +159,11 @@ impl Remote for RedisRemote {
             let ttl_ms = ttl.as_millis().max(1);
             pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]);
             pipeline.arg(u64::try_from(ttl_ms).unwrap_or(u64::MAX));
-            Ok(self.run(&pipeline).await? == [1])
+            match self.run(&pipeline).await {
+                // Full, and evicting nothing. It is up: hints and what it holds are as good as ever.
+                Err(RemoteError::Failed(cause)) if cause.to_string().contains("OOM") => Ok(false),
+                put => Ok(put? == [1]),
+            }
         })
     }
 

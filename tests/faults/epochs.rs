@@ -1,0 +1,233 @@
+//! New epochs: Postgres crashes or is restored elsewhere, and transaction numbers may be used again. Nothing from an
+//! old epoch is served in the new one.
+//!
+//! In these tests rows change with the triggers off while an epoch ends: nothing but the epoch can tell.
+
+use std::time::Duration;
+
+use perto::proxy::{Fault, FaultProxy};
+use perto::{Event, Freshness, Recovery, State, Tier};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::support::engines::{keys, moved_to, place_of, redis_at, redis_url};
+use crate::support::postgres::PrivatePostgres;
+use crate::support::wait::{ends, eventually};
+use crate::world::{World, coherent};
+
+impl World {
+    /// Changes every row behind everybody's back.
+    async fn change_untold(&self) {
+        let watch =
+            |event: &str| format!("alter table items enable always trigger \"{}:item:{event}\"", self.name);
+        let again = ["insert", "update", "delete", "truncate"].map(watch).join("; ");
+        self.sql(&format!("alter table items disable trigger all; update items set v = v + 100; {again}"))
+            .await;
+    }
+}
+
+/// Killed as by a power cut, and back: `boot` is empty, the epoch another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_postgres_crashes_nothing_from_the_old_epoch_is_served() {
+    let mut postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    world.sql("insert into items select n, 1 from generate_series(1, 10) n").await;
+    a.polled().await;
+    for id in 1..=10 {
+        assert_eq!(a.fresh(id).await, Some(1));
+    }
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*", world.name);
+    eventually("all are in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 10).await;
+    let old = a.perto.health().epoch;
+
+    postgres.kill();
+    a.becomes(State::Unverified).await;
+    assert!(matches!(a.read(1).await.freshness, Freshness::Unverified { .. }));
+    // Nobody who follows the log may see the database before the rows have changed: it listens elsewhere till then.
+    postgres
+        .restart_then(async |url| {
+            let mut connection = PgConnection::connect(&url).await.unwrap();
+            let boot: i64 =
+                sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {}.boot", world.name)))
+                    .fetch_one(&mut connection)
+                    .await
+                    .unwrap();
+            assert_eq!(boot, 0, "an unlogged table is empty after a crash");
+            let sql = format!(
+                "set search_path = {}; alter table items disable trigger all; update items set v = 2",
+                world.name
+            );
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        })
+        .await;
+
+    for instance in [&a, &b] {
+        instance.tells(Event::Recovered { why: Recovery::NewEpoch }).await;
+        instance.becomes(State::Coherent).await;
+        for id in 1..=10 {
+            assert_eq!(instance.fresh(id).await, Some(2), "{id}");
+        }
+        assert_ne!(instance.perto.health().epoch, old);
+    }
+    assert_eq!(a.perto.health().epoch, b.perto.health().epoch, "one token for all");
+    let current = format!("perto:{}:{:016x}:*", world.name, a.perto.health().epoch);
+    eventually("L2 is filled anew", async || keys(&mut redis, &current).await.unwrap().len() == 10).await;
+}
+
+/// Stopped in order, the token survives: nothing is dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_postgres_is_restarted_in_order_everything_cached_is_still_good() {
+    let mut postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    world.put(1, 1).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    postgres.stop_in_order();
+    a.becomes(State::Unverified).await;
+    postgres.restart().await;
+    a.becomes(State::Coherent).await;
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local));
+    assert!(!a.events().contains(&Event::Recovered { why: Recovery::NewEpoch }));
+    world.put(1, 2).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(2));
+}
+
+/// The load has read the old database. Its reader gets what the new one says, and neither tier gets the old value.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_begun_in_an_old_epoch_is_dropped() {
+    let world = World::new().await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    world.put(1, 1).await;
+    a.polled().await;
+    a.gate.close();
+    let reading = a.reading(1);
+    a.gate.holds(1).await;
+    world.change_untold().await;
+    world.forget_the_epoch().await;
+    a.tells(Event::Recovered { why: Recovery::NewEpoch }).await;
+    b.tells(Event::Recovered { why: Recovery::NewEpoch }).await;
+    coherent([&a, &b]).await;
+    a.gate.open();
+
+    let read = ends("the held read", reading).await.unwrap().unwrap();
+    assert_eq!((read.value.as_deref(), read.freshness), (Some(&101), Freshness::Fresh));
+    assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(101), Some(101)));
+}
+
+/// Entries of both tiers, by the token alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_cached_outlives_its_epoch() {
+    let world = World::new().await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    world.put(1, 1).await;
+    a.polled().await;
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*:1", world.name);
+    for round in 0..5 {
+        let v = 1 + 100 * round;
+        assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(v), Some(v)));
+        let filled = usize::try_from(round + 1).unwrap();
+        eventually("it is in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == filled).await;
+        let recoveries = (a.perto.stats().recoveries, b.perto.stats().recoveries);
+        world.change_untold().await;
+        world.forget_the_epoch().await;
+        eventually("both have recovered", async || {
+            a.perto.stats().recoveries > recoveries.0 && b.perto.stats().recoveries > recoveries.1
+        })
+        .await;
+        a.polled().await;
+        b.polled().await;
+    }
+    assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(501), Some(501)));
+}
+
+/// 250 ms each way: the poll that finds the epoch changed takes half a second, the one that reads the log anew as long.
+/// In between reads are loads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_in_a_new_epoch_is_recovering_until_it_has_read_the_log() {
+    let world = World::new().await;
+    let proxy = FaultProxy::start(place_of(&world.database)).await.unwrap();
+    let proxied = moved_to(&world.database, &proxy.address().to_string());
+    let a =
+        world.start_with(|perto| perto.postgres(&proxied).bound(Duration::from_secs(3)), |cache| cache).await;
+    coherent([&a]).await;
+    world.put(1, 1).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    // This one will write the next token: over the slow line that would take longer than a poll may.
+    let b = world.start().await;
+    world.change_untold().await;
+    proxy.set(Fault::Delay(Duration::from_millis(250)));
+    world.forget_the_epoch().await;
+    a.becomes(State::Recovering).await;
+    let read = a.read(1).await;
+    assert_eq!((read.value.as_deref(), read.tier), (Some(&101), Tier::Load));
+    a.tells(Event::State { from: State::Coherent, to: State::Recovering }).await;
+    proxy.set(Fault::None);
+    a.tells(Event::State { from: State::Recovering, to: State::Coherent }).await;
+    a.tells(Event::Recovered { why: Recovery::NewEpoch }).await;
+    assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(101), Some(101)));
+}
+
+/// A dump brings the log and its token along, but not the place: another epoch, whose instances share no values with
+/// those of the original, though app and Redis are the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_restored_elsewhere_is_another_epoch() {
+    let postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    world.sql("insert into items select n, 1 from generate_series(1, 10) n").await;
+    a.polled().await;
+    for id in 1..=10 {
+        a.fresh(id).await;
+    }
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*", world.name);
+    eventually("all are in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 10).await;
+    // A transaction number that this cluster may take for one of the future.
+    world
+        .sql("insert into invalidation (xid, cache, keys) values ('9000000000'::xid8, 'other', '{1}')")
+        .await;
+
+    world.sql("create database elsewhere").await;
+    postgres.dump_into("postgres", "elsewhere");
+    let there = postgres.url("elsewhere");
+    let pool = crate::world::pool(&there, &world.name);
+    sqlx::raw_sql(AssertSqlSafe(format!("alter table {}.items disable trigger all", world.name)))
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::raw_sql("update items set v = 2").execute(&pool).await.unwrap();
+    let loading = pool.clone();
+    let b = world.build_loading(
+        |perto| perto.postgres(&there),
+        |cache| cache,
+        move |load| {
+            let pool = loading.clone();
+            async move { crate::world::read_items(&pool, &load.keys).await }
+        },
+    );
+    b.perto.start().await.unwrap();
+    coherent([&b]).await;
+    assert_ne!(a.perto.health().epoch, b.perto.health().epoch);
+    let foreign: i64 =
+        sqlx::query_scalar("select count(*) from invalidation").fetch_one(&pool).await.unwrap();
+    assert_eq!(foreign, 0, "rows whose transactions are another cluster's");
+    for id in 1..=10 {
+        assert_eq!(b.fresh_from(id).await, (Some(2), Tier::Load));
+        assert_eq!(a.fresh_from(id).await, (Some(1), Tier::Local));
+    }
+    // Hints of the one are nothing to the other.
+    let refused = b.perto.stats().hints_refused;
+    a.put(&world, 1, 3).await;
+    eventually("the other's hint is refused", async || b.perto.stats().hints_refused > refused).await;
+    assert_eq!(b.fresh_from(1).await, (Some(2), Tier::Local));
+}

@@ -1,0 +1,237 @@
+//! Loads that are cancelled, fail, panic, hang or find no place; and the end of an instance under load.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use perto::proxy::{Fault, FaultProxy};
+use perto::{Cache, Error, Load, State, Tier};
+use tokio::sync::Semaphore;
+
+use crate::support::engines::{moved_to, place_of};
+use crate::support::wait::{ends, eventually};
+use crate::world::{Instance, World, coherent, read_items};
+
+/// The load is the instance's, not the reader's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_leader_wastes_no_load() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let a = world.start().await;
+    a.gate.close();
+    let leader = a.reading(1);
+    a.gate.holds(1).await;
+    let others = [a.reading(1), a.reading(1), a.reading(1)];
+    leader.abort();
+    assert!(ends("the leader", leader).await.is_err());
+    a.gate.open();
+    for other in others {
+        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value.as_deref(), Some(&1));
+    }
+    assert_eq!(a.loads(), 1);
+    // All readers gone: the load ends all the same, and is cached.
+    a.gate.close();
+    let only = a.reading(2);
+    a.gate.holds(1).await;
+    only.abort();
+    a.gate.open();
+    eventually("it is cached", async || a.items.get_if_cached(&2).is_some()).await;
+    assert_eq!(a.items.flights(), 0);
+}
+
+/// Cancelled while it looks into L2: one of the others leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cancelled_during_its_look_into_l2_hands_over() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let proxy = FaultProxy::start(place_of(&world.redis)).await.unwrap();
+    let proxied = moved_to(&world.redis, &proxy.address().to_string());
+    // L2 may take long here: 2 s.
+    let a = world
+        .start_with(|perto| perto.redis(&proxied).remote_timeout(Duration::from_secs(2)), |cache| cache)
+        .await;
+    coherent([&a]).await;
+    proxy.set(Fault::BlackHole);
+    let leader = a.reading(1);
+    eventually("it leads", async || a.items.flights() == 1).await;
+    let others = [a.reading(1), a.reading(1), a.reading(1)];
+    leader.abort();
+    assert!(ends("the leader", leader).await.is_err());
+    proxy.set(Fault::None);
+    for other in others {
+        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value.as_deref(), Some(&1));
+    }
+    assert_eq!(a.loads(), 1);
+    assert_eq!(a.items.flights(), 0);
+}
+
+const WORKS: u8 = 0;
+const FAILS: u8 = 1;
+const PANICS: u8 = 2;
+const HANGS: u8 = 3;
+
+/// An instance whose loader does what it is told.
+async fn unruly(world: &World, limit: Duration) -> (Instance, Arc<AtomicU8>) {
+    let mood = Arc::new(AtomicU8::new(WORKS));
+    let (pool, asked) = (world.pool.clone(), Arc::clone(&mood));
+    let instance = world.build_loading(
+        |perto| perto,
+        move |cache| cache.load_timeout(limit),
+        move |load| {
+            let (pool, mood) = (pool.clone(), asked.load(Ordering::Acquire));
+            async move {
+                // So that all who wait have joined.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                match mood {
+                    FAILS => Err(sqlx::Error::PoolClosed),
+                    PANICS => std::panic::panic_any("the loader panics, as this test wants it"),
+                    HANGS => std::future::pending().await,
+                    _ => read_items(&pool, &load.keys).await,
+                }
+            }
+        },
+    );
+    instance.perto.start().await.unwrap();
+    (instance, mood)
+}
+
+/// 100 ms of work, 1 s for the load. An error goes to all who wait, comes within the limit, and is not cached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loader_that_fails_panics_or_hangs_is_an_error_for_all_who_wait_and_is_not_cached() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let (a, mood) = unruly(&world, LIMIT).await;
+    for bad in [FAILS, PANICS, HANGS] {
+        mood.store(bad, Ordering::Release);
+        let loads = a.loads();
+        let began = Instant::now();
+        let readers: Vec<_> = (0..8).map(|_| a.reading(1)).collect();
+        for reader in readers {
+            let outcome = ends("a reader", reader).await.unwrap();
+            match bad {
+                FAILS => assert!(matches!(outcome, Err(Error::Load { .. })), "{outcome:?}"),
+                PANICS => assert!(matches!(outcome, Err(Error::LoadPanicked { .. })), "{outcome:?}"),
+                _ => assert!(matches!(outcome, Err(Error::LoadTimeout { .. })), "{outcome:?}"),
+            }
+        }
+        assert!(began.elapsed() < 4 * LIMIT, "{:?}", began.elapsed());
+        assert_eq!(a.loads(), loads + 1, "eight readers, one load");
+        mood.store(WORKS, Ordering::Release);
+        assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Load), "an error is not cached");
+        world.sql("update items set v = 1").await;
+        a.polled().await;
+    }
+    assert_eq!(a.items.stats().load_errors, 3);
+    assert_eq!(a.items.flights(), 0);
+}
+
+/// One place, taken by a load of another cache that is never let go: who waits for it is told within its own 500 ms.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_waits_for_a_place_times_out_without_calling_the_loader() {
+    const LIMIT: Duration = Duration::from_millis(500);
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let a = world.build(|perto| perto.max_loads(1), |cache| cache.load_timeout(LIMIT));
+    let (reached, pool) = (Arc::new(Semaphore::new(0)), world.pool.clone());
+    let (reaching, go) = (Arc::clone(&reached), Arc::new(Semaphore::new(0)));
+    let going = Arc::clone(&go);
+    let slow: Cache<i64, i64> = a
+        .perto
+        .cache("slow")
+        .load_timeout(Duration::from_secs(60))
+        .loader(move |load: Load<i64>| {
+            let (reaching, going, pool) = (Arc::clone(&reaching), Arc::clone(&going), pool.clone());
+            async move {
+                reaching.add_permits(1);
+                going.acquire().await.unwrap().forget();
+                read_items(&pool, &load.keys).await
+            }
+        })
+        .unwrap();
+    a.perto.start().await.unwrap();
+    let holding = tokio::runtime::Handle::current().spawn(async move { slow.get(&1).await });
+    reached.acquire().await.unwrap().forget();
+
+    let began = Instant::now();
+    let readers = [a.reading(1), a.reading(2), a.reading(3)];
+    for reader in readers {
+        let outcome = ends("a reader", reader).await.unwrap();
+        assert!(matches!(outcome, Err(Error::LoadTimeout { limit, .. }) if limit == LIMIT), "{outcome:?}");
+    }
+    assert!(began.elapsed() >= LIMIT && began.elapsed() < 10 * LIMIT, "{:?}", began.elapsed());
+    assert_eq!(a.loads(), 0);
+    go.add_permits(1);
+    assert_eq!(ends("the slow load", holding).await.unwrap().unwrap().value.as_deref(), Some(&1));
+    assert_eq!(a.fresh(1).await, Some(1), "the place is given back");
+}
+
+/// Twenty readers, some of them at a loader that is held: all end, with `Closed` or a value, and no task is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_under_load_leaves_no_task_and_hangs_nobody() {
+    let world = World::new().await;
+    world.sql("insert into items select n, 1 from generate_series(1, 50) n").await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for reader in 0..20_i64 {
+        let items = a.items.clone();
+        readers.spawn(async move {
+            for round in 0.. {
+                let id = (reader * 7 + round) % 50 + 1;
+                if round % 10 == 0 {
+                    drop(items.invalidate(&id).await);
+                }
+                match items.get(&id).await {
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(error) => return error,
+                }
+            }
+            Error::Unsettled
+        });
+    }
+    eventually("reads are under way", async || a.items.stats().l1_hits > 1_000 && a.loads() > 50).await;
+    a.gate.close();
+    a.items.clear().await.unwrap();
+    eventually("loads are held", async || a.items.flights() > 0).await;
+    ends("shutdown", a.perto.shutdown()).await;
+    assert_eq!(a.perto.tasks(), 0);
+    while let Some(ended) = ends("a reader", readers.join_next()).await {
+        assert!(matches!(ended.unwrap(), Error::Closed));
+    }
+    assert_eq!(a.perto.health().state, State::Closed);
+    // A second time is nothing; and nothing works any more, but says so.
+    ends("shutdown", a.perto.shutdown()).await;
+    assert!(matches!(a.items.invalidate(&1).await, Err(perto::InvalidateError::Closed)));
+    assert!(matches!(a.try_read(1).await, Err(Error::Closed)));
+    assert_eq!(a.perto.tasks(), 0);
+}
+
+/// What L1 holds is vouched for by nobody any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_shutdown_a_cached_value_is_not_served_either() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let a = world.start().await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local));
+    ends("shutdown", a.perto.shutdown()).await;
+    assert!(matches!(a.try_read(1).await, Err(Error::Closed)));
+    assert!(a.items.get_if_cached(&1).is_none());
+}
+
+/// The last handle that goes ends the tasks too, though nobody waits for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_is_dropped_ends_its_tasks() {
+    let world = World::new().await;
+    let a = world.start().await;
+    let items = a.items.clone();
+    coherent([&a]).await;
+    let connections =
+        format!("pg_stat_activity where application_name = 'perto' and query like '%{}.%'", world.name);
+    assert!(world.count(&connections).await > 0);
+    drop(a);
+    assert!(matches!(ends("a read", items.get(&1)).await, Err(Error::Closed)));
+    drop(items);
+    eventually("its connection is closed", async || world.count(&connections).await == 0).await;
+}

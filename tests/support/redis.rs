@@ -1,0 +1,98 @@
+//! A private Redis or Valkey, to kill, restart, fill up and restore.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use redis::aio::MultiplexedConnection;
+
+use super::engines::redis_at;
+use super::servers::{Folder, Process, free_port, on_path};
+use super::wait::eventually;
+
+pub(crate) struct PrivateRedis {
+    process: Process,
+    port: u16,
+    folder: Folder,
+}
+
+impl PrivateRedis {
+    /// An empty server on a free port.
+    pub(crate) async fn start() -> Self {
+        let mut server = Self::stopped();
+        server.restart_empty().await;
+        server
+    }
+
+    /// A port on which no server listens yet.
+    pub(crate) fn stopped() -> Self {
+        let folder = Folder::new("redis");
+        let port = free_port();
+        Self { process: Process::none(), port, folder }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) async fn connect(&self) -> MultiplexedConnection {
+        redis_at(&self.url()).await
+    }
+
+    /// Ends it as a crash does.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on its port, with nothing in it.
+    pub(crate) async fn restart_empty(&mut self) {
+        drop(std::fs::remove_file(self.dump_file()));
+        self.restart().await;
+    }
+
+    /// Kills it and starts it again on its port, with what was in the dump.
+    pub(crate) async fn restore(&mut self, dump: &[u8]) {
+        self.kill();
+        std::fs::write(self.dump_file(), dump).unwrap();
+        self.restart().await;
+    }
+
+    /// All that it holds now, as a file to restore from.
+    pub(crate) async fn dump(&self) -> Vec<u8> {
+        redis::cmd("SAVE").query_async::<()>(&mut self.connect().await).await.unwrap();
+        std::fs::read(self.dump_file()).unwrap()
+    }
+
+    pub(crate) async fn config(&self, setting: &str, value: &str) {
+        let mut config = redis::cmd("CONFIG");
+        config.arg("SET").arg(setting).arg(value).query_async::<()>(&mut self.connect().await).await.unwrap();
+    }
+
+    async fn restart(&mut self) {
+        self.kill();
+        let mut command = Command::new(program());
+        command
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
+            .arg(self.port.to_string());
+        command.arg("--dir").arg(&self.folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+        self.process = Process::spawn(&mut command);
+        let client = redis::Client::open(self.url()).unwrap();
+        eventually("a private Redis answers", async || {
+            assert!(!self.process.has_ended(), "{command:?} ended");
+            let Ok(mut redis) = client.get_multiplexed_async_connection().await else { return false };
+            redis::cmd("PING").query_async::<String>(&mut redis).await.is_ok()
+        })
+        .await;
+    }
+
+    fn dump_file(&self) -> PathBuf {
+        self.folder.0.join("dump.rdb")
+    }
+}
+
+fn program() -> PathBuf {
+    std::env::var_os("PERTO_REDIS_SERVER")
+        .map(PathBuf::from)
+        .or_else(|| on_path("redis-server"))
+        .or_else(|| on_path("valkey-server"))
+        .expect("no redis-server and no valkey-server on PATH, and PERTO_REDIS_SERVER is not set")
+}
