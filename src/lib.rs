@@ -15,8 +15,12 @@ pub(crate) mod remote;
 pub(crate) mod wire;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(any(feature = "test-util", feature = "service"))]
 pub mod proxy;
+#[cfg(feature = "test-util")]
+pub mod sim;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;
