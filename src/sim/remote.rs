@@ -32,7 +32,7 @@ struct Server {
     values: HashMap<String, Kept>,
     /// On their way. They arrive also if nobody waits for them any more.
     coming: Vec<(Instant, Change)>,
-    round_trips: u64,
+    lookups: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -113,10 +113,10 @@ impl SimRemote {
         self.settled().values.get(key).map(|kept| kept.bytes.clone())
     }
 
-    /// Requests that the server has had, from all connections.
+    /// Round trips that asked for values, from all connections.
     #[must_use]
-    pub fn round_trips(&self) -> u64 {
-        self.server.lock().round_trips
+    pub fn lookups(&self) -> u64 {
+        self.server.lock().lookups
     }
 
     fn settled(&self) -> parking_lot::MutexGuard<'_, Server> {
@@ -133,7 +133,6 @@ impl SimRemote {
         let due = Instant::now() + self.faults.draw_delay();
         {
             let mut server = self.server.lock();
-            server.round_trips += 1;
             server.coming.push((due, change));
             server.settle(Instant::now());
         }
@@ -237,7 +236,7 @@ impl Remote for SimRemote {
             self.faults.pass().await?;
             let found = {
                 let mut server = self.settled();
-                server.round_trips += 1;
+                server.lookups += 1;
                 keys.iter().map(|key| server.values.get(key).map(|kept| kept.bytes.clone())).collect()
             };
             self.faults.pass().await?;
