@@ -539,7 +539,8 @@ impl<K: Key, V: Value> Core<K, V> {
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
         let clock = &self.shared.coherence.clock;
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
-        let left_ms = u64::from(stored.life_ms).saturating_sub(age_ms);
+        // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
+        let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
         let size = stored.payload.as_ref().map_or(0, Bytes::len);
         Some(Entry {
             era: began.era,

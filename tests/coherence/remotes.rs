@@ -211,6 +211,7 @@ async fn a_value_past_its_life_is_not_taken_from_l2() {
     }
     ms(300).await;
     let [one, two] = &ring.members[..] else { unreachable!() };
+    ring.write(0, 1, "one").await;
     one.fresh(1).await;
     ms(1).await;
     let key = ring.sim.remote.keys().remove(0);
