@@ -174,14 +174,15 @@ impl SimPostgres {
     }
 
     /// Crashes and comes back as another epoch: open transactions are gone, and with them the last `losing` commits,
-    /// as after a failover to a replica that lagged. The numbers of what is gone are used again.
-    pub fn crash(&self, losing: usize) {
+    /// as after a failover to a replica that lagged. The numbers of what is gone are used again. Returns the commits
+    /// that are gone.
+    pub fn crash(&self, losing: usize) -> Vec<u64> {
         let mut database = self.0.lock();
-        let committed =
-            database.ended.iter().enumerate().filter(|(_, ended)| ended.committed).map(|(at, _)| at);
-        let kept = committed.rev().nth(losing.saturating_sub(1)).filter(|_| losing > 0);
-        let moment = kept.unwrap_or(if losing > 0 { 0 } else { database.ended.len() });
-        database.crash(moment);
+        let commits = || database.ended.iter().enumerate().filter(|(_, ended)| ended.committed);
+        let lost = commits().rev().take(losing).last().map_or(database.ended.len(), |(at, _)| at);
+        let gone = commits().filter(|(at, _)| *at >= lost).map(|(_, ended)| ended.xid).collect();
+        database.crash(lost);
+        gone
     }
 
     /// Lets the replica replay all but the last `behind` ends of transactions. It never goes back.

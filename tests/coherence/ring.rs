@@ -1,6 +1,5 @@
 //! A ring of instances over one simulated database and one simulated Redis, on virtual time.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use perto::sim::{Node, Sim, SimLoader, Written};
@@ -145,8 +144,4 @@ pub(crate) async fn eventually(what: &str, limit: Duration, condition: impl Fn()
         assert!(tokio::time::Instant::now() < end, "not within {limit:?}: {what}");
         ms(1).await;
     }
-}
-
-pub(crate) fn shared<T>(value: T) -> Arc<parking_lot::Mutex<T>> {
-    Arc::new(parking_lot::Mutex::new(value))
 }
