@@ -362,7 +362,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         if !self.may_use_remote(held)? {
-            self.load(led, began);
+            self.load(led, began, options);
             return Ok(());
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
@@ -382,18 +382,18 @@ impl<K: Key, V: Value> Cache<K, V> {
             }
         }
         if !missing.is_empty() {
-            self.load(missing, began);
+            self.load(missing, began, options);
         }
         Ok(())
     }
 
     /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout, whoever waits.
-    fn load(&self, led: Vec<Led<K, V>>, began: Began) {
+    fn load(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) {
         let core = Arc::clone(&self.0);
         let shared = Arc::clone(&core.shared);
         shared.spawn(async move {
             let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
-            let loading = core.run_loader(keys, began);
+            let loading = core.run_loader(keys, began, options);
             let loaded = tokio::select! {
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
                     Err(Error::LoadTimeout { cache: Arc::clone(&core.name), limit: core.policy.load_timeout })
@@ -539,7 +539,8 @@ impl<K: Key, V: Value> Core<K, V> {
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
         let clock = &self.shared.coherence.clock;
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
-        let left_ms = u64::from(stored.life_ms).saturating_sub(age_ms);
+        // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
+        let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
         let size = stored.payload.as_ref().map_or(0, Bytes::len);
         Some(Entry {
             era: began.era,
@@ -552,7 +553,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    async fn run_loader(&self, keys: Vec<K>, began: Began) -> Result<(Loaded<K, V>, From), Error> {
+    async fn run_loader(&self, keys: Vec<K>, began: Began, options: ReadOptions) -> Result<(Loaded<K, V>, From), Error> {
         let _place = self.shared.load_place().await?;
         let mut primary = false;
         loop {
@@ -575,7 +576,11 @@ impl<K: Key, V: Value> Core<K, V> {
             if loaded.stamp.origin == Origin::Primary {
                 return Ok((loaded, From::Primary));
             }
-            if began.era != self.shared.coherence.lease.held().era() || self.all_accepted(&keys, &loaded) {
+            // A token tells of a write that may not have been heard of here.
+            let sufficient = || {
+                self.all_accepted(&keys, &loaded) && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
+            };
+            if began.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok((loaded, From::Unknown));
             }
             if primary {

@@ -1,6 +1,61 @@
-//! A coherent two-tier near cache.
+//! A coherent two-tier near cache: each process keeps values in memory (L1, on moka) before a shared Redis (L2), before
+//! Postgres.
 //!
-//! (docs to come)
+//! **The promise.** No read served as *fresh* misses a write that was visible in Postgres more than the bound (1 second
+//! by default) before the read began: not through a lost message, a dead or flushed or restored Redis, a paused process,
+//! a writer that crashed after its commit, or SQL typed by hand. Normally a write is seen everywhere in about a
+//! millisecond. What can't be vouched for is flagged, never served as fresh.
+//!
+//! # Quick start
+//!
+//! ```no_run
+//! use perto::{Cache, Load, Perto, postgres};
+//!
+//! # async fn quick_start() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = sqlx::PgPool::connect("postgres://localhost/shop").await?;
+//! let perto = Perto::builder("shop").postgres("postgres://localhost/shop").redis("redis://localhost").build()?;
+//!
+//! // How rows are read. The stamp of the snapshot comes along in the same statement.
+//! let reading = pool.clone();
+//! let users: Cache<i64, String> = perto.cache("user").tables(["users"]).loader(move |load: Load<i64>| {
+//!     let pool = reading.clone();
+//!     async move {
+//!         let sql = "select id, name from users where id = any($1)";
+//!         let rows = postgres::query_as::<(i64, String)>(sql).bind(load.keys).fetch(&pool).await?;
+//!         Ok::<_, sqlx::Error>(rows.by_key(|user| user))
+//!     }
+//! })?;
+//! perto.start().await?;
+//!
+//! let read = users.get(&7).await?;
+//! println!("{:?}, {:?} from {:?}", read.value, read.freshness, read.tier);
+//!
+//! // A write: every instance evicts what it changed, whichever rows those are.
+//! perto
+//!     .write(&pool, async |tx| sqlx::query("update users set name = 'Ada' where id = 7").execute(tx).await)
+//!     .await?;
+//! # perto.shutdown().await;
+//! # Ok(()) }
+//! ```
+//!
+//! The tables of the invalidation log are made by [`postgres::migrate`], the triggers on `users` by [`postgres::watch`] (or
+//! `perto migrate` and `perto watch users --cache user --key id`).
+//!
+//! # Features
+//!
+//! | Feature | What it brings |
+//! | --- | --- |
+//! | `postgres` | the invalidation log, snapshots, loaders and writes on Postgres, by sqlx |
+//! | `redis` | L2 and hints on Redis or Valkey |
+//! | `tls` | TLS to both, by rustls |
+//! | `test-util` | the tiers in memory, with faults and a virtual clock, and a TCP proxy that misbehaves |
+//! | `service` (default) | the `perto` command and its service; a library user switches it off |
+//!
+//! # Read in this order
+//!
+//! `coherence.rs` (the promise), `cache.rs` (the read path on one screen), `coherence/rules.rs` and `snapshot.rs` (what
+//! may be served), `coherence/tail.rs` (what the promise rests on), `instance.rs` (who owns what), then the tiers:
+//! `local.rs`, `remote.rs`, `bus.rs`, `log.rs`. `docs/PROTOCOL.md` has the proof, and the test for each promise.
 
 pub(crate) mod bus;
 pub(crate) mod cache;
@@ -15,7 +70,11 @@ pub(crate) mod metrics;
 pub mod postgres;
 #[cfg(any(feature = "test-util", feature = "service"))]
 pub mod proxy;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub(crate) mod remote;
+#[cfg(feature = "test-util")]
+pub mod sim;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
@@ -32,3 +91,8 @@ pub use log::{Log, MAX_KEYS_PER_ROW, MAX_POLL_ROWS, Poll, Row};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use remote::Remote;
 pub use wire::Change;
+
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "postgres", feature = "redis"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

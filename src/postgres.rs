@@ -2,16 +2,32 @@
 
 use std::fmt;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{AssertSqlSafe, Encode, FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row as _, Type};
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
+use crate::error::StartError;
 use crate::instance::{Perto, Token};
+use crate::log::Log;
+use crate::log::postgres::PostgresLog;
 use crate::wire::Change;
 
 pub use crate::log::postgres::schema::migrate;
 pub use crate::log::postgres::watch::{Watch, unwatch, watch};
+
+/// The invalidation log in `schema`, for [`PertoBuilder::log`](crate::PertoBuilder::log): to wrap it, or to test it.
+///
+/// No I/O. An instance makes its own from [`PertoBuilder::postgres`](crate::PertoBuilder::postgres).
+///
+/// # Errors
+/// If the URL or the schema's name makes no sense.
+pub fn log(url: &str, schema: &str) -> Result<Arc<dyn Log>, StartError> {
+    let log = PostgresLog::new(url, schema)
+        .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
+    Ok(Arc::new(log))
+}
 
 /// A query whose rows come with the stamp of the snapshot that they were read under, in one statement.
 ///

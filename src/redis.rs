@@ -1,0 +1,30 @@
+//! Perto's tiers on Redis or Valkey, each by itself: to wrap them, to test them, or to give an instance one of them.
+//!
+//! An instance makes both from [`PertoBuilder::redis`](crate::PertoBuilder::redis).
+
+use std::sync::Arc;
+
+use crate::bus::Bus;
+use crate::bus::redis::RedisBus;
+use crate::error::StartError;
+use crate::remote::Remote;
+use crate::remote::redis::{Link, RedisRemote};
+
+/// L2 and the bus of one app, over one connection.
+#[derive(Debug, Clone)]
+pub struct Tiers {
+    /// For [`PertoBuilder::remote`](crate::PertoBuilder::remote). Its [`Remote::ping`] connects both.
+    pub remote: Arc<dyn Remote>,
+    /// For [`PertoBuilder::bus`](crate::PertoBuilder::bus). Publishing fails until there is a connection.
+    pub bus: Arc<dyn Bus>,
+}
+
+/// The tiers of one app on one server. No I/O.
+///
+/// # Errors
+/// If the URL makes no sense.
+pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
+    let link = Link::new(url).map_err(|problem| StartError::Setting { setting: "redis", problem })?;
+    let bus = RedisBus::new(Arc::clone(&link), app);
+    Ok(Tiers { remote: Arc::new(RedisRemote::new(link)), bus: Arc::new(bus) })
+}

@@ -1,0 +1,585 @@
+//! Transactions, snapshots and the log, as Postgres has them, in memory.
+//!
+//! A *moment* is a number of transactions that have ended; it says exactly what is visible. A snapshot's text follows
+//! from it as in Postgres: `xmax` is one more than the highest transaction that has *ended*, and those below it
+//! that have not are listed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::faults::{Down, Faults, Gate};
+use crate::cache::loader::{Load, Loaded, Stamp};
+use crate::cache::{Key, Value};
+use crate::coherence::snapshot::Snapshot;
+use crate::error::LogError;
+use crate::instance::Token;
+use crate::log::{Log, MAX_POLL_ROWS, Poll, Row};
+use crate::wire::{self, Change};
+
+/// The number of the first transaction.
+const FIRST: u64 = 1_000;
+
+/// A database: versioned values by cache and key, and the invalidation log. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct SimPostgres(Arc<Mutex<Database>>);
+
+#[derive(Debug)]
+struct Database {
+    epoch: u64,
+    next: u64,
+    running: BTreeSet<u64>,
+    /// In the order in which they ended, which is not that of their numbers.
+    ended: Vec<Ended>,
+    ended_at: HashMap<u64, usize>,
+    tables: HashMap<String, HashMap<String, Vec<Version>>>,
+    log: Vec<Row>,
+    trimmed: Snapshot,
+    ticks: Vec<(Instant, Snapshot)>,
+    /// What the replica shows.
+    replayed: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    xid: u64,
+    committed: bool,
+    /// The highest of all that had ended by then.
+    highest: u64,
+}
+
+/// In the order of writing: a row is locked until its writer ends.
+#[derive(Debug)]
+struct Version {
+    xid: u64,
+    value: Option<Bytes>,
+}
+
+/// The transaction can't go on: another open one has written the row (in Postgres, the writer would wait), or the
+/// database has crashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("another transaction holds the row, or the database crashed")]
+pub struct Aborted;
+
+/// An open transaction. Dropping it rolls back. It gets its number with its first write, as in Postgres.
+#[derive(Debug)]
+pub struct SimTransaction {
+    database: SimPostgres,
+    /// With the epoch: after a crash, the number may be another's.
+    xid: Option<(u64, u64)>,
+    changes: Vec<Change>,
+}
+
+/// A committed transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// For [`ReadOptions::at_least`](crate::ReadOptions::at_least) and [`Perto::announce`](crate::Perto::announce).
+    pub token: Token,
+    /// The transaction.
+    pub xid: u64,
+    /// What it invalidated.
+    pub changes: Vec<Change>,
+}
+
+impl SimPostgres {
+    /// An empty database.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(Database {
+            epoch: 1,
+            next: FIRST,
+            running: BTreeSet::new(),
+            ended: Vec::new(),
+            ended_at: HashMap::new(),
+            tables: HashMap::new(),
+            log: Vec::new(),
+            trimmed: Snapshot::new(FIRST, FIRST, &[]),
+            ticks: Vec::new(),
+            replayed: 0,
+        })))
+    }
+
+    /// Begins a transaction.
+    #[must_use]
+    pub fn begin(&self) -> SimTransaction {
+        SimTransaction { database: self.clone(), xid: None, changes: Vec::new() }
+    }
+
+    /// Writes one value in a transaction of its own.
+    ///
+    /// # Errors
+    /// If another open transaction has written the key.
+    pub fn write<K: Key, V: Serialize>(&self, cache: &str, key: &K, value: &V) -> Result<Written, Aborted> {
+        let mut transaction = self.begin();
+        transaction.put(cache, key, value)?;
+        transaction.commit()
+    }
+
+    /// Removes one value in a transaction of its own.
+    ///
+    /// # Errors
+    /// If another open transaction has written the key.
+    pub fn remove<K: Key>(&self, cache: &str, key: &K) -> Result<Written, Aborted> {
+        let mut transaction = self.begin();
+        transaction.remove(cache, key)?;
+        transaction.commit()
+    }
+
+    /// A loader for one cache.
+    #[must_use]
+    pub fn loader(&self, cache: &str) -> SimLoader {
+        SimLoader(Arc::new(Loading {
+            database: self.clone(),
+            cache: cache.to_owned(),
+            faults: Faults::new(0),
+            before: Gate::new(),
+            after: Gate::new(),
+            replica: AtomicBool::new(false),
+            stuck_to_replica: AtomicBool::new(false),
+            calls: Mutex::default(),
+        }))
+    }
+
+    /// One instance's way to the log.
+    #[must_use]
+    pub fn log(&self, seed: u64) -> SimLog {
+        SimLog { database: self.clone(), faults: Faults::new(seed) }
+    }
+
+    /// What `pg_current_snapshot()` says now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let database = self.0.lock();
+        database.snapshot(database.ended.len())
+    }
+
+    /// Trims the log of all that the present snapshot contains.
+    pub fn trim(&self) {
+        let mut database = self.0.lock();
+        let horizon = database.snapshot(database.ended.len());
+        database.trim_to(horizon);
+    }
+
+    /// Rows that the log holds.
+    #[must_use]
+    pub fn retained(&self) -> usize {
+        self.0.lock().log.len()
+    }
+
+    /// Crashes and comes back as another epoch: open transactions are gone, and with them the last `losing` commits,
+    /// as after a failover to a replica that lagged. The numbers of what is gone are used again. Returns the commits
+    /// that are gone.
+    pub fn crash(&self, losing: usize) -> Vec<u64> {
+        let mut database = self.0.lock();
+        let commits = || database.ended.iter().enumerate().filter(|(_, ended)| ended.committed);
+        let lost = commits().rev().take(losing).last().map_or(database.ended.len(), |(at, _)| at);
+        let gone = commits().filter(|(at, _)| *at >= lost).map(|(_, ended)| ended.xid).collect();
+        database.crash(lost);
+        gone
+    }
+
+    /// Lets the replica replay all but the last `behind` ends of transactions. It never goes back.
+    pub fn replay(&self, behind: usize) {
+        let mut database = self.0.lock();
+        database.replayed = database.ended.len().saturating_sub(behind).max(database.replayed);
+    }
+}
+
+impl Database {
+    fn xmax(&self, moment: usize) -> u64 {
+        moment.checked_sub(1).and_then(|last| self.ended.get(last)).map_or(FIRST, |ended| ended.highest + 1)
+    }
+
+    /// Transactions that had not ended at that moment, and are below its `xmax`.
+    fn running(&self, moment: usize) -> Vec<u64> {
+        let xmax = self.xmax(moment);
+        let later = self.ended[moment..].iter().map(|ended| ended.xid);
+        let mut running: Vec<u64> =
+            self.running.iter().copied().chain(later).filter(|xid| *xid < xmax).collect();
+        running.sort_unstable();
+        running
+    }
+
+    fn snapshot(&self, moment: usize) -> Snapshot {
+        let (running, xmax) = (self.running(moment), self.xmax(moment));
+        Snapshot::new(running.first().copied().unwrap_or(xmax), xmax, &running)
+    }
+
+    /// What a statement's stamp says; see [`crate::STAMP_SQL`].
+    fn stamp_text(&self, moment: usize, standby: bool, own: Option<u64>) -> String {
+        let (mut running, xmax) = (self.running(moment), self.xmax(moment));
+        let xmin = running.first().copied().unwrap_or(xmax);
+        // A standby's list is always empty, and a transaction is missing from its own.
+        running.retain(|xid| !standby && Some(*xid) != own);
+        let running: Vec<String> = running.iter().map(u64::to_string).collect();
+        let origin = if standby { "" } else { " primary" };
+        let wrote = if own.is_some() { " wrote" } else { "" };
+        format!("{xmin}:{xmax}:{}{origin}{wrote}", running.join(","))
+    }
+
+    fn visible(&self, xid: u64, moment: usize) -> bool {
+        self.ended_at.get(&xid).is_some_and(|at| *at < moment && self.ended[*at].committed)
+    }
+
+    fn read(&self, cache: &str, key: &str, moment: usize, own: Option<u64>) -> Option<Bytes> {
+        let versions = self.tables.get(cache)?.get(key)?;
+        let visible = |version: &&Version| Some(version.xid) == own || self.visible(version.xid, moment);
+        versions.iter().rev().find(visible)?.value.clone()
+    }
+
+    fn end(&mut self, xid: u64, committed: bool) {
+        self.running.remove(&xid);
+        self.ended_at.insert(xid, self.ended.len());
+        let highest = self.ended.last().map_or(0, |ended| ended.highest).max(xid);
+        self.ended.push(Ended { xid, committed, highest });
+        if !committed {
+            self.forget(|other| other != xid);
+        }
+    }
+
+    /// Keeps only what these transactions wrote.
+    fn forget(&mut self, keep: impl Fn(u64) -> bool) {
+        self.log.retain(|row| keep(row.xid));
+        for versions in self.tables.values_mut().flat_map(HashMap::values_mut) {
+            versions.retain(|version| keep(version.xid));
+        }
+    }
+
+    fn crash(&mut self, moment: usize) {
+        self.epoch += 1;
+        let aborted = self.running(moment);
+        self.ended.truncate(moment);
+        self.running.clear();
+        self.ended_at = self.ended.iter().enumerate().map(|(at, ended)| (ended.xid, at)).collect();
+        let kept: BTreeSet<u64> = self.ended.iter().filter(|e| e.committed).map(|e| e.xid).collect();
+        self.forget(|xid| kept.contains(&xid));
+        for xid in aborted {
+            self.end(xid, false);
+        }
+        self.next = self.xmax(self.ended.len());
+        self.replayed = self.replayed.min(self.ended.len());
+        let now = self.snapshot(self.ended.len());
+        self.ticks.clear();
+        if self.trimmed.rank() > now.rank() {
+            self.trimmed = now;
+        }
+    }
+
+    fn trim_to(&mut self, horizon: Snapshot) {
+        if horizon.rank() > self.trimmed.rank() {
+            self.log.retain(|row| !horizon.contains(row.xid));
+            self.trimmed = horizon;
+        }
+    }
+
+    fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
+        let moment = self.ended.len();
+        // As the statement in `log::postgres` says it.
+        let new = |xid: u64| {
+            cursor.is_none_or(|cursor| xid >= cursor.xmax() || cursor.running().binary_search(&xid).is_ok())
+        };
+        let rows: Vec<Row> =
+            self.log.iter().filter(|row| new(row.xid) && self.visible(row.xid, moment)).cloned().collect();
+        Poll {
+            snapshot: self.snapshot(moment),
+            epoch: self.epoch,
+            trimmed: self.trimmed.clone(),
+            rows: (rows.len() <= MAX_POLL_ROWS).then_some(rows),
+        }
+    }
+}
+
+impl SimTransaction {
+    /// The transaction's number.
+    pub fn xid(&mut self) -> u64 {
+        let (_, xid) = *self.xid.get_or_insert_with(|| {
+            let mut database = self.database.0.lock();
+            let xid = database.next;
+            database.next += 1;
+            database.running.insert(xid);
+            (database.epoch, xid)
+        });
+        xid
+    }
+
+    /// Writes a value.
+    ///
+    /// # Errors
+    /// If another open transaction has written the key.
+    pub fn put<K: Key, V: Serialize>(&mut self, cache: &str, key: &K, value: &V) -> Result<(), Aborted> {
+        let bytes = wire::encode_payload(value).unwrap_or_default();
+        self.change(cache, &key.to_string(), Some(bytes))
+    }
+
+    /// Removes a value.
+    ///
+    /// # Errors
+    /// If another open transaction has written the key.
+    pub fn remove<K: Key>(&mut self, cache: &str, key: &K) -> Result<(), Aborted> {
+        self.change(cache, &key.to_string(), None)
+    }
+
+    /// Logs the invalidation of a whole cache, as a trigger does where one statement changes very many rows.
+    pub fn clear(&mut self, cache: &str) {
+        self.log(cache, None);
+    }
+
+    /// Logs the invalidation of a key without a change, or of a text that is no key.
+    pub fn touch(&mut self, cache: &str, key: &str) {
+        self.log(cache, Some(key));
+    }
+
+    /// Reads within this transaction, its own writes included: what no loader should do once it has written.
+    #[must_use]
+    pub fn load<K: Key, V: Value>(&self, cache: &str, keys: &[K]) -> Option<Loaded<K, V>> {
+        let own = self.xid.map(|(_, xid)| xid);
+        let database = self.database.0.lock();
+        let moment = database.ended.len();
+        let stamp = Stamp::parse(&database.stamp_text(moment, false, own))?;
+        let found = |key: &K| {
+            let bytes = database.read(cache, &key.to_string(), moment, own)?;
+            Some((key.clone(), wire::decode_payload(&bytes).ok()?))
+        };
+        Some(
+            keys.iter()
+                .filter_map(found)
+                .fold(Loaded::new(stamp), |loaded, (key, value)| loaded.with(key, value)),
+        )
+    }
+
+    /// Commits: the changes and their log become visible at one moment.
+    ///
+    /// # Errors
+    /// If the database has crashed since the first write.
+    pub fn commit(mut self) -> Result<Written, Aborted> {
+        let xid = self.xid();
+        let token = {
+            let mut database = self.database.0.lock();
+            if !self.is_open(&database) {
+                return Err(Aborted);
+            }
+            database.end(xid, true);
+            Token { epoch: database.epoch, xid }
+        };
+        Ok(Written { token, xid, changes: std::mem::take(&mut self.changes) })
+    }
+
+    /// Rolls back.
+    pub fn rollback(self) {
+        drop(self);
+    }
+
+    fn is_open(&self, database: &Database) -> bool {
+        self.xid.is_none_or(|(epoch, xid)| epoch == database.epoch && database.running.contains(&xid))
+    }
+
+    fn change(&mut self, cache: &str, key: &str, value: Option<Bytes>) -> Result<(), Aborted> {
+        let xid = self.xid();
+        {
+            let mut database = self.database.0.lock();
+            let versions = database.tables.get(cache).and_then(|table| table.get(key));
+            let last = versions.and_then(|versions| versions.last()).map(|version| version.xid);
+            let locked = last.is_some_and(|last| last != xid && database.running.contains(&last));
+            if locked || !self.is_open(&database) {
+                return Err(Aborted);
+            }
+            let table = database.tables.entry(cache.to_owned()).or_default();
+            table.entry(key.to_owned()).or_default().push(Version { xid, value });
+        }
+        self.log(cache, Some(key));
+        Ok(())
+    }
+
+    fn log(&mut self, cache: &str, key: Option<&str>) {
+        let xid = self.xid();
+        let row = Row { xid, cache: cache.to_owned(), key: key.map(str::to_owned) };
+        {
+            let mut database = self.database.0.lock();
+            if !self.is_open(&database) {
+                return;
+            }
+            database.log.push(row);
+        }
+        match (self.changes.iter_mut().find(|change| change.cache == cache), key) {
+            (Some(Change { keys: Some(keys), .. }), Some(key)) => keys.push(key.to_owned()),
+            (Some(change), None) => change.keys = None,
+            (Some(_), Some(_)) => {}
+            (None, key) => {
+                let keys = key.map(|key| vec![key.to_owned()]);
+                self.changes.push(Change { cache: cache.to_owned(), keys });
+            }
+        }
+    }
+}
+
+impl Drop for SimTransaction {
+    fn drop(&mut self) {
+        let mut database = self.database.0.lock();
+        if let Some((_, xid)) = self.xid
+            && self.is_open(&database)
+        {
+            database.end(xid, false);
+        }
+    }
+}
+
+impl Default for SimPostgres {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A loader that reads the simulated database, and can be held at two points. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct SimLoader(Arc<Loading>);
+
+#[derive(Debug)]
+struct Loading {
+    database: SimPostgres,
+    cache: String,
+    faults: Faults,
+    before: Gate,
+    after: Gate,
+    replica: AtomicBool,
+    stuck_to_replica: AtomicBool,
+    calls: Mutex<Vec<Vec<String>>>,
+}
+
+impl SimLoader {
+    /// What [`CacheBuilder::loader`](crate::CacheBuilder::loader) takes.
+    pub fn function<K: Key, V: Value>(
+        &self,
+    ) -> impl Fn(Load<K>) -> BoxFuture<'static, Result<Loaded<K, V>, Down>> + Send + Sync + 'static {
+        let loader = self.clone();
+        move |load| {
+            let loader = loader.clone();
+            Box::pin(async move { loader.load(load).await })
+        }
+    }
+
+    /// One load.
+    ///
+    /// # Errors
+    /// While the faults cut it off, or if values of another type lie in the table.
+    pub async fn load<K: Key, V: Value>(&self, load: Load<K>) -> Result<Loaded<K, V>, Down> {
+        let loading = &*self.0;
+        let texts: Vec<String> = load.keys.iter().map(K::to_string).collect();
+        loading.calls.lock().push(texts.clone());
+        loading.before.pass().await;
+        loading.faults.pass().await?;
+        let loaded = {
+            let database = loading.database.0.lock();
+            let replica = loading.replica.load(Ordering::Acquire)
+                && (!load.primary || loading.stuck_to_replica.load(Ordering::Acquire));
+            let moment = if replica { database.replayed } else { database.ended.len() };
+            let stamp = Stamp::parse(&database.stamp_text(moment, replica, None)).ok_or(Down)?;
+            let mut loaded = Loaded::new(stamp);
+            for (key, text) in load.keys.into_iter().zip(&texts) {
+                if let Some(bytes) = database.read(&loading.cache, text, moment, None) {
+                    loaded = loaded.with(key, wire::decode_payload(&bytes).map_err(|_refused| Down)?);
+                }
+            }
+            loaded
+        };
+        loading.after.pass().await;
+        loading.faults.pass().await?;
+        Ok(loaded)
+    }
+
+    /// The faults of the loader's connection.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    /// Where a load waits before its snapshot is taken.
+    #[must_use]
+    pub fn before(&self) -> &Gate {
+        &self.0.before
+    }
+
+    /// Where a load waits after it has read, before it returns.
+    #[must_use]
+    pub fn after(&self) -> &Gate {
+        &self.0.after
+    }
+
+    /// Reads the replica from now on, save where a load asks for the primary and `heeds_primary`.
+    pub fn use_replica(&self, heeds_primary: bool) {
+        self.0.replica.store(true, Ordering::Release);
+        self.0.stuck_to_replica.store(!heeds_primary, Ordering::Release);
+    }
+
+    /// Reads the primary from now on.
+    pub fn use_primary(&self) {
+        self.0.replica.store(false, Ordering::Release);
+    }
+
+    /// The keys of each call so far.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Vec<String>> {
+        self.0.calls.lock().clone()
+    }
+}
+
+/// One instance's way to the log.
+#[derive(Debug)]
+pub struct SimLog {
+    database: SimPostgres,
+    /// The faults of this connection.
+    pub faults: Faults,
+}
+
+impl Log for SimLog {
+    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let poll = self.database.0.lock().poll(cursor);
+            self.faults.pass().await?;
+            Ok(poll)
+        })
+    }
+
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let mut transaction = self.database.begin();
+            match &change.keys {
+                None => transaction.clear(&change.cache),
+                Some(keys) => keys.iter().for_each(|key| transaction.touch(&change.cache, key)),
+            }
+            let xid = transaction.commit().map_err(|_crashed| Down)?.xid;
+            self.faults.pass().await?;
+            Ok(xid)
+        })
+    }
+
+    fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let mut database = self.database.0.lock();
+            let now = Instant::now();
+            let tick = database.snapshot(database.ended.len());
+            database.ticks.push((now, tick));
+            let old = database.ticks.iter().rposition(|(at, _)| now.duration_since(*at) >= retention);
+            if let Some(old) = old {
+                let horizon = database.ticks.drain(..=old).next_back();
+                if let Some((_, horizon)) = horizon {
+                    database.trim_to(horizon);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn unwatched<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+}

@@ -1,0 +1,288 @@
+//! Hints: fast when they come, harmless when they don't.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use perto::{Bus, Event, State, Tier, Token};
+
+use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some};
+
+#[tokio::test(start_paused = true)]
+async fn a_write_is_seen_by_all_at_once() {
+    let ring = Ring::of(3).await;
+    for (round, value) in ["a", "b", "c"].into_iter().enumerate() {
+        ring.write(round, 1, value).await;
+        ms(1).await;
+        for member in &ring.members {
+            assert_eq!(member.fresh(1).await, some(value));
+        }
+    }
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_hint_is_repaired_within_one_poll() {
+    let ring = Ring::of(2).await;
+    let [reader, writer] = &ring.members[..] else { unreachable!() };
+    ring.write(1, 1, "old").await;
+    ms(1).await;
+    assert_eq!(reader.fresh(1).await, some("old"));
+    assert_eq!(reader.tier(1).await, Tier::Local);
+    reader.node.bus.faults.lose(100);
+    ring.write(1, 1, "new").await;
+    ms(1).await;
+    assert_eq!(reader.cached(1), Some(some("old")), "the hint was lost");
+    assert_eq!(writer.fresh(1).await, some("new"));
+    eventually("the tail evicts it", POLL, || reader.cached(1).is_none()).await;
+    assert_eq!(reader.fresh(1).await, some("new"));
+    assert_eq!(reader.perto.stats().repairs, 1);
+    assert_eq!(reader.perto.health().state, State::Coherent, "a bus that drops silently looks healthy");
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn duplicate_and_reordered_hints_are_harmless() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    reader.node.bus.faults.double(100);
+    reader.node.bus.faults.delay(Duration::ZERO, Duration::from_millis(100));
+    for round in 0..30 {
+        ring.write(1, 1, &round.to_string()).await;
+        ms(3).await;
+    }
+    assert_eq!(reader.fresh(1).await, some("29"), "a load after the last write");
+    let loads = reader.loads();
+    ms(150).await;
+    assert!(reader.perto.stats().hints >= 60, "{:?}", reader.perto.stats());
+    assert_eq!(reader.cached(1), Some(some("29")), "late duplicates evict nothing that contains them");
+    assert_eq!(reader.loads(), loads);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_in_a_publishers_sequence_polls_at_once() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    ring.write(1, 1, "old").await;
+    ring.write(1, 2, "old").await;
+    ms(1).await;
+    reader.fresh(1).await;
+    // Just after a poll, so that the next would come in 250 ms.
+    let polls = reader.perto.stats().polls;
+    eventually("a poll", POLL, || reader.perto.stats().polls > polls).await;
+    let mut events = reader.perto.events();
+    reader.node.bus.faults.lose(100);
+    ring.write(1, 1, "new").await;
+    ring.write(1, 1, "newer").await;
+    reader.node.bus.faults.lose(0);
+    assert_eq!(reader.cached(1), Some(some("old")));
+    ring.write(1, 2, "new").await;
+    eventually("a poll in doubt", Duration::from_millis(10), || reader.cached(1).is_none()).await;
+    assert_eq!(reader.fresh(1).await, some("newer"));
+    assert_eq!(reader.perto.stats().gaps, 1);
+    let mut gaps = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        gaps.extend(matches!(event, Event::Gap { .. }).then_some(event));
+    }
+    assert_eq!(gaps, [Event::Gap { lost: 2 }]);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_alone_keep_no_lease() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    reader.fresh(1).await;
+    reader.node.log.faults.cut();
+    for round in 0..30 {
+        ring.write(1, 2, &round.to_string()).await;
+        ms(50).await;
+    }
+    assert_eq!(reader.cached(1), None, "hints came all the time, but none says that none was lost");
+    assert_eq!(reader.perto.health().state, State::Unverified);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_with_an_absurd_transaction_is_refused() {
+    let ring = Ring::of(2).await;
+    let [reader, writer] = &ring.members[..] else { unreachable!() };
+    let written = ring.write(1, 1, "one").await;
+    ms(1).await;
+    reader.fresh(1).await;
+    let refused = reader.perto.stats().hints_refused;
+    let epoch = writer.perto.health().epoch;
+    let absurd: Token = format!("{epoch:016x}-{:x}", 1_u64 << 60).parse().unwrap();
+    writer.perto.announce(absurd, &written.changes).await;
+    ms(1).await;
+    assert_eq!(reader.perto.stats().hints_refused, refused + 1);
+    assert_eq!(
+        reader.cached(1),
+        Some(some("one")),
+        "believed, it would keep the bucket from being cached for ever"
+    );
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_of_another_epoch_are_ignored() {
+    let ring = Ring::of(2).await;
+    let [reader, writer] = &ring.members[..] else { unreachable!() };
+    let written = ring.write(1, 1, "one").await;
+    // The writer does not learn of the crash, and goes on to announce what it wrote before.
+    writer.node.log.faults.hang();
+    ring.sim.postgres.crash(0);
+    tokio::time::sleep(POLL * 2).await;
+    reader.fresh(1).await;
+    let refused = reader.perto.stats().hints_refused;
+    ring.announce(1, &written).await;
+    ms(1).await;
+    assert_eq!(reader.perto.stats().hints_refused, refused + 1);
+    assert_eq!(reader.cached(1), Some(some("one")));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn noise_on_the_bus_is_refused_and_counted() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    member.fresh(1).await;
+    let noise = [&b""[..], b"PH", b"PH\x01", b"PH\x01\xff\xff\xff\xff", b"PH\x02abc", &[0xff; 300_000]];
+    for bytes in noise {
+        member.node.bus.publish(Bytes::copy_from_slice(bytes)).await.unwrap();
+    }
+    ms(1).await;
+    assert_eq!(member.perto.stats().hints_refused, noise.len() as u64);
+    assert_eq!(member.cached(1), Some(None));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_whose_key_is_none_of_the_caches_clear_it_and_are_counted() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "one");
+    tokio::time::sleep(POLL).await;
+    member.fresh(1).await;
+    let mut transaction = ring.sim.postgres.begin();
+    transaction.touch(CACHE, "not a number");
+    transaction.commit().unwrap();
+    eventually("the cache is cleared", POLL, || member.cached(1).is_none()).await;
+    assert_eq!(member.users.stats().keys_misread, 1);
+    member.fresh(1).await;
+    tokio::time::sleep(POLL * 2).await;
+    assert_eq!(member.cached(1), Some(some("one")), "once");
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_subscription_polls_at_once_and_is_made_again() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    ring.write(1, 1, "old").await;
+    ms(1).await;
+    reader.fresh(1).await;
+    reader.node.bus.faults.cut();
+    ring.write(1, 1, "new").await;
+    eventually("a poll in doubt", Duration::from_millis(10), || reader.cached(1).is_none()).await;
+    assert_eq!(reader.perto.health().state, State::Isolated);
+    reader.node.bus.faults.heal();
+    eventually("subscribed again", BOUND, || reader.perto.health().state == State::Coherent).await;
+    let hints = reader.perto.stats().hints;
+    ring.write(1, 1, "newest").await;
+    ms(1).await;
+    assert_eq!(reader.perto.stats().hints, hints + 1);
+    assert_eq!(reader.fresh(1).await, some("newest"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_cache_invalidation_that_races_an_insert_leaves_it_dead_on_arrival() {
+    for announced in [true, false] {
+        let ring = Ring::of(2).await;
+        let [reader, other] = &ring.members[..] else { unreachable!() };
+        ring.write_silently(1, "old");
+        ring.write_silently(2, "old");
+        tokio::time::sleep(POLL).await;
+        reader.fresh(2).await;
+        reader.loader.after().close();
+        let reading = reader.reading(1);
+        reader.loader.after().reached_by(1).await;
+        let mut bulk = ring.sim.postgres.begin();
+        bulk.put(CACHE, &1_u64, &"new").unwrap();
+        bulk.put(CACHE, &2_u64, &"new").unwrap();
+        bulk.clear(CACHE);
+        let written = bulk.commit().unwrap();
+        if announced {
+            ring.announce(1, &written).await;
+            ms(1).await;
+        } else {
+            tokio::time::sleep(POLL).await;
+        }
+        assert_eq!(reader.cached(2), None, "every key of the cache is dead");
+        reader.loader.after().open();
+        reading.await.unwrap().unwrap();
+        ms(1).await;
+        assert_eq!(reader.cached(1), None);
+        for member in [reader, other] {
+            assert_eq!((member.fresh(1).await, member.fresh(2).await), (some("new"), some("new")));
+        }
+        assert_eq!(reader.tier(1).await, Tier::Local, "and it is cached again from then on");
+        ring.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalidation_by_hand_reaches_all_and_is_in_the_log() {
+    let ring = Ring::of(3).await;
+    for member in &ring.members {
+        member.fresh(1).await;
+        member.fresh(2).await;
+    }
+    ring.members[2].node.bus.faults.lose(100);
+    ring.members[0].users.invalidate(&1).await.unwrap();
+    ms(1).await;
+    assert_eq!((ring.members[0].cached(1), ring.members[1].cached(1)), (None, None));
+    eventually("the log has it", POLL, || ring.members[2].cached(1).is_none()).await;
+    assert!(ring.members.iter().all(|member| member.cached(2).is_some()));
+    ring.members[0].users.clear().await.unwrap();
+    eventually("the log has that too", POLL, || ring.members.iter().all(|member| member.cached(2).is_none()))
+        .await;
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_commits_behind_later_ones_is_not_skipped() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "old");
+    tokio::time::sleep(POLL).await;
+    member.fresh(1).await;
+    let mut slow = ring.sim.postgres.begin();
+    slow.put(CACHE, &1_u64, &"new").unwrap();
+    for round in 0..5 {
+        ring.write_silently(2, &round.to_string());
+        tokio::time::sleep(POLL).await;
+    }
+    // Five polls have gone past its number: a cursor by number would never come back.
+    assert_eq!(member.cached(1), Some(some("old")));
+    slow.commit().unwrap();
+    eventually("its row is applied", POLL, || member.cached(1).is_none()).await;
+    assert_eq!(member.fresh(1).await, some("new"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rolled_back_write_invalidates_nothing() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "old");
+    tokio::time::sleep(POLL).await;
+    member.fresh(1).await;
+    let mut transaction = ring.sim.postgres.begin();
+    transaction.put(CACHE, &1_u64, &"never").unwrap();
+    transaction.rollback();
+    tokio::time::sleep(POLL * 2).await;
+    assert_eq!(member.cached(1), Some(some("old")));
+    ring.end().await;
+}

@@ -1,0 +1,18 @@
+//! The promises, on simulated tiers and virtual time. Everything but the tiers is the real code.
+//!
+//! The arithmetic: the bound is 1 s. While hints come, polls are 250 ms apart, else 75 ms; a poll in doubt comes
+//! within 5 ms. So a write is seen at once by its hint, within 260 ms by the log, and an instance that can't read
+//! the log stops calling anything fresh 1 s after its last poll was sent.
+#![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
+
+mod epochs;
+mod hints;
+mod histories;
+mod holes;
+mod loads;
+mod outages;
+mod pauses;
+mod remotes;
+mod replicas;
+mod ring;
+mod tokens;

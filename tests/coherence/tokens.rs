@@ -1,0 +1,95 @@
+//! Tokens: one reads one's own writes, on any instance.
+
+use perto::{Error, ReadOptions, Tier, Token};
+
+use crate::ring::{CACHE, POLL, Ring, ms, some, text};
+
+#[tokio::test(start_paused = true)]
+async fn a_token_reads_ones_own_write_on_any_instance() {
+    let ring = Ring::of(2).await;
+    let [other, _] = &ring.members[..] else { unreachable!() };
+    ring.write(1, 1, "old").await;
+    ms(1).await;
+    other.fresh(1).await;
+    other.node.bus.faults.lose(100);
+    let written = ring.write(1, 1, "new").await;
+    assert_eq!(other.cached(1), Some(some("old")), "no hint came");
+    let token: Token = written.token.to_string().parse().unwrap();
+    let read = other.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!(text(&read), some("new"));
+    let read = other.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!((text(&read), read.tier), (some("new"), Tier::Local), "from then on it costs nothing");
+    let reads = other.users.get_many_with(&[1, 2], ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!((text(&reads[0]), text(&reads[1])), (some("new"), None));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_with_a_token_is_not_served_by_a_load_begun_before_the_write() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    ring.write_silently(1, "old");
+    reader.node.bus.faults.lose(100);
+    reader.loader.after().close();
+    let first = reader.reading(1);
+    reader.loader.after().reached_by(1).await;
+    let token = ring.write(1, 1, "new").await.token;
+    let users = reader.users.clone();
+    let joined = crate::ring::spawn(async move { users.get_with(&1, ReadOptions::at_least(token)).await });
+    ms(1).await;
+    reader.loader.after().open();
+    assert_eq!(text(&first.await.unwrap().unwrap()), some("old"));
+    assert_eq!(text(&joined.await.unwrap().unwrap()), some("new"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_from_before_a_crash_is_answered_by_the_source() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    let token = ring.write(0, 1, "one").await.token;
+    ring.sim.postgres.crash(0);
+    tokio::time::sleep(POLL).await;
+    member.fresh(1).await;
+    let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!((text(&read), read.tier), (some("one"), Tier::Load), "its number says nothing in this epoch");
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_ahead_of_the_database_is_an_error() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    let mut open = ring.sim.postgres.begin();
+    open.put(CACHE, &1_u64, &"not yet").unwrap();
+    let ahead: Token = format!("{:016x}-{:x}", member.perto.health().epoch, open.xid()).parse().unwrap();
+    let error = member.users.get_with(&1, ReadOptions::at_least(ahead)).await.unwrap_err();
+    assert!(matches!(error, Error::TokenAhead) && error.is_retryable());
+    open.commit().unwrap();
+    let read = member.users.get_with(&1, ReadOptions::at_least(ahead)).await.unwrap();
+    assert_eq!(text(&read), some("not yet"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_asks_the_primary_where_the_loader_reads_a_replica_that_lacks_the_write() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    ring.write_silently(1, "old");
+    ring.sim.postgres.replay(0);
+    reader.loader.use_replica(true);
+    reader.node.bus.faults.lose(100);
+    let token = ring.write(1, 1, "new").await.token;
+    let read = reader.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!(text(&read), some("new"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_text_makes_a_token_panic() {
+    for text in
+        ["", "-", "1-", "-1", "x-1", "1-x", "11111111111111111-1", "1-11111111111111111", "+1-1", "1-2-3"]
+    {
+        assert!(text.parse::<Token>().is_err(), "{text:?}");
+    }
+}
