@@ -1,5 +1,11 @@
 //! One L1 hit in instructions, for callgrind: `scripts/instructions`. Usage: `instructions moka|perto i64|string COUNT`
-#![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bench")]
+#![allow(
+    missing_docs,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a bench"
+)]
 #![allow(clippy::panic, clippy::missing_panics_doc, unreachable_pub, dead_code, reason = "a bench")]
 
 mod setup;

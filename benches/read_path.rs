@@ -1,5 +1,11 @@
 //! The read path beside the bare operation of each tier, by criterion: `make bench`.
-#![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bench")]
+#![allow(
+    missing_docs,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a bench"
+)]
 #![allow(clippy::panic, clippy::missing_panics_doc, unreachable_pub, dead_code, reason = "a bench")]
 
 mod setup;
@@ -34,7 +40,9 @@ fn l1_of<K: perto::Key + From<Id>>(c: &mut Criterion, runtime: &Runtime, bed: &B
     let next = AtomicUsize::new(0);
     let key = || &keys[next.fetch_add(1, Ordering::Relaxed) % keys.len()];
     group.bench_function("bare moka", |b| b.to_async(runtime).iter(|| async { black_box(moka.get(key())) }));
-    group.bench_function("perto", |b| b.to_async(runtime).iter(|| async { black_box(cache.get(key()).await) }));
+    group.bench_function("perto", |b| {
+        b.to_async(runtime).iter(|| async { black_box(cache.get(key()).await) })
+    });
     group.finish();
     runtime.block_on(perto.shutdown());
 }
@@ -59,7 +67,9 @@ fn l2(c: &mut Criterion) {
             async move { black_box(get_bare(&mut redis, &key).await) }
         });
     });
-    group.bench_function("perto", |b| b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) }));
+    group.bench_function("perto", |b| {
+        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) })
+    });
     group.finish();
     runtime.block_on(perto.shutdown());
     runtime.block_on(bed.clean_up());
@@ -80,7 +90,9 @@ fn miss(c: &mut Criterion) {
             black_box(query.bind(vec![id()]).fetch_all(&bed.pool).await)
         });
     });
-    group.bench_function("perto", |b| b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) }));
+    group.bench_function("perto", |b| {
+        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) })
+    });
     group.finish();
     runtime.block_on(perto.shutdown());
     runtime.block_on(bed.clean_up());

@@ -2,8 +2,21 @@
 //!
 //! `make bench`, or with DATABASE_URL and REDIS_URL set: `cargo bench --bench tiers`. Prints Markdown; writes
 //! `benches/tiers.svg`.
-#![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a bench")]
-#![allow(clippy::panic, clippy::print_stdout, clippy::missing_panics_doc, unreachable_pub, dead_code, reason = "a bench")]
+#![allow(
+    missing_docs,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a bench"
+)]
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::missing_panics_doc,
+    unreachable_pub,
+    dead_code,
+    reason = "a bench"
+)]
 
 mod setup;
 
@@ -123,7 +136,8 @@ async fn writes(bed: &Bed) -> Vec<Times> {
     sqlx::raw_sql(sqlx::AssertSqlSafe(copy)).execute(&bed.pool).await.expect("copy");
     let update = |table: &str| format!("update {schema}.{table} set author = author where id = $1");
     let (watched, unwatched) = (update("messages"), update("unwatched"));
-    let mut times = [Times::new("update, not watched", ""), Times::new("update, watched", "update, not watched")];
+    let mut times =
+        [Times::new("update, not watched", ""), Times::new("update, watched", "update, not watched")];
     for (round, id) in zipf(ROUNDS).into_iter().enumerate() {
         for turn in 0..2 {
             let at = (round + turn) % 2;
@@ -192,7 +206,9 @@ async fn get_bare(redis: &mut redis::aio::MultiplexedConnection, key: &str) -> M
 }
 
 fn print_table(times: &[Times]) {
-    println!("\n| Operation | p50 µs | p99 µs | p50 ratio | p99 ratio |\n| --- | ---: | ---: | ---: | ---: |");
+    println!(
+        "\n| Operation | p50 µs | p99 µs | p50 ratio | p99 ratio |\n| --- | ---: | ---: | ---: | ---: |"
+    );
     for row in times {
         let (p50, p99) = (row.quantile(0.5), row.quantile(0.99));
         let ratio = |q: f64| match times.iter().find(|bare| bare.name == row.of) {

@@ -4,37 +4,34 @@
 //! ([`Cache::look_up`]) and hands what is missing to a load that the instance owns ([`Cache::load`]), so that a reader
 //! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
 
-use std::collections::HashMap;
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
-use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::coherence::buckets::{Slot, Whole};
+use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
-use crate::coherence::rules::Learned;
-use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::snapshot::Snapshot;
 use crate::coherence::{Began, Judged};
-use crate::error::{Cause, Error, InvalidateError};
+use crate::error::{Error, InvalidateError};
 use crate::instance::{Shared, Token};
 use crate::local::{Entry, Local};
 use crate::metrics::{CacheCounters, CacheStats};
-use crate::wire::{self, Change, Stored};
+use crate::wire::Change;
 
+pub(crate) mod applied;
 pub(crate) mod builder;
+mod fetch;
 pub(crate) mod flight;
 pub(crate) mod loader;
 pub(crate) mod policy;
 
 use flight::{Flights, Leader, Waiter};
-use loader::{Load, Loaded, Loader};
+use loader::Loader;
 use policy::{Outage, Policy};
 
 /// Longest text of a key, in bytes.
@@ -42,8 +39,7 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 /// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
 /// ended. Twice is the rule; the rest is for very bad luck.
 const ATTEMPTS: usize = 8;
-const LOADED_IN_A_WRITE: &str =
-    "the loader read in a transaction that has written; load on a connection of its own";
+load on a connection of its own";
 
 /// What a key must be able to do. Implemented for every type that can.
 ///
@@ -506,229 +502,6 @@ impl<K: Key, V: Value> Core<K, V> {
             loader,
             counters: CacheCounters::default(),
         })
-    }
-
-    /// Puts an entry into L1 if it is accepted, under the stripe of its key.
-    fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) {
-        let buckets = &self.shared.coherence.buckets;
-        let slot = buckets.slot(&self.name, text);
-        let insert = || {
-            // An entry of an ended era would be dead weight.
-            if entry.era == self.shared.coherence.lease.held().era() {
-                self.local.insert(key.clone(), Arc::clone(entry));
-            }
-        };
-        if !buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert) {
-            self.counters.inserts_refused.add(1);
-        }
-    }
-
-    /// A value from L2, if it can be read and contains every invalidation known here.
-    fn read_remote(&self, name: &str, bytes: &Bytes, text: &str, began: Began) -> Option<Entry<V>> {
-        let unreadable = |_| self.counters.l2_unreadable.add(1);
-        let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
-        let slot = self.shared.coherence.buckets.slot(&self.name, text);
-        if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
-            self.counters.l2_refused.add(1);
-            return None;
-        }
-        let value = match &stored.payload {
-            None => None,
-            Some(payload) => Some(Arc::new(wire::decode_payload(payload).map_err(unreadable).ok()?)),
-        };
-        // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
-        let clock = &self.shared.coherence.clock;
-        let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
-        // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
-        let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
-        let size = stored.payload.as_ref().map_or(0, Bytes::len);
-        Some(Entry {
-            era: began.era,
-            cache_epoch: began.cache_epoch,
-            expires_ms: clock.now_ms() + left_ms,
-            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
-            stamp: stored.stamp,
-            value,
-        })
-    }
-
-    /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    async fn run_loader(&self, keys: Vec<K>, began: Began, options: ReadOptions) -> Result<(Loaded<K, V>, From), Error> {
-        let _place = self.shared.load_place().await?;
-        let mut primary = false;
-        loop {
-            self.counters.loads.add(1);
-            self.counters.keys_loaded.add(keys.len() as u64);
-            let load = Load::new(keys.clone(), primary);
-            let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
-            let loaded = match loading {
-                Ok(Ok(loaded)) => loaded,
-                Ok(Err(source)) => {
-                    return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
-                }
-                Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
-            };
-            if loaded.stamp.wrote {
-                // Its transaction may roll back, and then nothing would ever invalidate what it read.
-                let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
-                return Err(Error::Load { cache: Arc::clone(&self.name), source });
-            }
-            if loaded.stamp.origin == Origin::Primary {
-                return Ok((loaded, From::Primary));
-            }
-            // A token tells of a write that may not have been heard of here.
-            let sufficient = || {
-                self.all_accepted(&keys, &loaded) && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
-            };
-            if began.era != self.shared.coherence.lease.held().era() || sufficient() {
-                return Ok((loaded, From::Unknown));
-            }
-            if primary {
-                return Ok((loaded, From::Behind));
-            }
-            self.counters.replica_reloads.add(1);
-            primary = true;
-        }
-    }
-
-    fn all_accepted(&self, keys: &[K], loaded: &Loaded<K, V>) -> bool {
-        let buckets = &self.shared.coherence.buckets;
-        let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
-        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, &loaded.stamp.snapshot))
-    }
-
-    /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
-    fn share(self: &Arc<Self>, led: Vec<Led<K, V>>, loaded: Loaded<K, V>, from: From, began: Began) {
-        let stamp = loaded.stamp;
-        let mut found: HashMap<K, _> =
-            loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
-        for Led { text, leader } in led {
-            let (value, ttl) = match found.remove(&leader.key) {
-                Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
-                None => (None, self.policy.absent_ttl),
-            };
-            let payload = value.as_ref().map(|value| self.encode(value));
-            let entry = Arc::new(Entry {
-                era: began.era,
-                cache_epoch: began.cache_epoch,
-                expires_ms: self.shared.coherence.clock.now_ms() + millis(ttl),
-                weight: Entry::<V>::weigh(
-                    text.len(),
-                    payload.as_ref().map_or(0, Encoded::len),
-                    &stamp.snapshot,
-                ),
-                stamp: stamp.snapshot.clone(),
-                value: value.map(Arc::new),
-            });
-            self.insert(&leader.key, &text, &entry);
-            self.fill(&text, &entry, payload, ttl, began);
-            leader.finish(Ok(Outcome { entry, from }));
-        }
-    }
-
-    /// Bytes only where L2 will want them; else the size alone, for L1's weight.
-    fn encode(&self, value: &V) -> Encoded {
-        let bytes = self.shared.remote_usable().then(|| wire::encode_payload(value)).flatten();
-        match bytes {
-            Some(bytes) => Encoded::Bytes(bytes),
-            None => Encoded::Size(wire::payload_size(value).unwrap_or(0)),
-        }
-    }
-
-    fn fill(&self, text: &str, entry: &Entry<V>, payload: Option<Encoded>, ttl: Duration, began: Began) {
-        let payload = match payload {
-            None => None,
-            Some(Encoded::Bytes(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
-            Some(Encoded::Bytes(_)) => return self.counters.too_large.add(1),
-            Some(Encoded::Size(_)) => return,
-        };
-        if began.era != self.shared.coherence.lease.held().era() {
-            return;
-        }
-        let name = self.remote_key(began.epoch, text);
-        let stored = Stored {
-            stamp: entry.stamp.clone(),
-            created_unix_ms: self.shared.coherence.clock.unix_ms(),
-            life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
-            payload,
-        };
-        let bytes = stored.encode(&name);
-        self.shared.remote_fill(name, bytes, ttl);
-    }
-
-    fn remote_key(&self, epoch: u64, text: &str) -> String {
-        self.shared.remote_key(epoch, &self.name, self.policy.version, text)
-    }
-}
-
-enum Encoded {
-    Bytes(Bytes),
-    Size(usize),
-}
-
-impl Encoded {
-    fn len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Size(size) => *size,
-        }
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A cache, as the tail and hints see it.
-pub(crate) trait Applied: Send + Sync {
-    fn name(&self) -> &str;
-    fn version(&self) -> u16;
-    fn tables(&self) -> &[String];
-    fn whole(&self) -> &Whole;
-    /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
-    /// something was evicted.
-    fn apply(&self, xid: u64, key: Option<&str>) -> bool;
-}
-
-impl<K: Key, V: Value> Applied for Core<K, V> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn version(&self) -> u16 {
-        self.policy.version
-    }
-
-    fn tables(&self) -> &[String] {
-        &self.policy.tables
-    }
-
-    fn whole(&self) -> &Whole {
-        &self.whole
-    }
-
-    fn apply(&self, xid: u64, key: Option<&str>) -> bool {
-        let buckets = &self.shared.coherence.buckets;
-        let key = key.and_then(|text| {
-            let key = text.parse::<K>().ok();
-            if key.is_none() {
-                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
-                self.counters.keys_misread.add(1);
-            }
-            key
-        });
-        let (learned, evicted) = match key {
-            None => (buckets.apply_whole(&self.whole, xid), false),
-            Some(key) => {
-                let slot = buckets.slot(&self.name, &key.to_string());
-                buckets.apply(slot, xid, || self.local.evict(&key, xid))
-            }
-        };
-        if learned == Learned::Coarsely {
-            self.shared.counters.coarse.add(1);
-            self.shared.coherence.doubt.notify_one();
-        }
-        evicted
     }
 }
 

@@ -79,6 +79,8 @@ impl Coherence {
         self.lease.begin_era();
         self.epoch.store(epoch, Ordering::Release);
         self.buckets.reset(floor, wholes);
+        // Once more: a load that began in between was judged by what had not been reset yet, and may be in L1.
+        self.lease.begin_era();
     }
 
     /// Whether a value with this stamp may be served: fresh if the lease held before it came is still valid.

@@ -135,8 +135,11 @@ pub enum RemoteError {
     /// The server did not answer in time.
     #[error("no answer in time")]
     Timeout,
-    /// The server refused, or the connection broke.
-    #[error("the server refused or broke off")]
+    /// The server answered, with an error.
+    #[error("the server refused")]
+    Refused(#[source] Cause),
+    /// The connection broke.
+    #[error("the connection broke")]
     Failed(#[source] Cause),
 }
 

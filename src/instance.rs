@@ -16,14 +16,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
 use crate::cache::builder::CacheBuilder;
-use crate::cache::{Applied, Key, Value};
+use crate::cache::applied::Applied;
+use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
 use crate::coherence::tail::Tail;
 use crate::coherence::{Coherence, hints};
-use crate::error::{Error, InvalidateError, LogError, StartError};
+use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
 use crate::metrics::{Histogram, InstanceCounters, InstanceStats};
-use crate::remote::{Breaker, Remote};
+use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
@@ -35,7 +36,9 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
 /// How often somebody looks whether the log wants trimming.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Fills of L2 under way at once; more are dropped and counted.
-const MAX_FILLS: usize = 256;
+const MAX_FILLS: usize = 4_096;
+/// Fills that are sent together.
+const FILLS_AT_ONCE: usize = 128;
 
 /// An instance of Perto. Cheap to clone; the last clone that is dropped ends its tasks, though
 /// [`Perto::shutdown`] does so in order.
@@ -153,8 +156,7 @@ impl Perto {
         }
         if let Some(remote) = &shared.remote {
             // Whether it answers decides the first reads' way, not whether the instance starts.
-            let answered = tokio::time::timeout(shared.settings.fence_timeout, remote.ping()).await;
-            if !matches!(answered, Ok(Ok(()))) {
+            if remote::ping(&**remote, shared.settings.fence_timeout).await.is_err() {
                 shared.breaker.trip();
             }
         }
@@ -172,7 +174,7 @@ impl Perto {
             let shared_too = Arc::clone(shared);
             shared.spawn_until_end(async move {
                 let limit = shared_too.settings.fence_timeout;
-                shared_too.breaker.mend(&*remote, limit, || shared_too.signals.changed()).await;
+                shared_too.breaker.mend(&*remote, limit, &shared_too.signals).await;
             });
         }
         let shared_too = Arc::clone(shared);
@@ -326,26 +328,45 @@ impl Shared {
         }
     }
 
-    /// Fills L2 in the background.
-    pub(crate) fn remote_fill(self: &Arc<Self>, name: String, value: Bytes, ttl: Duration) {
+    /// Fills L2 in the background, with all that one load brought.
+    pub(crate) fn remote_fill(self: &Arc<Self>, fills: Vec<Fill>) {
         let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
-        let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else {
-            return self.counters.fills_dropped.add(1);
+        let places = u32::try_from(fills.len().min(MAX_FILLS)).unwrap_or(u32::MAX);
+        if places == 0 {
+            return;
+        }
+        let Ok(places) = Arc::clone(&self.fills).try_acquire_many_owned(places) else {
+            return self.counters.fills_dropped.add(fills.len() as u64);
         };
         let shared = Arc::clone(self);
         self.spawn(async move {
-            let _place = place;
-            shared.guard(remote.fill(&name, value, ttl)).await;
+            let _places = places;
+            for batch in fills.chunks(FILLS_AT_ONCE) {
+                // They go out on one connection without waiting for each other: a round trip a batch.
+                let fill = |fill: &Fill| {
+                    let (remote, name, value, ttl) = (Arc::clone(&remote), fill.name.clone(), fill.value.clone(), fill.ttl);
+                    async move { remote.fill(&name, value, ttl).await }
+                };
+                let batch = futures_util::future::try_join_all(batch.iter().map(fill));
+                if shared.guard(batch).await.is_none() {
+                    return;
+                }
+            }
         });
     }
 
-    async fn guard<T>(&self, operation: impl Future<Output = Result<T, crate::RemoteError>>) -> Option<T> {
-        if let Ok(Ok(value)) = tokio::time::timeout(self.settings.remote_timeout, operation).await {
-            return Some(value);
+    /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a server that
+    /// refuses one operation is up.
+    async fn guard<T>(&self, operation: impl Future<Output = Result<T, RemoteError>>) -> Option<T> {
+        match tokio::time::timeout(self.settings.remote_timeout, operation).await {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(RemoteError::Refused(_))) => {}
+            Ok(Err(_)) | Err(_) => {
+                self.breaker.trip();
+                self.signals.changed();
+            }
         }
         self.counters.l2_errors.add(1);
-        self.breaker.trip();
-        self.signals.changed();
         None
     }
 
@@ -411,6 +432,13 @@ impl Shared {
             self.counters.hints_failed.add(1);
         }
     }
+}
+
+/// A value on its way to L2.
+pub(crate) struct Fill {
+    pub(crate) name: String,
+    pub(crate) value: Bytes,
+    pub(crate) ttl: Duration,
 }
 
 /// A number that no other instance has, for hints.

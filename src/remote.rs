@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
+use crate::coherence::health::{Event, Signals};
 use crate::error::RemoteError;
 
 #[cfg(feature = "redis")]
@@ -75,20 +76,31 @@ impl Breaker {
     }
 
     /// Pings the remote for as long as the breaker is open, and closes it at the first answer. Never returns.
-    pub(crate) async fn mend(&self, remote: &dyn Remote, limit: Duration, changed: impl Fn()) {
+    pub(crate) async fn mend(&self, remote: &dyn Remote, limit: Duration, signals: &Signals) {
         loop {
             while self.is_closed() {
                 self.opened.notified().await;
             }
-            changed();
+            signals.changed();
             let mut pause = Duration::from_millis(20);
-            while !matches!(tokio::time::timeout(limit, remote.ping()).await, Ok(Ok(()))) {
+            let mut said = false;
+            while let Err(error) = ping(remote, limit).await {
+                if !std::mem::replace(&mut said, true) {
+                    signals.send(Event::RemoteFailed { error: crate::error::chain(&error) });
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(500));
             }
             self.open.store(false, Ordering::Release);
-            changed();
+            signals.changed();
         }
+    }
+}
+
+pub(crate) async fn ping(remote: &dyn Remote, limit: Duration) -> Result<(), RemoteError> {
+    match tokio::time::timeout(limit, remote.ping()).await {
+        Ok(answered) => answered,
+        Err(_elapsed) => Err(RemoteError::Timeout),
     }
 }
 

@@ -29,7 +29,9 @@ pub struct Bed {
 
 impl Bed {
     pub async fn make() -> Self {
-        let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make bench`"));
+        let variable = |name: &str| {
+            std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make bench`"))
+        };
         let (postgres_url, redis_url) = (variable("DATABASE_URL"), variable("REDIS_URL"));
         static MADE: AtomicU32 = AtomicU32::new(0);
         let schema = format!("bench_{}_{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -58,7 +60,10 @@ impl Bed {
     }
 
     /// A coherent instance, with a cache of so many bytes in L1. `id` makes the keys of two caches differ in type only.
-    pub async fn instance<K: perto::Key + From<Id>>(&self, capacity_bytes: u64) -> (Perto, Cache<K, Message>) {
+    pub async fn instance<K: perto::Key + From<Id>>(
+        &self,
+        capacity_bytes: u64,
+    ) -> (Perto, Cache<K, Message>) {
         let perto = Perto::builder(&self.schema)
             .schema(&self.schema)
             .bound(Duration::from_secs(30))
@@ -72,7 +77,8 @@ impl Bed {
             .cache::<K, Message>("messages")
             .capacity_bytes(capacity_bytes)
             .loader(move |load: Load<K>| {
-                let ids: Vec<i64> = load.keys.iter().map(|key| key.to_string().parse().unwrap_or(-1)).collect();
+                let ids: Vec<i64> =
+                    load.keys.iter().map(|key| key.to_string().parse().unwrap_or(-1)).collect();
                 let query = postgres::query_as::<(i64, String, String)>(&sql).bind(ids);
                 let pool = pool.clone();
                 async move {
@@ -155,7 +161,10 @@ pub fn zipf(count: usize) -> Vec<i64> {
 pub fn bare_moka<K: perto::Key + From<Id>>() -> moka::sync::Cache<K, Arc<Message>> {
     let cache = moka::sync::Cache::new(2 * ROWS as u64);
     for id in 0..ROWS {
-        cache.insert(K::from(Id(id)), Arc::new(Message { id, author: format!("author {id}"), body: "x".repeat(230) }));
+        cache.insert(
+            K::from(Id(id)),
+            Arc::new(Message { id, author: format!("author {id}"), body: "x".repeat(230) }),
+        );
     }
     cache.run_pending_tasks();
     cache

@@ -81,6 +81,11 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
+    /// Redis does not answer a ping. Sent for the first of a series; reads go on without L2.
+    RemoteFailed {
+        /// The error and its causes.
+        error: String,
+    },
     /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
     Unwatched {
         /// The cache.

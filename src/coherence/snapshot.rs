@@ -47,6 +47,13 @@ impl Snapshot {
         }
     }
 
+    /// The snapshot that contains every transaction below `xid` and no other: an upper bound of every snapshot whose
+    /// `xmax` is `xid`, collapsed or not.
+    #[must_use]
+    pub fn all_below(xid: u64) -> Self {
+        Self { xmin: xid, xmax: xid, xip: Box::default() }
+    }
+
     /// Reads Postgres' text form, `xmin:xmax:xip,xip`. `None` where it is anything else.
     ///
     /// ```

@@ -110,7 +110,7 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
         }
     };
     format!(
-        "select pg_current_snapshot()::text as snapshot, m.version, m.trimmed::text as trimmed, \
+        "select pg_current_snapshot()::text as snapshot, m.version, pg_snapshot_xmax(m.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
            i.xid::text as xid, i.cache, k.key \
          from {schema}.meta m left join {schema}.boot b on b.origin = {schema}.origin() \
@@ -139,7 +139,12 @@ fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
     Ok(Poll {
         snapshot: snapshot_at("snapshot").ok_or_else(|| malformed("snapshot"))?,
         epoch: epoch.cast_unsigned(),
-        trimmed: snapshot_at("trimmed").ok_or_else(|| malformed("trim horizon"))?,
+        trimmed: first
+            .try_get::<&str, _>("trimmed")
+            .ok()
+            .and_then(|xid| xid.parse().ok())
+            .map(Snapshot::all_below)
+            .ok_or_else(|| malformed("trim horizon"))?,
         rows: match rows.len() {
             _ if nothing => Some(Vec::new()),
             0..=MAX_POLL_ROWS => Some(read_all()?),

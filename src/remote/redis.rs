@@ -96,6 +96,8 @@ pub(crate) fn failed(error: RedisError) -> RemoteError {
         RemoteError::Timeout
     } else if error.is_connection_dropped() || error.is_connection_refusal() {
         RemoteError::Disconnected
+    } else if error.code().is_some() {
+        RemoteError::Refused(Arc::new(error))
     } else {
         RemoteError::Failed(Arc::new(error))
     }
@@ -161,7 +163,7 @@ impl Remote for RedisRemote {
             pipeline.arg(u64::try_from(ttl_ms).unwrap_or(u64::MAX));
             match self.run(&pipeline).await {
                 // Full, and evicting nothing. It is up: hints and what it holds are as good as ever.
-                Err(RemoteError::Failed(cause)) if cause.to_string().contains("OOM") => Ok(false),
+                Err(RemoteError::Refused(cause)) if cause.to_string().contains("OOM") => Ok(false),
                 put => Ok(put? == [1]),
             }
         })

@@ -1,0 +1,58 @@
+//! A cache, as the tail and hints see it: something that invalidations are applied to, whatever its types.
+
+use super::{Core, Key, Value};
+use crate::coherence::buckets::Whole;
+use crate::coherence::rules::Learned;
+
+/// See the module's documentation.
+pub(crate) trait Applied: Send + Sync {
+    fn name(&self) -> &str;
+    fn version(&self) -> u16;
+    fn tables(&self) -> &[String];
+    fn whole(&self) -> &Whole;
+    /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
+    /// something was evicted.
+    fn apply(&self, xid: u64, key: Option<&str>) -> bool;
+}
+
+impl<K: Key, V: Value> Applied for Core<K, V> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> u16 {
+        self.policy.version
+    }
+
+    fn tables(&self) -> &[String] {
+        &self.policy.tables
+    }
+
+    fn whole(&self) -> &Whole {
+        &self.whole
+    }
+
+    fn apply(&self, xid: u64, key: Option<&str>) -> bool {
+        let buckets = &self.shared.coherence.buckets;
+        let key = key.and_then(|text| {
+            let key = text.parse::<K>().ok();
+            if key.is_none() {
+                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
+                self.counters.keys_misread.add(1);
+            }
+            key
+        });
+        let (learned, evicted) = match key {
+            None => (buckets.apply_whole(&self.whole, xid), false),
+            Some(key) => {
+                let slot = buckets.slot(&self.name, &key.to_string());
+                buckets.apply(slot, xid, || self.local.evict(&key, xid))
+            }
+        };
+        if learned == Learned::Coarsely {
+            self.shared.counters.coarse.add(1);
+            self.shared.coherence.doubt.notify_one();
+        }
+        evicted
+    }
+}

@@ -1,0 +1,209 @@
+//! What comes from below: values read from L2, values loaded, and where they go from there.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+use super::loader::{self, Load, Loaded};
+use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
+use crate::coherence::Began;
+use crate::coherence::buckets::Slot;
+use crate::coherence::snapshot::Origin;
+use crate::error::{Cause, Error};
+use crate::instance::Fill;
+use crate::local::Entry;
+use crate::wire::{self, Stored};
+
+const LOADED_IN_A_WRITE: &str = "the loader read in a transaction that has written; load on a connection of its own";
+/// Longest life of a value in L2: what its header can say, 49 days.
+const MAX_LIFE: Duration = Duration::from_millis(u32::MAX as u64);
+
+impl<K: Key, V: Value> Core<K, V> {
+    /// Puts an entry into L1 if it is accepted, under the stripe of its key.
+    pub(super) fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) {
+        let buckets = &self.shared.coherence.buckets;
+        let slot = buckets.slot(&self.name, text);
+        let insert = || {
+            // An entry of an ended era would be dead weight.
+            if entry.era == self.shared.coherence.lease.held().era() {
+                self.local.insert(key.clone(), Arc::clone(entry));
+            }
+        };
+        if !buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert) {
+            self.counters.inserts_refused.add(1);
+        }
+    }
+
+    /// A value from L2, if it can be read and contains every invalidation known here.
+    pub(super) fn read_remote(&self, name: &str, bytes: &Bytes, text: &str, began: Began) -> Option<Entry<V>> {
+        let unreadable = |_| self.counters.l2_unreadable.add(1);
+        let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
+        let slot = self.shared.coherence.buckets.slot(&self.name, text);
+        if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
+            self.counters.l2_refused.add(1);
+            return None;
+        }
+        let value = match &stored.payload {
+            None => None,
+            Some(payload) => Some(Arc::new(wire::decode_payload(payload).map_err(unreadable).ok()?)),
+        };
+        // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
+        let clock = &self.shared.coherence.clock;
+        let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
+        // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
+        let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
+        let size = stored.payload.as_ref().map_or(0, Bytes::len);
+        Some(Entry {
+            era: began.era,
+            cache_epoch: began.cache_epoch,
+            expires_ms: clock.now_ms().saturating_add(left_ms),
+            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
+            stamp: stored.stamp,
+            value,
+        })
+    }
+
+    /// Calls the loader; once more for the primary if it read a replica that lags behind.
+    pub(super) async fn run_loader(&self, keys: Vec<K>, began: Began, options: ReadOptions) -> Result<(Loaded<K, V>, From), Error> {
+        let _place = self.shared.load_place().await?;
+        let mut primary = false;
+        loop {
+            self.counters.loads.add(1);
+            self.counters.keys_loaded.add(keys.len() as u64);
+            let load = Load::new(keys.clone(), primary);
+            let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
+            let loaded = match loading {
+                Ok(Ok(loaded)) => loaded,
+                Ok(Err(source)) => {
+                    return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
+                }
+                Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
+            };
+            if loaded.stamp.wrote {
+                // Its transaction may roll back, and then nothing would ever invalidate what it read.
+                let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
+                return Err(Error::Load { cache: Arc::clone(&self.name), source });
+            }
+            if loaded.stamp.origin == Origin::Primary {
+                return Ok((loaded, From::Primary));
+            }
+            // A token tells of a write that may not have been heard of here.
+            let sufficient = || {
+                self.all_accepted(&keys, &loaded) && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
+            };
+            if began.era != self.shared.coherence.lease.held().era() || sufficient() {
+                return Ok((loaded, From::Unknown));
+            }
+            if primary {
+                return Ok((loaded, From::Behind));
+            }
+            self.counters.replica_reloads.add(1);
+            primary = true;
+        }
+    }
+
+    fn all_accepted(&self, keys: &[K], loaded: &Loaded<K, V>) -> bool {
+        let buckets = &self.shared.coherence.buckets;
+        let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
+        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, &loaded.stamp.snapshot))
+    }
+
+    /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
+    pub(super) fn share(self: &Arc<Self>, led: Vec<Led<K, V>>, loaded: Loaded<K, V>, from: From, began: Began) {
+        let stamp = loaded.stamp;
+        let mut found: HashMap<K, _> =
+            loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
+        let mut fills = Vec::new();
+        for Led { text, leader } in led {
+            let (value, ttl) = match found.remove(&leader.key) {
+                Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
+                None => (None, self.policy.absent_ttl),
+            };
+            let payload = value.as_ref().map(|value| self.encode(value));
+            let entry = Arc::new(Entry {
+                era: began.era,
+                cache_epoch: began.cache_epoch,
+                expires_ms: self.shared.coherence.clock.now_ms().saturating_add(millis(ttl)),
+                weight: Entry::<V>::weigh(
+                    text.len(),
+                    payload.as_ref().map_or(0, Encoded::len),
+                    &stamp.snapshot,
+                ),
+                stamp: stamp.snapshot.clone(),
+                value: value.map(Arc::new),
+            });
+            self.insert(&leader.key, &text, &entry);
+            fills.extend(self.fill(&text, &entry, payload, ttl, began));
+            leader.finish(Ok(Outcome { entry, from }));
+        }
+        self.shared.remote_fill(fills);
+    }
+
+    /// Bytes only where L2 will want them; else the size alone, for L1's weight.
+    fn encode(&self, value: &V) -> Encoded {
+        let bytes = self.shared.remote_usable().then(|| wire::encode_payload(value)).flatten();
+        match bytes {
+            Some(bytes) => Encoded::Bytes(bytes),
+            None => Encoded::Size(wire::payload_size(value).unwrap_or(0)),
+        }
+    }
+
+    /// What to put into L2, if anything.
+    fn fill(
+        &self,
+        text: &str,
+        entry: &Entry<V>,
+        payload: Option<Encoded>,
+        ttl: Duration,
+        began: Began,
+    ) -> Option<Fill> {
+        let payload = match payload {
+            None => None,
+            Some(Encoded::Bytes(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
+            Some(Encoded::Bytes(_)) => {
+                self.counters.too_large.add(1);
+                return None;
+            }
+            Some(Encoded::Size(_)) => return None,
+        };
+        if began.era != self.shared.coherence.lease.held().era() {
+            return None;
+        }
+        let ttl = ttl.min(MAX_LIFE);
+        let name = self.remote_key(began.epoch, text);
+        let stored = Stored {
+            stamp: entry.stamp.clone(),
+            created_unix_ms: self.shared.coherence.clock.unix_ms(),
+            life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
+            payload,
+        };
+        let value = stored.encode(&name);
+        Some(Fill { name, value, ttl })
+    }
+
+    pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
+        self.shared.remote_key(epoch, &self.name, self.policy.version, text)
+    }
+}
+
+enum Encoded {
+    Bytes(Bytes),
+    Size(usize),
+}
+
+impl Encoded {
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Size(size) => *size,
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
