@@ -39,7 +39,6 @@ pub const MAX_KEY_BYTES: usize = 1_024;
 /// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
 /// ended. Twice is the rule; the rest is for very bad luck.
 const ATTEMPTS: usize = 8;
-load on a connection of its own";
 
 /// What a key must be able to do. Implemented for every type that can.
 ///

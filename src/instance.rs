@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::Bus;
-use crate::cache::builder::CacheBuilder;
 use crate::cache::applied::Applied;
+use crate::cache::builder::CacheBuilder;
 use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
 use crate::coherence::tail::Tail;
@@ -344,7 +344,8 @@ impl Shared {
             for batch in fills.chunks(FILLS_AT_ONCE) {
                 // They go out on one connection without waiting for each other: a round trip a batch.
                 let fill = |fill: &Fill| {
-                    let (remote, name, value, ttl) = (Arc::clone(&remote), fill.name.clone(), fill.value.clone(), fill.ttl);
+                    let (remote, name, value, ttl) =
+                        (Arc::clone(&remote), fill.name.clone(), fill.value.clone(), fill.ttl);
                     async move { remote.fill(&name, value, ttl).await }
                 };
                 let batch = futures_util::future::try_join_all(batch.iter().map(fill));

@@ -18,7 +18,8 @@ use crate::instance::Fill;
 use crate::local::Entry;
 use crate::wire::{self, Stored};
 
-const LOADED_IN_A_WRITE: &str = "the loader read in a transaction that has written; load on a connection of its own";
+const LOADED_IN_A_WRITE: &str =
+    "the loader read in a transaction that has written; load on a connection of its own";
 /// Longest life of a value in L2: what its header can say, 49 days.
 const MAX_LIFE: Duration = Duration::from_millis(u32::MAX as u64);
 
@@ -39,7 +40,13 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// A value from L2, if it can be read and contains every invalidation known here.
-    pub(super) fn read_remote(&self, name: &str, bytes: &Bytes, text: &str, began: Began) -> Option<Entry<V>> {
+    pub(super) fn read_remote(
+        &self,
+        name: &str,
+        bytes: &Bytes,
+        text: &str,
+        began: Began,
+    ) -> Option<Entry<V>> {
         let unreadable = |_| self.counters.l2_unreadable.add(1);
         let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
         let slot = self.shared.coherence.buckets.slot(&self.name, text);
@@ -68,7 +75,12 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    pub(super) async fn run_loader(&self, keys: Vec<K>, began: Began, options: ReadOptions) -> Result<(Loaded<K, V>, From), Error> {
+    pub(super) async fn run_loader(
+        &self,
+        keys: Vec<K>,
+        began: Began,
+        options: ReadOptions,
+    ) -> Result<(Loaded<K, V>, From), Error> {
         let _place = self.shared.load_place().await?;
         let mut primary = false;
         loop {
@@ -93,7 +105,8 @@ impl<K: Key, V: Value> Core<K, V> {
             }
             // A token tells of a write that may not have been heard of here.
             let sufficient = || {
-                self.all_accepted(&keys, &loaded) && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
+                self.all_accepted(&keys, &loaded)
+                    && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
             };
             if began.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok((loaded, From::Unknown));
@@ -113,7 +126,13 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
-    pub(super) fn share(self: &Arc<Self>, led: Vec<Led<K, V>>, loaded: Loaded<K, V>, from: From, began: Began) {
+    pub(super) fn share(
+        self: &Arc<Self>,
+        led: Vec<Led<K, V>>,
+        loaded: Loaded<K, V>,
+        from: From,
+        began: Began,
+    ) {
         let stamp = loaded.stamp;
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
