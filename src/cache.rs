@@ -26,7 +26,7 @@ use crate::error::{Cause, Error, InvalidateError};
 use crate::instance::{Shared, Token};
 use crate::local::{Entry, Local};
 use crate::metrics::{CacheCounters, CacheStats};
-use crate::wire::{self, Change, Stored};
+use crate::wire::{self, Change, Refused, Stored};
 
 pub(crate) mod builder;
 pub(crate) mod flight;
@@ -525,8 +525,19 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// A value from L2, if it can be read and contains every invalidation known here.
     fn read_remote(&self, name: &str, bytes: &Bytes, text: &str, began: Began) -> Option<Entry<V>> {
-        let unreadable = |_| self.counters.l2_unreadable.add(1);
-        let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
+        let unreadable = |refused| {
+            self.counters.l2_unreadable.add(1);
+            refused
+        };
+        let stored = match Stored::decode(name, bytes).map_err(unreadable) {
+            Ok(stored) => stored?,
+            Err(Refused::Corrupt) => {
+                // Its stamp may look newer than any, and would keep good values out.
+                self.shared.remote_discard(name.to_owned(), bytes.clone());
+                return None;
+            }
+            Err(Refused::Foreign) => return None,
+        };
         let slot = self.shared.coherence.buckets.slot(&self.name, text);
         if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
             self.counters.l2_refused.add(1);
