@@ -18,5 +18,6 @@ mod race;
 mod redis_down;
 mod replicas;
 mod stale_fills;
+mod states;
 mod tokens;
 mod writes;
