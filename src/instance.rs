@@ -356,6 +356,17 @@ impl Shared {
         });
     }
 
+    /// Removes damaged bytes from L2, in the background.
+    pub(crate) fn remote_discard(self: &Arc<Self>, name: String, seen: Bytes) {
+        let Some(remote) = self.remote.clone() else { return };
+        let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else { return };
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            let _place = place;
+            shared.guard(remote.discard(&name, seen)).await;
+        });
+    }
+
     /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a server that
     /// refuses one operation is up.
     async fn guard<T>(&self, operation: impl Future<Output = Result<T, RemoteError>>) -> Option<T> {

@@ -49,6 +49,16 @@ pub trait Remote: Debug + Send + Sync + 'static {
         ttl: Duration,
     ) -> BoxFuture<'a, Result<(), RemoteError>>;
 
+    /// Removes what is under `key` if it still is `seen`: damaged bytes, whose stamp may look newer than any and keep good
+    /// values out. By default they stay for their time to live.
+    ///
+    /// # Errors
+    /// If the remote can't be used.
+    fn discard<'a>(&'a self, key: &'a str, seen: Bytes) -> BoxFuture<'a, Result<(), RemoteError>> {
+        let _ = (key, seen);
+        Box::pin(async { Ok(()) })
+    }
+
     /// Connects where that is needed, and returns when the server has answered.
     ///
     /// # Errors

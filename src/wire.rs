@@ -173,3 +173,259 @@ impl Hint {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    const KEY: &str = "perto:shop:00000000000000ff:item.1:42";
+
+    /// One of each that a payload may be made of.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, wincode::SchemaWrite, wincode::SchemaRead)]
+    struct Sample {
+        id: i64,
+        name: String,
+        price: Option<u32>,
+        tags: Vec<String>,
+        kind: Kind,
+        ratio: f64,
+        flag: bool,
+        big: u128,
+        pair: (u8, i16),
+    }
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, wincode::SchemaWrite, wincode::SchemaRead)]
+    enum Kind {
+        Plain,
+        Sized { width: u16, height: u64 },
+        Named(String),
+    }
+
+    /// [`Hint`] and [`Change`], as the other codec sees them.
+    #[derive(wincode::SchemaWrite)]
+    struct HintToo {
+        epoch: u64,
+        publisher: u64,
+        sequence: u64,
+        xid: u64,
+        changes: Vec<(String, Option<Vec<String>>)>,
+        committed_unix_us: u64,
+        traceparent: Option<String>,
+    }
+
+    fn samples() -> Vec<Sample> {
+        let small = Sample {
+            id: -7,
+            name: "Ada".to_owned(),
+            price: Some(250),
+            tags: vec!["a".to_owned(), String::new()],
+            kind: Kind::Sized { width: 65_535, height: 1 << 40 },
+            ratio: 0.1,
+            flag: true,
+            big: u128::MAX,
+            pair: (255, -1),
+        };
+        let absent =
+            Sample { id: i64::MIN, price: None, tags: Vec::new(), kind: Kind::Plain, ..small.clone() };
+        let long = Sample {
+            id: i64::MAX,
+            price: Some(251),
+            tags: vec!["é".repeat(300); 300],
+            kind: Kind::Named("日本".to_owned()),
+            ..small.clone()
+        };
+        vec![small, absent, long]
+    }
+
+    fn value(running: &[u64]) -> Stored {
+        Stored {
+            stamp: Snapshot::new(1_000, 5_000_000_000, running),
+            created_unix_ms: 1_790_000_000_000,
+            life_ms: 1_800_000,
+            payload: encode_payload(&samples()[0]),
+        }
+    }
+
+    fn hint() -> Hint {
+        Hint {
+            epoch: 0xFF,
+            publisher: u64::MAX,
+            sequence: 300,
+            xid: 5_000_000_000,
+            changes: vec![
+                Change { cache: "item".to_owned(), keys: Some(vec!["42".to_owned(), "é".to_owned()]) },
+                Change { cache: "list".to_owned(), keys: None },
+            ],
+            committed_unix_us: 1_790_000_000_000_000,
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_value_comes_back_as_it_was() {
+        let many: Vec<u64> = (0..64).map(|n| 1_000 + 3 * n).collect();
+        for running in [&[1_000][..], &[1_000, 4_294_968_295], &many] {
+            let stored = value(running);
+            assert_eq!(Stored::decode(KEY, &stored.encode(KEY)), Ok(Some(stored.clone())));
+            let absent = Stored { payload: None, ..stored };
+            assert_eq!(Stored::decode(KEY, &absent.encode(KEY)), Ok(Some(absent)));
+        }
+        for sample in samples() {
+            let bytes = encode_payload(&sample).unwrap();
+            assert_eq!(decode_payload::<Sample>(&bytes), Ok(sample.clone()));
+            assert_eq!(payload_size(&sample), Some(bytes.len()));
+        }
+    }
+
+    #[test]
+    fn a_stamp_with_more_running_transactions_than_fit_comes_back_as_a_lower_bound() {
+        let running: Vec<u64> = (0..500).map(|n| 1_000 + 3 * n).collect();
+        let stored = value(&running);
+        let decoded = Stored::decode(KEY, &stored.encode(KEY)).unwrap().unwrap();
+        assert!((0..3_000).all(|xid| !decoded.stamp.contains(xid) || stored.stamp.contains(xid)));
+        assert_eq!(decoded.payload, stored.payload);
+    }
+
+    #[test]
+    fn a_value_cut_short_or_with_bytes_too_many_is_refused() {
+        for stored in [value(&[1_000, 1_002]), Stored { payload: None, ..value(&[]) }] {
+            let whole = stored.encode(KEY);
+            for length in 0..whole.len() {
+                assert_eq!(Stored::decode(KEY, &whole.slice(..length)), Err(Refused::Corrupt), "{length}");
+            }
+            let longer = Bytes::from([&whole[..], &[0]].concat());
+            assert_eq!(Stored::decode(KEY, &longer), Err(Refused::Corrupt));
+        }
+    }
+
+    /// One flip makes a tombstone of a value: a miss too, never a value.
+    #[test]
+    fn a_value_with_any_bit_flipped_is_refused() {
+        let whole = value(&[1_000, 1_002]).encode(KEY);
+        for bit in 0..whole.len() * 8 {
+            let mut flipped = whole.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let tombstone = flipped[2] == b'T';
+            match Stored::decode(KEY, &Bytes::from(flipped)) {
+                Err(_) => assert!(!tombstone),
+                Ok(None) => assert!(tombstone),
+                Ok(Some(read)) => panic!("bit {bit}: {read:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_under_another_key_or_of_another_version_is_refused() {
+        let whole = value(&[1_000]).encode(KEY);
+        for key in ["", "perto:shop:00000000000000ff:item.1:43", "perto:shop:00000000000000fe:item.1:42"] {
+            assert_eq!(Stored::decode(key, &whole), Err(Refused::Corrupt));
+        }
+        for version in [0, 2, 255] {
+            let mut other = whole.to_vec();
+            other[1] = version;
+            assert_eq!(Stored::decode(KEY, &Bytes::from(other)), Err(Refused::Foreign));
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic() {
+        let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut next = || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        let (whole, hint) = (value(&[1_000, 1_002]).encode(KEY), hint().encode().unwrap());
+        for _ in 0..20_000 {
+            let base = if next() % 2 == 0 { &whole } else { &hint };
+            let mut bytes = base.to_vec();
+            for _ in 0..=next() % 8 {
+                let at = usize::try_from(next()).unwrap() % bytes.len();
+                bytes[at] = next().to_le_bytes()[0];
+            }
+            assert!(
+                !matches!(Stored::decode(KEY, &Bytes::from(bytes.clone())), Ok(Some(read)) if read != value(&[1_000, 1_002]))
+            );
+            drop(Hint::decode(&bytes));
+            drop(decode_payload::<Sample>(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_type_is_refused_where_its_bytes_are_not_all_read() {
+        let bytes = encode_payload(&samples()[0]).unwrap();
+        assert_eq!(decode_payload::<i64>(&bytes), Err(Refused::Corrupt));
+        assert_eq!(decode_payload::<String>(&[200, 1]), Err(Refused::Corrupt));
+        // A length of 2^63: refused before anything is allocated for it.
+        let huge = [253, 0, 0, 0, 0, 0, 0, 0, 128];
+        assert_eq!(decode_payload::<Vec<u64>>(&huge), Err(Refused::Corrupt));
+        assert_eq!(decode_payload::<String>(&huge), Err(Refused::Corrupt));
+    }
+
+    #[test]
+    fn a_hint_comes_back_as_it_was_and_is_refused_cut_short() {
+        let whole = hint().encode().unwrap();
+        assert_eq!(Hint::decode(&whole), Ok(hint()));
+        for length in 0..whole.len() {
+            assert!(Hint::decode(&whole[..length]).is_err(), "{length}");
+        }
+        assert!(Hint::decode(&[&whole[..], &[0]].concat()).is_err());
+        assert_eq!(Hint::decode(&[b'P', b'H', 2, 0]), Err(Refused::Foreign));
+        assert!(Hint::decode(&vec![b'P'; MAX_HINT + 1]).is_err());
+    }
+
+    #[test]
+    fn a_hint_of_too_many_keys_is_not_sent() {
+        let keys = Some((0..100_000).map(|n| n.to_string()).collect());
+        let large = Hint { changes: vec![Change { cache: "item".to_owned(), keys }], ..hint() };
+        assert_eq!(large.encode(), None);
+    }
+
+    /// Written once by version 1, and read by every later build that says version 1: another byte here is another version.
+    #[test]
+    fn version_1_writes_and_reads_the_bytes_it_always_has() {
+        let golden = |name: &str, bytes: &[u8]| {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire").join(name);
+            let kept = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert_eq!(kept, bytes, "{name}");
+            Bytes::from(kept)
+        };
+        let stored = value(&[1_000, 1_002]);
+        let kept = golden("value-v1.bin", &stored.encode(KEY));
+        assert_eq!(Stored::decode(KEY, &kept), Ok(Some(stored)));
+        let absent = Stored { payload: None, ..value(&[]) };
+        let kept = golden("absent-v1.bin", &absent.encode(KEY));
+        assert_eq!(Stored::decode(KEY, &kept), Ok(Some(absent)));
+        let kept = golden("hint-v1.bin", &hint().encode().unwrap());
+        assert_eq!(Hint::decode(&kept), Ok(hint()));
+    }
+
+    /// The way out, should the codec ever have to go: what lies in L2 stays readable.
+    #[test]
+    fn wincode_with_varints_writes_the_same_bytes() {
+        let varints = wincode::config::Configuration::default().with_varint_encoding();
+        for sample in samples() {
+            let ours = encode_payload(&sample).unwrap();
+            let theirs = wincode::config::serialize(&sample, varints).unwrap();
+            assert_eq!(&ours[..], &theirs[..]);
+            assert_eq!(wincode::config::deserialize::<Sample, _>(&ours, varints).unwrap(), sample);
+            assert_eq!(decode_payload::<Sample>(&theirs), Ok(sample));
+        }
+        let hint = hint();
+        let too = HintToo {
+            epoch: hint.epoch,
+            publisher: hint.publisher,
+            sequence: hint.sequence,
+            xid: hint.xid,
+            changes: hint.changes.iter().map(|change| (change.cache.clone(), change.keys.clone())).collect(),
+            committed_unix_us: hint.committed_unix_us,
+            traceparent: hint.traceparent.clone(),
+        };
+        let theirs = wincode::config::serialize(&too, varints).unwrap();
+        assert_eq!(&hint.encode().unwrap()[3..], &theirs[..]);
+    }
+}

@@ -16,7 +16,7 @@ use crate::coherence::snapshot::Origin;
 use crate::error::{Cause, Error};
 use crate::instance::Fill;
 use crate::local::Entry;
-use crate::wire::{self, Stored};
+use crate::wire::{self, Refused, Stored};
 
 const LOADED_IN_A_WRITE: &str =
     "the loader read in a transaction that has written; load on a connection of its own";
@@ -47,8 +47,19 @@ impl<K: Key, V: Value> Core<K, V> {
         text: &str,
         began: Began,
     ) -> Option<Entry<V>> {
-        let unreadable = |_| self.counters.l2_unreadable.add(1);
-        let stored = Stored::decode(name, bytes).map_err(unreadable).ok()??;
+        let unreadable = |refused| {
+            self.counters.l2_unreadable.add(1);
+            refused
+        };
+        let stored = match Stored::decode(name, bytes).map_err(unreadable) {
+            Ok(stored) => stored?,
+            Err(Refused::Corrupt) => {
+                // Its stamp may look newer than any, and would keep good values out.
+                self.shared.remote_discard(name.to_owned(), bytes.clone());
+                return None;
+            }
+            Err(Refused::Foreign) => return None,
+        };
         let slot = self.shared.coherence.buckets.slot(&self.name, text);
         if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
             self.counters.l2_refused.add(1);

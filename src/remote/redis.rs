@@ -30,6 +30,7 @@ pub(crate) struct Link {
     connecting: Mutex<()>,
     fill: Script,
     invalidate: Script,
+    discard: Script,
 }
 
 impl Link {
@@ -47,6 +48,7 @@ impl Link {
             connecting: Mutex::default(),
             fill: Script::new(include_str!("fill.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
+            discard: Script::new(include_str!("discard.lua")),
         }))
     }
 
@@ -56,6 +58,13 @@ impl Link {
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
         self.connection.read().clone().ok_or(RemoteError::Disconnected)
+    }
+
+    async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<(), RemoteError> {
+        for script in [&self.fill, &self.invalidate, &self.discard] {
+            script.prepare_invoke().load_async(connection).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn ping(&self) -> Result<(), RemoteError> {
@@ -73,9 +82,7 @@ impl Link {
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
-        for script in [&self.fill, &self.invalidate] {
-            script.prepare_invoke().load_async(&mut connection).await.map_err(failed)?;
-        }
+        self.load_scripts(&mut connection).await?;
         *self.connection.write() = Some(connection);
         Ok(())
     }
@@ -119,9 +126,7 @@ impl RedisRemote {
         let mut connection = self.link.connection()?;
         match pipeline.query_async(&mut connection).await {
             Err(error) if is_forgotten(&error) => {
-                for script in [&self.link.fill, &self.link.invalidate] {
-                    script.prepare_invoke().load_async(&mut connection).await.map_err(failed)?;
-                }
+                self.link.load_scripts(&mut connection).await?;
                 pipeline.query_async(&mut connection).await.map_err(failed)
             }
             answered => answered.map_err(failed),
@@ -187,6 +192,14 @@ impl Remote for RedisRemote {
                     .arg(xid)
                     .arg(ttl_ms);
             }
+            self.run(&pipeline).await.map(drop)
+        })
+    }
+
+    fn discard<'a>(&'a self, key: &'a str, seen: Bytes) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let mut pipeline = Pipeline::with_capacity(1);
+            pipeline.cmd("EVALSHA").arg(self.link.discard.get_hash()).arg(1).arg(key).arg(&seen[..]);
             self.run(&pipeline).await.map(drop)
         })
     }

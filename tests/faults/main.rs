@@ -10,9 +10,14 @@ mod support;
 mod world;
 
 mod epochs;
+mod garbage;
 mod hints;
 mod loads;
 mod postgres_down;
+mod race;
 mod redis_down;
+mod replicas;
 mod stale_fills;
+mod states;
+mod tokens;
 mod writes;

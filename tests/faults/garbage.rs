@@ -1,0 +1,94 @@
+//! Bytes in L2 that Perto did not write there, or not like this: each is a miss, counted, and replaced.
+
+use perto::Tier;
+use redis::AsyncCommands;
+
+use crate::support::engines::{keys, redis_at};
+use crate::support::wait::eventually;
+use crate::world::{World, coherent};
+
+/// What a test puts in the place of a good value.
+fn spoiled(good: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut all = vec![
+        ("nothing".to_owned(), Vec::new()),
+        ("text".to_owned(), b"not from here".to_vec()),
+        ("zeros".to_owned(), vec![0; good.len()]),
+        ("ones".to_owned(), vec![0xFF; good.len()]),
+        ("another key's value".to_owned(), other.to_vec()),
+        ("another version".to_owned(), [&[b'P', 2], &good[2..]].concat()),
+        ("bytes too many".to_owned(), [good, b"x"].concat()),
+        ("a megabyte".to_owned(), vec![b'P'; 1 << 20]),
+    ];
+    for length in [1, 2, 39, 40, good.len() - 1] {
+        all.push((format!("the first {length} bytes"), good[..length].to_vec()));
+    }
+    for at in 0..good.len() {
+        let mut flipped = good.to_vec();
+        flipped[at] ^= 0x80 >> (at % 8);
+        all.push((format!("byte {at} flipped"), flipped));
+    }
+    all
+}
+
+/// A row and a key for each kind of garbage, all values of one length; one instance fills L2, another finds the garbage, a third what replaced it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_in_l2_is_a_miss_is_counted_and_is_replaced() {
+    let world = World::new().await;
+    world.sql("insert into items select n, 1000 + n from generate_series(1, 100) n").await;
+    let (a, b, c) = (world.start().await, world.start().await, world.start().await);
+    coherent([&a, &b, &c]).await;
+    for id in 1..=100 {
+        a.fresh(id).await;
+    }
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*", world.name);
+    let filled = async |redis: &mut _| keys(redis, &pattern).await.unwrap();
+    eventually("all are in L2", async || filled(&mut redis).await.len() == 100).await;
+    let prefix = {
+        let key = filled(&mut redis).await.remove(0);
+        key[..=key.rfind(':').unwrap()].to_owned()
+    };
+    let good: Vec<u8> = redis.get(format!("{prefix}50")).await.unwrap();
+    let other: Vec<u8> = redis.get(format!("{prefix}100")).await.unwrap();
+    let kinds = spoiled(&good, &other);
+    assert!(kinds.len() < 90, "more rows are needed");
+
+    for (id, (kind, _)) in (1_i64..).zip(&kinds) {
+        let key = format!("{prefix}{id}");
+        let own: Vec<u8> = redis.get(&key).await.unwrap();
+        let (_, garbage) = spoiled(&own, &other).into_iter().find(|(name, _)| name == kind).unwrap();
+        let () = redis.set(&key, &garbage).await.unwrap();
+        let unreadable = b.items.stats().l2_unreadable;
+        assert_eq!(b.fresh_from(id).await, (Some(1000 + id), Tier::Load), "{kind}");
+        // A flip may make a tombstone of it, which is no garbage.
+        let tombstone = garbage.get(..3) == Some(b"P\x01T");
+        assert_eq!(b.items.stats().l2_unreadable, unreadable + u64::from(!tombstone), "{kind}");
+        eventually(&format!("{kind} is replaced"), async || {
+            redis.get::<_, Vec<u8>>(&key).await.unwrap() != garbage
+        })
+        .await;
+        assert_eq!(c.fresh_from(id).await, (Some(1000 + id), Tier::Remote), "{kind}");
+    }
+    assert_eq!(b.perto.stats().l2_errors, 0);
+}
+
+/// A value of another kind altogether under the key: a list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_kind_of_thing_under_a_key_fails_no_read() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    world.put(2, 2).await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    assert_eq!(a.fresh(2).await, Some(2));
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*:2", world.name);
+    eventually("it is in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 1).await;
+    let key = keys(&mut redis, &pattern).await.unwrap().remove(0);
+    let list = format!("{}1", &key[..=key.rfind(':').unwrap()]);
+    let _: u64 = redis.rpush(&list, "x").await.unwrap();
+    assert_eq!(b.fresh(1).await, Some(1));
+    a.put(&world, 1, 3).await;
+    b.polled().await;
+    assert_eq!(b.fresh(1).await, Some(3));
+}

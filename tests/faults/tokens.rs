@@ -1,0 +1,123 @@
+//! Tokens: one's own writes are read back on any instance, without waiting; a token of nowhere hangs nobody.
+
+use std::time::{Duration, Instant};
+
+use perto::proxy::{Fault, FaultProxy};
+use perto::{Error, Freshness, ReadOptions, Tier, Token};
+
+use crate::support::engines::{moved_to, place_of};
+use crate::support::wait::ends;
+use crate::world::{World, coherent};
+
+/// 500 writes in turn by three instances, each read at once by all three, one of which gets no hint at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ones_own_writes_are_read_by_token_on_any_instance_without_waiting() {
+    let world = World::new().await;
+    let proxy = FaultProxy::start(place_of(&world.redis)).await.unwrap();
+    let lossy = moved_to(&world.redis, &proxy.address().to_string());
+    let (a, b) = (world.start().await, world.start().await);
+    let c = world.start_with(|perto| perto.subscribe_at(&lossy), |cache| cache).await;
+    let all = [&a, &b, &c];
+    coherent(all).await;
+    proxy.set(Fault::DropMessages);
+    for v in 1..=500_i64 {
+        let (id, writer) = (v % 7, all[usize::try_from(v % 3).unwrap()]);
+        let token = writer.put(&world, id, v).await;
+        // Its text goes through HTTP headers.
+        let token: Token = token.to_string().parse().unwrap();
+        for instance in all {
+            let read = instance.items.get_with(&id, ReadOptions::at_least(token)).await.unwrap();
+            assert_eq!((read.value.as_deref(), read.freshness), (Some(&v), Freshness::Fresh));
+        }
+    }
+    let reads: u64 = 1_500;
+    let loads: u64 = all.iter().map(|instance| instance.loads()).sum();
+    assert!(loads < reads, "some were served from a cache: {loads}");
+}
+
+/// Deleted rows too: an absence has a stamp.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ones_own_delete_is_read_by_token() {
+    let world = World::new().await;
+    let (a, b) = (world.start().await, world.start().await);
+    for v in 1..=20 {
+        let token = a.put(&world, 1, v).await;
+        assert!(b.items.get_with(&1, ReadOptions::at_least(token)).await.unwrap().value.is_some());
+        let gone = a
+            .perto
+            .write(&world.pool, async |tx| sqlx::query("delete from items where id = 1").execute(tx).await)
+            .await
+            .unwrap();
+        let read = b.items.get_with(&1, ReadOptions::at_least(gone.token.unwrap())).await.unwrap();
+        assert_eq!((read.value, read.freshness), (None, Freshness::Fresh));
+    }
+}
+
+/// A write that changed no watched table has no token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_nothing_that_is_watched_has_no_token() {
+    let world = World::new().await;
+    world.sql("create table free (id bigint)").await;
+    let a = world.start().await;
+    let written = a
+        .perto
+        .write(&world.pool, async |tx| sqlx::query("insert into free values (1)").execute(tx).await)
+        .await;
+    assert_eq!(written.unwrap().token, None);
+    let failed = a
+        .perto
+        .write(&world.pool, async |tx| sqlx::query("insert into nowhere values (1)").execute(tx).await);
+    assert!(failed.await.is_err());
+}
+
+/// Numbers of another epoch can't be compared: the database itself answers, and the instance stays usable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_another_epoch_is_answered_by_the_database() {
+    let world = World::new().await;
+    let a = world.start().await;
+    let old = a.put(&world, 1, 1).await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    let recoveries = a.perto.stats().recoveries;
+    world.forget_the_epoch().await;
+    crate::support::wait::eventually("it has recovered", async || a.perto.stats().recoveries > recoveries)
+        .await;
+    a.polled().await;
+    for _ in 0..3 {
+        let loads = a.loads();
+        let read = ends("a read", a.items.get_with(&1, ReadOptions::at_least(old))).await.unwrap();
+        assert_eq!((read.value.as_deref(), read.tier), (Some(&1), Tier::Load));
+        assert_eq!(a.loads(), loads + 1);
+    }
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local), "others are served from L1");
+}
+
+/// A transaction that the database has not seen yet, of the right epoch: an error, not a wait and not a loop of loads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_ahead_of_the_database_is_an_error_at_once() {
+    let world = World::new().await;
+    let a = world.start().await;
+    let token = a.put(&world, 1, 1).await;
+    let (epoch, xid) = token.to_string().split_once('-').map(|(e, x)| (e.to_owned(), x.to_owned())).unwrap();
+    let ahead = u64::from_str_radix(&xid, 16).unwrap() + 1_000_000_000;
+    let ahead: Token = format!("{epoch}-{ahead:x}").parse().unwrap();
+    let (loads, began) = (a.loads(), Instant::now());
+    for _ in 0..3 {
+        let outcome = ends("a read", a.items.get_with(&1, ReadOptions::at_least(ahead))).await;
+        assert!(matches!(outcome, Err(Error::TokenAhead)), "{outcome:?}");
+    }
+    assert!(a.loads() - loads <= 6, "{}", a.loads() - loads);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(a.fresh(1).await, Some(1));
+
+    // The same for many readers at once: they share loads.
+    let readers: Vec<_> = (0..16)
+        .map(|_| {
+            let items = a.items.clone();
+            tokio::runtime::Handle::current()
+                .spawn(async move { items.get_with(&2, ReadOptions::at_least(ahead)).await })
+        })
+        .collect();
+    for reader in readers {
+        assert!(matches!(ends("a reader", reader).await.unwrap(), Err(Error::TokenAhead)));
+    }
+}
