@@ -265,11 +265,10 @@ impl Database {
         }
         self.next = self.xmax(self.ended.len());
         self.replayed = self.replayed.min(self.ended.len());
-        let now = self.snapshot(self.ended.len());
+        // Whoever polls first deletes the log of the old epoch.
+        self.log.clear();
         self.ticks.clear();
-        if self.trimmed.rank() > now.rank() {
-            self.trimmed = now;
-        }
+        self.trimmed = self.snapshot(self.ended.len());
     }
 
     fn trim_to(&mut self, horizon: Snapshot) {
