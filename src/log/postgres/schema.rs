@@ -114,7 +114,7 @@ pub(crate) async fn trim(
                gone as (delete from {schema}.invalidation i using old \
                  where i.xid < pg_snapshot_xmax(old.snapshot) and pg_visible_in_snapshot(i.xid, old.snapshot)), \
                passed as (delete from {schema}.tick t using old where t.id < old.id) \
-             update {schema}.meta set trimmed = old.snapshot from old where trimmed <> old.snapshot;"
+             update {schema}.meta set trimmed = old.snapshot from old where trimmed::text <> old.snapshot::text;"
         )))
         .execute(&mut *tx)
         .await?;
