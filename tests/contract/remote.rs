@@ -342,7 +342,7 @@ async fn both_answer_random_histories_alike_and_leave_no_value_that_misses_a_tra
     let (real, simulated) = (redis().await, SimRemote::new(1));
     let mut dice = Dice::new(7);
     let (mut values, mut tombstones, mut refused) = (0, 0, 0);
-    for round in 0..200 {
+    for round in 0..120 {
         let history = history(&mut dice);
         let (name, key) = (round.to_string(), real.key(&round.to_string()));
         // Truncated and collapsed stamps answer alike too, though they need not converge.
@@ -384,7 +384,7 @@ async fn both_answer_random_histories_alike_and_leave_no_value_that_misses_a_tra
         }
     }
     assert!(
-        values > 20 && tombstones > 20 && refused > 100,
+        values > 10 && tombstones > 10 && refused > 50,
         "{values} values, {tombstones} tombstones, {refused} refused"
     );
 }
