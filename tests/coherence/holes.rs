@@ -85,8 +85,7 @@ async fn h04_a_whole_cache_invalidation_during_a_load_is_not_lost() {
     // older.
     let (ring, reading) = ring_with_a_load_that_has_read_old(2).await;
     let mut bulk = ring.sim.postgres.begin();
-    bulk.put(CACHE, &1_u64, &"new").unwrap();
-    bulk.clear(CACHE);
+    bulk.bulk(CACHE, &[(1_u64, "new")]).unwrap();
     let written = bulk.commit().unwrap();
     ring.announce(1, &written).await;
     ms(100).await;
@@ -351,8 +350,7 @@ async fn h20_an_instance_started_after_a_whole_cache_invalidation_knows_of_it() 
     ring.members[0].fresh(1).await;
     ms(1).await;
     let mut bulk = ring.sim.postgres.begin();
-    bulk.put("staging", &1_u64, &"elsewhere").unwrap();
-    bulk.clear(CACHE);
+    bulk.bulk(CACHE, &[(2_u64, "of another key")]).unwrap();
     bulk.commit().unwrap();
     let late = ring.join().await;
     let late = &ring.members[late];

@@ -30,7 +30,7 @@ async fn it_goes_at_the_rate_of_the_others(clock: &dyn Clock) {
     let (begun, at, unix_at) = (tokio::time::Instant::now(), clock.now_ms(), clock.unix_ms());
     tokio::time::sleep(Duration::from_millis(200)).await;
     let (passed, unix_passed) = (clock.now_ms() - at, clock.unix_ms() - unix_at);
-    let elapsed = begun.elapsed().as_millis() as u64;
+    let elapsed = u64::try_from(begun.elapsed().as_millis()).unwrap();
     assert!((200 - 2..=elapsed + 2).contains(&passed), "{passed} of {elapsed} ms");
     // Somebody may set a wall clock at any time, but not by hours.
     assert!(unix_passed < elapsed + 3_600_000, "{unix_passed} of {elapsed} ms");

@@ -240,7 +240,7 @@ async fn interleaved_transactions_lose_no_row_and_double_none(journal: &Journal)
                 open.push((xid, writer));
             }
             2 | 3 if !open.is_empty() => {
-                let (xid, writer) = open.swap_remove(dice.below(open.len() as u64) as usize);
+                let (xid, writer) = open.swap_remove(dice.index(open.len()));
                 if dice.chance(20) {
                     writer.rollback().await;
                 } else {

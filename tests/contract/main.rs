@@ -45,7 +45,7 @@ pub(crate) fn database_url() -> String {
 /// A name that no other test has, nor an earlier run. At most 20 lower-case letters and digits.
 pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64 & 0xFFFF_FFFF_FF;
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() % (1 << 40);
     let next = NEXT.fetch_add(1, Ordering::Relaxed) & 0xFFF;
     format!("{prefix}{micros:010x}{next:03x}")
 }

@@ -57,12 +57,12 @@ fn value(stamp: &str) -> Bytes {
 fn encode(stamp: &Snapshot, payload: &str) -> Bytes {
     let stamp = stamp.for_wire();
     let mut bytes = BytesMut::from(&b"P\x01V\0"[..]);
-    bytes.put_u8(stamp.running().len() as u8);
+    bytes.put_u8(u8::try_from(stamp.running().len()).unwrap());
     bytes.put_bytes(0, 3);
     bytes.put_u64(stamp.xmin());
     bytes.put_u64(stamp.xmax());
     bytes.put_bytes(0, 16);
-    stamp.running().iter().for_each(|xid| bytes.put_u32((xid - stamp.xmin()) as u32));
+    stamp.running().iter().for_each(|xid| bytes.put_u32(u32::try_from(xid - stamp.xmin()).unwrap()));
     bytes.put_slice(payload.as_bytes());
     bytes.freeze()
 }
@@ -283,7 +283,7 @@ fn history(dice: &mut Dice) -> History {
                 open.push(transaction);
             }
             1 | 2 if !open.is_empty() => {
-                let mut transaction = open.swap_remove(dice.below(open.len() as u64) as usize);
+                let mut transaction = open.swap_remove(dice.index(open.len()));
                 match dice.below(3) {
                     // It wrote the key, and committed; or another; or nothing came of it.
                     0 | 1 if writes.len() < 6 => {
@@ -306,11 +306,11 @@ fn operations(dice: &mut Dice, history: &History) -> Vec<Result<Snapshot, u64>> 
     let mut all: Vec<_> = fills.chain(history.writes.iter().map(|xid| Err(*xid))).collect();
     for _ in 0..dice.below(4) {
         if !all.is_empty() {
-            all.push(all[dice.below(all.len() as u64) as usize].clone());
+            all.push(all[dice.index(all.len())].clone());
         }
     }
     for at in (1..all.len()).rev() {
-        all.swap(at, dice.below(at as u64 + 1) as usize);
+        all.swap(at, dice.index(at + 1));
     }
     all
 }
