@@ -34,6 +34,12 @@ impl Dice {
         if n == 0 { 0 } else { self.roll() % n }
     }
 
+    /// A place in a list of `len`; 0 where it is empty.
+    #[must_use]
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(len as u64)).unwrap_or_default()
+    }
+
     /// True in so many of a hundred cases.
     pub const fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent

@@ -265,11 +265,10 @@ impl Database {
         }
         self.next = self.xmax(self.ended.len());
         self.replayed = self.replayed.min(self.ended.len());
-        let now = self.snapshot(self.ended.len());
+        // Whoever polls first deletes the log of the old epoch.
+        self.log.clear();
         self.ticks.clear();
-        if self.trimmed.rank() > now.rank() {
-            self.trimmed = now;
-        }
+        self.trimmed = self.snapshot(self.ended.len());
     }
 
     fn trim_to(&mut self, horizon: Snapshot) {
@@ -314,8 +313,10 @@ impl SimTransaction {
     /// # Errors
     /// If another open transaction has written the key.
     pub fn put<K: Key, V: Serialize>(&mut self, cache: &str, key: &K, value: &V) -> Result<(), Aborted> {
-        let bytes = wire::encode_payload(value).unwrap_or_default();
-        self.change(cache, &key.to_string(), Some(bytes))
+        let key = key.to_string();
+        self.change(cache, &key, Some(wire::encode_payload(value).unwrap_or_default()))?;
+        self.log(cache, Some(&key));
+        Ok(())
     }
 
     /// Removes a value.
@@ -323,10 +324,24 @@ impl SimTransaction {
     /// # Errors
     /// If another open transaction has written the key.
     pub fn remove<K: Key>(&mut self, cache: &str, key: &K) -> Result<(), Aborted> {
-        self.change(cache, &key.to_string(), None)
+        let key = key.to_string();
+        self.change(cache, &key, None)?;
+        self.log(cache, Some(&key));
+        Ok(())
     }
 
-    /// Logs the invalidation of a whole cache, as a trigger does where one statement changes very many rows.
+    /// Writes values as one statement that changes very many rows: the log has one row, for the whole cache.
+    ///
+    /// # Errors
+    /// If another open transaction has written one of the keys. Those before it are written.
+    pub fn bulk<K: Key, V: Serialize>(&mut self, cache: &str, values: &[(K, V)]) -> Result<(), Aborted> {
+        self.log(cache, None);
+        values.iter().try_for_each(|(key, value)| {
+            self.change(cache, &key.to_string(), Some(wire::encode_payload(value).unwrap_or_default()))
+        })
+    }
+
+    /// Logs the invalidation of a whole cache, without a change.
     pub fn clear(&mut self, cache: &str) {
         self.log(cache, None);
     }
@@ -393,7 +408,6 @@ impl SimTransaction {
             let table = database.tables.entry(cache.to_owned()).or_default();
             table.entry(key.to_owned()).or_default().push(Version { xid, value });
         }
-        self.log(cache, Some(key));
         Ok(())
     }
 

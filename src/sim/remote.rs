@@ -90,7 +90,7 @@ impl SimRemote {
         for key in keys {
             if let Some(kept) = server.values.get_mut(&key) {
                 let mut bytes = BytesMut::from(&kept.bytes[..]);
-                let at = usize::try_from(dice.below(bytes.len() as u64)).unwrap_or_default();
+                let at = dice.index(bytes.len());
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte ^= u8::try_from(1 + dice.below(255)).unwrap_or(1);
                 }

@@ -1,5 +1,7 @@
 //! Crashes, promotions, restores, and a log that was trimmed too far: everything is read anew.
 
+use std::time::Duration;
+
 use perto::{Event, Freshness, Recovery, State, Tier};
 use tokio::sync::broadcast::Receiver;
 
@@ -109,12 +111,15 @@ async fn trimming_what_was_read_disturbs_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn the_log_is_trimmed_to_its_retention() {
-    let ring = Ring::of(2).await;
+    let mut ring = Ring::of(0).await;
+    for _ in 0..2 {
+        ring.join_with(|builder| builder.retention(Duration::from_mins(5)), |cache| cache).await;
+    }
     ring.write(0, 1, "one").await;
-    ms(3_500_000).await;
-    assert_eq!(ring.sim.postgres.retained(), 1, "an hour is the default");
-    ms(200_000).await;
-    assert_eq!(ring.sim.postgres.retained(), 0);
+    ms(299_000).await;
+    assert_eq!(ring.sim.postgres.retained(), 1);
+    ms(122_000).await;
+    assert_eq!(ring.sim.postgres.retained(), 0, "a tick each minute");
     assert_eq!(ring.members[0].perto.stats().recoveries, 1);
     ring.end().await;
 }
@@ -147,11 +152,7 @@ async fn a_crash_in_the_middle_of_a_recovery_is_another_recovery() {
     let member = &ring.members[0];
     ring.write(0, 1, "kept").await;
     ring.write(0, 1, "lost").await;
-    member
-        .node
-        .log
-        .faults
-        .delay(std::time::Duration::from_millis(100), std::time::Duration::from_millis(100));
+    member.node.log.faults.delay(Duration::from_millis(100), Duration::from_millis(100));
     ring.sim.postgres.crash(0);
     for _ in 0..30 {
         ms(37).await;

@@ -209,9 +209,7 @@ async fn a_whole_cache_invalidation_that_races_an_insert_leaves_it_dead_on_arriv
         let reading = reader.reading(1);
         reader.loader.after().reached_by(1).await;
         let mut bulk = ring.sim.postgres.begin();
-        bulk.put(CACHE, &1_u64, &"new").unwrap();
-        bulk.put(CACHE, &2_u64, &"new").unwrap();
-        bulk.clear(CACHE);
+        bulk.bulk(CACHE, &[(1_u64, "new"), (2, "new")]).unwrap();
         let written = bulk.commit().unwrap();
         if announced {
             ring.announce(1, &written).await;

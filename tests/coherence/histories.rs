@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,20 +32,26 @@ fn no_history_of_random_faults_shows_a_fresh_value_older_than_the_bound() {
         (Some(seed), _) => vec![seed; 20],
         (None, count) => (1..=count.unwrap_or(SEEDS)).collect(),
     };
-    let next = AtomicU64::new(0);
-    let totals = Mutex::new(Totals::default());
+    let next = AtomicUsize::new(0);
+    let (totals, failed) = (Mutex::new(Totals::default()), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    let seen = history(*seed);
-                    totals.lock().add(&seen);
+                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match history(*seed) {
+                        Ok(seen) => totals.lock().add(&seen),
+                        Err(report) => {
+                            next.store(seeds.len(), Ordering::Relaxed);
+                            failed.lock().get_or_insert(report);
+                        }
+                    }
                 }
             });
         }
     });
+    let failed = failed.into_inner();
+    assert!(failed.is_none(), "{}", failed.unwrap_or_default());
     let totals = totals.into_inner();
-    println!("{} histories: {totals:?}", seeds.len());
     if seeds.len() as u64 >= SEEDS {
         // Histories in which nothing happens would prove nothing.
         let enough =
@@ -80,28 +87,25 @@ impl Totals {
     }
 }
 
-fn history(seed: u64) -> Totals {
+/// One history; or what happened in it, and the command that replays it.
+fn history(seed: u64) -> Result<Totals, String> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let checker = Arc::new(Mutex::new(Checker::default()));
     let running = Arc::clone(&checker);
-    let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        runtime.block_on(World::run(seed, running))
-    }));
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(World::run(seed, running))));
     let mut checker = checker.lock();
-    let reason = match &ran {
-        Ok(_) => checker.wrong.take(),
-        Err(panic) => Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".to_owned())),
-    };
-    if let Some(reason) = reason {
-        let from = checker.happened.len().saturating_sub(120);
-        let command = format!("PERTO_SEED={seed} cargo test --test coherence histories");
-        panic!("{}\n{reason}\nto replay: {command}", checker.happened[from..].join("\n"));
-    }
-    let mut totals = ran.unwrap_or_default();
+    let ran =
+        ran.map_err(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".to_owned()));
+    // What was wrong first explains a panic later.
+    let ran = checker.wrong.take().map_or(ran, Err);
+    let mut totals = ran.map_err(|reason| {
+        let happened = checker.happened[checker.happened.len().saturating_sub(150)..].join("\n");
+        format!("{happened}\n{reason}\nto replay: PERTO_SEED={seed} cargo test --test coherence histories")
+    })?;
     (totals.fresh, totals.unverified) = (checker.fresh, checker.unverified);
     (totals.stale, totals.failed) = (checker.stale, checker.failed);
-    totals
+    Ok(totals)
 }
 
 /// What every key was at each moment, and whether every answer fits.
@@ -261,7 +265,7 @@ impl World {
     }
 
     fn any(&mut self) -> usize {
-        self.dice.below(self.ring.members.len() as u64) as usize
+        self.dice.index(self.ring.members.len())
     }
 
     async fn step(&mut self) {
@@ -284,7 +288,7 @@ impl World {
             95 => self.restart().await,
             96 => self.invalidate(),
             _ => {
-                let behind = self.dice.below(4) as usize;
+                let behind = self.dice.index(4);
                 self.ring.sim.postgres.replay(behind);
             }
         }
@@ -347,7 +351,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let all = self.open.len() as u64;
+        let all = self.open.len();
         let at = match self.dice.below(10) {
             // Some transactions get their number long before they write here, or write elsewhere alone.
             0..3 if all < 4 => {
@@ -357,7 +361,7 @@ impl World {
                 self.open.len() - 1
             }
             _ if all == 0 => return,
-            _ => self.dice.below(all) as usize,
+            _ => self.dice.index(all),
         };
         match self.dice.below(10) {
             0..5 => self.put(at),
@@ -378,14 +382,13 @@ impl World {
         let value = (!self.dice.chance(15)).then(|| format!("v{}", self.values));
         let (transaction, written) = &mut self.open[at];
         let put = match &value {
+            // The log has a row for the whole cache, and none for the key.
+            Some(value) if self.dice.chance(8) => transaction.bulk(CACHE, &[(key, value)]),
             Some(value) => transaction.put(CACHE, &key, value),
             None => transaction.remove(CACHE, &key),
         };
         if put.is_ok() {
             written.insert(key, value);
-            if self.dice.chance(4) {
-                transaction.clear(CACHE);
-            }
         }
     }
 
@@ -498,7 +501,7 @@ impl World {
     }
 
     fn crash(&mut self) {
-        let losing = self.dice.below(3) as usize;
+        let losing = self.dice.index(3);
         let lost = self.ring.sim.postgres.crash(losing);
         self.totals.crashes += 1;
         let mut checker = self.checker.lock();

@@ -421,8 +421,8 @@ async fn caches_of_one_instance_share_no_key() {
 async fn what_was_counted_adds_up() {
     let ring = Ring::of(2).await;
     let mut answered = [0, 0];
-    for round in 0..50_u64 {
-        ring.write((round % 2) as usize, round % 5, &round.to_string()).await;
+    for round in 0..50 {
+        ring.write(round % 2, round as u64 % 5, &round.to_string()).await;
         for (at, member) in ring.members.iter().enumerate() {
             for key in 0..5 {
                 member.fresh(key).await;

@@ -1,0 +1,350 @@
+//! The log: nothing that commits is ever missed, in whatever order it does.
+
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use perto::sim::{Dice, SimPostgres, SimTransaction};
+use perto::{Change, Log, MAX_POLL_ROWS, Poll, Row, Snapshot};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
+
+use crate::{both, database_url, unique};
+
+const CACHE: &str = "user";
+
+/// A log, and a way to write what triggers write.
+struct Journal {
+    log: Arc<dyn Log>,
+    engine: Engine,
+}
+
+enum Engine {
+    Simulated(SimPostgres),
+    Real { pool: PgPool, schema: String },
+}
+
+enum Writer {
+    Simulated(SimTransaction),
+    Real(Transaction<'static, Postgres>, String),
+}
+
+async fn simulated(test: impl AsyncFn(&Journal)) {
+    let postgres = SimPostgres::new();
+    test(&Journal { log: Arc::new(postgres.log(1)), engine: Engine::Simulated(postgres) }).await;
+}
+
+async fn real(test: impl AsyncFn(&Journal)) {
+    let (url, schema) = (database_url(), unique("ct"));
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    perto::postgres::migrate(&mut connection, &schema).await.unwrap();
+    let journal = Journal {
+        log: perto::postgres::log(&url, &schema).unwrap(),
+        engine: Engine::Real { pool: PgPool::connect(&url).await.unwrap(), schema: schema.clone() },
+    };
+    let tested = AssertUnwindSafe(test(&journal)).catch_unwind().await;
+    connection.execute(AssertSqlSafe(format!("drop schema {schema} cascade"))).await.unwrap();
+    if let Err(panic) = tested {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+both!(
+    the_first_poll_brings_all_that_is_retained,
+    a_poll_brings_what_is_new_and_nothing_else,
+    rows_of_a_running_transaction_come_once_it_has_committed,
+    a_rolled_back_row_never_comes,
+    a_transaction_that_commits_behind_later_numbers_is_not_skipped,
+    interleaved_transactions_lose_no_row_and_double_none,
+    what_is_appended_comes_with_its_number,
+    any_text_may_be_a_key,
+    more_rows_than_a_poll_brings_are_none,
+    trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay,
+    the_epoch_is_the_same_for_all_until_the_database_crashes,
+    a_poll_may_be_dropped_at_any_point,
+);
+
+impl Journal {
+    async fn begin(&self) -> Writer {
+        match &self.engine {
+            Engine::Simulated(postgres) => Writer::Simulated(postgres.begin()),
+            Engine::Real { pool, schema } => Writer::Real(pool.begin().await.unwrap(), schema.clone()),
+        }
+    }
+
+    /// One row, committed. Returns its transaction.
+    async fn write(&self, key: &str) -> u64 {
+        let mut writer = self.begin().await;
+        let xid = writer.touch(key).await;
+        writer.commit().await;
+        xid
+    }
+
+    async fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
+        self.log.poll(cursor).await.unwrap()
+    }
+
+    async fn rows(&self, cursor: Option<&Snapshot>) -> Vec<Row> {
+        self.poll(cursor).await.rows.unwrap()
+    }
+
+    async fn crash(&self) {
+        match &self.engine {
+            Engine::Simulated(postgres) => drop(postgres.crash(0)),
+            // What a crash leaves of an unlogged table.
+            Engine::Real { pool, schema } => {
+                pool.execute(AssertSqlSafe(format!("truncate {schema}.boot"))).await.unwrap();
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// A row for one key; returns the transaction's number.
+    async fn touch(&mut self, key: &str) -> u64 {
+        match self {
+            Self::Simulated(transaction) => {
+                transaction.touch(CACHE, key);
+                transaction.xid()
+            }
+            Self::Real(transaction, schema) => {
+                let insert = format!(
+                    "insert into {schema}.invalidation (cache, keys) values ($1, array[$2]) returning xid::text"
+                );
+                let xid: String = sqlx::query_scalar(AssertSqlSafe(insert))
+                    .bind(CACHE)
+                    .bind(key)
+                    .fetch_one(&mut **transaction)
+                    .await
+                    .unwrap();
+                xid.parse().unwrap()
+            }
+        }
+    }
+
+    /// So many rows at once.
+    async fn bulk(&mut self, rows: usize) {
+        match self {
+            Self::Simulated(transaction) => {
+                (0..rows).for_each(|row| transaction.touch(CACHE, &row.to_string()));
+            }
+            Self::Real(transaction, schema) => {
+                let insert = format!(
+                    "insert into {schema}.invalidation (cache, keys) \
+                     select '{CACHE}', array_agg(n::text) from generate_series(1, {rows}) n group by n / 500"
+                );
+                transaction.execute(AssertSqlSafe(insert)).await.unwrap();
+            }
+        }
+    }
+
+    async fn commit(self) {
+        match self {
+            Self::Simulated(transaction) => drop(transaction.commit().unwrap()),
+            Self::Real(transaction, _) => transaction.commit().await.unwrap(),
+        }
+    }
+
+    async fn rollback(self) {
+        match self {
+            Self::Simulated(transaction) => transaction.rollback(),
+            Self::Real(transaction, _) => transaction.rollback().await.unwrap(),
+        }
+    }
+}
+
+fn row(xid: u64, key: &str) -> Row {
+    Row { xid, cache: CACHE.to_owned(), key: Some(key.to_owned()) }
+}
+
+async fn the_first_poll_brings_all_that_is_retained(journal: &Journal) {
+    let empty = journal.poll(None).await;
+    assert_eq!(empty.rows, Some(vec![]));
+    let xids = [journal.write("a").await, journal.write("b").await];
+    let poll = journal.poll(None).await;
+    assert_eq!(poll.rows.unwrap(), [row(xids[0], "a"), row(xids[1], "b")]);
+    assert!(xids.iter().all(|xid| poll.snapshot.contains(*xid) && !empty.snapshot.contains(*xid)));
+    assert!(xids.iter().all(|xid| !poll.trimmed.contains(*xid)), "nothing of this was trimmed");
+    assert!(poll.snapshot.rank() > empty.snapshot.rank() && empty.snapshot.rank() >= poll.trimmed.rank());
+}
+
+async fn a_poll_brings_what_is_new_and_nothing_else(journal: &Journal) {
+    journal.write("before").await;
+    let mut cursor = journal.poll(None).await.snapshot;
+    for round in 0..5 {
+        assert_eq!(journal.rows(Some(&cursor)).await, []);
+        let key = round.to_string();
+        let xid = journal.write(&key).await;
+        let poll = journal.poll(Some(&cursor)).await;
+        assert_eq!(poll.rows.unwrap(), [row(xid, &key)]);
+        cursor = poll.snapshot;
+    }
+}
+
+async fn rows_of_a_running_transaction_come_once_it_has_committed(journal: &Journal) {
+    let first = journal.poll(None).await.snapshot;
+    let mut writer = journal.begin().await;
+    let xid = writer.touch("a").await;
+    // Others end above it, so that it is listed as running.
+    journal.write("other").await;
+    let second = journal.poll(Some(&first)).await;
+    assert!(!second.snapshot.contains(xid));
+    assert!(second.rows.unwrap().iter().all(|row| row.xid != xid));
+    writer.touch("b").await;
+    assert!(journal.rows(Some(&second.snapshot)).await.is_empty());
+    writer.commit().await;
+    let third = journal.poll(Some(&second.snapshot)).await;
+    assert!(third.snapshot.contains(xid));
+    assert_eq!(third.rows.unwrap(), [row(xid, "a"), row(xid, "b")]);
+}
+
+async fn a_rolled_back_row_never_comes(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let mut writer = journal.begin().await;
+    let xid = writer.touch("a").await;
+    journal.write("other").await;
+    writer.rollback().await;
+    let poll = journal.poll(Some(&cursor)).await;
+    assert_eq!(poll.rows.unwrap().len(), 1);
+    assert!(poll.snapshot.contains(xid), "it has ended");
+    assert_eq!(journal.rows(None).await.len(), 1);
+}
+
+async fn a_transaction_that_commits_behind_later_numbers_is_not_skipped(journal: &Journal) {
+    let mut cursor = journal.poll(None).await.snapshot;
+    let mut slow = journal.begin().await;
+    let xid = slow.touch("slow").await;
+    for _ in 0..3 {
+        let later = journal.write("later").await;
+        assert!(later > xid);
+        let poll = journal.poll(Some(&cursor)).await;
+        assert_eq!(poll.rows.unwrap(), [row(later, "later")]);
+        cursor = poll.snapshot;
+    }
+    slow.commit().await;
+    assert_eq!(journal.rows(Some(&cursor)).await, [row(xid, "slow")]);
+}
+
+async fn interleaved_transactions_lose_no_row_and_double_none(journal: &Journal) {
+    let mut dice = Dice::new(11);
+    let first = journal.poll(None).await;
+    let (mut cursor, epoch) = (first.snapshot, first.epoch);
+    let (mut open, mut committed, mut seen) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    let mut overtaken = 0;
+    for round in 0..400 {
+        match dice.below(5) {
+            0 | 1 if open.len() < 8 => {
+                let mut writer = journal.begin().await;
+                let xid = writer.touch(&round.to_string()).await;
+                open.push((xid, writer));
+            }
+            2 | 3 if !open.is_empty() => {
+                let (xid, writer) = open.swap_remove(dice.index(open.len()));
+                if dice.chance(20) {
+                    writer.rollback().await;
+                } else {
+                    writer.commit().await;
+                    overtaken += u32::from(committed.last().is_some_and(|last| *last > xid));
+                    committed.insert(xid);
+                }
+            }
+            _ => {
+                let poll = journal.poll(Some(&cursor)).await;
+                assert_eq!(poll.epoch, epoch);
+                for row in poll.rows.unwrap() {
+                    assert!(poll.snapshot.contains(row.xid) && !cursor.contains(row.xid));
+                    assert!(seen.insert(row.xid), "{} came twice", row.xid);
+                }
+                assert_eq!(seen, committed, "round {round}");
+                assert!(poll.snapshot.rank() >= cursor.rank());
+                cursor = poll.snapshot;
+            }
+        }
+    }
+    assert!(overtaken > 20, "{overtaken} commits out of order show something");
+}
+
+async fn what_is_appended_comes_with_its_number(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let keys = Change { cache: CACHE.to_owned(), keys: Some(vec!["a".to_owned(), "b".to_owned()]) };
+    let whole = Change { cache: "other".to_owned(), keys: None };
+    let first = journal.log.append(&keys).await.unwrap();
+    let second = journal.log.append(&whole).await.unwrap();
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(first < second && poll.snapshot.contains(second));
+    let cleared = Row { xid: second, cache: "other".to_owned(), key: None };
+    assert_eq!(poll.rows.unwrap(), [row(first, "a"), row(first, "b"), cleared]);
+}
+
+async fn any_text_may_be_a_key(journal: &Journal) {
+    let long = "k".repeat(perto::MAX_KEY_BYTES);
+    let keys =
+        ["", " ", "NULL", "null", "a,b", "{a}", "\"", "'", "\\", "a\nb", "ключ", "🔑", "$1", "--", &long];
+    let cursor = journal.poll(None).await.snapshot;
+    let change = Change { cache: CACHE.to_owned(), keys: Some(keys.map(str::to_owned).to_vec()) };
+    journal.log.append(&change).await.unwrap();
+    let came: Vec<String> = journal.rows(Some(&cursor)).await.into_iter().filter_map(|row| row.key).collect();
+    assert_eq!(came, keys);
+}
+
+async fn more_rows_than_a_poll_brings_are_none(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let mut writer = journal.begin().await;
+    writer.bulk(MAX_POLL_ROWS).await;
+    writer.commit().await;
+    assert_eq!(journal.rows(Some(&cursor)).await.len(), MAX_POLL_ROWS);
+    let one_more = journal.write("one more").await;
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(poll.rows.is_none() && poll.snapshot.contains(one_more));
+    assert!(journal.poll(None).await.rows.is_none());
+    assert_eq!(journal.rows(Some(&poll.snapshot)).await, []);
+}
+
+async fn trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay(journal: &Journal) {
+    let before = journal.poll(None).await;
+    let gone = journal.write("gone").await;
+    let mut running = journal.begin().await;
+    let stays = running.touch("stays").await;
+    let also_gone = journal.write("gone too").await;
+    journal.log.trim(Duration::from_hours(1)).await.unwrap();
+    assert_eq!(journal.rows(None).await.len(), 2, "nothing is an hour old");
+    journal.log.trim(Duration::ZERO).await.unwrap();
+    running.commit().await;
+    let poll = journal.poll(None).await;
+    assert_eq!(poll.rows.unwrap(), [row(stays, "stays")]);
+    assert!(poll.trimmed.contains(gone) && poll.trimmed.contains(also_gone) && !poll.trimmed.contains(stays));
+    assert!(
+        before.snapshot.rank() < poll.trimmed.rank(),
+        "who has read as far as before has missed something"
+    );
+    assert!(poll.snapshot.rank() >= poll.trimmed.rank(), "who reads now has not");
+}
+
+async fn the_epoch_is_the_same_for_all_until_the_database_crashes(journal: &Journal) {
+    let first = journal.poll(None).await;
+    assert_eq!(journal.poll(Some(&first.snapshot)).await.epoch, first.epoch);
+    journal.write("a").await;
+    assert_eq!(journal.poll(None).await.epoch, first.epoch);
+    journal.crash().await;
+    let after = journal.poll(Some(&first.snapshot)).await;
+    assert_ne!(after.epoch, first.epoch);
+    assert_eq!(journal.poll(None).await.epoch, after.epoch);
+    let again = journal.poll(None).await;
+    assert_eq!(again.rows, Some(vec![]), "rows of another epoch mean nothing");
+    let xid = journal.write("b").await;
+    assert_eq!(journal.rows(Some(&again.snapshot)).await, [row(xid, "b")]);
+}
+
+async fn a_poll_may_be_dropped_at_any_point(journal: &Journal) {
+    let mut cursor = journal.poll(None).await.snapshot;
+    for round in 0..30_u64 {
+        let key = round.to_string();
+        let xid = journal.write(&key).await;
+        let limit = Duration::from_micros(round * 40);
+        drop(tokio::time::timeout(limit, journal.log.poll(Some(&cursor))).await);
+        let poll = journal.poll(Some(&cursor)).await;
+        assert_eq!(poll.rows.unwrap(), [row(xid, &key)]);
+        cursor = poll.snapshot;
+    }
+}

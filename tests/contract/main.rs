@@ -1,0 +1,61 @@
+//! The contract of each seam, kept by the simulated and by the real implementation alike: what the other tests show
+//! on simulated tiers holds for those that keep it.
+//!
+//! Redis is at `REDIS_URL`, Postgres at `DATABASE_URL`, else at their usual places on this machine. A test whose
+//! engine is absent fails.
+#![cfg(all(feature = "redis", feature = "postgres"))]
+#![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+mod bus;
+mod clock;
+mod log;
+mod remote;
+
+/// Runs each function of a module on both implementations.
+macro_rules! both {
+    ($($name:ident),* $(,)?) => {
+        mod simulated {
+            $(#[tokio::test]
+            async fn $name() {
+                super::simulated(super::$name).await;
+            })*
+        }
+        mod real {
+            $(#[tokio::test]
+            async fn $name() {
+                super::real(super::$name).await;
+            })*
+        }
+    };
+}
+pub(crate) use both;
+
+pub(crate) fn redis_url() -> String {
+    std::env::var("REDIS_URL").unwrap_or_else(|_unset| "redis://127.0.0.1:6379".to_owned())
+}
+
+pub(crate) fn database_url() -> String {
+    let default = || "postgres://postgres@127.0.0.1:5432/postgres".to_owned();
+    std::env::var("DATABASE_URL").unwrap_or_else(|_unset| default())
+}
+
+/// A name that no other test has, nor an earlier run. At most 20 lower-case letters and digits.
+pub(crate) fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() % (1 << 40);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed) & 0xFFF;
+    format!("{prefix}{micros:010x}{next:03x}")
+}
+
+/// Asks until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(10), asking).await.is_ok(), "not within 10 s: {what}");
+}
