@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, RedisError, Script};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script};
 use tokio::sync::Mutex;
 
 use super::Remote;
@@ -103,7 +103,8 @@ pub(crate) fn failed(error: RedisError) -> RemoteError {
         RemoteError::Timeout
     } else if error.is_connection_dropped() || error.is_connection_refusal() {
         RemoteError::Disconnected
-    } else if error.code().is_some() {
+    } else if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+        // By its kind: of a pipeline's refusal the client knows no code where the code is not one of its own, as `OOM`.
         RemoteError::Refused(Arc::new(error))
     } else {
         RemoteError::Failed(Arc::new(error))
