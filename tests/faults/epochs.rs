@@ -169,9 +169,9 @@ async fn an_instance_in_a_new_epoch_is_recovering_until_it_has_read_the_log() {
     a.becomes(State::Recovering).await;
     let read = a.read(1).await;
     assert_eq!((read.value.as_deref(), read.tier), (Some(&101), Tier::Load));
-    a.tells(Event::State { from: State::Coherent, to: State::Recovering }).await;
+    a.tells_of(State::Recovering).await;
     proxy.set(Fault::None);
-    a.tells(Event::State { from: State::Recovering, to: State::Coherent }).await;
+    coherent([&a]).await;
     a.tells(Event::Recovered { why: Recovery::NewEpoch }).await;
     assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(101), Some(101)));
 }

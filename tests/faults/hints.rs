@@ -39,7 +39,7 @@ async fn a_lost_hint_is_repaired_within_one_poll() {
     let stats = b.perto.stats();
     assert_eq!(stats.hints, 0, "the proxy let a hint pass");
     assert_eq!(stats.repairs, repairs + 3);
-    assert_eq!(b.perto.health().state, State::Coherent);
+    b.becomes(State::Coherent).await;
 }
 
 /// The bound is 60 s here, the poll interval 20 s: what is seen sooner is seen because of the gap.

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use perto::proxy::{Fault, FaultProxy};
-use perto::{Event, State, Tier};
+use perto::{State, Tier};
 use redis::AsyncCommands;
 
 use crate::support::engines::{keys, moved_to, place_of};
 use crate::support::redis::PrivateRedis;
 use crate::support::wait::{ends, eventually};
 use crate::world::{Instance, World, coherent};
+
+/// The default.
+const L2_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Until `reader` finds in L2 what `loader` loads: a key after the other, for fills are not awaited.
 async fn l2_is_used(world: &World, loader: &Instance, reader: &Instance, mut id: i64) {
@@ -66,8 +69,8 @@ async fn while_redis_is_dead_writes_are_seen_by_faster_polls_and_when_it_returns
     a.put(&world, 1, 7).await;
     eventually("hints come again", async || b.perto.stats().hints > hints).await;
     assert_eq!(b.fresh(1).await, Some(7));
-    b.tells(Event::State { from: State::Coherent, to: State::Isolated }).await;
-    b.tells(Event::State { from: State::Isolated, to: State::Coherent }).await;
+    b.tells_of(State::Isolated).await;
+    b.tells_of(State::Coherent).await;
 }
 
 /// What the dump holds is older than the writes since. Everybody who knows of them refuses it.
@@ -127,7 +130,7 @@ async fn a_flushed_redis_is_an_empty_one() {
         assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(v), Some(v)));
     }
     l2_is_used(&world, &a, &b, 200).await;
-    assert_eq!(b.perto.health().state, State::Coherent);
+    b.becomes(State::Coherent).await;
     assert_eq!(a.perto.stats().l2_errors + b.perto.stats().l2_errors, 0, "scripts are loaded again");
 }
 
@@ -138,7 +141,8 @@ async fn a_silent_redis_costs_one_read_its_l2_timeout_and_the_next_ones_nothing(
         let world = World::new().await;
         let proxy = FaultProxy::start(place_of(&world.redis)).await.unwrap();
         let proxied = moved_to(&world.redis, &proxy.address().to_string());
-        let a = world.start_with(|perto| perto.redis(&proxied), |cache| cache).await;
+        let a =
+            world.start_with(|perto| perto.redis(&proxied).remote_timeout(L2_TIMEOUT), |cache| cache).await;
         let b = world.start().await;
         coherent([&a, &b]).await;
         l2_is_used(&world, &b, &a, 100).await;
@@ -175,7 +179,7 @@ async fn a_slow_redis_is_not_waited_for() {
     let world = World::new().await;
     let proxy = FaultProxy::start(place_of(&world.redis)).await.unwrap();
     let proxied = moved_to(&world.redis, &proxy.address().to_string());
-    let a = world.start_with(|perto| perto.redis(&proxied), |cache| cache).await;
+    let a = world.start_with(|perto| perto.redis(&proxied).remote_timeout(L2_TIMEOUT), |cache| cache).await;
     coherent([&a]).await;
     world.sql("insert into items select n, 1 from generate_series(1, 200) n").await;
     a.polled().await;
@@ -243,7 +247,7 @@ async fn with_redis_out_of_memory_writes_still_invalidate_and_no_old_value_stays
     assert!(keys(&mut connection, &pattern).await.unwrap().is_empty(), "the old value is gone");
     for instance in [&a, &b] {
         assert_eq!(instance.perto.stats().l2_errors, 0, "a server that is full is not down");
-        assert_eq!(instance.perto.health().state, State::Coherent);
+        instance.becomes(State::Coherent).await;
     }
 
     redis.config("maxmemory", "0").await;

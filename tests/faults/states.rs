@@ -37,11 +37,13 @@ async fn every_state_is_shown_by_health_and_as_an_event() {
 
     redis.set(Fault::Cut);
     a.becomes(State::Isolated).await;
+    a.tells_of(State::Isolated).await;
     redis.set(Fault::None);
     coherent([&a]).await;
 
     postgres.set(Fault::Cut);
     a.becomes(State::Unverified).await;
+    a.tells_of(State::Unverified).await;
     assert_eq!(a.perto.health().lease_left, Duration::ZERO);
     postgres.set(Fault::None);
     coherent([&a]).await;
