@@ -235,3 +235,40 @@ async fn an_instance_that_is_dropped_ends_its_tasks() {
     drop(items);
     eventually("its connection is closed", async || world.count(&connections).await == 0).await;
 }
+
+/// It reads its own uncommitted write, and then rolls back: nothing would ever invalidate what it read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_loader_reads_in_a_transaction_that_wrote_is_not_cached() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let (pool, writes) = (world.pool.clone(), Arc::new(AtomicU8::new(1)));
+    let writing = Arc::clone(&writes);
+    let a = world.build_loading(
+        |perto| perto,
+        |cache| cache,
+        move |load| {
+            let (pool, writes) = (pool.clone(), writing.load(Ordering::Acquire) == 1);
+            async move {
+                let mut tx = pool.begin().await?;
+                if writes {
+                    sqlx::query("update items set v = 99").execute(&mut *tx).await?;
+                }
+                let rows =
+                    perto::postgres::query_as::<(i64, i64)>("select id, v from items where id = any($1)")
+                        .bind(&load.keys)
+                        .fetch(&mut *tx)
+                        .await?;
+                tx.rollback().await?;
+                Ok(rows.by_key(|row| row))
+            }
+        },
+    );
+    a.perto.start().await.unwrap();
+    coherent([&a]).await;
+    let outcome = a.try_read(1).await;
+    assert!(matches!(outcome, Err(Error::Load { .. })), "{outcome:?}");
+    assert!(a.items.get_if_cached(&1).is_none());
+    writes.store(0, Ordering::Release);
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Load), "a transaction that only reads is fine");
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local));
+}
