@@ -594,6 +594,9 @@ impl Log for SimLog {
     }
 
     fn unwatched<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
-        Box::pin(async { Ok(Vec::new()) })
+        Box::pin(async {
+            self.faults.pass().await?;
+            Ok(Vec::new())
+        })
     }
 }
