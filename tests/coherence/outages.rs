@@ -282,3 +282,20 @@ async fn dropping_the_last_handle_ends_the_tasks() {
     eventually("its tasks let go of the log", BOUND, || std::sync::Arc::strong_count(&node.log) == 1).await;
     ring.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn polls_come_faster_while_no_hints_do() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    let polls_in_three_seconds = async || {
+        let polls = member.perto.stats().polls;
+        ms(3_000).await;
+        member.perto.stats().polls - polls
+    };
+    assert_eq!(polls_in_three_seconds().await, 12, "250 ms apart");
+    member.node.bus.faults.cut();
+    ms(100).await;
+    // Some more: a failed subscription puts the log in doubt.
+    assert!((40..=50).contains(&polls_in_three_seconds().await), "75 ms apart");
+    ring.end().await;
+}
