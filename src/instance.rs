@@ -142,11 +142,9 @@ impl Perto {
         if std::mem::replace(&mut *shared.started.write(), true) {
             return Ok(());
         }
+        let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
-        if let Err(error) = tail.poll().await {
-            *shared.started.write() = false;
-            return Err(StartError::Log(error));
-        }
+        tail.poll().await.map_err(StartError::Log)?;
         for cache in shared.caches().values() {
             let unwatched =
                 shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
@@ -161,6 +159,7 @@ impl Perto {
             }
         }
         self.spawn_tasks(tail);
+        starting.done = true;
         Ok(())
     }
 
@@ -244,6 +243,21 @@ impl Perto {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.0.0
+    }
+}
+
+/// A start under way. Dropped before it is done, by an error or by whoever waited for it, it leaves an instance that
+/// may be started again.
+struct Starting<'a> {
+    shared: &'a Shared,
+    done: bool,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            *self.shared.started.write() = false;
+        }
     }
 }
 
