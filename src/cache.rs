@@ -300,7 +300,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             (Judged::Fresh, _) => Freshness::Fresh,
             // What it did not begin itself is what is cached: the policy decides.
             (Judged::Unverified(_), _)
-                if (boarded == Boarded::InFlight || from == From::Remote) && !self.may_use_cached(held)? =>
+                if (boarded == Boarded::InFlight || from == From::Remote)
+                    && !self.may_use_cached(held)? =>
             {
                 return Ok(None);
             }

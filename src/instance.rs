@@ -139,6 +139,9 @@ impl Perto {
     /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`).
     pub async fn start(&self) -> Result<(), StartError> {
         let shared = self.shared();
+        if shared.is_closed() {
+            return Err(StartError::Closed);
+        }
         if std::mem::replace(&mut *shared.started.write(), true) {
             return Ok(());
         }
@@ -146,8 +149,10 @@ impl Perto {
         let mut tail = Tail::new(Arc::clone(shared));
         tail.poll().await.map_err(StartError::Log)?;
         for cache in shared.caches().values() {
+            let limit = shared.settings.poll_timeout;
+            let looking = tokio::time::timeout(limit, shared.log.unwatched(cache.name(), cache.tables()));
             let unwatched =
-                shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
+                looking.await.unwrap_or(Err(LogError::Timeout(limit))).map_err(StartError::Log)?;
             for table in unwatched {
                 shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
             }
@@ -185,8 +190,13 @@ impl Perto {
         shared.spawn_until_end(async move {
             loop {
                 // A failed trim is tried again with the next; until then the log is longer.
+                let limit = TRIM_INTERVAL;
                 let retention = shared_too.settings.retention;
-                drop(tokio::time::timeout(TRIM_INTERVAL, shared_too.log.trim(retention)).await);
+                let trimmed = tokio::time::timeout(limit, shared_too.log.trim(retention)).await;
+                if let Err(error) = trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
+                    shared_too.counters.trim_errors.add(1);
+                    shared_too.signals.send(Event::TrimFailed { error: crate::error::chain(&error) });
+                }
                 tokio::time::sleep(TRIM_INTERVAL).await;
             }
         });
@@ -412,7 +422,7 @@ impl Shared {
     }
 
     pub(crate) async fn announce(&self, token: Token, changes: &[Change]) {
-        if token.epoch != self.coherence.epoch() || self.is_closed() {
+        if token.epoch != self.coherence.epoch() || self.is_closed() || !self.believes(token.xid) {
             return;
         }
         // Here first: a reader on this instance sees the write from now on.

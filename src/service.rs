@@ -145,6 +145,9 @@ async fn report(perto: Perto, instance: String) {
                     "writes to this table are not seen: run `perto watch`"
                 );
             }
+            Event::TrimFailed { error } => {
+                tracing::warn!(instance, error, "the invalidation log can't be trimmed")
+            }
             Event::PollFailed { error } => {
                 tracing::warn!(instance, error, "the invalidation log can't be read");
             }
