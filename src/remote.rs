@@ -55,7 +55,7 @@ pub trait Remote: Debug + Send + Sync + 'static {
     /// # Errors
     /// If the remote can't be used.
     fn discard<'a>(&'a self, key: &'a str, seen: Bytes) -> BoxFuture<'a, Result<(), RemoteError>> {
-        let _unused = (key, seen);
+        drop((key, seen));
         Box::pin(async { Ok(()) })
     }
 

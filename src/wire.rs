@@ -175,6 +175,7 @@ impl Hint {
 }
 
 #[cfg(test)]
+#[expect(clippy::mem_forget, reason = "in what wincode derives")]
 mod tests {
     use std::fs;
     use std::path::Path;
