@@ -8,7 +8,7 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test replay bench check cargo
+.PHONY: help run test replay bench instructions check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
@@ -25,6 +25,9 @@ replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='.
 
 bench: cargo ## benchmarks [ARGS='...']
 	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)
+
+instructions: cargo ## an L1 hit in instructions, by valgrind
+	@exec scripts/engines exec --db perto_bench -- scripts/instructions
 
 check: cargo ## format, lints, features and docs, as CI does
 	@exec .ci/run format lints features docs

@@ -11,8 +11,10 @@
 mod setup;
 
 use std::hint::black_box;
+use std::sync::Arc;
 
-use setup::{Bed, Id, ROWS, bare_moka, zipf};
+use futures_util::FutureExt;
+use setup::{Bed, Id, Message, ROWS, bare_moka, zipf};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -32,22 +34,32 @@ fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
     let keys: Vec<K> = zipf(count).into_iter().map(|id| K::from(Id(id))).collect();
     runtime.block_on(async {
         if what == "moka" {
-            let moka = bare_moka::<K>();
-            for key in &keys {
-                black_box(moka.get(key));
-            }
-            return;
+            return counted_moka(&bare_moka::<K>(), &keys);
         }
         let bed = Bed::make().await;
         let (perto, cache) = bed.instance::<K>(64 << 20).await;
         let all: Vec<K> = (0..ROWS).map(|id| K::from(Id(id))).collect();
         cache.get_many(&all).await.expect("load");
         let (_entries, _bytes) = cache.size();
-        for key in &keys {
-            black_box(cache.get(key).await.is_ok());
-        }
+        counted_perto(&cache, &keys);
         assert_eq!(cache.stats().l1_hits, count as u64, "every read was to be a hit");
         perto.shutdown().await;
         bed.clean_up().await;
     });
+}
+
+/// What callgrind counts, by name.
+#[inline(never)]
+fn counted_moka<K: perto::Key>(moka: &moka::sync::Cache<K, Arc<Message>>, keys: &[K]) {
+    for key in keys {
+        black_box(moka.get(key));
+    }
+}
+
+/// What callgrind counts, by name. A hit never waits, so its future is ready at once.
+#[inline(never)]
+fn counted_perto<K: perto::Key>(cache: &perto::Cache<K, Message>, keys: &[K]) {
+    for key in keys {
+        black_box(cache.get(key).now_or_never());
+    }
 }

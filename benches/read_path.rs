@@ -39,9 +39,11 @@ fn l1_of<K: perto::Key + From<Id>>(c: &mut Criterion, runtime: &Runtime, bed: &B
     let mut group = c.benchmark_group(format!("l1 hit, {name} key"));
     let next = AtomicUsize::new(0);
     let key = || &keys[next.fetch_add(1, Ordering::Relaxed) % keys.len()];
-    group.bench_function("bare moka", |b| b.to_async(runtime).iter(|| async { black_box(moka.get(key())) }));
+    group.bench_function("bare moka", |b| {
+        b.to_async(runtime).iter(|| async { black_box(moka.get(key())) });
+    });
     group.bench_function("perto", |b| {
-        b.to_async(runtime).iter(|| async { black_box(cache.get(key()).await) })
+        b.to_async(runtime).iter(|| async { black_box(cache.get(key()).await) });
     });
     group.finish();
     runtime.block_on(perto.shutdown());
@@ -68,7 +70,7 @@ fn l2(c: &mut Criterion) {
         });
     });
     group.bench_function("perto", |b| {
-        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) })
+        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) });
     });
     group.finish();
     runtime.block_on(perto.shutdown());
@@ -91,7 +93,7 @@ fn miss(c: &mut Criterion) {
         });
     });
     group.bench_function("perto", |b| {
-        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) })
+        b.to_async(&runtime).iter(|| async { black_box(cache.get(&id()).await) });
     });
     group.finish();
     runtime.block_on(perto.shutdown());

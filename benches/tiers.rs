@@ -1,6 +1,6 @@
 //! Each tier beside its bare operation, taken in turns in one run: medians, ratios, a table and a plot.
 //!
-//! `make bench`, or with DATABASE_URL and REDIS_URL set: `cargo bench --bench tiers`. Prints Markdown; writes
+//! `make bench`, or with `DATABASE_URL` and `REDIS_URL` set: `cargo bench --bench tiers`. Prints Markdown; writes
 //! `benches/tiers.svg`.
 #![allow(
     missing_docs,

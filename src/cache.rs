@@ -298,6 +298,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let freshness = match (judged, from) {
             (Judged::Fresh, _) => Freshness::Fresh,
+            // What it did not begin itself is what is cached: the policy decides.
+            (Judged::Unverified(_), _)
+                if (boarded == Boarded::InFlight || from == From::Remote)
+                    && !self.may_use_cached(held)? =>
+            {
+                return Ok(None);
+            }
             (Judged::Unverified(since), _) => Freshness::Unverified { since },
             (Judged::Refused, From::Behind) => Freshness::Stale,
             (Judged::Refused, _) => return Ok(None),
@@ -339,7 +346,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
-    fn may_use_remote(&self, held: Held) -> Result<bool, Error> {
+    fn may_use_cached(&self, held: Held) -> Result<bool, Error> {
         match self.0.shared.coherence.freshness(held) {
             Judged::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
                 Outage::ServeStale { max } => Ok(since <= max),
@@ -356,7 +363,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     async fn look_up(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
-        if !self.may_use_remote(held)? {
+        if !self.may_use_cached(held)? {
             self.load(led, began, options);
             return Ok(());
         }

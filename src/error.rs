@@ -105,6 +105,9 @@ pub enum StartError {
     /// The invalidation log can't be read.
     #[error("the invalidation log in Postgres can't be read")]
     Log(#[source] LogError),
+    /// The instance has been shut down.
+    #[error("the instance is shut down")]
+    Closed,
 }
 
 /// Trouble with the invalidation log.

@@ -139,17 +139,20 @@ impl Perto {
     /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`).
     pub async fn start(&self) -> Result<(), StartError> {
         let shared = self.shared();
+        if shared.is_closed() {
+            return Err(StartError::Closed);
+        }
         if std::mem::replace(&mut *shared.started.write(), true) {
             return Ok(());
         }
+        let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
-        if let Err(error) = tail.poll().await {
-            *shared.started.write() = false;
-            return Err(StartError::Log(error));
-        }
+        tail.poll().await.map_err(StartError::Log)?;
         for cache in shared.caches().values() {
+            let limit = shared.settings.poll_timeout;
+            let looking = tokio::time::timeout(limit, shared.log.unwatched(cache.name(), cache.tables()));
             let unwatched =
-                shared.log.unwatched(cache.name(), cache.tables()).await.map_err(StartError::Log)?;
+                looking.await.unwrap_or(Err(LogError::Timeout(limit))).map_err(StartError::Log)?;
             for table in unwatched {
                 shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
             }
@@ -161,6 +164,7 @@ impl Perto {
             }
         }
         self.spawn_tasks(tail);
+        starting.done = true;
         Ok(())
     }
 
@@ -186,8 +190,13 @@ impl Perto {
         shared.spawn_until_end(async move {
             loop {
                 // A failed trim is tried again with the next; until then the log is longer.
+                let limit = TRIM_INTERVAL;
                 let retention = shared_too.settings.retention;
-                drop(tokio::time::timeout(TRIM_INTERVAL, shared_too.log.trim(retention)).await);
+                let trimmed = tokio::time::timeout(limit, shared_too.log.trim(retention)).await;
+                if let Err(error) = trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
+                    shared_too.counters.trim_errors.add(1);
+                    shared_too.signals.send(Event::TrimFailed { error: crate::error::chain(&error) });
+                }
                 tokio::time::sleep(TRIM_INTERVAL).await;
             }
         });
@@ -244,6 +253,21 @@ impl Perto {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.0.0
+    }
+}
+
+/// A start under way. Dropped before it is done, by an error or by whoever waited for it, it leaves an instance that
+/// may be started again.
+struct Starting<'a> {
+    shared: &'a Shared,
+    done: bool,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            *self.shared.started.write() = false;
+        }
     }
 }
 
@@ -398,7 +422,7 @@ impl Shared {
     }
 
     pub(crate) async fn announce(&self, token: Token, changes: &[Change]) {
-        if token.epoch != self.coherence.epoch() || self.is_closed() {
+        if token.epoch != self.coherence.epoch() || self.is_closed() || !self.believes(token.xid) {
             return;
         }
         // Here first: a reader on this instance sees the write from now on.

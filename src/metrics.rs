@@ -74,6 +74,8 @@ counters! {
         polls,
         /// Polls that failed.
         poll_errors,
+        /// Times that the log could not be trimmed.
+        trim_errors,
         /// Rows that polls brought.
         rows,
         /// Hints received and applied.

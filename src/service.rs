@@ -96,6 +96,7 @@ pub(crate) async fn run(
     perto.start().await.context("DATABASE_URL")?;
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
+    crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let service = Arc::new(Service {
         instance: settings.instance,
         perto: perto.clone(),
@@ -144,6 +145,9 @@ async fn report(perto: Perto, instance: String) {
                     table,
                     "writes to this table are not seen: run `perto watch`"
                 );
+            }
+            Event::TrimFailed { error } => {
+                tracing::warn!(instance, error, "the invalidation log can't be trimmed");
             }
             Event::PollFailed { error } => {
                 tracing::warn!(instance, error, "the invalidation log can't be read");

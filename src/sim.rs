@@ -11,11 +11,10 @@
 //! use perto::{Cache, Freshness, sim::Sim};
 //!
 //! let sim = Sim::new(7);
-//! let (node, other) = (sim.node(), sim.node());
+//! let node = sim.node(); // one for each instance
 //! let perto = node.builder("shop").build()?;
 //! let names: Cache<u64, String> = perto.cache("name").loader(sim.postgres.loader("name").function())?;
 //! perto.start().await?;
-//! # let _ = other;
 //!
 //! assert_eq!(names.get(&7).await?.value, None);
 //! let written = sim.postgres.write("name", &7, &"Ada")?;
@@ -38,13 +37,17 @@ use crate::instance::{Perto, PertoBuilder};
 mod bus;
 mod clock;
 mod faults;
+mod loader;
+mod log;
 mod postgres;
 mod remote;
 
 pub use bus::SimBus;
 pub use clock::SimClock;
 pub use faults::{Dice, Down, Faults, Gate};
-pub use postgres::{Aborted, SimLoader, SimLog, SimPostgres, SimTransaction, Written};
+pub use loader::SimLoader;
+pub use log::SimLog;
+pub use postgres::{Aborted, SimPostgres, SimTransaction, Written};
 pub use remote::{Dump, SimRemote};
 
 /// One database and one Redis, to which any number of instances connect.

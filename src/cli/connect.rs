@@ -15,15 +15,23 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub(crate) struct Database {
     /// URL of Postgres, the primary
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
-    pub(crate) database_url: String,
+    pub(crate) database_url: Option<String>,
 }
 
 impl Database {
+    pub(crate) fn url(&self) -> anyhow::Result<&str> {
+        match self.database_url.as_deref() {
+            Some(url) if !url.is_empty() => Ok(url),
+            _ => bail!("DATABASE_URL is not set; like postgres://user@127.0.0.1:5432/database"),
+        }
+    }
+
     pub(crate) fn options(&self) -> anyhow::Result<PgConnectOptions> {
-        let scheme = self.database_url.split_once("://").map(|(scheme, _)| scheme);
+        let url = self.url()?;
+        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
         let usable = matches!(scheme, Some("postgres" | "postgresql"));
         // The parser's message would quote the URL, and with it a password.
-        PgConnectOptions::from_str(&self.database_url).ok().filter(|_| usable).ok_or_else(|| {
+        PgConnectOptions::from_str(url).ok().filter(|_| usable).ok_or_else(|| {
             anyhow!("DATABASE_URL is not a Postgres URL; like postgres://user@127.0.0.1:5432/database")
         })
     }

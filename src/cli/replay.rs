@@ -73,7 +73,7 @@ pub(crate) struct Replay {
     l1_mib: u32,
     /// URL of Redis or Valkey
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
-    redis_url: String,
+    redis_url: Option<String>,
     #[command(flatten)]
     database: Database,
 }
@@ -90,8 +90,9 @@ const MAX_VALUE_BYTES: usize = 1 << 20;
 impl Replay {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         self.check()?;
+        let redis_url = self.redis_url()?;
         // Whatever is wrong with the servers is said before the trace is read.
-        drop(check_redis(&self.redis_url).await?);
+        drop(check_redis(redis_url).await?);
         let mut connection = self.database.connect().await?;
         let trace = match &self.trace {
             Some(path) => {
@@ -108,6 +109,13 @@ impl Replay {
         };
         self.clean_up(&schema).await?;
         outcome
+    }
+
+    fn redis_url(&self) -> anyhow::Result<&str> {
+        match self.redis_url.as_deref() {
+            Some(url) if !url.is_empty() => Ok(url),
+            _ => bail!("REDIS_URL is not set; like redis://127.0.0.1:6379/0"),
+        }
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -162,10 +170,13 @@ impl Replay {
 
     fn plan(&self, schema: &str, trace: Trace, proxies: Option<&Proxies>) -> anyhow::Result<Plan> {
         let (postgres_url, redis_url, subscribe_url) = match proxies {
-            None => (self.database.database_url.clone(), self.redis_url.clone(), self.redis_url.clone()),
+            None => {
+                let redis_url = self.redis_url()?.to_owned();
+                (self.database.url()?.to_owned(), redis_url.clone(), redis_url)
+            }
             Some(proxies) => proxies.urls(self).context("--faults needs URLs with a host")?,
         };
-        let postgres = Database { database_url: postgres_url.clone() }.options()?;
+        let postgres = Database { database_url: Some(postgres_url.clone()) }.options()?;
         Ok(Plan {
             trace,
             schema: schema.to_owned(),
@@ -209,12 +220,12 @@ impl Replay {
                 fleet::write_plainly(Arc::clone(run), plain_pool, written)
             )
         };
-        let bare = report::BarePublish::new(&self.redis_url, &run.plan.schema)?;
+        let bare = report::BarePublish::new(self.redis_url()?, &run.plan.schema)?;
         let terminal = std::io::stderr().is_terminal();
         tokio::select! {
             _ = async { tokio::join!(all_read, writing) } => {}
             () = report::show_progress(run, members, terminal) => {}
-            () = cause_faults(run, members, proxies, &self.redis_url) => {}
+            () = cause_faults(run, members, proxies, self.redis_url()?) => {}
             () = bare.measure() => {}
         }
         let report = report::Report::new(run, members, &bare);
@@ -234,7 +245,7 @@ impl Replay {
             .execute(&mut connection)
             .await
             .context("drop the replay's schema")?;
-        unlink_own_keys(&self.redis_url, schema).await
+        unlink_own_keys(self.redis_url()?, schema).await
     }
 }
 
@@ -287,8 +298,8 @@ struct Proxies {
 impl Proxies {
     async fn start(replay: &Replay) -> anyhow::Result<Self> {
         let redis =
-            host_and_port(&replay.redis_url, 6379).context("--faults needs a REDIS_URL with a host")?;
-        let postgres = host_and_port(&replay.database.database_url, 5432)
+            host_and_port(replay.redis_url()?, 6379).context("--faults needs a REDIS_URL with a host")?;
+        let postgres = host_and_port(replay.database.url()?, 5432)
             .context("--faults needs a DATABASE_URL with a host")?;
         Ok(Self {
             redis: FaultProxy::start(redis.as_str()).await?,
@@ -299,9 +310,9 @@ impl Proxies {
 
     fn urls(&self, replay: &Replay) -> Option<(String, String, String)> {
         Some((
-            with_address(&replay.database.database_url, self.postgres.address())?,
-            with_address(&replay.redis_url, self.redis.address())?,
-            with_address(&replay.redis_url, self.bus.address())?,
+            with_address(replay.database.url().ok()?, self.postgres.address())?,
+            with_address(replay.redis_url().ok()?, self.redis.address())?,
+            with_address(replay.redis_url().ok()?, self.bus.address())?,
         ))
     }
 

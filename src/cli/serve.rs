@@ -54,7 +54,7 @@ impl Serve {
         let settings = service::Settings {
             instance: self.instance,
             bound: self.bound,
-            database_url: self.database.database_url,
+            database_url: self.database.url()?.to_owned(),
             redis_url,
         };
         service::run(listener, settings, pool, terminated()).await

@@ -81,6 +81,11 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
+    /// The log could not be trimmed: it grows until it can.
+    TrimFailed {
+        /// The error and its causes.
+        error: String,
+    },
     /// Redis does not answer a ping. Sent for the first of a series; reads go on without L2.
     RemoteFailed {
         /// The error and its causes.

@@ -78,8 +78,7 @@ impl Listener {
             shared.counters.hints_refused.add(1);
             return;
         };
-        let horizon = shared.coherence.buckets.poll().map_or(0, |poll| poll.xmax() + FURTHEST_AHEAD);
-        if hint.epoch != shared.coherence.epoch() || hint.xid > horizon {
+        if hint.epoch != shared.coherence.epoch() || !shared.believes(hint.xid) {
             shared.counters.hints_refused.add(1);
             return;
         }
@@ -116,6 +115,11 @@ async fn fence(subscription: &mut dyn Subscription, limit: Duration) -> Result<(
 }
 
 impl Shared {
+    /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will bring it.
+    pub(crate) fn believes(&self, xid: u64) -> bool {
+        self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
+    }
+
     /// Applies changes of transaction `xid`, from a hint or from a write of this instance.
     pub(crate) fn apply(&self, xid: u64, changes: &[Change]) {
         let caches = self.caches();

@@ -6,22 +6,20 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::faults::{Down, Faults, Gate};
-use crate::cache::loader::{Load, Loaded, Stamp};
+use super::loader::SimLoader;
+use super::log::SimLog;
+use crate::cache::loader::{Loaded, Stamp};
 use crate::cache::{Key, Value};
 use crate::coherence::snapshot::Snapshot;
-use crate::error::LogError;
 use crate::instance::Token;
-use crate::log::{Log, MAX_POLL_ROWS, Poll, Row};
+use crate::log::{MAX_POLL_ROWS, Poll, Row};
 use crate::wire::{self, Change};
 
 /// The number of the first transaction.
@@ -135,22 +133,13 @@ impl SimPostgres {
     /// A loader for one cache.
     #[must_use]
     pub fn loader(&self, cache: &str) -> SimLoader {
-        SimLoader(Arc::new(Loading {
-            database: self.clone(),
-            cache: cache.to_owned(),
-            faults: Faults::new(0),
-            before: Gate::new(),
-            after: Gate::new(),
-            replica: AtomicBool::new(false),
-            stuck_to_replica: AtomicBool::new(false),
-            calls: Mutex::default(),
-        }))
+        SimLoader::new(self.clone(), cache)
     }
 
     /// One instance's way to the log.
     #[must_use]
     pub fn log(&self, seed: u64) -> SimLog {
-        SimLog { database: self.clone(), faults: Faults::new(seed) }
+        SimLog::new(self.clone(), seed)
     }
 
     /// What `pg_current_snapshot()` says now.
@@ -189,6 +178,35 @@ impl SimPostgres {
     pub fn replay(&self, behind: usize) {
         let mut database = self.0.lock();
         database.replayed = database.ended.len().saturating_sub(behind).max(database.replayed);
+    }
+
+    pub(super) fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
+        self.0.lock().poll(cursor)
+    }
+
+    /// Remembers the present snapshot, and trims by the newest that is old enough.
+    pub(super) fn tick(&self, retention: Duration) {
+        let mut database = self.0.lock();
+        let now = Instant::now();
+        let tick = database.snapshot(database.ended.len());
+        database.ticks.push((now, tick));
+        let old = database.ticks.iter().rposition(|(at, _)| now.duration_since(*at) >= retention);
+        if let Some((_, horizon)) = old.and_then(|old| database.ticks.drain(..=old).next_back()) {
+            database.trim_to(horizon);
+        }
+    }
+
+    /// One statement: its stamp, and the values in the order of the keys.
+    pub(super) fn select(
+        &self,
+        cache: &str,
+        keys: &[String],
+        replica: bool,
+    ) -> Option<(Stamp, Vec<Option<Bytes>>)> {
+        let database = self.0.lock();
+        let moment = if replica { database.replayed } else { database.ended.len() };
+        let stamp = Stamp::parse(&database.stamp_text(moment, replica, None))?;
+        Some((stamp, keys.iter().map(|key| database.read(cache, key, moment, None)).collect()))
     }
 }
 
@@ -447,153 +465,5 @@ impl Drop for SimTransaction {
 impl Default for SimPostgres {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// A loader that reads the simulated database, and can be held at two points. Cheap to clone; all clones are one.
-#[derive(Debug, Clone)]
-pub struct SimLoader(Arc<Loading>);
-
-#[derive(Debug)]
-struct Loading {
-    database: SimPostgres,
-    cache: String,
-    faults: Faults,
-    before: Gate,
-    after: Gate,
-    replica: AtomicBool,
-    stuck_to_replica: AtomicBool,
-    calls: Mutex<Vec<Vec<String>>>,
-}
-
-impl SimLoader {
-    /// What [`CacheBuilder::loader`](crate::CacheBuilder::loader) takes.
-    pub fn function<K: Key, V: Value>(
-        &self,
-    ) -> impl Fn(Load<K>) -> BoxFuture<'static, Result<Loaded<K, V>, Down>> + Send + Sync + 'static {
-        let loader = self.clone();
-        move |load| {
-            let loader = loader.clone();
-            Box::pin(async move { loader.load(load).await })
-        }
-    }
-
-    /// One load.
-    ///
-    /// # Errors
-    /// While the faults cut it off, or if values of another type lie in the table.
-    pub async fn load<K: Key, V: Value>(&self, load: Load<K>) -> Result<Loaded<K, V>, Down> {
-        let loading = &*self.0;
-        let texts: Vec<String> = load.keys.iter().map(K::to_string).collect();
-        loading.calls.lock().push(texts.clone());
-        loading.before.pass().await;
-        loading.faults.pass().await?;
-        let loaded = {
-            let database = loading.database.0.lock();
-            let replica = loading.replica.load(Ordering::Acquire)
-                && (!load.primary || loading.stuck_to_replica.load(Ordering::Acquire));
-            let moment = if replica { database.replayed } else { database.ended.len() };
-            let stamp = Stamp::parse(&database.stamp_text(moment, replica, None)).ok_or(Down)?;
-            let mut loaded = Loaded::new(stamp);
-            for (key, text) in load.keys.into_iter().zip(&texts) {
-                if let Some(bytes) = database.read(&loading.cache, text, moment, None) {
-                    loaded = loaded.with(key, wire::decode_payload(&bytes).map_err(|_refused| Down)?);
-                }
-            }
-            loaded
-        };
-        loading.after.pass().await;
-        loading.faults.pass().await?;
-        Ok(loaded)
-    }
-
-    /// The faults of the loader's connection.
-    #[must_use]
-    pub fn faults(&self) -> &Faults {
-        &self.0.faults
-    }
-
-    /// Where a load waits before its snapshot is taken.
-    #[must_use]
-    pub fn before(&self) -> &Gate {
-        &self.0.before
-    }
-
-    /// Where a load waits after it has read, before it returns.
-    #[must_use]
-    pub fn after(&self) -> &Gate {
-        &self.0.after
-    }
-
-    /// Reads the replica from now on, save where a load asks for the primary and `heeds_primary`.
-    pub fn use_replica(&self, heeds_primary: bool) {
-        self.0.replica.store(true, Ordering::Release);
-        self.0.stuck_to_replica.store(!heeds_primary, Ordering::Release);
-    }
-
-    /// Reads the primary from now on.
-    pub fn use_primary(&self) {
-        self.0.replica.store(false, Ordering::Release);
-    }
-
-    /// The keys of each call so far.
-    #[must_use]
-    pub fn calls(&self) -> Vec<Vec<String>> {
-        self.0.calls.lock().clone()
-    }
-}
-
-/// One instance's way to the log.
-#[derive(Debug)]
-pub struct SimLog {
-    database: SimPostgres,
-    /// The faults of this connection.
-    pub faults: Faults,
-}
-
-impl Log for SimLog {
-    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
-        Box::pin(async move {
-            self.faults.pass().await?;
-            let poll = self.database.0.lock().poll(cursor);
-            self.faults.pass().await?;
-            Ok(poll)
-        })
-    }
-
-    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
-        Box::pin(async move {
-            self.faults.pass().await?;
-            let mut transaction = self.database.begin();
-            match &change.keys {
-                None => transaction.clear(&change.cache),
-                Some(keys) => keys.iter().for_each(|key| transaction.touch(&change.cache, key)),
-            }
-            let xid = transaction.commit().map_err(|_crashed| Down)?.xid;
-            self.faults.pass().await?;
-            Ok(xid)
-        })
-    }
-
-    fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
-        Box::pin(async move {
-            self.faults.pass().await?;
-            let mut database = self.database.0.lock();
-            let now = Instant::now();
-            let tick = database.snapshot(database.ended.len());
-            database.ticks.push((now, tick));
-            let old = database.ticks.iter().rposition(|(at, _)| now.duration_since(*at) >= retention);
-            if let Some(old) = old {
-                let horizon = database.ticks.drain(..=old).next_back();
-                if let Some((_, horizon)) = horizon {
-                    database.trim_to(horizon);
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn unwatched<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
-        Box::pin(async { Ok(Vec::new()) })
     }
 }

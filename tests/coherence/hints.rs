@@ -284,3 +284,35 @@ async fn a_rolled_back_write_invalidates_nothing() {
     assert_eq!(member.cached(1), Some(some("old")));
     ring.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn five_unconfirmed_writes_to_one_bucket_make_it_coarse_and_never_wrong() {
+    let ring = Ring::of(2).await;
+    let [reader, writer] = &ring.members[..] else { unreachable!() };
+    ring.write_silently(1, "old");
+    let polls = reader.perto.stats().polls;
+    eventually("a poll", POLL, || reader.perto.stats().polls > polls).await;
+    let mut early = ring.sim.postgres.begin();
+    early.put(CACHE, &1_u64, &"new").unwrap();
+    for _ in 0..4 {
+        let mut touching = ring.sim.postgres.begin();
+        touching.touch(CACHE, "1");
+        ring.announce(1, &touching.commit().unwrap()).await;
+    }
+    ms(1).await;
+    // Its snapshot contains the four, and not the early one.
+    reader.loader.after().close();
+    let reading = reader.reading(1);
+    reader.loader.after().reached_by(1).await;
+    writer.node.remote.faults.lose(100);
+    ring.announce(1, &early.commit().unwrap()).await;
+    ms(1).await;
+    assert_eq!(reader.perto.stats().coarse, 1, "there is room for four");
+    ring.sim.remote.flush();
+    reader.loader.after().open();
+    reading.await.unwrap().unwrap();
+    ms(1).await;
+    assert_eq!(reader.cached(1), None);
+    assert_eq!((reader.fresh(1).await, reader.users.stats().l2_refused), (some("new"), 1));
+    ring.end().await;
+}

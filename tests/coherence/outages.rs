@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use perto::{Error, Freshness, Outage, StartError, State, Tier};
 
-use crate::ring::{BOUND, Member, POLL, Ring, eventually, ms, some, text};
+use crate::ring::{BOUND, Member, POLL, Ring, eventually, ms, some, spawn, text};
 
 async fn ring_with(outage: Outage) -> Ring {
     let mut ring = Ring::of(0).await;
@@ -86,6 +86,38 @@ async fn an_outage_may_fail_every_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_joins_a_load_during_an_outage_gets_what_the_policy_says() {
+    for outage in [Outage::Fail, Outage::PassThrough, Outage::default()] {
+        let ring = ring_with(outage).await;
+        let member = &ring.members[0];
+        ring.write(0, 2, "old").await;
+        // A load begins under the lease, and lasts until it is over.
+        member.loader.after().close();
+        let first = member.reading(2);
+        member.loader.after().reached_by(1).await;
+        member.node.log.faults.cut();
+        ms(1_100).await;
+        ring.write_silently(2, "new");
+        let joined = member.reading(2);
+        ms(1).await;
+        member.loader.after().open();
+        first.await.unwrap().unwrap();
+        match (outage, joined.await.unwrap()) {
+            (Outage::Fail, Err(Error::Unverified)) => {}
+            (Outage::PassThrough, Ok(read)) => {
+                assert_eq!((text(&read), read.freshness), (some("new"), Freshness::Fresh));
+            }
+            (Outage::ServeStale { .. }, Ok(read)) => {
+                assert_eq!(text(&read), some("old"));
+                assert!(matches!(read.freshness, Freshness::Unverified { .. }));
+            }
+            (_, answer) => assert_eq!(format!("{answer:?}"), "", "under {outage:?}"),
+        }
+        ring.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_cached_is_fresh_again_after_the_first_poll_and_what_changed_is_gone() {
     let ring = ring_with(Outage::default()).await;
     let member = &ring.members[0];
@@ -163,6 +195,33 @@ async fn an_instance_does_not_start_without_the_log_and_may_try_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_that_was_given_up_may_be_tried_again() {
+    // While the log is read for the first time, and after: it asks whether the tables are watched.
+    for (after, cut) in [(50, false), (150, false), (250, false), (250, true)] {
+        let mut ring = Ring::of(0).await;
+        let member = Member::new(&ring.sim, |builder| builder, |cache| cache.tables(["users"]));
+        let slow = Duration::from_millis(100);
+        member.node.log.faults.delay(slow, slow);
+        let perto = member.perto.clone();
+        let starting = spawn(async move { perto.start().await });
+        ms(after).await;
+        if cut {
+            member.node.log.faults.cut();
+            assert!(starting.await.unwrap().is_err());
+        } else {
+            starting.abort();
+            ms(1).await;
+        }
+        member.node.heal();
+        member.perto.start().await.unwrap();
+        ms(500).await;
+        assert_eq!(member.perto.health().state, State::Coherent, "after {after} ms");
+        ring.members.push(member);
+        ring.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_instance_starts_without_redis() {
     let mut ring = Ring::of(0).await;
     let member = Member::new(&ring.sim, |builder| builder, |cache| cache);
@@ -221,5 +280,22 @@ async fn dropping_the_last_handle_ends_the_tasks() {
     assert!(matches!(users.get(&1).await, Err(Error::Closed)));
     drop(users);
     eventually("its tasks let go of the log", BOUND, || std::sync::Arc::strong_count(&node.log) == 1).await;
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_come_faster_while_no_hints_do() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    let polls_in_three_seconds = async || {
+        let polls = member.perto.stats().polls;
+        ms(3_000).await;
+        member.perto.stats().polls - polls
+    };
+    assert_eq!(polls_in_three_seconds().await, 12, "250 ms apart");
+    member.node.bus.faults.cut();
+    ms(100).await;
+    // Some more: a failed subscription puts the log in doubt.
+    assert!((40..=50).contains(&polls_in_three_seconds().await), "75 ms apart");
     ring.end().await;
 }

@@ -77,7 +77,7 @@ async fn hit_across(meanwhile: impl AsyncFnOnce(&Sim, &perto::sim::Node)) -> Opt
         STOP.with(|stop| *stop.lock() = Some(Stop { reached, go_on }));
         users_too.get_if_cached(&Stopping(1)).map(|read| read.value.as_deref().cloned().unwrap_or_default())
     });
-    is_reached.recv().unwrap();
+    is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
     meanwhile(&sim, &node).await;
     let_go.send(()).unwrap();
     let served = reader.join().unwrap();

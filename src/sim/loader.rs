@@ -1,0 +1,114 @@
+//! A loader on the simulated database, that a test can hold at two points.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::faults::{Down, Faults, Gate};
+use super::postgres::SimPostgres;
+use crate::cache::loader::{Load, Loaded};
+use crate::cache::{Key, Value};
+use crate::wire;
+
+/// A loader that reads the simulated database, and can be held at two points. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct SimLoader(Arc<Loading>);
+
+#[derive(Debug)]
+struct Loading {
+    database: SimPostgres,
+    cache: String,
+    faults: Faults,
+    before: Gate,
+    after: Gate,
+    replica: AtomicBool,
+    stuck_to_replica: AtomicBool,
+    calls: Mutex<Vec<Vec<String>>>,
+}
+
+impl SimLoader {
+    pub(super) fn new(database: SimPostgres, cache: &str) -> Self {
+        Self(Arc::new(Loading {
+            database,
+            cache: cache.to_owned(),
+            faults: Faults::new(0),
+            before: Gate::new(),
+            after: Gate::new(),
+            replica: AtomicBool::new(false),
+            stuck_to_replica: AtomicBool::new(false),
+            calls: Mutex::default(),
+        }))
+    }
+
+    /// What [`CacheBuilder::loader`](crate::CacheBuilder::loader) takes.
+    pub fn function<K: Key, V: Value>(
+        &self,
+    ) -> impl Fn(Load<K>) -> BoxFuture<'static, Result<Loaded<K, V>, Down>> + Send + Sync + 'static {
+        let loader = self.clone();
+        move |load| {
+            let loader = loader.clone();
+            Box::pin(async move { loader.load(load).await })
+        }
+    }
+
+    /// One load.
+    ///
+    /// # Errors
+    /// While the faults cut it off, or if values of another type lie in the table.
+    pub async fn load<K: Key, V: Value>(&self, load: Load<K>) -> Result<Loaded<K, V>, Down> {
+        let loading = &*self.0;
+        let texts: Vec<String> = load.keys.iter().map(K::to_string).collect();
+        loading.calls.lock().push(texts.clone());
+        loading.before.pass().await;
+        loading.faults.pass().await?;
+        let replica = loading.replica.load(Ordering::Acquire)
+            && (!load.primary || loading.stuck_to_replica.load(Ordering::Acquire));
+        let (stamp, values) = loading.database.select(&loading.cache, &texts, replica).ok_or(Down)?;
+        let mut loaded = Loaded::new(stamp);
+        for (key, bytes) in load.keys.into_iter().zip(values) {
+            if let Some(bytes) = bytes {
+                loaded = loaded.with(key, wire::decode_payload(&bytes).map_err(|_refused| Down)?);
+            }
+        }
+        loading.after.pass().await;
+        loading.faults.pass().await?;
+        Ok(loaded)
+    }
+
+    /// The faults of the loader's connection.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    /// Where a load waits before its snapshot is taken.
+    #[must_use]
+    pub fn before(&self) -> &Gate {
+        &self.0.before
+    }
+
+    /// Where a load waits after it has read, before it returns.
+    #[must_use]
+    pub fn after(&self) -> &Gate {
+        &self.0.after
+    }
+
+    /// Reads the replica from now on, save where a load asks for the primary and `heeds_primary`.
+    pub fn use_replica(&self, heeds_primary: bool) {
+        self.0.replica.store(true, Ordering::Release);
+        self.0.stuck_to_replica.store(!heeds_primary, Ordering::Release);
+    }
+
+    /// Reads the primary from now on.
+    pub fn use_primary(&self) {
+        self.0.replica.store(false, Ordering::Release);
+    }
+
+    /// The keys of each call so far.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Vec<String>> {
+        self.0.calls.lock().clone()
+    }
+}

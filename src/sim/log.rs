@@ -1,0 +1,66 @@
+//! The simulated database's log, as one instance reaches it.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::faults::{Down, Faults};
+use super::postgres::SimPostgres;
+use crate::coherence::snapshot::Snapshot;
+use crate::error::LogError;
+use crate::log::{Log, Poll};
+use crate::wire::Change;
+
+/// One instance's way to the log.
+#[derive(Debug)]
+pub struct SimLog {
+    database: SimPostgres,
+    /// The faults of this connection.
+    pub faults: Faults,
+}
+
+impl SimLog {
+    pub(super) fn new(database: SimPostgres, seed: u64) -> Self {
+        Self { database, faults: Faults::new(seed) }
+    }
+}
+
+impl Log for SimLog {
+    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let poll = self.database.poll(cursor);
+            self.faults.pass().await?;
+            Ok(poll)
+        })
+    }
+
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let mut transaction = self.database.begin();
+            match &change.keys {
+                None => transaction.clear(&change.cache),
+                Some(keys) => keys.iter().for_each(|key| transaction.touch(&change.cache, key)),
+            }
+            let xid = transaction.commit().map_err(|_crashed| Down)?.xid;
+            self.faults.pass().await?;
+            Ok(xid)
+        })
+    }
+
+    fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            self.database.tick(retention);
+            Ok(())
+        })
+    }
+
+    fn unwatched<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+        Box::pin(async {
+            self.faults.pass().await?;
+            Ok(Vec::new())
+        })
+    }
+}

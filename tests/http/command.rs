@@ -1,0 +1,89 @@
+//! Running the command.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::support::engines::{postgres_url, redis_url, unique_name};
+
+/// A database of its own, dropped at the end.
+pub(crate) struct Database {
+    name: String,
+    pub(crate) url: String,
+}
+
+impl Database {
+    /// `perto migrate` makes it.
+    pub(crate) fn new() -> Self {
+        let name = unique_name();
+        let server = postgres_url();
+        let (before, _) = server.rsplit_once('/').unwrap();
+        Self { url: format!("{before}/{name}"), name }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let name = self.name.clone();
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut server = PgConnection::connect(&postgres_url()).await.unwrap();
+                let sql = format!("drop database if exists {name} with (force)");
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
+            });
+        });
+        drop(dropping.join());
+    }
+}
+
+pub(crate) fn perto(database: &str, redis: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_perto"));
+    command.env("DATABASE_URL", database).env("REDIS_URL", redis).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// A served instance, ended with the test.
+pub(crate) struct Served {
+    child: Child,
+    pub(crate) address: String,
+}
+
+impl Served {
+    pub(crate) fn start(database: &Database, name: &str) -> Self {
+        let mut child = perto(&database.url, &redis_url())
+            .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address =
+            line.trim().strip_prefix(&format!("{name} serves on http://")).map(|at| at.trim_end_matches('/'));
+        Self { address: address.unwrap_or_else(|| panic!("not served: {line:?}")).to_owned(), child }
+    }
+
+    /// Asks for an end and waits for it. Returns whether it ended well.
+    pub(crate) fn end(mut self) -> bool {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Nothing to end where it has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,13 @@
+//! The `perto` command as a user runs it: the service over real HTTP, the replay, and what is said of bad input.
+//!
+//! Needs both engines: `make test`.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
+
+#[path = "../support/support.rs"]
+#[expect(dead_code, reason = "other rings use the rest")]
+mod support;
+
+mod bad_input;
+mod command;
+mod replay;
+mod service;

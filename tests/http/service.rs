@@ -1,0 +1,119 @@
+//! The service over HTTP.
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::command::{Database, Served, perto, succeed};
+use crate::support::engines::redis_url;
+use crate::support::wait::{ends, eventually};
+
+struct Response {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+impl Response {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+/// One request on a connection of its own.
+async fn request(served: &Served, method: &str, path: &str, headers: &str, body: &str) -> Response {
+    let mut stream = TcpStream::connect(&served.address).await.unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n{headers}\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    ends("a response", stream.read_to_string(&mut text)).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Response { status, head: head.to_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
+}
+
+fn two_instances() -> (Database, Served, Served) {
+    let database = Database::new();
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
+    succeed(perto(&database.url, &redis_url()).args(["seed", "--companies", "10"]));
+    let (a, b) = (Served::start(&database, "a"), Served::start(&database, "b"));
+    (database, a, b)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_on_one_instance_is_read_on_the_other_by_its_token() {
+    let (_database, a, b) = two_instances();
+    for round in 0..100 {
+        let name = format!("name {round}");
+        let written =
+            request(&a, "PATCH", "/api/v1/companies/1", "", &json!({ "name": name }).to_string()).await;
+        assert_eq!(written.status, 200);
+        let token = format!("perto-at-least: {}\r\n", written.header("perto-token").unwrap());
+        let read = request(&b, "GET", "/api/v1/companies/1", &token, "").await;
+        assert_eq!((read.status, &read.body["name"]), (200, &json!(name)), "round {round}");
+        assert_eq!(read.header("perto-freshness"), Some("fresh"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_company_is_created_read_from_l1_changed_and_deleted() {
+    let (_database, a, b) = two_instances();
+    let new = json!({ "name": "Perto", "region": "PT" }).to_string();
+    let created = request(&a, "POST", "/api/v1/companies", "", &new).await;
+    assert_eq!(created.status, 201);
+    let path = format!("/api/v1/companies/{}", created.body["id"]);
+    let token =
+        |response: &Response| format!("perto-at-least: {}\r\n", response.header("perto-token").unwrap());
+    let read = request(&b, "GET", &path, &token(&created), "").await;
+    assert_eq!(read.body, created.body);
+    eventually("an answer from L1", async || {
+        request(&b, "GET", &path, "", "").await.header("perto-tier") == Some("l1")
+    })
+    .await;
+    let deleted = request(&a, "DELETE", &path, "", "").await;
+    assert_eq!(deleted.status, 200);
+    assert_eq!(request(&b, "GET", &path, &token(&deleted), "").await.status, 404);
+    assert_eq!(request(&a, "DELETE", &path, "", "").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_request_is_a_problem_that_says_what_to_change() {
+    let (_database, a, b) = two_instances();
+    let long = json!({ "name": "x".repeat(201) }).to_string();
+    for (method, path, headers, body, status, says) in [
+        ("GET", "/api/v1/companies/x", "", "", 400, "id"),
+        ("GET", "/api/v1/companies/99999999999999999999", "", "", 400, "id"),
+        ("GET", "/api/v1/companies/0", "", "", 404, "company"),
+        ("GET", "/api/v1/nothing", "", "", 404, "route"),
+        ("PUT", "/api/v1/companies/1", "", "", 405, "method"),
+        ("GET", "/api/v1/companies/1", "perto-at-least: nonsense\r\n", "", 400, "perto-at-least"),
+        ("GET", "/api/v1/companies/1", "perto-at-least: -\r\n", "", 400, "perto-at-least"),
+        ("PATCH", "/api/v1/companies/1", "", "{", 400, "body"),
+        ("PATCH", "/api/v1/companies/1", "", r#"{"nme": "x"}"#, 422, "nme"),
+        ("PATCH", "/api/v1/companies/1", "", long.as_str(), 422, "name"),
+        ("PATCH", "/api/v1/companies/1", "", r#"{"region": "Portugal"}"#, 422, "region"),
+        ("PATCH", "/api/v1/companies/0", "", r#"{"region": "PT"}"#, 404, "company"),
+        ("POST", "/api/v1/companies", "", r#"{"name": "x"}"#, 422, "region"),
+    ] {
+        let response = request(&a, method, path, headers, body).await;
+        assert_eq!(response.status, status, "{method} {path} {body}");
+        assert_eq!(response.header("content-type"), Some("application/problem+json"), "{method} {path}");
+        let detail = response.body["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{method} {path} {body}: {detail}");
+    }
+    drop(b);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_ends_in_order_when_it_is_asked_to() {
+    let (_database, a, b) = two_instances();
+    assert_eq!(request(&a, "GET", "/readyz", "", "").await.status, 200);
+    assert_eq!(request(&a, "GET", "/livez", "", "").await.status, 200);
+    let instances = request(&a, "GET", "/api/v1/cache/instances", "", "").await;
+    assert_eq!(instances.body[0]["instance"], "a");
+    assert!(tokio::task::spawn_blocking(move || a.end() && b.end()).await.unwrap());
+}
