@@ -133,6 +133,11 @@ async fn doubled_reordered_and_late_hints_bring_no_old_value_back() {
     coherent([&a, &b]).await;
     for v in 1..=20 {
         a.put(&world, v % 3, v).await;
+        // Not more than four of a key between two polls: with more, what is loaded beside a transaction that is still
+        // open somewhere on the server is not cached, which is not the matter here.
+        if v % 10 == 0 {
+            b.polled().await;
+        }
     }
     let hints = bus.take();
     assert_eq!(hints.len(), 20);

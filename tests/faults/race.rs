@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use perto::{Freshness, Read};
-use sqlx::Connection;
+use sqlx::{Connection, PgPool};
 use tokio::task::JoinSet;
 
-use crate::world::{BOUND, World, coherent};
+use crate::world::{BOUND, World, coherent, pool};
 
-const KEYS: u64 = 8;
+/// Half of the writes go to the first eight.
+const KEYS: u64 = 64;
 const WRITERS: u64 = 16;
 /// How long it lasts. Four bounds: an instance that were late by one would be found out.
 const TIME: Duration = Duration::from_secs(4);
@@ -47,9 +48,9 @@ fn next(seed: &mut u64) -> u64 {
 
 /// One transaction: its number is taken first and its commit comes at any time after, so commits come in another order
 /// than numbers. Versions count up under the row's lock.
-async fn write(world: &World, through: Option<&perto::Perto>, history: &History, seed: &mut u64) {
-    let id = next(seed) % KEYS;
-    let mut connection = world.pool.acquire().await.unwrap();
+async fn write(pool: &PgPool, through: Option<&perto::Perto>, history: &History, seed: &mut u64) {
+    let id = next(seed) % if next(seed).is_multiple_of(2) { 8 } else { KEYS };
+    let mut connection = pool.acquire().await.unwrap();
     let mut tx = connection.begin().await.unwrap();
     sqlx::query("select pg_current_xact_id()").execute(&mut *tx).await.unwrap();
     tokio::time::sleep(Duration::from_millis(next(seed) % 20)).await;
@@ -78,16 +79,18 @@ async fn write(world: &World, through: Option<&perto::Perto>, history: &History,
 /// No read that is fresh misses a commit that was acknowledged more than the bound before it began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn among_sixteen_writers_no_fresh_read_misses_a_write_older_than_the_bound() {
-    let world = Arc::new(World::new().await);
+    let world = World::new().await;
     world.sql(&format!("insert into items select n, 0 from generate_series(0, {}) n", KEYS - 1)).await;
     let instances = [world.start().await, world.start().await, world.start().await];
     coherent([&instances[0], &instances[1], &instances[2]]).await;
     let history = Arc::new(History((0..KEYS).map(|_| Mutex::default()).collect()));
     let ended = Arc::new(AtomicBool::new(false));
     let fresh = Arc::new(AtomicU64::new(0));
+    // Writers don't stand in the loaders' way.
+    let writing = pool(&world.database, &world.name);
     let mut tasks = JoinSet::new();
     for writer in 0..WRITERS {
-        let (world, history, ended) = (Arc::clone(&world), Arc::clone(&history), Arc::clone(&ended));
+        let (pool, history, ended) = (writing.clone(), Arc::clone(&history), Arc::clone(&ended));
         // Half of them know of Perto, half are somebody's SQL.
         let through =
             instances.get(usize::try_from(writer).unwrap()).or(instances.first()).filter(|_| writer % 2 == 0);
@@ -95,7 +98,7 @@ async fn among_sixteen_writers_no_fresh_read_misses_a_write_older_than_the_bound
         tasks.spawn(async move {
             let mut seed = 0x9E37_79B9 + writer;
             while !ended.load(Ordering::Acquire) {
-                write(&world, through.as_ref(), &history, &mut seed).await;
+                write(&pool, through.as_ref(), &history, &mut seed).await;
             }
         });
     }
@@ -132,7 +135,7 @@ async fn among_sixteen_writers_no_fresh_read_misses_a_write_older_than_the_bound
     let hits: u64 = stats.iter().map(|stats| stats.l1_hits).sum();
     // Enough of each to mean something, on a slow machine too.
     assert!(
-        committed > 100 && fresh > 1_000 && hits > 500,
+        committed > 100 && fresh > 500 && hits > 100,
         "{committed} commits, {fresh} fresh reads, {hits} hits"
     );
     for instance in &instances {

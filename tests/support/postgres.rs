@@ -203,19 +203,28 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A program of Postgres: from `PERTO_PG_BIN`, else from `PATH`, else the newest that Debian keeps off it.
+/// A program of Postgres: from `PERTO_PG_BIN`, where that has only links from where they lead to; else from `PATH`; else
+/// the newest that Debian keeps off it.
 fn bin(program: &str) -> PathBuf {
-    if let Some(folder) = std::env::var_os("PERTO_PG_BIN") {
-        return PathBuf::from(folder).join(program);
-    }
     let version = |path: &Path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    let given = std::env::var_os("PERTO_PG_BIN").map(PathBuf::from);
+    let on_path = on_path("postgres").and_then(|postgres| Some(postgres.parent()?.to_owned()));
     let newest = || {
         let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
         let newest =
             versions.filter_map(|entry| Some(entry.ok()?.path())).max_by_key(|path| version(path))?;
-        Some(newest.join("bin").join(program)).filter(|program| program.is_file())
+        Some(newest.join("bin"))
     };
-    on_path(program).filter(|_| on_path("postgres").is_some()).or_else(newest).unwrap_or_else(|| {
-        panic!("no {program} on PATH or in /usr/lib/postgresql, and PERTO_PG_BIN is not set")
-    })
+    let folder = given
+        .or(on_path)
+        .or_else(newest)
+        .expect("no Postgres: set PERTO_PG_BIN to the folder of its programs");
+    let linked = || {
+        let postgres = fs::canonicalize(folder.join("postgres")).ok()?;
+        Some(postgres.parent()?.join(program))
+    };
+    let found = Some(folder.join(program)).filter(|program| program.is_file()).or_else(linked);
+    found
+        .filter(|program| program.is_file())
+        .unwrap_or_else(|| panic!("no {program} in {}", folder.display()))
 }
