@@ -155,6 +155,9 @@ const WRITERS: usize = 4;
 /// How long an instance may take to become coherent at the start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long connections may take to close at the end.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
 /// Everything that the threads of a run share.
 #[derive(Debug)]
 pub(super) struct Run {
@@ -290,7 +293,9 @@ async fn live(
             perto.shutdown().await;
         })
         .await;
-    pool.close().await;
+    // Writers that are in the middle of a write hold a connection, and nothing drives them any more.
+    drop(local);
+    drop(tokio::time::timeout(END_LIMIT, pool.close()).await);
 }
 
 async fn start(perto: &Perto) -> anyhow::Result<()> {
