@@ -104,18 +104,20 @@ async fn hints_alone_keep_no_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_with_an_absurd_transaction_is_refused() {
+async fn an_absurd_transaction_is_neither_applied_nor_announced() {
     let ring = Ring::of(2).await;
     let [reader, writer] = &ring.members[..] else { unreachable!() };
     let written = ring.write(1, 1, "one").await;
     ms(1).await;
     reader.fresh(1).await;
-    let refused = reader.perto.stats().hints_refused;
+    let (published, heard) = (writer.perto.stats().hints_published, reader.perto.stats().hints);
     let epoch = writer.perto.health().epoch;
     let absurd: Token = format!("{epoch:016x}-{:x}", 1_u64 << 60).parse().unwrap();
     writer.perto.announce(absurd, &written.changes).await;
     ms(1).await;
-    assert_eq!(reader.perto.stats().hints_refused, refused + 1);
+    assert_eq!((writer.perto.stats().hints_published, reader.perto.stats().hints), (published, heard));
+    writer.fresh(1).await;
+    assert_eq!(writer.cached(1), Some(some("one")), "the writer's own bucket is not poisoned");
     assert_eq!(
         reader.cached(1),
         Some(some("one")),
