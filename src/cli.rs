@@ -17,7 +17,7 @@ mod watch;
 pub(crate) enum Command {
     /// Serve the caches over HTTP
     Serve(serve::Serve),
-    /// Make or upgrade the tables of the service and of the invalidation log
+    /// Make or upgrade the tables of the invalidation log, and with --service those of the service
     Migrate(migrate::Migrate),
     /// Put demo data into the service's tables
     Seed(seed::Seed),

@@ -28,7 +28,7 @@ pub(crate) mod tail;
 
 use buckets::{Buckets, Slot, Whole};
 use lease::{Held, Lease};
-use snapshot::Snapshot;
+use snapshot::{Rank, Snapshot};
 
 /// What one instance knows, and until when that is good for.
 pub(crate) struct Coherence {
@@ -48,6 +48,8 @@ pub(crate) struct Began {
     pub(crate) epoch: u64,
     pub(crate) era: u64,
     pub(crate) cache_epoch: u64,
+    /// The rank of the last completed poll. What the primary says from now on has at least this one.
+    pub(crate) poll: Option<Rank>,
 }
 
 impl Coherence {
@@ -66,7 +68,12 @@ impl Coherence {
         // The epoch before the era: a recovery ends the era first. So a load that began in the old era can't fill
         // L2 under the new epoch.
         let epoch = self.epoch();
-        Began { epoch, era: self.lease.held().era(), cache_epoch: whole.epoch() }
+        Began {
+            epoch,
+            era: self.lease.held().era(),
+            cache_epoch: whole.epoch(),
+            poll: self.buckets.poll().map(|poll| poll.rank()),
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {

@@ -39,6 +39,8 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 const MAX_FILLS: usize = 4_096;
 /// Fills that are sent together.
 const FILLS_AT_ONCE: usize = 128;
+/// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to itself.
+const KEYS_AT_ONCE: usize = 1_000;
 
 /// An instance of Perto. Cheap to clone; the last clone that is dropped ends its tasks, though
 /// [`Perto::shutdown`] does so in order.
@@ -266,6 +268,8 @@ struct Starting<'a> {
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
         if !self.done {
+            // Caches may be declared again, which would not know what this start has read.
+            self.shared.coherence.lease.begin_era();
             *self.shared.started.write() = false;
         }
     }
@@ -312,7 +316,9 @@ impl Shared {
 
     pub(crate) fn register(&self, cache: Arc<dyn Applied>) -> Result<(), StartError> {
         let refuse = |problem: String| Err(StartError::Setting { setting: "cache", problem });
-        if *self.started.read() {
+        // Held until the cache is there: a start in between would read the log without it.
+        let started = self.started.read();
+        if *started {
             // What the log said before would be unknown to it.
             return refuse(format!("{:?} must be declared before the instance starts", cache.name()));
         }
@@ -346,7 +352,14 @@ impl Shared {
     pub(crate) async fn remote_get(&self, names: &[String]) -> Vec<Option<Bytes>> {
         match &self.remote {
             Some(remote) if self.breaker.is_closed() => {
-                self.guard(remote.get(names)).await.unwrap_or_default()
+                let mut found = Vec::with_capacity(names.len());
+                for names in names.chunks(KEYS_AT_ONCE) {
+                    match self.guard(remote.get(names)).await {
+                        Some(values) => found.extend(values),
+                        None => break,
+                    }
+                }
+                found
             }
             _ => Vec::new(),
         }
@@ -370,10 +383,11 @@ impl Shared {
                 let fill = |fill: &Fill| {
                     let (remote, name, value, ttl) =
                         (Arc::clone(&remote), fill.name.clone(), fill.value.clone(), fill.ttl);
-                    async move { remote.fill(&name, value, ttl).await }
+                    let shared = &shared;
+                    async move { shared.guard(remote.fill(&name, value, ttl)).await }
                 };
-                let batch = futures_util::future::try_join_all(batch.iter().map(fill));
-                if shared.guard(batch).await.is_none() {
+                futures_util::future::join_all(batch.iter().map(fill)).await;
+                if !shared.breaker.is_closed() {
                     return;
                 }
             }
@@ -462,10 +476,11 @@ impl Shared {
             let name = |key: &String| self.remote_key(token.epoch, &change.cache, cache.version(), key);
             names.extend(change.keys.iter().flatten().map(name));
         }
-        if !names.is_empty()
-            && self.guard(remote.invalidate(&names, token.xid, TOMBSTONE_TTL)).await.is_none()
-        {
-            self.counters.hints_failed.add(1);
+        for names in names.chunks(KEYS_AT_ONCE) {
+            if self.guard(remote.invalidate(names, token.xid, TOMBSTONE_TTL)).await.is_none() {
+                self.counters.hints_failed.add(1);
+                return;
+            }
         }
     }
 }

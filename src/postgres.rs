@@ -10,9 +10,12 @@ use sqlx::{AssertSqlSafe, Encode, FromRow, PgConnection, PgExecutor, PgPool, Pos
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
 use crate::error::StartError;
 use crate::instance::{Perto, Token};
-use crate::log::Log;
 use crate::log::postgres::PostgresLog;
+use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::wire::Change;
+
+/// The version of sqlx whose types are part of this interface.
+pub use sqlx;
 
 pub use crate::log::postgres::schema::migrate;
 pub use crate::log::postgres::watch::{Watch, unwatch, watch};
@@ -45,7 +48,7 @@ pub fn query_as<R>(sql: &str) -> Query<R> {
     // The outer join brings the stamp also where there is no row: an absence needs one as much as a presence.
     let sql = format!(
         "select q.*, s.perto_stamp from (select {STAMP_SQL} as perto_stamp) s \
-         left join (select u.*, true as perto_row from ({sql}) u) q on true"
+         left join (select u.*, true as perto_row from ({sql}\n) u) q on true"
     );
     Query {
         sql,
@@ -190,22 +193,28 @@ impl Perto {
     /// # Errors
     /// Those of the query.
     pub async fn pending(&self, connection: &mut PgConnection) -> Result<Option<Pending>, sqlx::Error> {
-        let schema = &self.shared().settings.schema;
-        let sql = format!(
-            "select i.xid::text, i.cache, k.key from {schema}.invalidation i \
-             left join lateral unnest(i.keys) k(key) on true where i.xid = pg_current_xact_id_if_assigned()"
-        );
-        let rows: Vec<(String, String, Option<String>)> =
-            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(connection).await?;
-        let Some(xid) = rows.first().and_then(|(xid, _, _)| xid.parse().ok()) else { return Ok(None) };
-        let token = Token { epoch: self.shared().coherence.epoch(), xid };
+        let sql = format!("select xid, epoch, cache, key from {}.pending()", self.shared().settings.schema);
+        let rows: Vec<(String, Option<i64>, String, Option<String>)> =
+            sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
+        let Some((xid, epoch)) = rows.first().and_then(|(xid, epoch, ..)| Some((xid.parse().ok()?, *epoch)))
+        else {
+            return Ok(None);
+        };
+        // The database's own epoch: this instance may not have heard of a new one yet.
+        let token = Token { epoch: epoch.map_or(0, i64::cast_unsigned), xid };
         let mut changes: Vec<Change> = Vec::new();
-        for (_, cache, key) in rows {
+        for (_, _, cache, key) in rows {
             match (changes.iter_mut().find(|change| change.cache == cache), key) {
                 (Some(Change { keys: Some(keys), .. }), Some(key)) => keys.push(key),
                 (Some(change), None) => change.keys = None,
                 (Some(_), Some(_)) => {}
                 (None, key) => changes.push(Change { cache, keys: key.map(|key| vec![key]) }),
+            }
+        }
+        for change in &mut changes {
+            // Beyond this a hint gets too long, and tombstones too many.
+            if change.keys.as_ref().is_some_and(|keys| keys.len() > MAX_KEYS_PER_ROW) {
+                change.keys = None;
             }
         }
         Ok(Some(Pending { token, changes }))

@@ -60,10 +60,17 @@ fn router(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// 20 connections, 30 s idle, 10 s to acquire.
-pub(crate) fn pool_options() -> PgPoolOptions {
+/// Connections to Postgres, 20 in all. Loads have some to themselves: writers that wait for a row can't stop reads.
+#[derive(Debug)]
+pub(crate) struct Pools {
+    pub(crate) requests: PgPool,
+    pub(crate) loads: PgPool,
+}
+
+/// 30 s idle, 10 s to acquire.
+pub(crate) fn pool_options(connections: u32) -> PgPoolOptions {
     PgPoolOptions::new()
-        .max_connections(20)
+        .max_connections(connections)
         .idle_timeout(Duration::from_secs(30))
         .acquire_timeout(Duration::from_secs(10))
 }
@@ -72,7 +79,7 @@ pub(crate) fn pool_options() -> PgPoolOptions {
 pub(crate) async fn run(
     listener: TcpListener,
     settings: Settings,
-    pool: PgPool,
+    pools: Pools,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
@@ -90,7 +97,7 @@ pub(crate) async fn run(
         ),
     }
     let perto = builder.build()?;
-    let companies = companies::cache(&perto, pool.clone())?;
+    let companies = companies::cache(&perto, pools.loads.clone())?;
     let reporting = tokio_util::task::TaskTracker::new();
     reporting.spawn(report(perto.clone(), settings.instance.clone()));
     perto.start().await.context("DATABASE_URL")?;
@@ -100,7 +107,7 @@ pub(crate) async fn run(
     let service = Arc::new(Service {
         instance: settings.instance,
         perto: perto.clone(),
-        pool: pool.clone(),
+        pool: pools.requests.clone(),
         companies,
     });
     let (ending, ended) = tokio::sync::oneshot::channel::<()>();
@@ -118,7 +125,9 @@ pub(crate) async fn run(
     perto.shutdown().await;
     reporting.close();
     reporting.wait().await;
-    pool.close().await;
+    // What still holds a connection, a row lock elsewhere keeps waiting: the server ends it by its own limits.
+    let closing = async { tokio::join!(pools.requests.close(), pools.loads.close()) };
+    drop(tokio::time::timeout(GRACE, closing).await);
     Ok(())
 }
 

@@ -35,7 +35,8 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
     fn apply(&self, xid: u64, key: Option<&str>) -> bool {
         let buckets = &self.shared.coherence.buckets;
         let key = key.and_then(|text| {
-            let key = text.parse::<K>().ok();
+            // A panic in the key's type must not end the tail.
+            let key = std::panic::catch_unwind(|| text.parse::<K>().ok()).ok().flatten();
             if key.is_none() {
                 // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
                 self.counters.keys_misread.add(1);

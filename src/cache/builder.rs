@@ -83,6 +83,9 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
 
     /// How values are read from the source, many keys at a time; and with it, the cache.
     ///
+    /// A loader must not read another cache of the instance: it would hold one of the places for loads while it waits for
+    /// another.
+    ///
     /// The loader runs in a task of the instance, within the load timeout. It may be called for many keys at once, and
     /// by several tasks; never twice at a time for one key by one instance, save after a timeout.
     ///
@@ -102,11 +105,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
 
     fn check(&self) -> Result<(), StartError> {
         let policy = &self.policy;
-        let problem = if self.name.is_empty()
-            || self.name.len() > MAX_NAME_BYTES
-            || !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
-        {
-            ("cache", format!("{:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -", self.name))
+        let problem = if let Err(problem) = check_name(&self.name) {
+            ("cache", problem)
         } else if policy.ttl.as_millis() == 0 || policy.absent_ttl.as_millis() == 0 {
             ("ttl", "must be at least a millisecond".to_owned())
         } else if policy.load_timeout.is_zero() {
@@ -117,5 +117,16 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             return Ok(());
         };
         Err(StartError::Setting { setting: problem.0, problem: problem.1 })
+    }
+}
+
+/// # Errors
+/// What is wrong with the name of a cache.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    if plain && (1..=MAX_NAME_BYTES).contains(&name.len()) {
+        Ok(())
+    } else {
+        Err(format!("{name:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -"))
     }
 }

@@ -111,7 +111,9 @@ impl<K: Key, V: Value> Core<K, V> {
                 let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
                 return Err(Error::Load { cache: Arc::clone(&self.name), source });
             }
-            if loaded.stamp.origin == Origin::Primary {
+            // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
+            let new = began.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
+            if loaded.stamp.origin == Origin::Primary && new {
                 return Ok((loaded, From::Primary));
             }
             // A token tells of a write that may not have been heard of here.

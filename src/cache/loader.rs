@@ -63,31 +63,33 @@ pub struct Stamp {
 /// `select u.*, s.stamp from (select <this> as stamp) s left join users u on u.id = any($1)`.
 /// The outer join matters: a row that is *absent* needs a stamp as much as one that is there.
 pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \
-     case when pg_is_in_recovery() then '' else ' primary' end, \
-     case when pg_current_xact_id_if_assigned() is null then '' else ' wrote' end)";
+     case when pg_is_in_recovery() then ' replica' else ' primary' end, \
+     case when pg_current_xact_id_if_assigned() is null then ' clean' else ' wrote' end)";
 
 impl Stamp {
-    /// Reads the text that [`STAMP_SQL`] gives, or the text of a bare `pg_current_snapshot()`.
+    /// Reads the text that [`STAMP_SQL`] gives. A bare snapshot is none: it doesn't say whether its transaction had
+    /// written, and what was read after a write may roll back.
     ///
     /// ```
     /// use perto::Stamp;
-    /// assert!(Stamp::parse("10:14:10,12 primary").is_some());
-    /// assert!(Stamp::parse("10:14:10,12").is_some());
-    /// assert!(Stamp::parse("now").is_none());
+    /// assert!(Stamp::parse("10:14:10,12 primary clean").is_some());
+    /// assert!(Stamp::parse("10:14:10,12").is_none());
     /// ```
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let snapshot = Snapshot::parse(words.next()?)?;
-        let mut stamp = Self { snapshot, origin: Origin::Unknown, wrote: false };
-        for word in words {
-            match word {
-                "primary" => stamp.origin = Origin::Primary,
-                "wrote" => stamp.wrote = true,
-                _ => return None,
-            }
-        }
-        Some(stamp)
+        let origin = match words.next()? {
+            "primary" => Origin::Primary,
+            "replica" => Origin::Unknown,
+            _ => return None,
+        };
+        let wrote = match words.next()? {
+            "clean" => false,
+            "wrote" => true,
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self { snapshot, origin, wrote })
     }
 }
 

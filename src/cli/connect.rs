@@ -47,14 +47,16 @@ impl Database {
     /// Connects, and makes the database first where the server has none of that name.
     pub(crate) async fn connect_or_create(&self) -> anyhow::Result<PgConnection> {
         let options = self.options()?;
-        let missing = match PgConnection::connect_with(&options).await {
-            Err(sqlx::Error::Database(error)) => error.code().as_deref() == Some("3D000"),
+        let missing = match tokio::time::timeout(LIMIT, PgConnection::connect_with(&options)).await {
+            Ok(Err(sqlx::Error::Database(error))) => error.code().as_deref() == Some("3D000"),
             _ => false,
         };
         if let Some(name) = options.get_database().filter(|_| missing) {
-            let mut server = PgConnection::connect_with(&options.clone().database("postgres"))
-                .await
-                .map_err(|error| explain(error, &options))?;
+            let postgres = options.clone().database("postgres");
+            let mut server = match tokio::time::timeout(LIMIT, PgConnection::connect_with(&postgres)).await {
+                Ok(connected) => connected.map_err(|error| explain(error, &options))?,
+                Err(_elapsed) => bail!("DATABASE_URL: {} did not answer within {LIMIT:?}", address(&options)),
+            };
             let create = format!("create database \"{}\"", name.replace('"', "\"\""));
             sqlx::raw_sql(AssertSqlSafe(create))
                 .execute(&mut server)
@@ -65,9 +67,18 @@ impl Database {
     }
 
     pub(crate) async fn pool(&self, options: PgPoolOptions) -> anyhow::Result<PgPool> {
+        self.pool_with(options, &[]).await
+    }
+
+    /// A pool whose connections begin with these settings of the server.
+    pub(crate) async fn pool_with(
+        &self,
+        options: PgPoolOptions,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<PgPool> {
         // One connection by hand first: a pool would try for its whole acquire timeout before it says what is wrong.
         drop(self.connect().await?);
-        Ok(options.connect_lazy_with(self.options()?))
+        Ok(options.connect_lazy_with(self.options()?.options(settings.iter().copied())))
     }
 }
 

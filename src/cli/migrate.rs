@@ -1,6 +1,7 @@
-//! `perto migrate`: the tables of the service and of the invalidation log, made or upgraded.
+//! `perto migrate`: the tables of the invalidation log, and of the service, made or upgraded.
 
 use clap::Args;
+use perto::postgres;
 
 use super::connect::Database;
 use crate::service;
@@ -8,6 +9,12 @@ use crate::service;
 /// See the command's help.
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
+    /// The schema that holds the log
+    #[arg(long, default_value = "perto", conflicts_with = "service")]
+    schema: String,
+    /// Make the service's tables too, and watch them
+    #[arg(long)]
+    service: bool,
     #[command(flatten)]
     database: Database,
 }
@@ -15,7 +22,11 @@ pub(crate) struct Migrate {
 impl Migrate {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let mut connection = self.database.connect_or_create().await?;
-        service::schema::migrate(&mut connection).await?;
+        if self.service {
+            service::schema::migrate(&mut connection).await?;
+        } else {
+            postgres::migrate(&mut connection, &self.schema).await?;
+        }
         super::say("the tables are up to date");
         Ok(())
     }

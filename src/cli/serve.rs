@@ -39,7 +39,13 @@ impl Serve {
         let listener = TcpListener::bind(self.listen)
             .await
             .with_context(|| format!("--listen: {} can't be had", self.listen))?;
-        let pool = self.database.pool(service::pool_options()).await?;
+        // Whoever holds a row for long must not hold the service too.
+        let limits =
+            [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
+        let pools = service::Pools {
+            requests: self.database.pool_with(service::pool_options(12), &limits).await?,
+            loads: self.database.pool_with(service::pool_options(8), &limits).await?,
+        };
         let redis_url = self.redis_url.filter(|url| !url.is_empty());
         if let Some(url) = &redis_url {
             match check_redis(url).await {
@@ -57,7 +63,7 @@ impl Serve {
             database_url: self.database.url()?.to_owned(),
             redis_url,
         };
-        service::run(listener, settings, pool, terminated()).await
+        service::run(listener, settings, pools, terminated()).await
     }
 }
 

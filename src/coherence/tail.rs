@@ -10,7 +10,7 @@ use super::health::{Event, Recovery};
 use super::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::instance::Shared;
-use crate::log::{Poll, Row};
+use crate::log::Poll;
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
@@ -70,13 +70,15 @@ impl Tail {
         let why = match &self.cursor {
             None => Some(self.lost),
             Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
+            // The server has older files than before.
+            Some(cursor) if poll.snapshot.xmax() < cursor.xmax() => Some(Recovery::NewEpoch),
             Some(cursor) if cursor.rank() < poll.trimmed.rank() => Some(Recovery::Trimmed),
             Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
             Some(_) => None,
         };
         let poll = match why {
             None => {
-                self.apply(poll.rows.as_deref().unwrap_or_default());
+                self.apply(&poll);
                 poll
             }
             Some(why) => self.recover(poll, why).await?,
@@ -106,7 +108,7 @@ impl Tail {
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
         let caches = shared.caches();
         shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
-        self.apply(poll.rows.as_deref().unwrap_or_default());
+        self.apply(&poll);
         shared.counters.recoveries.add(1);
         shared.signals.send(Event::Recovered { why });
         Ok(poll)
@@ -120,9 +122,12 @@ impl Tail {
         }
     }
 
-    fn apply(&self, rows: &[Row]) {
+    fn apply(&self, poll: &Poll) {
         let caches = self.shared.caches();
-        for row in rows {
+        let rows = poll.rows.as_deref().unwrap_or_default();
+        // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
+        // dump, and would keep its bucket from being cached until that number is reached.
+        for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
             if let Some(cache) = caches.get(row.cache.as_str()) {
                 let evicted = cache.apply(row.xid, row.key.as_deref());
                 self.shared.counters.repairs.add(u64::from(evicted));

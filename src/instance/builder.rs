@@ -1,5 +1,6 @@
 //! The settings of an instance, each with its default.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,12 @@ use crate::remote::{Breaker, Remote};
 
 /// Shortest bound. A poll takes a round trip, and several must fit into a bound.
 const LEAST_BOUND: Duration = Duration::from_millis(50);
+/// Longest bound.
+const MOST_BOUND: Duration = Duration::from_hours(1);
+/// Most loads at once.
+const MOST_LOADS: usize = 1 << 16;
 
 /// The settings of an instance. Begun by [`Perto::builder`], ended by [`PertoBuilder::build`].
-#[derive(Debug)]
 #[must_use = "nothing happens before `build`"]
 pub struct PertoBuilder {
     app: String,
@@ -203,11 +207,14 @@ impl PertoBuilder {
             );
             return refuse("poll_interval", problem);
         }
+        if self.bound > MOST_BOUND {
+            return refuse("bound", format!("{:?} is longer than {MOST_BOUND:?}", self.bound));
+        }
         if self.retention < self.bound * 10 {
             return refuse("retention", format!("must be at least ten times the bound of {:?}", self.bound));
         }
-        if self.max_loads == 0 {
-            return refuse("max_loads", "must be at least 1".to_owned());
+        if !(1..=MOST_LOADS).contains(&self.max_loads) {
+            return refuse("max_loads", format!("{} is not between 1 and {MOST_LOADS}", self.max_loads));
         }
         if self.remote_timeout.is_zero() {
             return refuse("remote_timeout", "must be more than nothing".to_owned());
@@ -261,5 +268,15 @@ impl PertoBuilder {
             setting: "postgres",
             problem: "no URL: without an invalidation log nothing can be promised".to_owned(),
         })
+    }
+}
+
+impl fmt::Debug for PertoBuilder {
+    /// Without the URLs: they may hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PertoBuilder")
+            .field("app", &self.app)
+            .field("bound", &self.bound)
+            .finish_non_exhaustive()
     }
 }

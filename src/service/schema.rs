@@ -32,6 +32,6 @@ pub(crate) async fn seed(connection: &mut PgConnection, companies: u32) -> anyho
     .bind(i64::from(companies))
     .execute(connection)
     .await
-    .context("the service's tables are missing: run `perto migrate`")?;
+    .context("the service's tables are missing: run `perto migrate --service`")?;
     Ok(made.rows_affected())
 }

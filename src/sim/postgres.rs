@@ -237,8 +237,8 @@ impl Database {
         // A standby's list is always empty, and a transaction is missing from its own.
         running.retain(|xid| !standby && Some(*xid) != own);
         let running: Vec<String> = running.iter().map(u64::to_string).collect();
-        let origin = if standby { "" } else { " primary" };
-        let wrote = if own.is_some() { " wrote" } else { "" };
+        let origin = if standby { " replica" } else { " primary" };
+        let wrote = if own.is_some() { " wrote" } else { " clean" };
         format!("{xmin}:{xmax}:{}{origin}{wrote}", running.join(","))
     }
 

@@ -313,7 +313,8 @@ async fn trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay(journal
     running.commit().await;
     let poll = journal.poll(None).await;
     assert_eq!(poll.rows.unwrap(), [row(stays, "stays")]);
-    assert!(poll.trimmed.contains(gone) && poll.trimmed.contains(also_gone) && !poll.trimmed.contains(stays));
+    // An upper bound: it may claim what still ran, for that row is there and is applied.
+    assert!(poll.trimmed.contains(gone) && poll.trimmed.contains(also_gone));
     assert!(
         before.snapshot.rank() < poll.trimmed.rank(),
         "who has read as far as before has missed something"

@@ -30,7 +30,7 @@ const FIELDS: [&str; 18] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_with_faults_keeps_the_promise_writes_its_fields_and_leaves_nothing() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).arg("migrate"));
+    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
     let json = std::env::temp_dir().join(format!("perto-replay-{}.json", std::process::id()));
     let faults = "redis:cut@300ms+400ms,bus:drop@1s+500ms,instance2:pause@1800ms+300ms,redis:flush@2500ms,postgres:cut@3s+1s";
     let run = succeed(
@@ -67,7 +67,7 @@ async fn a_replay_with_faults_keeps_the_promise_writes_its_fields_and_leaves_not
 #[test]
 fn a_fault_that_never_ran_fails_the_replay() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).arg("migrate"));
+    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
     let run = perto(&database.url, &redis_url())
         .args(["replay", "--accesses", "1000", "--keys", "100", "--faults", "redis:cut@60s+1s"])
         .output()

@@ -38,7 +38,7 @@ async fn request(served: &Served, method: &str, path: &str, headers: &str, body:
 
 fn two_instances() -> (Database, Served, Served) {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).arg("migrate"));
+    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
     succeed(perto(&database.url, &redis_url()).args(["seed", "--companies", "10"]));
     let (a, b) = (Served::start(&database, "a"), Served::start(&database, "b"));
     (database, a, b)

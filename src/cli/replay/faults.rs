@@ -78,7 +78,10 @@ impl FromStr for Scheduled {
     }
 }
 
-/// `3s`, `250ms`, `2m`.
+/// Longest time that can be given.
+const MOST: Duration = Duration::from_hours(24);
+
+/// `3s`, `250ms`, `2m`; at most a day.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let number: f64 = text[..digits].parse().ok()?;
@@ -88,7 +91,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
         "m" => 60.0,
         _ => return None,
     };
-    Duration::try_from_secs_f64(number * unit).ok()
+    Duration::try_from_secs_f64(number * unit).ok().filter(|time| *time <= MOST)
 }
 
 #[cfg(test)]

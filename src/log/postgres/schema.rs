@@ -56,7 +56,8 @@ pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), 
     } else {
         let sql = include_str!("schema.sql").replace("perto.", &format!("{schema}."));
         let sql = sql
-            .replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"));
+            .replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"))
+            .replace("on schema perto to", &format!("on schema {schema} to"));
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(refused)?;
     }
     tx.commit().await.map_err(refused)
@@ -71,8 +72,8 @@ pub(crate) fn other_version(version: i32) -> LogError {
 
 /// Writes a token where there is none, or one from elsewhere. From then on it is another epoch.
 ///
-/// Rows and ticks from before are deleted: in a dump that was restored elsewhere their transaction numbers may be
-/// ahead of this cluster's. Deleted, not truncated: a truncate would wait for every writer, and writers for it.
+/// Rows from before stay: those of a dump that was restored elsewhere may have numbers that are ahead of this cluster's,
+/// which no poll believes and the next trim deletes. Ticks from before mean nothing any more.
 pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
     lock(&mut tx, schema).await?;
@@ -84,9 +85,8 @@ pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> 
     .await?
     .rows_affected();
     if begun > 0 {
-        // The horizon comes last: its snapshot contains whatever the deletes saw.
         sqlx::raw_sql(AssertSqlSafe(format!(
-            "delete from {schema}.invalidation; delete from {schema}.tick; \
+            "delete from {schema}.tick; \
              update {schema}.meta set trimmed = pg_current_snapshot();"
         )))
         .execute(&mut *tx)
@@ -95,34 +95,60 @@ pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> 
     tx.commit().await
 }
 
+/// Rows that one statement of a trim deletes.
+const TRIM_BATCH: u64 = 10_000;
+
 /// Ticks once a minute, and trims rows that are contained in a tick older than `retention`.
+///
+/// The horizon is committed first, then rows go in batches: a trim that is cut short has still trimmed. Nobody
+/// trims while no instance runs.
 pub(crate) async fn trim(
     connection: &mut PgConnection,
     schema: &str,
     retention: Duration,
 ) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
-    let mine: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended($1, 0))")
+    if !try_lock(&mut tx, schema).await? {
+        return tx.commit().await;
+    }
+    let seconds = retention.as_secs_f64();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "insert into {schema}.tick (at) select clock_timestamp() where not exists \
+           (select from {schema}.tick where at > clock_timestamp() - interval '50 seconds'); \
+         with old as (select id, snapshot from {schema}.tick \
+             where at <= clock_timestamp() - make_interval(secs => {seconds}) order by id desc limit 1), \
+           passed as (delete from {schema}.tick t using old where t.id < old.id) \
+         update {schema}.meta set trimmed = old.snapshot from old where trimmed::text <> old.snapshot::text;"
+    )))
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    // Numbers that are ahead of every snapshot come from elsewhere: a dump that was restored.
+    let delete = format!(
+        "delete from {schema}.invalidation where ctid = any(array( \
+           select i.ctid from {schema}.invalidation i, {schema}.meta m \
+           where (i.xid < pg_snapshot_xmax(m.trimmed) and pg_visible_in_snapshot(i.xid, m.trimmed)) \
+             or i.xid >= pg_snapshot_xmax(pg_current_snapshot()) limit {TRIM_BATCH}))"
+    );
+    loop {
+        let mut tx = connection.begin().await?;
+        if !try_lock(&mut tx, schema).await? {
+            return tx.commit().await;
+        }
+        let deleted = sqlx::raw_sql(AssertSqlSafe(delete.as_str())).execute(&mut *tx).await?.rows_affected();
+        tx.commit().await?;
+        if deleted < TRIM_BATCH {
+            return Ok(());
+        }
+    }
+}
+
+async fn try_lock(connection: &mut PgConnection, schema: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select pg_try_advisory_xact_lock(hashtextextended($1, 0))")
         .persistent(false)
         .bind(lock_name(schema))
-        .fetch_one(&mut *tx)
-        .await?;
-    if mine {
-        let seconds = retention.as_secs_f64();
-        sqlx::raw_sql(AssertSqlSafe(format!(
-            "insert into {schema}.tick (at) select clock_timestamp() where not exists \
-               (select from {schema}.tick where at > clock_timestamp() - interval '50 seconds'); \
-             with old as (select id, snapshot from {schema}.tick \
-                 where at <= clock_timestamp() - make_interval(secs => {seconds}) order by id desc limit 1), \
-               gone as (delete from {schema}.invalidation i using old \
-                 where i.xid < pg_snapshot_xmax(old.snapshot) and pg_visible_in_snapshot(i.xid, old.snapshot)), \
-               passed as (delete from {schema}.tick t using old where t.id < old.id) \
-             update {schema}.meta set trimmed = old.snapshot from old where trimmed::text <> old.snapshot::text;"
-        )))
-        .execute(&mut *tx)
-        .await?;
-    }
-    tx.commit().await
+        .fetch_one(connection)
+        .await
 }
 
 fn lock_name(schema: &str) -> String {

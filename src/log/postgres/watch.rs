@@ -38,13 +38,19 @@ const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 /// or the lock was not to be had.
 pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
     check_name(&watch.schema).map_err(LogError::Schema)?;
+    crate::cache::builder::check_name(&watch.cache)
+        .map_err(|problem| LogError::Schema(format!("cache: {problem}")))?;
     let mut tx = connection.begin().await.map_err(refused)?;
     let tables = tables(&mut tx, &watch.table).await?;
-    probe(&mut tx, watch, &tables[0]).await?;
     run(&mut tx, "set local lock_timeout = '5s'").await?;
+    // As in the function: what the expression names outside of pg_catalog must be written with its schema.
+    run(&mut tx, "set local search_path = pg_catalog, pg_temp").await?;
+    probe(&mut tx, watch, &tables[0]).await?;
     for table in &tables {
         drop_triggers(&mut tx, watch, table).await?;
         run(&mut tx, &function_sql(watch, table)).await?;
+        // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
+        run(&mut tx, &format!("revoke all on function {} from public", function_name(watch, table))).await?;
         for event in EVENTS {
             run(&mut tx, &trigger_sql(watch, table, event)).await?;
         }
@@ -106,10 +112,11 @@ struct Table {
 /// The table and, if it is partitioned, its partitions: a statement that names a partition fires only its triggers.
 async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
     let rows: Vec<(i64, String)> = sqlx::query_as(
-        "select relid::oid::bigint, relid::regclass::text from \
+        "select c.oid::bigint, format('%I.%I', n.nspname, c.relname) from \
            (select to_regclass($1) as relid, 0 as level union \
             select relid, level from pg_partition_tree(to_regclass($1))) t \
-         where relid is not null group by relid order by min(level), 1",
+         join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace \
+         group by c.oid, n.nspname, c.relname order by min(t.level), 1",
     )
     .persistent(false)
     .bind(table)
@@ -147,7 +154,9 @@ async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Tab
     run(connection, &format!("drop function if exists {}", function_name(watch, table))).await
 }
 
-/// `security definer` with a pinned search path: whoever may write the table needs no right on the log.
+/// `security definer` with a pinned search path: whoever may write the table needs no right on the log. Dates, times,
+/// bytes and floats have one text, whatever the session of the writer has set: else a key's text would depend on who
+/// writes.
 fn function_sql(watch: &Watch, table: &Table) -> String {
     let Watch { schema, cache, key, table: _ } = watch;
     let collect = |rows: &str| {
@@ -162,7 +171,8 @@ fn function_sql(watch: &Watch, table: &Table) -> String {
     );
     format!(
         "create function {}() returns trigger language plpgsql security definer \
-           set search_path = pg_catalog, pg_temp as $perto$ \
+           set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' \
+           set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1 as $perto$ \
          declare ks text[]; \
          begin \
            if tg_op = 'TRUNCATE' then \
