@@ -290,10 +290,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         if entry.era != coherence.lease.held().era() {
             return Ok(None);
         }
-        let asked_the_source = from != From::Remote && boarded == Boarded::BeforeTakeOff;
         match options.at_least {
-            // Transactions of another epoch can't be compared; what was read after the token was given contains it.
-            Some(token) if asked_the_source && token.epoch != coherence.epoch() => {}
+            // Transactions of another epoch can't be compared; what the primary says now contains the write, if it
+            // still exists.
+            Some(token) if first_hand && token.epoch != coherence.epoch() => {}
             token if contains(&entry.stamp, coherence.epoch(), token) => {}
             _ if first_hand || from == From::Behind => return Err(Error::TokenAhead),
             _ => return Ok(None),

@@ -20,4 +20,5 @@ mod replicas;
 mod stale_fills;
 mod states;
 mod tokens;
+mod triggers;
 mod writes;

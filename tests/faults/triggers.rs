@@ -1,0 +1,115 @@
+//! The triggers themselves: what they must not let anybody do, and what they must not let a key depend on.
+
+use perto::postgres::{self, Watch};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::world::{World, coherent};
+
+async fn refusal(connection: &mut PgConnection, sql: &str) -> String {
+    match sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await {
+        Ok(_) => panic!("not refused: {sql}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Attached to a table of one's own, with a cast of one's own, it would run that cast as the log's owner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_else_may_attach_a_trigger_function_to_a_table_of_their_own() {
+    let world = World::new().await;
+    let mut connection = PgConnection::connect(&world.database).await.unwrap();
+    let function: String = sqlx::query_scalar(
+        "select format('%I.%I', n.nspname, p.proname) from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+         join pg_namespace n on n.oid = p.pronamespace \
+         where t.tgrelid = ($1 || '.items')::regclass and t.tgname like '%:insert'",
+    )
+    .bind(&world.name)
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    let role = format!("{}_stranger", world.name);
+    let own = format!("{}_own", world.name);
+    let sql = format!(
+        "create role {role}; create schema {own} authorization {role}; set role {role}; \
+         create table {own}.bait (id bigint)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    let attach = format!(
+        "create trigger t after insert on {own}.bait referencing new table as new_rows for each statement \
+         execute function {function}()"
+    );
+    let said = refusal(&mut connection, &attach).await;
+    let clean_up = format!("reset role; drop schema {own} cascade; drop owned by {role}; drop role {role}");
+    sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut connection).await.unwrap();
+    assert!(said.contains("permission denied"), "{said}");
+}
+
+/// The same moment, written in two sessions: one text, or an update by hand would invalidate another key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
+    let world = World::new().await;
+    let (schema, mut connection) = (&world.name, PgConnection::connect(&world.database).await.unwrap());
+    let table = format!("create table {schema}.slots (at timestamptz, f float8, b bytea)");
+    sqlx::raw_sql(AssertSqlSafe(table)).execute(&mut connection).await.unwrap();
+    let watch = Watch {
+        schema: schema.clone(),
+        table: format!("{schema}.slots"),
+        cache: "slot".to_owned(),
+        key: "at || '/' || f || '/' || b".to_owned(),
+    };
+    postgres::watch(&mut connection, &watch).await.unwrap();
+    let insert = format!(r"insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, '\x00ff')");
+    let elsewhere = "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set extra_float_digits = -3; \
+                     set bytea_output = 'escape'";
+    for sql in [insert.as_str(), elsewhere, insert.as_str()] {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    }
+    let keys = format!("select distinct unnest(keys) from {schema}.invalidation where cache = 'slot'");
+    let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&world.pool).await.unwrap();
+    assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\x00ff"]);
+}
+
+/// It would be accepted, and then fail every write to the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_expression_that_the_function_could_not_run_is_refused() {
+    let world = World::new().await;
+    let schema = &world.name;
+    let sql =
+        format!("create function {schema}.item_key(bigint) returns text language sql as 'select $1::text'");
+    world.sql(&sql).await;
+    let mut connection = PgConnection::connect(&world.database).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("set search_path = {schema}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let mut watch = Watch { key: "item_key(id)".to_owned(), ..world.watch("items", "item") };
+    let error = postgres::watch(&mut connection, &watch).await.unwrap_err().to_string();
+    assert!(error.starts_with("key: "), "{error}");
+    watch.key = format!("{schema}.item_key(id)");
+    postgres::watch(&mut connection, &watch).await.unwrap();
+    world.sql("insert into items values (1, 1)").await;
+    watch.cache = "Not a name!".to_owned();
+    let error = postgres::watch(&mut connection, &watch).await.unwrap_err().to_string();
+    assert!(error.starts_with("cache: "), "{error}");
+}
+
+/// As a dump of a cluster with higher numbers brings them: they come with every poll, until they are trimmed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_the_log_from_the_future_is_not_believed_and_is_trimmed() {
+    let world = World::new().await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    world.put(1, 1).await;
+    a.polled().await;
+    world
+        .sql("insert into invalidation (xid, cache, keys) values ('900000000000', 'item', '{1}'), ('900000000001', 'item', null)")
+        .await;
+    a.polled().await;
+    a.fresh(1).await;
+    let loads = a.loads();
+    a.polled().await;
+    a.fresh(1).await;
+    assert_eq!(a.loads(), loads, "still cached");
+    let log = postgres::log(&world.database, &world.name).unwrap();
+    log.trim(std::time::Duration::from_hours(1)).await.unwrap();
+    assert_eq!(world.count("invalidation where xid >= '900000000000'").await, 0);
+}
