@@ -48,7 +48,7 @@ pub(crate) struct Replay {
     #[arg(long, default_value_t = 0.01, value_name = "RATIO")]
     writes: f64,
     /// Reads under way at once, over all instances
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
     /// The bound on staleness
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "TIME")]

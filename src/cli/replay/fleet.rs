@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use super::faults::Scheduled;
 use super::history::History;
@@ -152,6 +153,8 @@ enum Order {
 /// Writes that wait for a writer. When it is full, readers wait: writes keep their share.
 const WRITES_QUEUED: usize = 64;
 const WRITERS: usize = 4;
+/// Tasks that run before the sockets are looked at again: readers that only hit L1 never wait for one.
+const EVENT_INTERVAL: u32 = 4;
 /// How long an instance may take to become coherent at the start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -210,7 +213,11 @@ impl Member {
             })?;
         let (perto_there, cache_there) = (perto.clone(), cache.clone());
         let thread = std::thread::Builder::new().name(format!("instance{}", at + 1)).spawn(move || {
-            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .event_interval(EVENT_INTERVAL)
+                .build()
+            {
                 Ok(runtime) => {
                     runtime.block_on(live(at, perto_there, cache_there, pool, inbox, written, started, runs));
                 }
@@ -264,37 +271,35 @@ async fn live(
         return;
     }
     let Ok(run) = runs.await else { return };
-    let local = tokio::task::LocalSet::new();
     let written = Arc::new(tokio::sync::Mutex::new(written));
+    let mut writers = JoinSet::new();
     for _ in 0..WRITERS {
-        local.spawn_local(write(Arc::clone(&run), perto.clone(), pool.clone(), Arc::clone(&written)));
+        writers.spawn(write(Arc::clone(&run), perto.clone(), pool.clone(), Arc::clone(&written)));
     }
-    local
-        .run_until(async {
-            while let Some(order) = inbox.recv().await {
-                match order {
-                    Order::Read(done) => {
-                        let share = run.plan.concurrency.div_ceil(run.plan.instances).max(1);
-                        let readers: Vec<_> = (0..share)
-                            .map(|_| tokio::task::spawn_local(read(Arc::clone(&run), at, cache.clone())))
-                            .collect();
-                        tokio::task::spawn_local(async move {
-                            for reader in readers {
-                                drop(reader.await);
-                            }
-                            let _gone = done.send(());
-                        });
+    let mut readers = JoinSet::new();
+    let mut done = None;
+    loop {
+        tokio::select! {
+            order = inbox.recv() => match order {
+                Some(Order::Read(finished)) => {
+                    for _ in 0..run.plan.concurrency.div_ceil(run.plan.instances).max(1) {
+                        readers.spawn(read(Arc::clone(&run), at, cache.clone()));
                     }
-                    // The whole thread is what stops.
-                    Order::Pause(length) => std::thread::sleep(length),
-                    Order::End => break,
+                    done = Some(finished);
                 }
-            }
-            perto.shutdown().await;
-        })
-        .await;
-    // Writers that are in the middle of a write hold a connection, and nothing drives them any more.
-    drop(local);
+                // The whole thread is what stops.
+                Some(Order::Pause(length)) => std::thread::sleep(length),
+                Some(Order::End) | None => break,
+            },
+            Some(_ended) = readers.join_next() => if readers.is_empty() && let Some(done) = done.take() {
+                let _gone = done.send(());
+            },
+        }
+    }
+    perto.shutdown().await;
+    // Who is in the middle of a read or a write holds a connection.
+    readers.shutdown().await;
+    writers.shutdown().await;
     drop(tokio::time::timeout(END_LIMIT, pool.close()).await);
 }
 
