@@ -87,6 +87,7 @@ pub(crate) async fn run(
             tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init()
         .map_err(anyhow::Error::from_boxed)?;
     let mut builder = Perto::builder("service").bound(settings.bound).postgres(&settings.database_url);
