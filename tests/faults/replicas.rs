@@ -80,3 +80,36 @@ async fn a_value_from_a_lagging_replica_is_never_served_as_fresh() {
     eventually("it has caught up", async || b.read(1).await.freshness == Freshness::Fresh).await;
     assert_eq!(b.fresh(1).await, Some(5));
 }
+
+/// A transaction that was begun before the write reads the primary, and reads old rows all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loader_in_an_old_transaction_of_the_primary_is_not_taken_at_its_word() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let mut old = world.pool.acquire().await.unwrap();
+    sqlx::raw_sql("begin isolation level repeatable read; select 1").execute(&mut *old).await.unwrap();
+    let (old, pool) = (Arc::new(tokio::sync::Mutex::new(old)), world.pool.clone());
+    let loading = Arc::clone(&old);
+    let a = world.build_loading(
+        |perto| perto.postgres(&world.database),
+        |cache| cache,
+        move |load| {
+            let (old, pool) = (Arc::clone(&loading), pool.clone());
+            async move {
+                if load.primary {
+                    return read_items(&pool, &load.keys).await;
+                }
+                let query =
+                    perto::postgres::query_as::<(i64, i64)>("select id, v from items where id = any($1)");
+                query.bind(load.keys).fetch(&mut **old.lock().await).await.map(|rows| rows.by_key(|row| row))
+            }
+        },
+    );
+    a.perto.start().await.unwrap();
+    world.put(1, 2).await;
+    a.polled().await;
+    let reloads = a.items.stats().replica_reloads;
+    assert_eq!(a.fresh(1).await, Some(2));
+    assert_eq!(a.items.stats().replica_reloads, reloads + 1, "asked again, for a new snapshot");
+    sqlx::raw_sql("rollback").execute(&mut **old.lock().await).await.unwrap();
+}
