@@ -5,10 +5,11 @@ INSTANCES ?= 1
 PORT ?= 8080
 TRACE ?=
 ARGS ?=
+SECONDS ?= 3600
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test replay bench instructions check cargo
+.PHONY: help run test replay soak bench instructions check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
@@ -22,6 +23,9 @@ test: cargo ## all tests [ARGS='name_of_a_test']
 replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='...']
 	@cargo build --release --locked
 	@exec scripts/engines exec --db perto_replay -- $(perto) replay $(if $(TRACE),"$(TRACE)") $(ARGS)
+
+soak: cargo ## random simulated histories for an hour [SECONDS=3600]
+	@PERTO_SOAK_SECONDS='$(SECONDS)' exec cargo test --release --locked --test coherence soak -- --ignored --nocapture
 
 bench: cargo ## benchmarks [ARGS='...']
 	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)

@@ -399,6 +399,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
             let loading = core.run_loader(keys, began, options);
             let loaded = tokio::select! {
+                biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
                     Err(Error::LoadTimeout { cache: Arc::clone(&core.name), limit: core.policy.load_timeout })
                 }),

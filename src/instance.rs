@@ -284,8 +284,9 @@ impl Shared {
         let ending = self.ending.clone();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = task => {}
+                biased;
                 () = ending.cancelled() => {}
+                () = task => {}
             }
         });
     }

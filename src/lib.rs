@@ -77,6 +77,7 @@ pub mod redis;
 pub(crate) mod remote;
 #[cfg(feature = "test-util")]
 pub mod sim;
+pub(crate) mod watched;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};

@@ -182,6 +182,7 @@ impl Signals {
         loop {
             self.observe(self.health(coherence, remote_up()).state);
             tokio::select! {
+                biased;
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
