@@ -75,6 +75,7 @@ pub mod redis;
 pub(crate) mod remote;
 #[cfg(feature = "test-util")]
 pub mod sim;
+pub(crate) mod sync;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
