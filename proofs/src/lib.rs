@@ -4,6 +4,7 @@
 //! locks and atomics. [`model`] runs the pure rules through every state of a small world; `lease` and `buckets` run what threads
 //! share through every interleaving. `docs/PROTOCOL.md`, "Model and small-scope proofs", has the list.
 
+pub mod model;
 mod sync;
 
 #[expect(dead_code, reason = "the proofs use most of these files, not all")]
