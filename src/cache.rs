@@ -194,15 +194,12 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.hit(key, None)
     }
 
-    /// L1. The order is what makes it safe: the lease first, then the value, the clock last. A lease loaded after the
-    /// value would let a reader that was paused in between pair an old value with a newer lease; see
-    /// `a_paused_reader_never_serves_under_a_newer_lease`.
+    /// L1. The order is what makes it safe, so it is the lease's.
     #[inline]
     fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
         let coherence = &self.0.shared.coherence;
-        let held = coherence.lease.held();
-        let entry = self.0.local.get(key)?;
-        let now = coherence.clock.now_ms();
+        let (held, entry, now) =
+            coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {

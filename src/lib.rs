@@ -78,6 +78,7 @@ pub(crate) mod remote;
 #[cfg(feature = "test-util")]
 pub mod sim;
 pub(crate) mod watched;
+pub(crate) mod sync;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
