@@ -24,12 +24,14 @@ use crate::metrics::{CacheCounters, CacheStats};
 use crate::wire::Change;
 
 pub(crate) mod applied;
+pub(crate) mod audit;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
 pub(crate) mod loader;
 pub(crate) mod policy;
 
+use audit::Sampler;
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use policy::{Outage, Policy};
@@ -62,6 +64,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     whole: Whole,
     flights: Arc<Flights<K, Flown<V>>>,
     loader: Loader<K, V>,
+    sampler: Sampler<K, V>,
     counters: CacheCounters,
 }
 
@@ -206,6 +209,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return None;
         }
         self.0.counters.l1_hits.add(1);
+        self.0.sampler.hit(key, &entry);
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
     }
 
@@ -506,6 +510,7 @@ impl<K: Key, V: Value> Core<K, V> {
             whole: Whole::new(),
             flights: Flights::new(),
             loader,
+            sampler: Sampler::new(),
             counters: CacheCounters::default(),
         })
     }

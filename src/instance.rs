@@ -24,6 +24,7 @@ use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
 use crate::metrics::{Histogram, InstanceCounters, InstanceStats};
+use crate::nines::{Audits, Nines};
 use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
@@ -35,6 +36,8 @@ pub use builder::PertoBuilder;
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
 /// How often somebody looks whether the log wants trimming.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two audits of a cache.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Fills of L2 under way at once; more are dropped and counted.
 const MAX_FILLS: usize = 4_096;
 /// Fills that are sent together.
@@ -57,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) signals: Signals,
     pub(crate) counters: InstanceCounters,
     pub(crate) propagation: Histogram,
+    pub(crate) nines: Nines,
     pub(crate) publisher: u64,
     pub(crate) log: Arc<dyn Log>,
     remote: Option<Arc<dyn Remote>>,
@@ -82,6 +86,8 @@ pub(crate) struct Settings {
     pub(crate) fence_timeout: Duration,
     pub(crate) retention: Duration,
     pub(crate) max_loads: usize,
+    /// Keys per cache and interval; 0 switches it off.
+    pub(crate) audit_rate: usize,
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only Postgres has a schema"))]
     pub(crate) schema: String,
 }
@@ -188,6 +194,9 @@ impl Perto {
             let coherence = Arc::clone(&shared_too.coherence);
             shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
         });
+        if shared.settings.audit_rate > 0 {
+            shared.spawn_until_end(Self::audit(Arc::clone(shared)));
+        }
         let shared_too = Arc::clone(shared);
         shared.spawn_until_end(async move {
             loop {
@@ -202,6 +211,17 @@ impl Perto {
                 tokio::time::sleep(TRIM_INTERVAL).await;
             }
         });
+    }
+
+    async fn audit(shared: Arc<Shared>) {
+        loop {
+            let caches = shared.caches();
+            caches.values().for_each(|cache| cache.sample(shared.settings.audit_rate));
+            tokio::time::sleep(AUDIT_INTERVAL).await;
+            for cache in caches.values() {
+                cache.audit().await;
+            }
+        }
     }
 
     /// Ends the instance: reads in progress end with [`Error::Closed`], reads from now on too, and every task is awaited.
@@ -237,6 +257,12 @@ impl Perto {
     #[must_use]
     pub fn propagation(&self) -> &Histogram {
         &self.shared().propagation
+    }
+
+    /// What the auditor has found: how coherent what was served has been, in nines. See [`PertoBuilder::audit_rate`].
+    #[must_use]
+    pub fn audits(&self) -> Audits {
+        self.shared().nines.audits(self.shared().coherence.clock.now_ms())
     }
 
     /// Tasks of this instance that have not ended.
@@ -334,6 +360,11 @@ impl Shared {
     /// A place among the concurrent loads.
     pub(crate) async fn load_place(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.loads.acquire().await.map_err(|_closed| Error::Closed)
+    }
+
+    /// One of the places, if one is free.
+    pub(crate) fn try_load_place(&self) -> Option<SemaphorePermit<'_>> {
+        self.loads.try_acquire().ok()
     }
 
     /// Whether hints arrive, so that the tail may take its time.

@@ -68,6 +68,7 @@ pub(crate) mod instance;
 pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod nines;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(any(feature = "test-util", feature = "service"))]
@@ -77,8 +78,8 @@ pub mod redis;
 pub(crate) mod remote;
 #[cfg(feature = "test-util")]
 pub mod sim;
-pub(crate) mod watched;
 pub(crate) mod sync;
+pub(crate) mod watched;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
@@ -93,6 +94,7 @@ pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError
 pub use instance::{NotAToken, Perto, PertoBuilder, Token};
 pub use log::{Log, MAX_KEYS_PER_ROW, MAX_POLL_ROWS, Poll, Row};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
+pub use nines::{Audited, Audits};
 pub use remote::Remote;
 pub use wire::Change;
 

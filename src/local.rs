@@ -59,6 +59,10 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V>
         stale
     }
 
+    pub(crate) fn remove(&self, key: &K) {
+        self.entries.invalidate(key);
+    }
+
     /// Entries and bytes held, after moka's pending work.
     pub(crate) fn size(&self) -> (u64, u64) {
         self.entries.run_pending_tasks();

@@ -64,6 +64,12 @@ counters! {
         keys_misread,
         /// Answers given without a valid lease, flagged as unverified.
         unverified,
+        /// Values served from L1 that were loaded again and compared.
+        audits,
+        /// Audits that could not be made: no answer from the primary in time, or one that is never the same.
+        audits_skipped,
+        /// Values that differed from what the primary says, while no invalidation came in between.
+        audit_violations,
     }
 }
 

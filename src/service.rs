@@ -156,6 +156,13 @@ async fn report(perto: Perto, instance: String) {
                     "writes to this table are not seen: run `perto watch`"
                 );
             }
+            Event::AuditViolation { cache, key_hash } => tracing::error!(
+                name: "perto.audit.violations",
+                instance,
+                cache,
+                key_hash = format!("{key_hash:016x}"),
+                "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
+            ),
             Event::TrimFailed { error } => {
                 tracing::warn!(instance, error, "the invalidation log can't be trimmed");
             }

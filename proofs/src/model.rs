@@ -49,7 +49,8 @@ pub struct Verdict {
 pub fn search(scope: Scope, variant: Option<Variant>, threads: usize) -> Verdict {
     let began = Instant::now();
     let model = Perto { scope, variant };
-    let checker = model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker =
+        model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let found = checker.discoveries().into_iter().next().map(|(property, path)| {
         let mut steps = Vec::new();
         let mut what = property.to_owned();
@@ -158,8 +159,14 @@ impl Model for Perto {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("nothing wrong is served as fresh", |_, world: &World| world.wrong.is_none()),
-            Property::always("an L1 entry misses no invalidation applied by its instance", Self::entries_are_good),
-            Property::always("with nothing running, a completed poll lets new values in", Self::accepts_at_rest),
+            Property::always(
+                "an L1 entry misses no invalidation applied by its instance",
+                Self::entries_are_good,
+            ),
+            Property::always(
+                "with nothing running, a completed poll lets new values in",
+                Self::accepts_at_rest,
+            ),
             Property::always("nobody waits for a flight that has no leader", Self::flights_are_led),
             Property::eventually("every reader is answered", |_, world: &World| {
                 world.readers.iter().all(|reader| reader.left == 0 && reader.step == Step::Idle)
@@ -173,7 +180,8 @@ impl Perto {
         world.instances.iter().all(|instance| match instance.entry {
             Some(entry) if entry.era == instance.era => (0..self.writers()).all(|k| {
                 let applied = state::has(instance.heard, k);
-                !(applied && world.writers[usize::from(k)].committed_by(world.now)) || state::has(entry.holds, k)
+                !(applied && world.writers[usize::from(k)].committed_by(world.now))
+                    || state::has(entry.holds, k)
             }),
             _ => true,
         })

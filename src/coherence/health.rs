@@ -91,6 +91,15 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
+    /// A value that was served differs from what the primary says, and no invalidation explains it: a write that no
+    /// trigger covered, or a loader that reads more than its key says. It was invalidated on every instance. `perto doctor`
+    /// looks for the reason.
+    AuditViolation {
+        /// The cache.
+        cache: String,
+        /// A hash of the key's text, the same on every instance.
+        key_hash: u64,
+    },
     /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
     Unwatched {
         /// The cache.

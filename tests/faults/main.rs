@@ -9,6 +9,7 @@
 mod support;
 mod world;
 
+mod audits;
 mod epochs;
 mod garbage;
 mod hints;

@@ -64,18 +64,16 @@ const TWO: &[bool] = &[true, true];
 const BESIDE: &[bool] = &[true, false];
 
 /// What is proven by each `cargo test`.
-pub const PROOFS: &[Scope] = &[
-    Scope {
-        name: "hints",
-        about: "two writers of the row, hints, aborts, L2 that brings anything it ever had",
-        writers: TWO,
-        readers: &[(0, 1), (1, 1)],
-        hints: true,
-        aborts: true,
-        l2: true,
-        ..PLAIN
-    },
-];
+pub const PROOFS: &[Scope] = &[Scope {
+    name: "hints",
+    about: "two writers of the row, hints, aborts, L2 that brings anything it ever had",
+    writers: TWO,
+    readers: &[(0, 1), (1, 1)],
+    hints: true,
+    aborts: true,
+    l2: true,
+    ..PLAIN
+}];
 
 impl Variant {
     /// The smallest world in which it goes wrong.
@@ -90,7 +88,9 @@ impl Variant {
             Self::NaiveJoin => PLAIN,
             Self::StandbysSnapshotAtFaceValue => Scope { writers: BESIDE, replica: true, ..PLAIN },
             Self::ReplicasValueServedUnchecked => Scope { replica: true, time: true, ..PLAIN },
-            Self::PollKeptAcrossAnEpoch => Scope { writers: TWO, crash: true, l2: true, readers: &[(0, 1), (1, 1)], ..PLAIN },
+            Self::PollKeptAcrossAnEpoch => {
+                Scope { writers: TWO, crash: true, l2: true, readers: &[(0, 1), (1, 1)], ..PLAIN }
+            }
             Self::EraOfALoadNotCompared => Scope { crash: true, time: true, ..PLAIN },
             Self::AbsenceWithoutAStamp => PLAIN,
             Self::PollOfTwoStatements => PLAIN,

@@ -16,6 +16,8 @@ pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) ttl: Duration,
     pub(super) outages: Vec<Outage>,
+    /// Whether the auditor works. Its loads would count as those of the entries whose time to live is checked.
+    pub(super) audited: bool,
     pub(super) steps: Vec<Step>,
 }
 
@@ -135,8 +137,8 @@ pub(super) fn plans(steps: usize) -> impl Strategy<Value = Plan> {
     let ttl = prop_oneof![7 => Just(Duration::from_mins(30)), 3 => Just(Duration::from_secs(2))];
     let outage =
         prop_oneof![2 => Just(Outage::default()), 1 => Just(Outage::PassThrough), 1 => Just(Outage::Fail)];
-    (any::<u64>(), ttl, vec(outage, INSTANCES), vec(step(), 0..=steps))
-        .prop_map(|(seed, ttl, outages, steps)| Plan { seed, ttl, outages, steps })
+    (any::<u64>(), ttl, vec(outage, INSTANCES), any::<bool>(), vec(step(), 0..=steps))
+        .prop_map(|(seed, ttl, outages, audited, steps)| Plan { seed, ttl, outages, audited, steps })
 }
 
 fn step() -> impl Strategy<Value = Step> {

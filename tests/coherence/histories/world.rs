@@ -43,6 +43,7 @@ pub(super) struct Totals {
     pub(super) refused: u64,
     pub(super) repairs: u64,
     pub(super) crashes: u64,
+    pub(super) audits: u64,
     pub(super) violations: u64,
 }
 
@@ -56,6 +57,7 @@ impl Totals {
         self.refused += other.refused;
         self.repairs += other.repairs;
         self.crashes += other.crashes;
+        self.audits += other.audits;
         self.violations += other.violations;
     }
 }
@@ -158,7 +160,7 @@ impl World {
 
     fn member(&self, who: usize) -> Member {
         let node = self.ring.sim.node();
-        let perto = node.builder("ring").build().unwrap();
+        let perto = node.builder("ring").audit_rate(if self.plan.audited { 32 } else { 0 }).build().unwrap();
         let loader = self.ring.sim.postgres.loader(CACHE);
         let (loading, loaded) = (loader.clone(), Arc::clone(&self.loaded));
         let load = move |load: Load<u64>| {
@@ -233,7 +235,7 @@ impl World {
         let keys = announced.map_or(keys, |announced| vec![announced.key]);
         let (journal, answered, loaded) =
             (Arc::clone(&self.journal), Arc::clone(&self.answered), Arc::clone(&self.loaded));
-        let ttl = self.plan.ttl;
+        let (ttl, audited) = (self.plan.ttl, self.plan.audited);
         self.spawn(who, async move {
             let begun = Instant::now();
             let options = announced.map_or(ReadOptions::default(), |a| ReadOptions::at_least(a.token));
@@ -255,7 +257,10 @@ impl World {
                         let at_least = announced.filter(|a| a.crashes == crashes).map(|a| a.place);
                         journal.answer(who, key, begun, at_least, read);
                         let last = loaded.lock().get(&key).copied();
-                        if read.tier != Tier::Load && last.is_none_or(|last| begun > last + ttl + GRAIN) {
+                        if !audited
+                            && read.tier != Tier::Load
+                            && last.is_none_or(|last| begun > last + ttl + GRAIN)
+                        {
                             journal.wrong(format!("key {key} outlived its time to live"));
                         }
                     }
@@ -458,7 +463,9 @@ impl World {
         totals.local += stats.l1_hits;
         totals.remote += stats.l2_hits;
         totals.refused += stats.l2_refused;
+        totals.audits += stats.audits;
         totals.repairs += member.perto.stats().repairs;
+        assert_eq!(stats.audit_violations, 0, "the log has every write");
         assert_eq!(member.perto.tasks(), 0, "a task outlived the shutdown");
         assert_eq!(member.users.flights(), 0, "a flight was leaked");
     }
