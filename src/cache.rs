@@ -208,8 +208,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {
             return None;
         }
-        self.0.counters.l1_hits.add(1);
-        self.0.sampler.hit(key, &entry);
+        self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
     }
 

@@ -12,6 +12,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Adds one. Returns what it was before.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -6,7 +6,7 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,56 +21,72 @@ use crate::coherence::snapshot::Origin;
 use crate::local::Entry;
 use crate::wire::{self, Change};
 
-/// Hits that are looked at for each key that is wanted: the same key may come many times in a row.
-const TRIES: i64 = 4;
 /// Time between two looks for a new poll.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Keeps some of the hits of the last interval.
+/// Keeps some of the hits of an interval, spread over all of it by chance: the first ones would be the same keys again and
+/// again wherever reads come in bursts.
 pub(super) struct Sampler<K, V> {
-    /// Hits that are still looked at. A hit that finds none left costs one load of this.
-    tries: AtomicI64,
+    /// The number of the hit that is kept next; `MAX` where none is.
+    next: AtomicU64,
     kept: Mutex<Kept<K, V>>,
 }
 
 struct Kept<K, V> {
     most: usize,
+    /// Hits until the next that is kept, on average.
+    stride: u64,
+    /// Hits by the beginning of the interval.
+    begun: u64,
     samples: Vec<(K, Arc<Entry<V>>)>,
 }
 
 impl<K: Key, V> Sampler<K, V> {
     pub(super) const fn new() -> Self {
-        Self { tries: AtomicI64::new(0), kept: Mutex::new(Kept { most: 0, samples: Vec::new() }) }
+        let kept = Kept { most: 0, stride: 0, begun: 0, samples: Vec::new() };
+        Self { next: AtomicU64::new(u64::MAX), kept: Mutex::new(kept) }
     }
 
-    fn arm(&self, most: usize) {
-        *self.kept.lock() = Kept { most, samples: Vec::new() };
-        self.tries.store(i64::try_from(most).unwrap_or(i64::MAX / TRIES) * TRIES, Ordering::Relaxed);
+    /// `hits` have been counted so far. The last interval tells how many to expect in this one.
+    fn arm(&self, most: usize, hits: u64) {
+        let mut kept = self.kept.lock();
+        let stride = hits.saturating_sub(kept.begun) / (most as u64).max(1);
+        *kept = Kept { most, stride, begun: hits, samples: Vec::new() };
+        self.next.store(hits + step(hits, stride), Ordering::Relaxed);
     }
 
     fn take(&self) -> Vec<(K, Arc<Entry<V>>)> {
-        self.tries.store(0, Ordering::Relaxed);
+        self.next.store(u64::MAX, Ordering::Relaxed);
         std::mem::take(&mut self.kept.lock().samples)
     }
 
+    /// For each hit, with its number. Costs a load where the hit is not kept.
     #[inline]
-    pub(super) fn hit(&self, key: &K, entry: &Arc<Entry<V>>) {
-        if self.tries.load(Ordering::Relaxed) > 0 {
-            self.keep(key, entry);
+    pub(super) fn hit(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
+        if number >= self.next.load(Ordering::Relaxed) {
+            self.keep(number, key, entry);
         }
     }
 
     #[cold]
-    fn keep(&self, key: &K, entry: &Arc<Entry<V>>) {
-        if self.tries.fetch_sub(1, Ordering::Relaxed) <= 0 {
-            return;
-        }
+    fn keep(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
         // A hit waits for nobody.
         let Some(mut kept) = self.kept.try_lock() else { return };
-        if kept.samples.len() < kept.most && kept.samples.iter().all(|(sampled, _)| sampled != key) {
+        if number < self.next.load(Ordering::Relaxed) {
+            return;
+        }
+        if kept.samples.iter().all(|(sampled, _)| sampled != key) {
             kept.samples.push((key.clone(), Arc::clone(entry)));
         }
+        let full = kept.samples.len() >= kept.most;
+        let next = if full { u64::MAX } else { number + 1 + step(number, kept.stride) };
+        self.next.store(next, Ordering::Relaxed);
     }
+}
+
+/// A number from 0 to twice the stride, by chance.
+fn step(number: u64, stride: u64) -> u64 {
+    foldhash::fast::FixedState::default().hash_one(number) % (2 * stride + 1)
 }
 
 /// A cache, as the auditor sees it.
@@ -83,7 +99,7 @@ pub(crate) trait Audited: Send + Sync {
 
 impl<K: Key, V: Value> Audited for Core<K, V> {
     fn sample(&self, most: usize) {
-        self.sampler.arm(most);
+        self.sampler.arm(most, self.counters.l1_hits.get());
     }
 
     fn audit(&self) -> BoxFuture<'_, ()> {
@@ -202,4 +218,35 @@ type Answer = Option<Result<Bytes, ()>>;
 
 fn encoded<V: Value>(value: Option<&V>) -> Answer {
     value.map(|value| wire::encode_payload(value).ok_or(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coherence::snapshot::Snapshot;
+
+    #[test]
+    fn reads_that_come_in_bursts_of_one_order_are_all_sampled_in_time() {
+        let entry = Arc::new(Entry {
+            era: 0,
+            cache_epoch: 0,
+            stamp: Snapshot::all_below(1),
+            expires_ms: 0,
+            weight: 0,
+            value: Some(Arc::new(())),
+        });
+        let sampler = Sampler::<u64, ()>::new();
+        let (mut hits, mut seen) = (0, std::collections::HashSet::new());
+        for _interval in 0..60 {
+            sampler.arm(64, hits);
+            for key in (0..1_000).cycle().take(5_000) {
+                sampler.hit(hits, &key, &entry);
+                hits += 1;
+            }
+            let samples = sampler.take();
+            assert!(samples.len() <= 64);
+            seen.extend(samples.into_iter().map(|(key, _)| key));
+        }
+        assert!(seen.len() > 900, "{}", seen.len());
+    }
 }

@@ -56,7 +56,7 @@ impl PertoBuilder {
             remote_timeout: Duration::from_millis(50),
             retention: Duration::from_hours(1),
             max_loads: 64,
-            audit_rate: 32,
+            audit_rate: 64,
             schema: "perto".to_owned(),
             #[cfg(feature = "redis")]
             redis: None,
@@ -104,7 +104,7 @@ impl PertoBuilder {
     }
 
     /// Keys of each cache that the auditor compares with what the primary says, at most so many a second, out of those
-    /// that are served from L1; in one load, and none where no place for loads is free. Default: 32. 0 switches it off: for
+    /// that are served from L1; in one load, and none where no place for loads is free. Default: 64. 0 switches it off: for
     /// loaders that never say the same twice, or that must not be called in between.
     pub const fn audit_rate(mut self, keys: usize) -> Self {
         self.audit_rate = keys;
