@@ -12,6 +12,7 @@
 //! Not modelled: more than one key to a bucket (which only makes it refuse more), invalidations of a whole cache, and what threads do
 //! between two steps: see [`crate::buckets`] and [`crate::lease`].
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -22,8 +23,8 @@ mod state;
 mod step;
 mod variants;
 
-pub use scopes::{PROOFS, Scope};
-use state::{Entry, Instance, READERS, Reader, Seen, Step, Stored, Tail, World, Writer};
+pub use scopes::{LARGER, PROOFS, Scope};
+use state::{Entry, Fate, Instance, READERS, Reader, Seen, Step, Stored, Tail, World, Writer};
 use step::Action;
 pub use variants::Variant;
 use variants::{Kind, Known};
@@ -45,12 +46,36 @@ pub struct Verdict {
     pub found: Option<(String, Vec<String>)>,
 }
 
-/// Goes through all states of a scope, or until something is wrong.
-pub fn search(scope: Scope, variant: Option<Variant>, threads: usize) -> Verdict {
+impl Verdict {
+    /// The length of the counterexample.
+    pub fn steps(&self) -> usize {
+        self.found.as_ref().map_or(0, |(_, steps)| steps.len())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} states, depth {}, {:.1} s, ", self.states, self.depth, self.took.as_secs_f32())?;
+        let Some((what, steps)) = &self.found else { return write!(f, "holds") };
+        write!(f, "FAILS: {what}")?;
+        steps.iter().enumerate().try_for_each(|(at, step)| write!(f, "\n{:>3}. {step}", at + 1))
+    }
+}
+
+/// Goes through all states of a scope, or until something is wrong. `progress` is told of the states so far, now and then.
+pub fn search(scope: Scope, variant: Option<Variant>, threads: usize, progress: impl Fn(usize)) -> Verdict {
     let began = Instant::now();
     let model = Perto { scope, variant };
-    let checker =
-        model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs();
+    let mut told = began;
+    while !checker.is_done() {
+        std::thread::sleep(Duration::from_millis(5));
+        if told.elapsed() > Duration::from_secs(5) {
+            told = Instant::now();
+            progress(checker.unique_state_count());
+        }
+    }
+    let checker = checker.join();
     let found = checker.discoveries().into_iter().next().map(|(property, path)| {
         let mut steps = Vec::new();
         let mut what = property.to_owned();
@@ -80,6 +105,10 @@ impl Perto {
         self.scope.readers.get(usize::from(r)).map_or(u8::MAX, |(instance, _)| *instance)
     }
 
+    fn is_read(&self, i: u8) -> bool {
+        self.scope.readers.iter().any(|(instance, _)| *instance == i)
+    }
+
     fn kind(&self) -> Kind {
         match self.variant {
             Some(
@@ -92,39 +121,52 @@ impl Perto {
         }
     }
 
-    /// All up to date, with or without the value in L1; or an instance that is about to start.
+    /// All up to date, with or without the value in L1.
     fn initial(&self, held: [bool; 2]) -> World {
-        let instance = |i: usize| {
-            let cold = self.scope.cold && i == 1;
-            Instance {
-                epoch: 0,
-                era: 0,
-                lease: (!cold).then_some(0),
-                known: Known::at(self.kind(), &Seen::NOTHING.snapshot()),
-                poll: (!cold).then_some(Seen::NOTHING),
-                entry: (held[i] && !cold).then_some(Entry { holds: 0, stamp: Seen::NOTHING, era: 0 }),
-                tail: if cold { Tail::Lost } else { Tail::Idle },
-                heard: 0,
-                last: 0,
-            }
-        };
+        let [mut first, mut second] = held.map(|held| Instance {
+            epoch: 0,
+            era: 0,
+            lease: Some(0),
+            known: Known::at(self.kind(), &Seen::NOTHING.snapshot()),
+            poll: Some(Seen::NOTHING),
+            entry: held.then_some(Entry { holds: 0, stamp: Seen::NOTHING, era: 0 }),
+            tail: Tail::Idle,
+            heard: 0,
+            last: 0,
+        });
+        if self.scope.cold {
+            second = Instance { lease: None, poll: None, entry: None, tail: Tail::Lost, ..second };
+        }
         let reader = |r: usize| {
             let left = self.scope.readers.get(r).map_or(0, |(_, reads)| *reads);
             Reader { left, floor: 0, step: Step::Idle }
         };
+        let mut writers = [Writer::Waiting; state::WRITERS];
+        let mut stored = Stored { epoch: 0, holds: 0, stamp: Seen::NOTHING };
+        if self.scope.crashed {
+            writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
+            stored = Stored { epoch: 0, holds: 1, stamp: Seen::ended(0b10) };
+            for instance in [&mut first, &mut second] {
+                instance.known.apply(1, instance.poll);
+                instance.poll = Some(stored.stamp);
+                instance.lease = Some(1);
+                instance.heard = 1;
+                instance.entry = instance.entry.map(|entry| Entry { holds: 1, stamp: stored.stamp, ..entry });
+            }
+        }
         let mut l2 = [None; state::FILLS];
-        l2[0] = self.scope.l2.then_some(Stored { epoch: 0, holds: 0, stamp: Seen::NOTHING });
+        l2[0] = self.scope.l2.then_some(stored);
         World {
             next: 1,
-            epoch: 0,
-            now: 0,
-            crashed_at: None,
+            epoch: self.scope.crashed.into(),
+            now: if self.scope.crashed { 2 } else { 0 },
+            crashed_at: self.scope.crashed.then_some(2),
             aged: 0,
-            writers: [Writer::Waiting; state::WRITERS],
+            writers,
             trimmed: Seen::NOTHING,
             gone: 0,
             l2,
-            instances: [instance(0), instance(1)],
+            instances: [first, second],
             readers: std::array::from_fn(reader),
             wrong: None,
         }
@@ -136,11 +178,10 @@ impl Model for Perto {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let reads = |i| self.scope.readers.iter().any(|(instance, _)| *instance == i);
         let mut worlds = Vec::new();
         for held in [[true, true], [true, false], [false, true], [false, false]] {
-            if (held[0] || reads(0)) && (held[1] || reads(1)) {
-                worlds.push(self.initial([held[0] && reads(0), held[1] && reads(1)]));
+            if held == [false, false] || !self.scope.empty && (!held[0] || self.is_read(0)) && (!held[1] || self.is_read(1)) {
+                worlds.push(self.initial(held));
             }
         }
         worlds
@@ -159,14 +200,8 @@ impl Model for Perto {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("nothing wrong is served as fresh", |_, world: &World| world.wrong.is_none()),
-            Property::always(
-                "an L1 entry misses no invalidation applied by its instance",
-                Self::entries_are_good,
-            ),
-            Property::always(
-                "with nothing running, a completed poll lets new values in",
-                Self::accepts_at_rest,
-            ),
+            Property::always("an L1 entry misses no invalidation applied by its instance", Self::entries_are_good),
+            Property::always("with nothing running, a completed poll lets new values in", Self::accepts_at_rest),
             Property::always("nobody waits for a flight that has no leader", Self::flights_are_led),
             Property::eventually("every reader is answered", |_, world: &World| {
                 world.readers.iter().all(|reader| reader.left == 0 && reader.step == Step::Idle)
@@ -180,8 +215,7 @@ impl Perto {
         world.instances.iter().all(|instance| match instance.entry {
             Some(entry) if entry.era == instance.era => (0..self.writers()).all(|k| {
                 let applied = state::has(instance.heard, k);
-                !(applied && world.writers[usize::from(k)].committed_by(world.now))
-                    || state::has(entry.holds, k)
+                !(applied && world.writers[usize::from(k)].committed_by(world.now)) || state::has(entry.holds, k)
             }),
             _ => true,
         })

@@ -12,9 +12,9 @@ pub const MAX_RUNNING: usize = 64;
 /// Where a snapshot was taken, as far as the statement that took it could tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// By a server that was not in recovery when it answered.
+    /// By a server that was not in recovery when it answered, for this statement.
     Primary,
-    /// By a hot standby, or by a statement that did not say.
+    /// By a hot standby, for an earlier statement of its transaction, or by a statement that did not say.
     Unknown,
 }
 

@@ -57,7 +57,7 @@ pub(super) enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     Primary,
-    /// A transaction of the primary that took its snapshot after this event.
+    /// A transaction of the primary that took its snapshot after this event, and says that it is not a new one.
     OldTransaction(u8),
     Replica(u8),
     /// The connection of this writer, in its transaction.
@@ -70,7 +70,7 @@ impl Perto {
             return;
         }
         self.of_postgres(world, actions);
-        for (i, instance) in (0..).zip(&world.instances) {
+        for (i, instance) in (0..).zip(&world.instances).filter(|(i, _)| self.is_read(*i)) {
             self.of_tail(world, i, instance, actions);
             if self.scope.hints {
                 let heard = |of: &u8| self.may_be_hinted(world, instance, *of);
@@ -85,7 +85,13 @@ impl Perto {
     fn of_postgres(&self, world: &World, actions: &mut Vec<Action>) {
         for k in 0..self.writers() {
             match world.writers[usize::from(k)] {
-                Writer::Waiting => actions.push(Action::Begin(k)),
+                Writer::Waiting => {
+                    // Of writers that are alike, the first goes first.
+                    let waits = |other: u8| world.writers[usize::from(other)] == Writer::Waiting;
+                    if !(0..k).any(|other| waits(other) && self.touches(other) == self.touches(k)) {
+                        actions.push(Action::Begin(k));
+                    }
+                }
                 Writer::Running { .. } => {
                     let logs = self.variant == Some(Variant::WalPositionAsStamp);
                     actions.push(if logs { Action::Log(k) } else { Action::Commit(k) });
@@ -115,7 +121,8 @@ impl Perto {
                 let idle = instance.lease == Some(world.now)
                     && instance.poll == Some(world.seen_at(world.now))
                     && instance.epoch == world.epoch;
-                if !idle {
+                // A poll that brings nothing new changes nothing: it is left out, so that there is an end.
+                if !idle || self.variant == Some(Variant::PollOfTwoStatements) {
                     actions.push(Action::Poll(i));
                 }
             }
@@ -133,8 +140,14 @@ impl Perto {
 
     fn of_reader(&self, world: &World, r: u8, reader: &Reader, actions: &mut Vec<Action>) {
         match reader.step {
-            Step::Idle if reader.left > 0 => actions.push(Action::Invoke(r)),
-            Step::Idle | Step::Aboard { .. } => {}
+            Step::Idle => {
+                // Of readers that are alike, the first goes first.
+                let alike = |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
+                if reader.left > 0 && !(0..r).any(alike) {
+                    actions.push(Action::Invoke(r));
+                }
+            }
+            Step::Aboard { .. } => {}
             Step::Hitting { .. } => actions.push(Action::EndHit(r)),
             Step::Missed { .. } if self.scope.fine => actions.push(Action::CaptureBegan(r)),
             Step::Missed { .. } | Step::Began { .. } => actions.push(Action::Join(r)),
@@ -389,7 +402,8 @@ impl Perto {
         let mut others = (0..READERS as u8).filter(|other| self.instance(*other) == self.instance(r));
         let step = match others.find(|other| world.reader(*other).step.leads()) {
             Some(leader) => Step::Aboard { leader, before: again },
-            None => Step::Looking { began },
+            None if self.scope.l2 || self.scope.cancel => Step::Looking { began },
+            None => Step::Loading { began, primary: false },
         };
         world.set(r, step);
     }
@@ -452,7 +466,11 @@ impl Perto {
             }
             _ => stamp,
         };
-        let by_primary = !matches!(from, Source::Replica(_));
+        let by_primary = match from {
+            Source::Primary | Source::Writer(_) => true,
+            Source::OldTransaction(_) => self.variant == Some(Variant::OldTransactionTakenAtItsWord),
+            Source::Replica(_) => false,
+        };
         world.set(r, Step::Loaded { began, primary, holds, stamp, by_primary });
     }
 

@@ -26,10 +26,11 @@ pub enum Variant {
     HintAppliedOnlyToHeldKeys,
     TrimmedByAge,
     WalPositionAsStamp,
+    OldTransactionTakenAtItsWord,
 }
 
 impl Variant {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -49,6 +50,7 @@ impl Variant {
         Self::HintAppliedOnlyToHeldKeys,
         Self::TrimmedByAge,
         Self::WalPositionAsStamp,
+        Self::OldTransactionTakenAtItsWord,
     ];
 }
 
