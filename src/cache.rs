@@ -27,6 +27,7 @@ pub(crate) mod applied;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
+pub(crate) mod inspect;
 pub(crate) mod loader;
 pub(crate) mod policy;
 

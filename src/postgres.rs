@@ -19,6 +19,7 @@ pub use sqlx;
 
 pub use crate::log::postgres::schema::migrate;
 pub use crate::log::postgres::watch::{Watch, unwatch, watch};
+pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched};
 
 /// The invalidation log in `schema`, for [`PertoBuilder::log`](crate::PertoBuilder::log): to wrap it, or to test it.
 ///

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use super::known::Known;
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
 
@@ -144,6 +145,11 @@ impl Buckets {
 
     fn stripe(&self, slot: Slot) -> MutexGuard<'_, Stripe> {
         self.stripes[slot.0 / BUCKETS_PER_STRIPE].lock()
+    }
+
+    /// What is known of a key, and of its whole cache.
+    pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
+        (self.stripe(slot)[slot.0 % BUCKETS_PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 

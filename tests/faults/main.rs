@@ -21,4 +21,5 @@ mod stale_fills;
 mod states;
 mod tokens;
 mod triggers;
+mod watched;
 mod writes;
