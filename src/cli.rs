@@ -4,7 +4,9 @@ use std::io::Write;
 
 use clap::Parser;
 
+mod columns;
 mod connect;
+mod doctor;
 mod migrate;
 mod replay;
 mod seed;
@@ -23,6 +25,8 @@ pub(crate) enum Command {
     Seed(seed::Seed),
     /// Make every SQL write to a table invalidate a cache, or stop it
     Watch(watch::Watch),
+    /// Look at Postgres and Redis, say what is wrong, and how to mend it
+    Doctor(doctor::Doctor),
     /// Drive an access trace through several instances, with writes and faults, and check the promise
     Replay(Box<replay::Replay>),
 }
@@ -34,6 +38,7 @@ impl Command {
             Self::Migrate(command) => command.run().await,
             Self::Seed(command) => command.run().await,
             Self::Watch(command) => command.run().await,
+            Self::Doctor(command) => command.run().await,
             Self::Replay(command) => command.run().await,
         }
     }
@@ -41,6 +46,11 @@ impl Command {
 
 /// One line for a person: what is wrong, and why.
 pub(crate) fn complain(error: &anyhow::Error) {
+    say_error(&format!("perto: {}", one_line(error)));
+}
+
+/// An error and its causes.
+fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().replace('\n', " ");
@@ -48,7 +58,7 @@ pub(crate) fn complain(error: &anyhow::Error) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    say_error(&format!("perto: {text}"));
+    text
 }
 
 /// Writes a line to standard output. That nobody reads any more is no reason to fail.

@@ -9,5 +9,6 @@ mod support;
 
 mod bad_input;
 mod command;
+mod doctor;
 mod replay;
 mod service;

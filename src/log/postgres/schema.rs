@@ -8,7 +8,7 @@ use super::refused;
 use crate::error::LogError;
 
 /// The version that this code reads and writes.
-pub(crate) const VERSION: i32 = 2;
+pub const VERSION: i32 = 2;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
 const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
