@@ -7,6 +7,8 @@ use clap::Parser;
 mod columns;
 mod connect;
 mod doctor;
+mod http;
+mod inspect;
 mod migrate;
 mod replay;
 mod seed;
@@ -27,6 +29,8 @@ pub(crate) enum Command {
     Watch(watch::Watch),
     /// Look at Postgres and Redis, say what is wrong, and how to mend it
     Doctor(doctor::Doctor),
+    /// Show one key through all tiers, and who would serve what
+    Inspect(inspect::Inspect),
     /// Drive an access trace through several instances, with writes and faults, and check the promise
     Replay(Box<replay::Replay>),
 }
@@ -39,6 +43,7 @@ impl Command {
             Self::Seed(command) => command.run().await,
             Self::Watch(command) => command.run().await,
             Self::Doctor(command) => command.run().await,
+            Self::Inspect(command) => command.run().await,
             Self::Replay(command) => command.run().await,
         }
     }

@@ -41,13 +41,17 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 
 /// A time as people say it: the two greatest of its units.
 pub(super) fn time(time: std::time::Duration) -> String {
-    let (seconds, ms) = (time.as_secs(), time.as_millis());
+    let seconds = time.as_secs();
+    let two = |great: u64, unit: &str, small: u64, of_it: &str| match small {
+        0 => format!("{great} {unit}"),
+        _ => format!("{great} {unit} {small} {of_it}"),
+    };
     match seconds {
-        0 => format!("{ms} ms"),
+        0 => format!("{} ms", time.as_millis()),
         1..60 => format!("{seconds} s"),
-        60..3_600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
-        _ => format!("{} days {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+        60..3_600 => two(seconds / 60, "min", seconds % 60, "s"),
+        3_600..86_400 => two(seconds / 3_600, "h", seconds % 3_600 / 60, "min"),
+        _ => two(seconds / 86_400, "d", seconds % 86_400 / 3_600, "h"),
     }
 }
 

@@ -175,7 +175,7 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
         key: "shop || ':' || id".into(),
     };
     watch(&mut connection, &orders).await.unwrap();
-    doctor(&database.url, "", &[]).await.tells("watched tables", "ok", "with 1 partitions", "");
+    doctor(&database.url, "", &[]).await.tells("watched tables", "ok", "with a partition", "");
     sql(&database.url, "create table high partition of orders for values from (9) to (99)").await;
     let mend = r"perto watch public.orders --cache order --key 'shop || '\'':'\'' || id'";
     doctor(&database.url, "", &[]).await.tells(
@@ -276,7 +276,10 @@ async fn rights_and_connections_that_a_role_lacks_are_told_of() {
     let place = place_of(&url);
     let (_, own) = database.url.rsplit_once('/').unwrap();
     let said = doctor(&format!("postgres://{name}:s3cret@{place}/{own}"), "", &[]).await;
+    sql(&database.url, &format!("revoke all on all tables in schema perto from {name}")).await;
+    let without = doctor(&format!("postgres://{name}:s3cret@{place}/{own}"), "", &[]).await;
     sql(&database.url, &format!("drop owned by {name}; drop role {name}")).await;
+    without.tells("rights", "wrong", "select, update on perto.meta", "grant select, update on perto.meta");
     said.tells(
         "rights",
         "wrong",

@@ -10,5 +10,6 @@ mod support;
 mod bad_input;
 mod command;
 mod doctor;
+mod inspect;
 mod replay;
 mod service;

@@ -38,14 +38,18 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
         ),
     };
     if reached {
-        let found = limited("schema", schema(doctor)).await;
-        let there = found.iter().all(|finding| finding.state != State::Wrong);
-        findings.extend(found);
-        if there {
+        let log_is_there = limited("schema", there(doctor)).await;
+        if log_is_there.is_empty() {
             findings.extend(limited("rights", rights(doctor)).await);
-            findings.extend(limited("watched tables", tables::look(doctor)).await);
-            findings.extend(limited("log", log(doctor)).await);
+            let version = limited("schema", log_version(doctor)).await;
+            let usable = version.iter().all(|finding| finding.state == State::Ok);
+            findings.extend(version);
+            if usable {
+                findings.extend(limited("watched tables", tables::look(doctor)).await);
+                findings.extend(limited("log", log(doctor)).await);
+            }
         }
+        findings.extend(log_is_there);
         findings.extend(limited("transactions", transactions(doctor)).await);
         findings.extend(limited("connections", connections(database)).await);
     }
@@ -116,9 +120,13 @@ pub(super) fn schema_option(schema: &str) -> String {
     if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
 }
 
-async fn schema(doctor: &Doctor) -> Findings {
+fn migrate(schema: &str) -> String {
+    format!("perto migrate{}", schema_option(schema))
+}
+
+/// Nothing where it is there.
+async fn there(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let migrate = format!("perto migrate{}", schema_option(schema));
     let there: bool = sqlx::query_scalar(
         "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          where n.nspname = $1 and c.relname = 'meta')",
@@ -127,19 +135,20 @@ async fn schema(doctor: &Doctor) -> Findings {
     .bind(schema)
     .fetch_one(&mut connection)
     .await?;
-    if !there {
-        let found = format!("there is no invalidation log in the schema {schema}: no instance starts");
-        return Ok(vec![Finding::wrong("schema", found).mend(migrate)]);
-    }
+    let found = format!("there is no invalidation log in the schema {schema}: no instance starts");
+    Ok(if there { Vec::new() } else { vec![Finding::wrong("schema", found).mend(migrate(schema))] })
+}
+
+async fn log_version(doctor: &Doctor) -> Findings {
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
     let sql = format!("select version from {schema}.meta");
     let version: i32 =
         sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
     Ok(vec![if version == SCHEMA_VERSION {
         Finding::ok("schema", format!("{schema}, version {version}"))
     } else {
-        let found =
-            format!("{schema} has version {version}, this Perto needs {SCHEMA_VERSION}: no instance starts");
-        let mend = if version < SCHEMA_VERSION { migrate } else { "use a newer Perto".to_owned() };
+        let found = format!("{schema} has version {version}, this Perto needs {SCHEMA_VERSION}");
+        let mend = if version < SCHEMA_VERSION { migrate(schema) } else { "use a newer Perto".to_owned() };
         Finding::wrong("schema", found).mend(mend)
     }])
 }
@@ -155,19 +164,23 @@ const RIGHTS: [(&str, &[&str]); 5] = [
 
 async fn rights(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let (mut wanted, mut from) = (Vec::new(), Vec::new());
+    let (mut tables, mut wanted) = (Vec::new(), Vec::new());
     for (table, rights) in RIGHTS {
         for right in rights {
-            from.push(format!("{schema}.{table}"));
-            wanted.push((*right).to_owned());
+            tables.push(table);
+            wanted.push(*right);
         }
     }
+    // By the catalogue: a table that an older version does not have is not a right that is missing.
     let missing: Vec<(String, String, String)> = sqlx::query_as(
-        "select t, string_agg(r, ', '), quote_ident(current_user) from unnest($1::text[], $2::text[]) w(t, r) \
-         where not has_table_privilege(t, r) group by t order by t",
+        "select format('%s.%s', n.nspname, c.relname), string_agg(w.r, ', ' order by w.at), quote_ident(current_user) \
+         from unnest($2::text[], $3::text[]) with ordinality w(t, r, at) \
+         join pg_namespace n on n.nspname = $1 join pg_class c on c.relnamespace = n.oid and c.relname = w.t \
+         where not has_table_privilege(c.oid, w.r) group by 1 order by min(w.at)",
     )
     .persistent(false)
-    .bind(from)
+    .bind(schema)
+    .bind(tables)
     .bind(wanted)
     .fetch_all(&mut connection)
     .await?;
@@ -197,9 +210,13 @@ async fn log(doctor: &Doctor) -> Findings {
         sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
     let (newest, oldest) = (seconds(newest), seconds(oldest));
     let many = rows > most;
-    let rows = if many { format!("more than {most}") } else { rows.to_string() };
     let size = bytes(u64::try_from(size).unwrap_or_default());
-    let mut found = format!("{rows} rows, {size}");
+    let rows = match rows {
+        _ if many => format!("more than {most} rows"),
+        1 => "a row".to_owned(),
+        _ => format!("{rows} rows"),
+    };
+    let mut found = format!("{rows}, {size}");
     match (newest, oldest) {
         (Some(newest), Some(oldest)) => {
             found += &format!("; last tick {} ago, oldest {} ago", time(newest), time(oldest));

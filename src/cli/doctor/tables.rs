@@ -43,7 +43,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
     }
     let triggers = triggers(&watched.faults);
     if !triggers.is_empty() {
-        let found = format!("{}, cache {}: writes are not seen", triggers.join("; "), watch.cache);
+        let found = format!("cache {}: {}: writes are not seen", watch.cache, triggers.join("; "));
         findings.push(Finding::wrong("triggers", found).mend(&mend));
     }
     let uncovered: Vec<&str> = watched
@@ -83,6 +83,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
     if findings.is_empty() {
         let more = match watched.tables.len() {
             0 | 1 => String::new(),
+            2 => ", with a partition or inheriting table".to_owned(),
             n => format!(", with {} partitions or inheriting tables", n - 1),
         };
         findings.push(Finding::ok("watched tables", format!("{who}, by {}{more}", watch.key)));
@@ -156,22 +157,29 @@ async fn declared(connection: &mut PgConnection, doctor: &Doctor, watched: &[Wat
         .bind(table)
         .fetch_optional(&mut *connection)
         .await?;
-        findings.push(match name {
-            None => Finding::ok("service", format!("its table {table} is not in this database")),
-            Some(name) if watched.iter().any(|w| w.watch.cache == cache && w.tables.contains(&name)) => {
-                Finding::ok("service", format!("its cache {cache} reads {name}, which is watched"))
-            }
-            Some(name) => {
+        let Some(name) = name else {
+            findings.push(Finding::ok("service", format!("its table {table} is not in this database")));
+            continue;
+        };
+        let its_own = |w: &&Watched| w.watch.cache == cache && w.tables.contains(&name);
+        match watched.iter().find(its_own) {
+            Some(watched) if watched.faults.is_empty() => findings
+                .push(Finding::ok("service", format!("its cache {cache} reads {name}, which is watched"))),
+            // It has been told of.
+            Some(_) => {}
+            None => {
+                let found = format!(
+                    "its cache {cache} reads {name}, which nobody watches: writes are not seen before the time to live"
+                );
                 let watch = Watch {
                     schema: doctor.schema.clone(),
                     table: name.clone(),
                     cache: cache.to_owned(),
                     key: key.to_owned(),
                 };
-                let found = format!("its cache {cache} reads {name}, which nobody watches: writes are not seen before the time to live");
-                Finding::wrong("service", found).mend(command(&watch))
+                findings.push(Finding::wrong("service", found).mend(command(&watch)));
             }
-        });
+        }
     }
     Ok(findings)
 }
