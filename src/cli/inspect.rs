@@ -49,6 +49,8 @@ pub(crate) struct Inspect {
 struct Log {
     now: Snapshot,
     epoch: Option<u64>,
+    /// Rows below are gone.
+    horizon: Snapshot,
     /// The newest first.
     rows: Vec<Row>,
 }
@@ -120,14 +122,15 @@ impl Inspect {
     async fn read_log(&self, connection: &mut PgConnection) -> anyhow::Result<Log> {
         let schema = &self.schema;
         let sql = format!(
-            "select pg_current_snapshot()::text, {schema}.epoch(), r.xid::text, r.keys is null, \
+            "select pg_current_snapshot()::text, (select pg_snapshot_xmax(trimmed)::text from {schema}.meta), \
+               {schema}.epoch(), r.xid::text, r.keys is null, \
                extract(epoch from clock_timestamp() - (select min(t.at) from {schema}.tick t \
                  where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8 \
              from (select) one left join (select xid, keys from {schema}.invalidation \
                where cache = $1 and (keys is null or $2 = any(keys)) order by xid desc limit {MOST_ROWS}) r on true \
              order by r.xid desc"
         );
-        type Found = (String, Option<i64>, Option<String>, Option<bool>, Option<f64>);
+        type Found = (String, String, Option<i64>, Option<String>, Option<bool>, Option<f64>);
         let found: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql))
             .persistent(false)
             .bind(&self.cache)
@@ -135,8 +138,11 @@ impl Inspect {
             .fetch_all(connection)
             .await
             .context("DATABASE_URL: the log can't be read")?;
-        let (now, epoch) = found.first().map(|(now, epoch, ..)| (now.clone(), *epoch)).unwrap_or_default();
-        let row = |(_, _, xid, whole_cache, seen): Found| {
+        let (now, horizon, epoch) = match found.first() {
+            Some((now, horizon, epoch, ..)) => (Snapshot::parse(now), horizon.parse().ok(), *epoch),
+            None => (None, None, None),
+        };
+        let row = |(_, _, _, xid, whole_cache, seen): Found| {
             Some(Row {
                 xid: xid?.parse().ok()?,
                 whole_cache: whole_cache?,
@@ -144,7 +150,10 @@ impl Inspect {
             })
         };
         Ok(Log {
-            now: Snapshot::parse(&now).context("DATABASE_URL: its snapshot can't be read")?,
+            now: now.context("DATABASE_URL: its snapshot can't be read")?,
+            horizon: horizon
+                .map(Snapshot::all_below)
+                .context("DATABASE_URL: the log's horizon can't be read")?,
             epoch: epoch.map(i64::cast_unsigned),
             rows: found.into_iter().filter_map(row).collect(),
         })
@@ -253,8 +262,10 @@ impl Log {
 
     fn told(&self) -> String {
         if self.rows.is_empty() {
-            return "The log has no write to it: none for as long as the log is kept, an hour by default."
-                .to_owned();
+            return format!(
+                "The log has no write to it by a transaction from {} on; older rows are gone.",
+                self.horizon.xmax()
+            );
         }
         let row = |row: &Row| {
             let whole = if row.whole_cache { " (whole cache)" } else { "" };
@@ -297,6 +308,11 @@ fn remote_row(log: &Log, remote: &Remote) -> Vec<String> {
     let (served, why) = match log.misses(&value.stamp) {
         Some(missed) => ("no", format!("misses transaction {}", missed.xid)),
         None if value.left.is_zero() => ("no", "expired".to_owned()),
+        None if value.stamp.rank() < log.horizon.rank() => {
+            let why =
+                format!("older than what is left of the log, {}: not by who starts now", log.horizon.xmax());
+            ("some", why)
+        }
         None => ("yes", what),
     };
     row(["L2", place, &value.stamp.to_string(), &time(value.age), &time(value.left), served, &why])
