@@ -23,7 +23,7 @@ pub(crate) struct Inspect {
     cache: String,
     /// The key's text
     key: String,
-    /// URL of an instance of the service to ask, like http://127.0.0.1:8080
+    /// An instance of the service to ask, by its URL; may be repeated
     #[arg(long = "instance", value_name = "URL")]
     instances: Vec<String>,
     /// The app whose keys to look for in Redis
@@ -247,6 +247,8 @@ impl Inspect {
             &["TIER", "WHERE", "STAMP", "AGE", "LEFT", "SERVED", "WHY NOT, AND WHAT ELSE"],
             &rows,
         ));
+        let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
+        lines.extend(answers.flat_map(|seen| wrapped(&knows(seen), super::columns::WIDTH)));
         if instances.is_empty() {
             lines.push("Name instances by --instance URL, to see what they hold and would serve.".to_owned());
         }
@@ -316,6 +318,29 @@ fn remote_row(log: &Log, remote: &Remote) -> Vec<String> {
         None => ("yes", what),
     };
     row(["L2", place, &value.stamp.to_string(), &time(value.age), &time(value.left), served, &why])
+}
+
+/// What an instance has been told.
+fn knows(seen: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let bucket = |known: &Value| {
+        let xids: Vec<String> = known["transactions"].as_array().into_iter().flatten().map(text).collect();
+        let xids = if xids.is_empty() { "none".to_owned() } else { xids.join(", ") };
+        let rest = match (text(&known["lo"]).as_str(), text(&known["rk"]).as_str()) {
+            ("0", "0") => String::new(),
+            ("0", rk) => format!(" and all before {rk}"),
+            (lo, "0") => format!(" and all up to {lo}"),
+            (lo, rk) => format!(" and all up to {lo} and before {rk}"),
+        };
+        format!("{xids}{rest}")
+    };
+    format!(
+        "{} has read the log up to {}. A value must contain, of the key's bucket: {}; of the whole cache: {}.",
+        text(&seen["instance"]),
+        text(&seen["poll"]),
+        bucket(&seen["known"]),
+        bucket(&seen["knownOfCache"])
+    )
 }
 
 /// What an instance holds, and what it thinks of L2.

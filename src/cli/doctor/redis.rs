@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redis::aio::MultiplexedConnection;
 
-use super::super::columns::{bytes, time};
-use super::super::connect::check_redis;
+use super::super::columns::{bytes, shell, time};
+use super::super::connect::{check_redis, host_and_port};
 use super::{Finding, limited};
 
 const OLDEST: (u32, u32) = (6, 2);
@@ -48,7 +48,18 @@ pub(super) async fn look(url: Option<&str>) -> Vec<Finding> {
     findings.extend(limited("commands", async { Ok(vec![commands(c).await]) }).await);
     findings.extend(limited("latency", async { Ok(vec![latency(d).await?]) }).await);
     findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
+    for how in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
+        *how = how.replace("redis-cli ", &client(url));
+    }
     findings
+}
+
+/// The command that reaches this server, without its password.
+fn client(url: &str) -> String {
+    match host_and_port(url, 6379).as_deref().and_then(|place| place.rsplit_once(':')) {
+        None | Some(("127.0.0.1" | "localhost", "6379")) => "redis-cli ".to_owned(),
+        Some((host, port)) => format!("redis-cli -h {} -p {port} ", shell(host)),
+    }
 }
 
 /// What a server said, which holds no secret, without the client's words for it.
@@ -222,9 +233,10 @@ async fn latency(connection: &mut MultiplexedConnection) -> anyhow::Result<Findi
     times.sort_unstable();
     let (median, most) = (times[PINGS / 2], times[PINGS - 1]);
     let found = format!(
-        "a ping takes {:.1} ms, at most {:.1} ms, of the {L2_TIMEOUT:?} that a read waits for L2",
+        "a ping takes {:.1} ms, at most {:.1} ms, of the {} that a read waits for L2",
         median.as_secs_f64() * 1e3,
-        most.as_secs_f64() * 1e3
+        most.as_secs_f64() * 1e3,
+        time(L2_TIMEOUT)
     );
     Ok(if median >= L2_TIMEOUT {
         Finding::wrong("latency", format!("{found}: L2 is not used"))

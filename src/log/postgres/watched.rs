@@ -215,7 +215,9 @@ fn sql(schema: &str) -> String {
            select distinct split_part(g.tgname, ':', 2) as cache, g.tgrelid as oid from pg_trigger g \
            where split_part(g.tgname, ':', 1) = $1 and split_part(g.tgname, ':', 3) = any($2) \
              and (split_part(g.tgname, ':', 2), g.tgrelid) not in \
-               (select cache, oid from covered union all select cache, relid from recorded)), \
+               (select cache, oid from covered union all select cache, relid from recorded) \
+             and not exists (select from pg_inherits i join pg_trigger h on h.tgrelid = i.inhparent \
+               where i.inhrelid = g.tgrelid and h.tgname = g.tgname)), \
          every as ( \
            select r.cache, r.name, r.key, r.relid, r.root, t.oid, t.level from recorded r \
            left join tree t on t.root = r.root union all \
