@@ -23,7 +23,7 @@ fn unwatched(events: &mut Receiver<Event>) -> Vec<String> {
 async fn a_table_whose_triggers_go_while_an_instance_runs_is_told_of_once_until_they_go_again() {
     let mut ring = Ring::of(0).await;
     ring.join_with(|perto| perto, |cache| cache.tables(["users", "names"])).await;
-    let (perto, log) = (ring.members[0].perto.clone(), ring.members[0].node.log.clone());
+    let (perto, log) = (ring.members[0].perto.clone(), std::sync::Arc::clone(&ring.members[0].node.log));
     let mut events = perto.events();
     tokio::time::sleep(MINUTE).await;
     assert_eq!(unwatched(&mut events), [""; 0]);
