@@ -121,6 +121,11 @@ async fn a_server_that_hangs_costs_its_limit_and_no_other_check() {
     let said = doctor(&hanging, &redis.url(), &[]).await;
     said.tells("postgres", "wrong", "did not answer within", "");
     said.tells("clock", "ok", "", "");
+    let proxy = FaultProxy::start(place_of(&redis.url())).await.unwrap();
+    proxy.set(Fault::BlackHole);
+    let said = doctor(&database.url, &format!("redis://{}", proxy.address()), &[]).await;
+    said.tells("redis", "wrong", "did not answer within", "");
+    said.tells("connections", "ok", "", "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

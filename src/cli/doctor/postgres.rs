@@ -45,7 +45,7 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
             let usable = version.iter().all(|finding| finding.state == State::Ok);
             findings.extend(version);
             if usable {
-                findings.extend(limited("watched tables", tables::look(doctor)).await);
+                findings.extend(tables::look(doctor).await);
                 findings.extend(limited("log", log(doctor)).await);
             }
         }

@@ -1,26 +1,29 @@
 //! What the doctor says of watched tables.
 
 use perto::postgres::{self, Fault, FunctionChange, Watch, Watched};
-use sqlx::PgConnection;
 
 use super::super::columns::shell;
 use super::postgres::{reading, schema_option};
-use super::{Doctor, Finding, Findings};
+use super::{Doctor, Finding, Findings, limited};
 use crate::service;
 
-pub(super) async fn look(doctor: &Doctor) -> Findings {
-    let mut connection = reading(&doctor.database).await?;
-    let watched = postgres::watched(&mut connection, &doctor.schema).await?;
-    let mut findings: Vec<Finding> = watched.iter().flat_map(of_table).collect();
-    if watched.is_empty() {
-        findings.push(
+pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
+    let mut watched = None;
+    let mut findings = limited("watched tables", async {
+        let mut connection = reading(&doctor.database).await?;
+        let all = watched.insert(postgres::watched(&mut connection, &doctor.schema).await?);
+        let none = || {
             Finding::warn("watched tables", "none: no SQL write invalidates anything")
-                .mend(format!("perto watch TABLE --cache NAME --key EXPR{}", schema_option(&doctor.schema))),
-        );
+                .mend(format!("perto watch TABLE --cache NAME --key EXPR{}", schema_option(&doctor.schema)))
+        };
+        Ok(if all.is_empty() { vec![none()] } else { all.iter().flat_map(of_table).collect() })
+    })
+    .await;
+    if let Some(watched) = watched {
+        findings.extend(limited("service", declared(doctor, &watched)).await);
+        findings.extend(limited("subscriptions", subscriptions(doctor, &watched)).await);
     }
-    findings.extend(declared(&mut connection, doctor, &watched).await?);
-    findings.extend(subscriptions(&mut connection, &watched).await?);
-    Ok(findings)
+    findings
 }
 
 /// The command that makes it right.
@@ -143,10 +146,11 @@ fn of_function(watch: &Watch, table: &str, function: &str, change: FunctionChang
 }
 
 /// The tables that the service's caches declare as their sources.
-async fn declared(connection: &mut PgConnection, doctor: &Doctor, watched: &[Watched]) -> Findings {
+async fn declared(doctor: &Doctor, watched: &[Watched]) -> Findings {
     if doctor.schema != service::schema::LOG {
         return Ok(Vec::new());
     }
+    let mut connection = reading(&doctor.database).await?;
     let mut findings = Vec::new();
     for (table, cache, key) in service::schema::WATCHED {
         let name: Option<String> = sqlx::query_scalar(
@@ -155,7 +159,7 @@ async fn declared(connection: &mut PgConnection, doctor: &Doctor, watched: &[Wat
         )
         .persistent(false)
         .bind(table)
-        .fetch_optional(&mut *connection)
+        .fetch_optional(&mut connection)
         .await?;
         let Some(name) = name else {
             findings.push(Finding::ok("service", format!("its table {table} is not in this database")));
@@ -185,7 +189,8 @@ async fn declared(connection: &mut PgConnection, doctor: &Doctor, watched: &[Wat
 }
 
 /// Their apply worker fires row triggers, and ours are for statements.
-async fn subscriptions(connection: &mut PgConnection, watched: &[Watched]) -> Findings {
+async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
     let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select quote_ident(s.subname), format('%I.%I', n.nspname, c.relname) from pg_subscription s \
@@ -194,7 +199,7 @@ async fn subscriptions(connection: &mut PgConnection, watched: &[Watched]) -> Fi
     )
     .persistent(false)
     .bind(tables)
-    .fetch_all(connection)
+    .fetch_all(&mut connection)
     .await?;
     if rows.is_empty() {
         return Ok(vec![Finding::ok("subscriptions", "none writes into a watched table")]);
