@@ -28,6 +28,7 @@ pub(crate) mod audit;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
+pub(crate) mod inspect;
 pub(crate) mod loader;
 pub(crate) mod policy;
 

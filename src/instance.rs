@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::cache::applied::Applied;
 use crate::cache::builder::CacheBuilder;
+use crate::cache::inspect::InRemote;
 use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
 use crate::coherence::tail::Tail;
@@ -29,6 +30,9 @@ use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
+mod watching;
+
+use watching::Watching;
 
 pub use builder::PertoBuilder;
 
@@ -156,15 +160,8 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.poll().await.map_err(StartError::Log)?;
-        for cache in shared.caches().values() {
-            let limit = shared.settings.poll_timeout;
-            let looking = tokio::time::timeout(limit, shared.log.unwatched(cache.name(), cache.tables()));
-            let unwatched =
-                looking.await.unwrap_or(Err(LogError::Timeout(limit))).map_err(StartError::Log)?;
-            for table in unwatched {
-                shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
-            }
-        }
+        let mut watching = Watching::new(Arc::clone(shared));
+        watching.look().await.map_err(StartError::Log)?;
         if let Some(remote) = &shared.remote {
             // Whether it answers decides the first reads' way, not whether the instance starts.
             if remote::ping(&**remote, shared.settings.fence_timeout).await.is_err() {
@@ -172,6 +169,7 @@ impl Perto {
             }
         }
         self.spawn_tasks(tail);
+        shared.spawn_until_end(watching.run());
         starting.done = true;
         Ok(())
     }
@@ -377,7 +375,7 @@ impl Shared {
     }
 
     pub(crate) fn remote_key(&self, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-        format!("perto:{}:{epoch:016x}:{cache}.{version}:{key}", self.app)
+        InRemote::name(&self.app, epoch, cache, version, key)
     }
 
     /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.

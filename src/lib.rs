@@ -84,11 +84,13 @@ pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;
+pub use cache::inspect::{InLocal, InRemote, Inspection, Refusal, RemoteValue};
 pub use cache::loader::{Load, Loaded, STAMP_SQL, Stamp};
 pub use cache::policy::Outage;
 pub use cache::{Cache, Freshness, Key, MAX_KEY_BYTES, Read, ReadOptions, Tier, Value};
 pub use clock::{Clock, SystemClock};
 pub use coherence::health::{Event, Health, Recovery, State};
+pub use coherence::known::{Known, Missing};
 pub use coherence::snapshot::{MAX_RUNNING, Origin, Rank, Snapshot};
 pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError};
 pub use instance::{NotAToken, Perto, PertoBuilder, Token};

@@ -102,6 +102,12 @@ impl Stored {
     }
 }
 
+/// The two transactions of a tombstone.
+pub(crate) fn buried(bytes: &[u8]) -> Option<[u64; 2]> {
+    let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some([number(8)?, number(16)?])
+}
+
 /// Over the key, so that a value under another's key is refused, and all bytes but the checksum's own.
 fn checksum(key: &str, bytes: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();

@@ -7,6 +7,7 @@
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::known::Known;
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
@@ -139,6 +140,11 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
     fn stripe(&self, slot: Slot) -> MutexGuard<'_, Stripe> {
         self.stripes[slot.0 / PER_STRIPE].lock()
+    }
+
+    /// What is known of a key, and of its whole cache.
+    pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
+        (self.stripe(slot)[slot.0 % BUCKETS_PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 

@@ -101,6 +101,7 @@ pub enum Event {
         key_hash: u64,
     },
     /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
+    /// Looked at every minute, and sent once for as long as it is so.
     Unwatched {
         /// The cache.
         cache: String,

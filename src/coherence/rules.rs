@@ -6,6 +6,7 @@
 //! *Invariant.* Every transaction ever applied to the bucket is in `xids`, or at most `lo`, or contained in every
 //! snapshot of rank `rk` and above. So a snapshot that passes [`Bucket::accepts`] contains them all.
 
+use super::known::Known;
 use super::snapshot::{Rank, Snapshot};
 
 /// Transactions that a bucket remembers one by one.
@@ -96,6 +97,13 @@ impl<const ROOM: usize> Bucket<ROOM> {
 
     fn lowest(&self, of: impl Fn(u64) -> bool) -> Option<usize> {
         (0..ROOM).filter(|slot| of(self.xids[*slot])).min_by_key(|slot| self.xids[*slot])
+    }
+
+    /// Laid open, for people.
+    pub(crate) fn known(&self) -> Known {
+        let mut xids: Vec<u64> = self.xids.iter().copied().filter(|xid| *xid > 0).collect();
+        xids.sort_unstable();
+        Known { highest: self.highest, lo: self.lo, rk: self.rk, xids }
     }
 }
 

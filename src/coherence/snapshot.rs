@@ -150,6 +150,14 @@ impl fmt::Debug for Snapshot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Rank(u64);
 
+impl Rank {
+    /// The `xmax` of a snapshot of this rank.
+    #[must_use]
+    pub const fn xmax(self) -> u64 {
+        self.0 >> 16
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ pub(crate) struct PrivateRedis {
     process: Process,
     port: u16,
     folder: Folder,
+    cluster: bool,
 }
 
 impl PrivateRedis {
@@ -23,11 +24,18 @@ impl PrivateRedis {
         server
     }
 
+    /// A node of a cluster that has no other.
+    pub(crate) async fn start_cluster_node() -> Self {
+        let mut server = Self { cluster: true, ..Self::stopped() };
+        server.restart_empty().await;
+        server
+    }
+
     /// A port on which no server listens yet.
     pub(crate) fn stopped() -> Self {
         let folder = Folder::new("redis");
         let port = free_port();
-        Self { process: Process::none(), port, folder }
+        Self { process: Process::none(), port, folder, cluster: false }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -73,6 +81,7 @@ impl PrivateRedis {
         command
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
             .arg(self.port.to_string());
+        command.arg("--cluster-enabled").arg(if self.cluster { "yes" } else { "no" });
         command.arg("--dir").arg(&self.folder.0).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Process::spawn(&mut command);
         let client = redis::Client::open(self.url()).unwrap();
