@@ -62,6 +62,8 @@ pub(crate) mod cache;
 pub(crate) mod clock;
 pub(crate) mod coherence;
 pub(crate) mod error;
+#[cfg(any(feature = "test-util", feature = "service"))]
+pub mod history;
 pub(crate) mod instance;
 pub(crate) mod local;
 pub(crate) mod log;
