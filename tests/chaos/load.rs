@@ -174,7 +174,7 @@ impl Load {
                 let read = self.rows.get(&i64::from(*key)).await;
                 let ended = now_ns();
                 match read {
-                    Ok(read) => self.answered(*key, &read, begun, ended),
+                    Ok(read) => self.answered(*key, &read, begun, ended, 0),
                     Err(error) => self.not_answered(*key, &error, begun, ended),
                 }
             }
@@ -184,7 +184,7 @@ impl Load {
                 let ended = now_ns();
                 match read {
                     Ok(reads) => {
-                        keys.iter().zip(&reads).for_each(|(key, read)| self.answered(*key, read, begun, ended));
+                        keys.iter().zip(&reads).for_each(|(key, read)| self.answered(*key, read, begun, ended, 0));
                     }
                     Err(error) => {
                         keys.iter().for_each(|key| self.not_answered(*key, &error, begun, ended));
@@ -194,7 +194,7 @@ impl Load {
         }
     }
 
-    fn answered(&self, key: u32, read: &Read<Row>, begun: u64, ended: u64) {
+    fn answered(&self, key: u32, read: &Read<Row>, begun: u64, ended: u64, demanded: u64) {
         let flag = match read.freshness {
             Freshness::Fresh => Flag::Fresh,
             Freshness::Unverified { .. } => Flag::Unverified,
@@ -207,8 +207,9 @@ impl Load {
         };
         // No row is ever deleted: where one is missing, the history has no such value.
         let (version, value) = read.value.as_ref().map_or((u64::MAX, u64::MAX), |row| (row.version, row.value));
-        let kind = Kind::Answer;
-        self.recorder.read(Record { kind, flag, tier, key, version, value, begun, ended, timeline: 0 });
+        let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
+        let record = Record::new(kind, key, begun);
+        self.recorder.read(Record { flag, tier, version, value, ended, demanded, ..record });
     }
 
     fn not_answered(&self, key: u32, error: &Error, begun: u64, ended: u64) {
@@ -218,17 +219,7 @@ impl Load {
         self.first_error.lock().get_or_insert_with(|| {
             std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
         });
-        self.recorder.read(Record {
-            kind: Kind::NoAnswer,
-            flag: Flag::Fresh,
-            tier: 2,
-            key,
-            version: 0,
-            value: 0,
-            begun,
-            ended,
-            timeline: 0,
-        });
+        self.recorder.read(Record { ended, ..Record::new(Kind::NoAnswer, key, begun) });
     }
 
     async fn write_on(self: Arc<Self>, writes: u64, mut random: Random) {
@@ -238,26 +229,16 @@ impl Load {
             ticks.tick().await;
             let key = random.skewed(HOT);
             let how = random.how();
-            if let Some((version, token)) = self.write(key, how).await {
-                self.read_own(key, version, token).await;
+            if let Some((value, token)) = self.write(key, how).await {
+                self.read_own(key, value, token).await;
             }
         }
     }
 
-    /// A write, with all that is known of its outcome. Returns the version and the token where there are any.
+    /// A write, with all that is known of its outcome. Returns the value and the token where there is one.
     pub(crate) async fn write(&self, key: u32, how: How) -> Option<(u64, Token)> {
         let value = self.value.fetch_add(1, Ordering::Relaxed);
-        let mut record = Record {
-            kind: Kind::Intent,
-            flag: Flag::Fresh,
-            tier: 0,
-            key,
-            version: 0,
-            value,
-            begun: now_ns(),
-            ended: 0,
-            timeline: 0,
-        };
+        let mut record = Record { value, ..Record::new(Kind::Intent, key, now_ns()) };
         self.recorder.write(record);
         let mut written = Written::default();
         let outcome = tokio::time::timeout(WRITE_LIMIT, self.try_write(key, value, how, &mut written)).await;
@@ -271,7 +252,7 @@ impl Load {
             _ => Kind::Unknown,
         };
         self.recorder.write(record);
-        Some((record.version, written.token?))
+        Some((value, written.token?))
     }
 
     async fn try_write(
@@ -322,26 +303,13 @@ impl Load {
     }
 
     /// Whoever shows a token reads nothing older than its write.
-    async fn read_own(&self, key: u32, version: u64, token: Token) {
-        let epoch = self.perto.health().epoch;
+    async fn read_own(&self, key: u32, written: u64, token: Token) {
         let begun = now_ns();
         let read = self.rows.get_with(&i64::from(key), ReadOptions::at_least(token)).await;
-        let Ok(read) = read else { return };
         let ended = now_ns();
-        self.answered(key, &read, begun, ended);
-        let (got, value) = read.value.as_ref().map_or((0, 0), |row| (row.version, row.value));
-        if got < version && epoch == self.perto.health().epoch {
-            self.recorder.write(Record {
-                kind: Kind::OwnWriteMissed,
-                flag: Flag::Fresh,
-                tier: 0,
-                key,
-                version: got,
-                value,
-                begun,
-                ended,
-                timeline: 0,
-            });
+        match read {
+            Ok(read) => self.answered(key, &read, begun, ended, written),
+            Err(error) => self.not_answered(key, &error, begun, ended),
         }
     }
 }
@@ -358,7 +326,7 @@ struct Written {
 }
 
 /// The version that the row gets, and the server's timeline.
-async fn update(connection: &mut sqlx::PgConnection, key: u32, value: u64) -> Result<(u64, u32), sqlx::Error> {
+pub(crate) async fn update(connection: &mut sqlx::PgConnection, key: u32, value: u64) -> Result<(u64, u32), sqlx::Error> {
     let (version, timeline): (i64, i32) = sqlx::query_as(UPDATE_ONE)
         .bind(i64::from(key))
         .bind(value.cast_signed())

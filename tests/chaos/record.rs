@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-const BYTES: usize = 48;
+const BYTES: usize = 56;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -26,8 +26,10 @@ pub(crate) enum Kind {
     Unknown,
     /// It was rolled back, or failed before its commit was sent.
     Undone,
-    /// A read with a token gave less than the write of the token.
-    OwnWriteMissed,
+    /// A read that gave a value and had a token: `demanded` is the token's write.
+    TokenAnswer,
+    /// What a row was after a failover: a write of what it had been before, where something was lost.
+    Rewound,
 }
 
 /// How an answer was flagged.
@@ -55,10 +57,18 @@ pub(crate) struct Record {
     pub(crate) ended: u64,
     /// Of the server's history: promotions begin another.
     pub(crate) timeline: u32,
+    /// The value that a read with a token demanded, or something newer.
+    pub(crate) demanded: u64,
 }
 
 impl Record {
-    pub(crate) fn to_bytes(self) -> [u8; BYTES] {
+    /// A record to be filled in.
+    pub(crate) const fn new(kind: Kind, key: u32, begun: u64) -> Self {
+        let (version, value, ended, timeline, demanded) = (0, 0, 0, 0, 0);
+        Self { kind, flag: Flag::Fresh, tier: 0, key, version, value, begun, ended, timeline, demanded }
+    }
+
+    fn to_bytes(self) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         bytes[0] = self.kind as u8;
         bytes[1] = self.flag as u8;
@@ -68,6 +78,7 @@ impl Record {
             bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&number.to_le_bytes());
         }
         bytes[40..44].copy_from_slice(&self.timeline.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.demanded.to_le_bytes());
         bytes
     }
 
@@ -81,7 +92,8 @@ impl Record {
             Kind::Committed,
             Kind::Unknown,
             Kind::Undone,
-            Kind::OwnWriteMissed,
+            Kind::TokenAnswer,
+            Kind::Rewound,
         ];
         let flags = [Flag::Fresh, Flag::Unverified, Flag::Stale];
         Some(Self {
@@ -94,6 +106,7 @@ impl Record {
             begun: number(24)?,
             ended: number(32)?,
             timeline: word(40)?,
+            demanded: number(48)?,
         })
     }
 }
