@@ -206,7 +206,11 @@ impl Worker {
 }
 
 /// Until every worker says that it is coherent. When the last one did, by the clock of the histories.
-pub(crate) async fn coherent(workers: &mut [Worker], limit: Duration) -> anyhow::Result<u64> {
+pub(crate) async fn coherent(
+    workers: &mut [Worker],
+    limit: Duration,
+    waited_for: &mut String,
+) -> anyhow::Result<u64> {
     let began = Instant::now();
     let mut healths: Vec<String>;
     loop {
@@ -216,6 +220,11 @@ pub(crate) async fn coherent(workers: &mut [Worker], limit: Duration) -> anyhow:
         }
         if healths.iter().all(|health| health.starts_with("coherent")) {
             return Ok(now_ns());
+        }
+        if began.elapsed() > Duration::from_secs(1) {
+            // The last one tells what took longest.
+            let late = healths.iter().find(|health| !health.starts_with("coherent"));
+            *waited_for = late.cloned().unwrap_or_default();
         }
         ensure!(began.elapsed() < limit, "not coherent again within {limit:?}: {healths:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;

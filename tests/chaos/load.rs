@@ -81,9 +81,9 @@ impl Random {
     }
 
     fn read_key(&mut self) -> u32 {
-        match self.below(50) {
+        match self.below(1_000) {
             0 => u32::try_from(self.below(u64::from(ROWS))).expect("a row"),
-            1..=4 => HOT + u32::try_from(self.below(u64::from(RESERVED))).expect("a row"),
+            1..=80 => HOT + u32::try_from(self.below(u64::from(RESERVED))).expect("a row"),
             _ => self.skewed(HOT),
         }
     }

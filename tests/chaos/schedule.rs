@@ -53,7 +53,7 @@ pub(crate) async fn run(plan: &Plan<'_>, folder: &Path, report: &mut Report) -> 
 }
 
 async fn faults(plan: &Plan<'_>, world: &mut World, report: &mut Report) -> anyhow::Result<()> {
-    coherent(&mut world.workers, REPAIRED).await?;
+    coherent(&mut world.workers, REPAIRED, &mut String::new()).await?;
     // Warm.
     tokio::time::sleep(SETTLE * 2).await;
     for fault in &plan.faults {
@@ -72,7 +72,8 @@ async fn one(plan: &Plan<'_>, fault: &Fault, world: &mut World) -> anyhow::Resul
     let caused: Caused = (fault.cause)(world, plan.time).await?;
     let healed = now_ns();
     let mut wrong = Vec::new();
-    let coherent_after = match coherent(&mut world.workers, REPAIRED).await {
+    let mut waited_for = String::new();
+    let coherent_after = match coherent(&mut world.workers, REPAIRED, &mut waited_for).await {
         Ok(at) => Some(Duration::from_nanos(at - healed)),
         Err(error) => {
             wrong.push(format!("{error:#}"));
@@ -89,27 +90,19 @@ async fn one(plan: &Plan<'_>, fault: &Fault, world: &mut World) -> anyhow::Resul
     tokio::time::sleep(SETTLE).await;
     let to = now_ns();
     world.cut(&format!("after-{}", fault.name)).await?;
+    let mut awake: Vec<u32> = world.workers.iter().map(|worker| worker.number).collect();
+    awake.retain(|number| !caused.excused.contains(number));
     let case = Case {
         part,
         from,
         to,
-        excused: caused.excused,
+        awake,
         bound: plan.pace.bound,
         workers: world.next_worker,
         writes: world.writes.clone(),
     };
-    let folder = world.folder.clone();
-    let verdict = tokio::task::spawn_blocking(move || {
-        let verdict = judge(&folder, &case);
-        if verdict.violations == 0 {
-            // Nothing to be looked at later.
-            (1..case.workers).for_each(|worker| {
-                drop(std::fs::remove_file(crate::record::reads_file(&folder, worker, &case.part)));
-            });
-        }
-        verdict
-    })
-    .await?;
+    let (folder, judged) = (world.folder.clone(), case.part.clone());
+    let verdict = tokio::task::spawn_blocking(move || judge(&folder, &case)).await?;
     for worker in &mut world.workers {
         let (first, now) = (worker.at_first(), worker.usage());
         if now.peak_kib > MEMORY_KIB {
@@ -121,11 +114,19 @@ async fn one(plan: &Plan<'_>, fault: &Fault, world: &mut World) -> anyhow::Resul
         wrong.extend(worker.panics());
     }
     if !fault.nothing_answers && verdict.longest_read > read_limit() {
-        wrong.push(format!("a read took {:.2?}, longer than {:.2?}", verdict.longest_read, read_limit()));
+        let (longest, was) = (verdict.longest_read, &verdict.longest_was);
+        wrong.push(format!("a read took {longest:.2?}, longer than {:.2?}: {was}", read_limit()));
     }
     if verdict.reads == 0 || verdict.writes == 0 {
         wrong.push("nothing was read or nothing was written".to_owned());
     }
+    if verdict.violations == 0 && wrong.is_empty() {
+        // Nothing to be looked at later.
+        (1..world.next_worker).for_each(|worker| {
+            drop(std::fs::remove_file(crate::record::reads_file(&world.folder, worker, &judged)));
+        });
+    }
     let peak_kib = world.workers.iter().map(|worker| worker.usage().peak_kib).max().unwrap_or(0);
-    Ok(Line { name: fault.name, verdict, coherent_after, seen_after, note: caused.note, wrong, peak_kib })
+    let note = format!("{} {waited_for}", caused.note);
+    Ok(Line { name: fault.name, verdict, coherent_after, seen_after, note, wrong, peak_kib })
 }

@@ -15,8 +15,8 @@ pub(crate) struct Case {
     /// While the fault lasted and until it was repaired, in nanoseconds.
     pub(crate) from: u64,
     pub(crate) to: u64,
-    /// Workers that were frozen or killed in it: how long those were silent says nothing.
-    pub(crate) excused: Vec<u32>,
+    /// Workers of which it says something how long they were silent: alive all the time, and never frozen.
+    pub(crate) awake: Vec<u32>,
     pub(crate) bound: Duration,
     /// All that there ever were have lower numbers.
     pub(crate) workers: u32,
@@ -35,6 +35,8 @@ pub(crate) struct Verdict {
     pub(crate) described: Vec<String>,
     /// Answer or error.
     pub(crate) longest_read: Duration,
+    /// Which one that was.
+    pub(crate) longest_was: String,
     /// Of one worker, between two answers.
     pub(crate) longest_silence: Duration,
     /// Commits that a failover took back.
@@ -46,7 +48,7 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     let mut reads: Vec<(u32, Record)> = Vec::new();
     for worker in 1..case.workers {
         let own = read_file(&reads_file(folder, worker, &case.part));
-        if !case.excused.contains(&worker) {
+        if case.awake.contains(&worker) {
             verdict.longest_silence = verdict.longest_silence.max(longest_silence(&own, case));
         }
         reads.extend(own.into_iter().map(|read| (worker, read)));
@@ -64,8 +66,9 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     for (worker, read) in &reads {
         let (begun, ended) = (Duration::from_nanos(read.begun), Duration::from_nanos(read.ended));
         let inside = read.begun < case.to && read.ended >= case.from;
-        if inside && !case.excused.contains(worker) {
-            verdict.longest_read = verdict.longest_read.max(ended - begun);
+        if inside && case.awake.contains(worker) && ended - begun > verdict.longest_read {
+            verdict.longest_read = ended - begun;
+            verdict.longest_was = format!("{:?} of {read:?} on {worker}", read.kind);
         }
         if read.kind == Kind::NoAnswer {
             judge.failed(begun, ended);
