@@ -56,6 +56,8 @@ impl Proxies {
 pub(crate) struct Pace {
     pub(crate) bound: Duration,
     pub(crate) reads: u64,
+    /// Of 1,000 reads, those of any row of the table.
+    pub(crate) cold: u64,
     pub(crate) writes: u64,
 }
 
@@ -95,6 +97,7 @@ impl Worker {
         command.args(["--postgres", &through(postgres, &proxies.postgres)]);
         command.args(["--bound-ms", &pace.bound.as_millis().to_string()]);
         command.args(["--reads", &pace.reads.to_string(), "--writes", &pace.writes.to_string()]);
+        command.args(["--cold", &pace.cold.to_string()]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)).context("a worker's pid")?;
         let mut lines = BufReader::new(child.stdout.take().context("a worker's output")?).lines();

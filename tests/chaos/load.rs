@@ -80,10 +80,10 @@ impl Random {
         u32::try_from(u64::from(n) * share * share >> 40).expect("less than n")
     }
 
-    fn read_key(&mut self) -> u32 {
+    fn read_key(&mut self, cold: u64) -> u32 {
         match self.below(1_000) {
-            0 => u32::try_from(self.below(u64::from(ROWS))).expect("a row"),
-            1..=80 => HOT + u32::try_from(self.below(u64::from(RESERVED))).expect("a row"),
+            at if at < cold => u32::try_from(self.below(u64::from(ROWS))).expect("a row"),
+            at if at < cold + 80 => HOT + u32::try_from(self.below(u64::from(RESERVED))).expect("a row"),
             _ => self.skewed(HOT),
         }
     }
@@ -120,10 +120,16 @@ impl Load {
     }
 
     /// Readers and writers, until the load has ended.
-    pub(crate) fn start(self: &Arc<Self>, tasks: &mut JoinSet<()>, reads: u64, writes: u64, seed: u64) {
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        (reads, cold): (u64, u64),
+        writes: u64,
+        seed: u64,
+    ) {
         for reader in 0..READERS {
             let (load, random) = (Arc::clone(self), Random(seed.wrapping_mul(31) + reader + 1));
-            tasks.spawn(async move { load.read_on(reads, random).await });
+            tasks.spawn(async move { load.read_on(reads, cold, random).await });
         }
         for writer in 0..2 {
             let (load, random) = (Arc::clone(self), Random(seed.wrapping_mul(37) + writer + 101));
@@ -139,7 +145,7 @@ impl Load {
     }
 
     /// An open loop: whoever waits for a load keeps nobody else from reading, as with requests from outside.
-    async fn read_on(self: Arc<Self>, reads: u64, mut random: Random) {
+    async fn read_on(self: Arc<Self>, reads: u64, cold: u64, mut random: Random) {
         let mut waiting = JoinSet::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -150,7 +156,7 @@ impl Load {
             let mut left = per_tick;
             while left > 0 {
                 let many = random.below(200) == 0;
-                let keys: Vec<u32> = (0..if many { 10 } else { 1 }).map(|_| random.read_key()).collect();
+                let keys: Vec<u32> = (0..if many { 10 } else { 1 }).map(|_| random.read_key(cold)).collect();
                 left = left.saturating_sub(keys.len() as u64);
                 if waiting.len() >= WAITING {
                     self.not_begun.fetch_add(1, Ordering::Relaxed);

@@ -63,6 +63,9 @@ struct Run {
     /// Reads a second of each instance
     #[arg(long, default_value_t = 20_000)]
     reads: u64,
+    /// Of 1,000 reads, those that go to any row of the table: nearly each of them is a load
+    #[arg(long, default_value_t = 1)]
+    cold: u64,
     /// Writes a second of each instance
     #[arg(long, default_value_t = 50)]
     writes: u64,
@@ -99,6 +102,7 @@ fn smoke() -> Run {
         seconds: 1.2,
         instances: 3,
         reads: 2_000,
+        cold: 1,
         writes: 20,
         bound: 1_000,
         report: None,
@@ -131,7 +135,7 @@ impl Run {
         let plan = Plan {
             faults,
             time: Duration::from_secs_f64(self.seconds),
-            pace: Pace { bound, reads: self.reads, writes: self.writes },
+            pace: Pace { bound, reads: self.reads, cold: self.cold, writes: self.writes },
             workers: self.instances,
         };
         let folder = std::env::temp_dir().join(format!("perto-chaos-{}", std::process::id()));

@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) reads: u64,
     #[arg(long)]
+    pub(crate) cold: u64,
+    #[arg(long)]
     pub(crate) writes: u64,
 }
 
@@ -167,7 +169,8 @@ impl Worker {
         perto.start().await.unwrap();
         let load = Load::new(perto, rows, pool, recorder, settings.number);
         let mut tasks = JoinSet::new();
-        load.start(&mut tasks, settings.reads, settings.writes, u64::from(settings.number));
+        let reads = (settings.reads, settings.cold);
+        load.start(&mut tasks, reads, settings.writes, u64::from(settings.number));
         Self { load, clock, loading: tasks, others: JoinSet::new() }
     }
 
