@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use perto::{Clock, Freshness, Perto, SystemClock, postgres};
+use perto::{Clock, Event, Freshness, Perto, SystemClock, postgres};
 use rustix::process::{Resource, Rlimit, Signal};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -127,6 +128,19 @@ struct Worker {
     loading: JoinSet<()>,
     /// What commands have begun and goes on.
     others: JoinSet<()>,
+    _events: JoinSet<()>,
+}
+
+/// What the instance tells its operator, for whoever looks into a failure.
+async fn write_down(mut events: tokio::sync::broadcast::Receiver<Event>, mut file: std::fs::File) {
+    loop {
+        let event = match events.recv().await {
+            Ok(event) => format!("{event:?}"),
+            Err(RecvError::Lagged(lost)) => format!("{lost} events lost"),
+            Err(RecvError::Closed) => return,
+        };
+        drop(writeln!(file, "{:.3} {event}", Duration::from_nanos(now_ns()).as_secs_f64()));
+    }
 }
 
 impl Worker {
@@ -166,12 +180,15 @@ impl Worker {
             })
             .unwrap();
         let recorder = Recorder::new(&settings.folder, settings.number, &settings.part).unwrap();
+        let mut events = JoinSet::new();
+        let said = settings.folder.join(format!("events-{}", settings.number));
+        events.spawn(write_down(perto.events(), std::fs::File::create(said).unwrap()));
         perto.start().await.unwrap();
         let load = Load::new(perto, rows, pool, recorder, settings.number);
         let mut tasks = JoinSet::new();
         let reads = (settings.reads, settings.cold);
         load.start(&mut tasks, reads, settings.writes, u64::from(settings.number));
-        Self { load, clock, loading: tasks, others: JoinSet::new() }
+        Self { load, clock, loading: tasks, others: JoinSet::new(), _events: events }
     }
 
     async fn obey(&mut self, command: &str) -> Result<String, String> {
