@@ -8,7 +8,7 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test replay bench instructions check cargo
+.PHONY: help run test replay chaos bench instructions check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
@@ -22,6 +22,11 @@ test: cargo ## all tests [ARGS='name_of_a_test']
 replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='...']
 	@cargo build --release --locked
 	@exec scripts/engines exec --db perto_replay -- $(perto) replay $(if $(TRACE),"$(TRACE)") $(ARGS)
+
+chaos: cargo ## every fault under load, on the engines of this machine and on the newest [ARGS='--only redis']
+	@cargo test --release --locked --no-run --test chaos
+	@exec scripts/engines programs -- cargo test --release --locked --test chaos -- run $(ARGS)
+	@exec scripts/engines programs --wheels -- cargo test --release --locked --test chaos -- run $(ARGS)
 
 bench: cargo ## benchmarks [ARGS='...']
 	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)
