@@ -9,7 +9,7 @@ SECONDS ?= 3600
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test replay soak bench instructions check cargo
+.PHONY: help run test replay soak chaos bench instructions check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
@@ -26,6 +26,11 @@ replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='.
 
 soak: cargo ## random simulated histories for an hour [SECONDS=3600]
 	@PERTO_SOAK_SECONDS='$(SECONDS)' exec cargo test --release --locked --test coherence soak -- --ignored --nocapture
+
+chaos: cargo ## every fault under load, on the engines of this machine and on the newest [ARGS='--only redis']
+	@cargo test --release --locked --no-run --test chaos
+	@exec scripts/engines programs -- cargo test --release --locked --test chaos -- run $(ARGS)
+	@exec scripts/engines programs --wheels -- cargo test --release --locked --test chaos -- run $(ARGS)
 
 bench: cargo ## benchmarks [ARGS='...']
 	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)

@@ -155,7 +155,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Dropping the future abandons nothing but the answer: a load that has begun goes on and is cached.
     ///
     /// # Errors
-    /// [`Error::Load`] and its kin where the loader was needed and failed, within the load timeout;
+    /// [`Error::Load`] and its kin where the loader was needed and failed, within the times for L2 and for a load;
     /// [`Error::Unverified`] where the policy says so; [`Error::Closed`] after shutdown.
     pub async fn get(&self, key: &K) -> Result<Read<V>, Error> {
         match self.hit(key, None) {
@@ -218,10 +218,19 @@ impl<K: Key, V: Value> Cache<K, V> {
         reads.pop().ok_or(Error::Unsettled)
     }
 
+    /// However often it begins again, a read takes no longer than one look into L2 and one load may.
     async fn read(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
         }
+        let limit = self.0.policy.load_timeout + self.0.shared.remote_limit(keys.len());
+        match tokio::time::timeout(limit, self.read_within(keys, options)).await {
+            Ok(read) => read,
+            Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
+        }
+    }
+
+    async fn read_within(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
         let texts = self.texts(keys)?;
         let mut answers: Vec<Option<Read<V>>> = keys
             .iter()

@@ -378,6 +378,12 @@ impl Shared {
         InRemote::name(&self.app, epoch, cache, version, key)
     }
 
+    /// How long [`Shared::remote_get`] may take.
+    pub(crate) fn remote_limit(&self, keys: usize) -> Duration {
+        let round_trips = u32::try_from(keys.div_ceil(KEYS_AT_ONCE)).unwrap_or(u32::MAX);
+        self.settings.remote_timeout.saturating_mul(round_trips)
+    }
+
     /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.
     pub(crate) async fn remote_get(&self, names: &[String]) -> Vec<Option<Bytes>> {
         match &self.remote {

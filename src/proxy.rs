@@ -48,6 +48,7 @@ enum Direction {
 #[derive(Debug)]
 pub struct FaultProxy {
     address: SocketAddr,
+    server: watch::Sender<Arc<str>>,
     fault: watch::Sender<Fault>,
     ending: CancellationToken,
     tasks: TaskTracker,
@@ -64,9 +65,10 @@ impl FaultProxy {
     pub async fn start(server: impl Into<String>) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
+        let (server, _) = watch::channel(Arc::from(server.into()));
         let (fault, _) = watch::channel(Fault::None);
         let (ending, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let accepting = accept(listener, server.into().into(), fault.clone(), tasks.clone(), ending.clone());
+        let accepting = accept(listener, server.clone(), fault.clone(), tasks.clone(), ending.clone());
         let ended = ending.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -74,7 +76,7 @@ impl FaultProxy {
                 () = ended.cancelled() => {}
             }
         });
-        Ok(Self { address, fault, ending, tasks })
+        Ok(Self { address, server, fault, ending, tasks })
     }
 
     /// Where clients connect to.
@@ -86,6 +88,12 @@ impl FaultProxy {
     /// Begins a fault, or ends it with [`Fault::None`]. Takes effect on open connections too.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// Passes everything on to another server from now on, as an address that moves does in a failover. Connections to
+    /// the old one are reset.
+    pub fn point_at(&self, server: impl Into<String>) {
+        self.server.send_replace(Arc::from(server.into()));
     }
 
     /// Connections that are open, each counted once.
@@ -103,7 +111,7 @@ impl Drop for FaultProxy {
 
 async fn accept(
     listener: TcpListener,
-    server: Arc<str>,
+    server: watch::Sender<Arc<str>>,
     fault: watch::Sender<Fault>,
     tasks: TaskTracker,
     ending: CancellationToken,
@@ -113,18 +121,22 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        let (server, faults, ending) = (Arc::clone(&server), fault.subscribe(), ending.clone());
+        let (server, faults, ending) = (server.subscribe(), fault.subscribe(), ending.clone());
         tasks.spawn(async move {
             tokio::select! {
                 // A connection that breaks is its clients' matter.
-                _ = connection(client, &server, faults) => {}
+                _ = connection(client, server, faults) => {}
                 () = ending.cancelled() => {}
             }
         });
     }
 }
 
-async fn connection(client: TcpStream, server: &str, faults: watch::Receiver<Fault>) -> io::Result<()> {
+async fn connection(
+    client: TcpStream,
+    mut server: watch::Receiver<Arc<str>>,
+    faults: watch::Receiver<Fault>,
+) -> io::Result<()> {
     // The kernel accepts at once; the fault decides what comes of it.
     reset_on_close(&client);
     if *faults.borrow() == Fault::Cut {
@@ -134,7 +146,8 @@ async fn connection(client: TcpStream, server: &str, faults: watch::Receiver<Fau
     let upstream = tokio::select! {
         upstream = async {
             passable(&mut opening, Direction::ToServer).await;
-            TcpStream::connect(server).await
+            let place = Arc::clone(&server.borrow_and_update());
+            TcpStream::connect(&*place).await
         } => upstream?,
         () = until_cut(&mut cut) => return Ok(()),
     };
@@ -147,6 +160,8 @@ async fn connection(client: TcpStream, server: &str, faults: watch::Receiver<Fau
         done = pump(from_client, to_server, faults.clone(), Direction::ToServer) => done,
         done = pump(from_server, to_client, faults, Direction::ToClient) => done,
         () = until_cut(&mut cut) => Ok(()),
+        // It has moved away.
+        _ = server.changed() => Ok(()),
     }
 }
 

@@ -177,6 +177,32 @@ async fn a_hanging_loader_ends_at_the_load_timeout() {
     ring.end().await;
 }
 
+/// However often it begins again: its caller waits for one load at most.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_begins_again_ends_by_its_first_load_timeout() {
+    let ring = Ring::of(2).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "old");
+    member.loader.after().close();
+    let first = member.reading(1);
+    member.loader.after().reached_by(1).await;
+    ring.write(1, 1, "new").await;
+    ms(1).await;
+    let begun = Instant::now();
+    // It joins the load of the old row, which lands late and is no answer to it. Its own load hangs.
+    let joiner = member.reading(1);
+    ms(4_000).await;
+    member.loader.before().close();
+    member.loader.after().open();
+    assert_eq!(text(&first.await.unwrap().unwrap()), some("old"));
+    assert!(matches!(joiner.await.unwrap(), Err(Error::LoadTimeout { .. })));
+    assert!(begun.elapsed() <= Duration::from_millis(5_050), "after {:?}", begun.elapsed());
+    // The load that it began goes on, for whoever comes next.
+    member.loader.before().open();
+    assert_eq!(member.fresh(1).await, some("new"));
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_absent_row_is_cached_as_absent_until_it_is_created() {
     let ring = Ring::of(2).await;

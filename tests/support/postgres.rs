@@ -43,13 +43,23 @@ impl PrivatePostgres {
 
     /// A hot standby that streams from this server.
     pub(crate) async fn standby(&self) -> Self {
+        self.standby_through(self.port).await
+    }
+
+    /// A hot standby that streams from this server through a port of this machine: that of a proxy.
+    pub(crate) async fn standby_through(&self, port: u16) -> Self {
         let standby = Self::stopped();
         standby.run_as.own(&standby.folder.0);
         let mut command = standby.run_as.command(&bin("pg_basebackup"));
         command.args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-X", "stream", "-c", "fast", "-p"]);
-        command.arg(self.port.to_string()).arg("-D").arg(standby.data());
+        command.arg(port.to_string()).arg("-D").arg(standby.data());
         run(&mut command);
         standby.started().await
+    }
+
+    /// What it has said since it was made.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.0.join("log")
     }
 
     pub(crate) fn url(&self, database: &str) -> String {
@@ -129,7 +139,7 @@ impl PrivatePostgres {
     }
 
     fn spawn(&self) -> Process {
-        let log = File::options().create(true).append(true).open(self.folder.0.join("log")).unwrap();
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = self.run_as.command(&bin("postgres"));
         command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string()).env("LC_ALL", "C");
         for setting in SETTINGS {

@@ -1,7 +1,8 @@
 //! A private Redis or Valkey, to kill, restart, fill up and restore.
 
+use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use redis::aio::MultiplexedConnection;
 
@@ -82,7 +83,8 @@ impl PrivateRedis {
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
             .arg(self.port.to_string());
         command.arg("--cluster-enabled").arg(if self.cluster { "yes" } else { "no" });
-        command.arg("--dir").arg(&self.folder.0).stdout(Stdio::null()).stderr(Stdio::null());
+        let log = File::options().create(true).append(true).open(self.log()).unwrap();
+        command.arg("--dir").arg(&self.folder.0).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Process::spawn(&mut command);
         let client = redis::Client::open(self.url()).unwrap();
         eventually("a private Redis answers", async || {
@@ -91,6 +93,11 @@ impl PrivateRedis {
             redis::cmd("PING").query_async::<String>(&mut redis).await.is_ok()
         })
         .await;
+    }
+
+    /// What it has said since it was made.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.0.join("log")
     }
 
     fn dump_file(&self) -> PathBuf {

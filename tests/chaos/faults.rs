@@ -1,0 +1,300 @@
+//! The faults of Redis, of the network between, and of the workers. Each is caused, held and healed, and checked to
+//! have taken place: a fault that did nothing proves nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures_util::future::LocalBoxFuture;
+use perto::proxy::Fault as Net;
+use tokio::time::sleep;
+
+use crate::postgres_faults as pg;
+use crate::support::redis::PrivateRedis;
+use crate::world::World;
+
+/// What became of a fault that was caused and healed.
+#[derive(Debug, Default)]
+pub(crate) struct Caused {
+    /// Workers that were frozen or killed.
+    pub(crate) excused: Vec<u32>,
+    /// For the table.
+    pub(crate) note: String,
+}
+
+impl Caused {
+    pub(crate) fn noting(note: impl Into<String>) -> Self {
+        Self { note: note.into(), ..Self::default() }
+    }
+}
+
+pub(crate) type Causing<'a> = LocalBoxFuture<'a, anyhow::Result<Caused>>;
+
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) cause: for<'a> fn(&'a mut World, Duration) -> Causing<'a>,
+    /// Nothing can answer a read that misses.
+    pub(crate) nothing_answers: bool,
+    /// Part of the smoke schedule.
+    pub(crate) smoke: bool,
+}
+
+macro_rules! faults {
+    ($($name:literal $(($mark:ident))?: $cause:path, $what:literal;)*) => {
+        &[$(Fault {
+            name: $name,
+            what: $what,
+            cause: |world, time| Box::pin($cause(world, time)),
+            nothing_answers: marked!(nothing_answers $($mark)?),
+            smoke: marked!(smoke $($mark)?),
+        }),*]
+    };
+}
+
+macro_rules! marked {
+    (smoke smoke) => {
+        true
+    };
+    (nothing_answers nothing_answers) => {
+        true
+    };
+    ($mark:ident $($other:ident)?) => {
+        false
+    };
+}
+
+pub(crate) const FAULTS: &[Fault] = faults! {
+    "nothing": nothing, "no fault at all, to compare with";
+    "redis-killed" (smoke): redis_killed, "Redis is killed (-9) and comes back empty";
+    "redis-restored": redis_restored, "Redis is killed and comes back with an old dump";
+    "redis-flushed": redis_flushed, "FLUSHALL, ten times a second";
+    "redis-failed-over": redis_failed_over, "a replica that stopped replicating takes Redis's place";
+    "redis-deaf": redis_deaf, "nothing that is sent reaches Redis (black hole)";
+    "redis-mute": redis_mute, "nothing that Redis sends arrives (black hole)";
+    "redis-slow-100ms": redis_slow, "100 ms to Redis and 100 ms back";
+    "redis-slow-1s": redis_very_slow, "1 s to Redis and 1 s back";
+    "redis-full": redis_full, "Redis is out of memory and evicts nothing";
+    "scripts-forgotten": scripts_forgotten, "SCRIPT FLUSH, ten times a second";
+    "subscriber-overrun": subscriber_overrun, "Redis disconnects subscribers whose output buffer is full";
+    "messages-dropped" (smoke): messages_dropped, "no message arrives, on connections that stand";
+    "postgres-killed" (smoke): pg::killed, "Postgres is killed (-9) and recovers: a new epoch";
+    "postgres-promoted": pg::promoted, "the primary is killed, and a standby that misses its last commits is promoted";
+    "postgres-cut": pg::cut, "every connection to Postgres is reset, and each new one";
+    "postgres-black-hole": pg::black_hole, "nothing passes to Postgres nor back";
+    "postgres-slow-100ms": pg::slow, "100 ms to Postgres and 100 ms back";
+    "postgres-slow-700ms": pg::very_slow, "700 ms to Postgres and 700 ms back: longer than the bound";
+    "pool-exhausted": pg::pool_exhausted, "another part of each program holds all connections of its pool";
+    "out-of-connections": pg::out_of_connections, "somebody takes all connections of Postgres and ends those of the instances";
+    "long-transaction": pg::long_transaction, "a transaction that has written stays open, and commits at last";
+    "bulk-update": pg::bulk_update, "one statement updates all 100,000 rows";
+    "hot-key": hot_key, "1,000 writes a second to one row";
+    "instance-cut": instance_cut, "one instance is cut off from both, the others are not";
+    "instance-black-hole": instance_black_hole, "nothing passes between one instance and both servers";
+    "instance-frozen" (smoke): instance_frozen, "one process is stopped for longer than the bound, and goes on";
+    "instance-killed": instance_killed, "one process dies (-9) between commit and publish, and is replaced";
+    "out-of-files": out_of_files, "one process has no file descriptor left, and its connections are reset";
+    "clock-jumps": clock_jumps, "the clock of one instance jumps ahead by 5 s, its wall clock by hours";
+    "both-down" (nothing_answers): both_down, "Redis and Postgres are both killed, and come back";
+};
+
+async fn nothing(_: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    sleep(time).await;
+    Ok(Caused::default())
+}
+
+async fn redis_killed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    world.redis.kill();
+    sleep(time).await;
+    world.redis.restart_empty().await;
+    Ok(Caused::default())
+}
+
+async fn redis_restored(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let dump = world.redis.dump().await;
+    sleep(time / 2).await;
+    world.redis.restore(&dump).await;
+    let keys = world.redis(&["DBSIZE"]).await?;
+    sleep(time / 2).await;
+    Ok(Caused::noting(format!("{keys:?} keys came back")))
+}
+
+async fn redis_flushed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    repeat(world, time, &["FLUSHALL"]).await
+}
+
+async fn scripts_forgotten(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    repeat(world, time, &["SCRIPT", "FLUSH"]).await
+}
+
+async fn repeat(world: &mut World, time: Duration, command: &[&str]) -> anyhow::Result<Caused> {
+    let times = (time.as_millis() / 100).max(1);
+    for _ in 0..times {
+        world.redis(command).await?;
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(Caused::noting(format!("{times} times")))
+}
+
+async fn redis_failed_over(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let replica = PrivateRedis::start().await;
+    let mut there = replica.connect().await;
+    let (host, port) = ("127.0.0.1", world.redis.url().rsplit(':').next().context("a port")?.to_owned());
+    redis::cmd("REPLICAOF").arg(host).arg(port).query_async::<()>(&mut there).await?;
+    crate::support::wait::eventually("the replica is in step", async || {
+        let info: String =
+            redis::cmd("INFO").arg("replication").query_async(&mut there).await.unwrap_or_default();
+        info.contains("master_link_status:up")
+    })
+    .await;
+    redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async::<()>(&mut there).await?;
+    let keys: u64 = redis::cmd("DBSIZE").query_async(&mut there).await?;
+    ensure!(keys > 0, "the replica holds nothing");
+    // It grows stale.
+    sleep(time / 2).await;
+    world.all(|proxies| proxies.point_redis_at(&replica.url()));
+    world.redis = replica;
+    sleep(time / 2).await;
+    Ok(Caused::noting(format!("{keys} keys, {:.1} s old", (time / 2).as_secs_f64())))
+}
+
+async fn redis_deaf(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    redis_net(world, time, Net::BlackHoleToServer).await
+}
+
+async fn redis_mute(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    redis_net(world, time, Net::BlackHoleToClient).await
+}
+
+async fn redis_slow(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    redis_net(world, time, Net::Delay(Duration::from_millis(100))).await
+}
+
+async fn redis_very_slow(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    redis_net(world, time, Net::Delay(Duration::from_secs(1))).await
+}
+
+async fn redis_net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
+    world.set_redis(fault);
+    sleep(time).await;
+    world.set_redis(Net::None);
+    Ok(Caused::default())
+}
+
+async fn redis_full(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    world.redis.config("maxmemory-policy", "noeviction").await;
+    world.redis.config("maxmemory", "1").await;
+    let refused = world.redis(&["SET", "a", "b"]).await;
+    ensure!(refused.is_err_and(|error| error.code() == Some("OOM")), "it takes writes");
+    sleep(time).await;
+    world.redis.config("maxmemory", "0").await;
+    Ok(Caused::default())
+}
+
+async fn subscriber_overrun(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    const SAID: &str = "overcoming of output buffer limits";
+    world.redis.config("client-output-buffer-limit", "pubsub 65536 0 0").await;
+    let said = |world: &World| std::fs::read_to_string(world.redis.log()).unwrap_or_default().matches(SAID).count();
+    let before = said(world);
+    world.all(|proxies| proxies.bus.set(Net::BlackHoleToClient));
+    // No hint: it is refused and counted. It only has to be long.
+    let long = vec![b'x'; 512 << 10];
+    let mut redis = world.redis.connect().await;
+    for _ in 0..200 {
+        redis::cmd("PUBLISH").arg("perto:chaos:bus").arg(&long).query_async::<()>(&mut redis).await?;
+        if said(world) - before >= world.workers.len() {
+            break;
+        }
+    }
+    let overrun = said(world) - before;
+    ensure!(overrun >= world.workers.len(), "only {overrun} subscribers were disconnected");
+    world.all(|proxies| proxies.bus.set(Net::None));
+    sleep(time).await;
+    world.redis.config("client-output-buffer-limit", "pubsub 33554432 8388608 60").await;
+    Ok(Caused::noting(format!("{overrun} disconnected")))
+}
+
+async fn messages_dropped(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    world.all(|proxies| proxies.bus.set(Net::DropMessages));
+    sleep(time).await;
+    world.all(|proxies| proxies.bus.set(Net::None));
+    Ok(Caused::default())
+}
+
+async fn hot_key(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let rate = 1_000 / world.workers.len();
+    let mut connection = world.connect().await?;
+    let key = 7;
+    let version = "select version from rows where id = 7";
+    let before: i64 = sqlx::query_scalar(version).fetch_one(&mut connection).await?;
+    for worker in &mut world.workers {
+        worker.ask(&format!("burst {key} {rate} {}", time.as_millis())).await?;
+    }
+    sleep(time).await;
+    let after: i64 = sqlx::query_scalar(version).fetch_one(&mut connection).await?;
+    let seconds = time.as_secs().max(1);
+    Ok(Caused::noting(format!("{} a second", (after - before).cast_unsigned() / seconds)))
+}
+
+async fn instance_cut(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    instance_net(world, time, Net::Cut).await
+}
+
+async fn instance_black_hole(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    instance_net(world, time, Net::BlackHole).await
+}
+
+async fn instance_net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
+    let proxies = &world.workers[0].proxies;
+    proxies.set_redis(fault);
+    proxies.postgres.set(fault);
+    sleep(time).await;
+    proxies.heal();
+    Ok(Caused::default())
+}
+
+async fn instance_frozen(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let worker = &world.workers[0];
+    worker.freeze()?;
+    sleep(time.max(world.pace.bound * 2)).await;
+    worker.thaw()?;
+    Ok(Caused { excused: vec![worker.number], ..Caused::default() })
+}
+
+async fn instance_killed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let mut dead = world.workers.remove(0);
+    dead.commit_and_die().await?;
+    sleep(time / 2).await;
+    world.start_worker(std::sync::Arc::clone(&dead.proxies)).await?;
+    sleep(time / 2).await;
+    Ok(Caused { excused: vec![dead.number, world.next_worker - 1], ..Caused::default() })
+}
+
+async fn out_of_files(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let worker = &mut world.workers[0];
+    worker.proxies.set_redis(Net::Cut);
+    worker.proxies.postgres.set(Net::Cut);
+    let taken = worker.ask(&format!("exhaust-files {}", time.as_millis())).await?;
+    worker.proxies.heal();
+    sleep(time + Duration::from_millis(50)).await;
+    Ok(Caused::noting(format!("{taken} files taken")))
+}
+
+async fn clock_jumps(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let hour = 3_600_000;
+    let jumps = [hour, -2 * hour, 3 * hour, -2 * hour];
+    for wall in jumps {
+        world.workers[0].ask("clock 5000").await?;
+        world.workers[0].ask(&format!("wall {wall}")).await?;
+        sleep(time / 4).await;
+    }
+    Ok(Caused::noting(format!("{} jumps", jumps.len())))
+}
+
+async fn both_down(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    world.redis.kill();
+    world.postgres.kill();
+    sleep(time).await;
+    world.postgres.restart().await;
+    world.redis.restart_empty().await;
+    Ok(Caused::default())
+}

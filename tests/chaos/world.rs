@@ -1,0 +1,197 @@
+//! The servers of a run, the workers before them, and what the schedule itself writes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use perto::postgres::{Watch, migrate, watch};
+use perto::proxy::{Fault, FaultProxy};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::fleet::{Pace, Proxies, Worker};
+use crate::load::{HOT, RESERVED, ROWS};
+use crate::record::{Kind, Record, now_ns};
+use crate::support::engines::place_of;
+use crate::support::postgres::PrivatePostgres;
+use crate::support::redis::PrivateRedis;
+
+/// Written by [`World::probe`] and by nobody else.
+const PROBED: u32 = HOT + RESERVED - 1;
+
+pub(crate) struct World {
+    pub(crate) folder: PathBuf,
+    pub(crate) pace: Pace,
+    pub(crate) redis: PrivateRedis,
+    pub(crate) postgres: PrivatePostgres,
+    /// Streams from the primary through a proxy.
+    pub(crate) standby: Option<(PrivatePostgres, FaultProxy)>,
+    pub(crate) workers: Vec<Worker>,
+    /// What the schedule has written, and what was taken back.
+    pub(crate) writes: Vec<Record>,
+    /// The number of every worker there ever was is below.
+    pub(crate) next_worker: u32,
+    /// Of the histories of reads that are being written.
+    pub(crate) part: String,
+    next_value: u64,
+}
+
+impl World {
+    pub(crate) async fn start(folder: &Path, pace: Pace, workers: u32) -> anyhow::Result<Self> {
+        let (redis, postgres) = tokio::join!(PrivateRedis::start(), PrivatePostgres::start());
+        let mut world = Self {
+            folder: folder.to_owned(),
+            pace,
+            redis,
+            postgres,
+            standby: None,
+            workers: Vec::new(),
+            writes: Vec::new(),
+            next_worker: 1,
+            part: "start".to_owned(),
+            next_value: 1 << 32,
+        };
+        let mut connection = world.connect().await?;
+        migrate(&mut connection, "chaos").await?;
+        let create = format!(
+            "create table chaos.rows (id bigint primary key, version bigint not null, value bigint not null) \
+               with (fillfactor = 50); \
+             insert into chaos.rows select n, 0, n from generate_series(0, {}) n; analyze chaos.rows",
+            ROWS - 1
+        );
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await?;
+        let rows = Watch {
+            schema: "chaos".to_owned(),
+            table: "chaos.rows".to_owned(),
+            cache: "row".to_owned(),
+            key: "id".to_owned(),
+        };
+        watch(&mut connection, &rows).await?;
+        for _ in 0..workers {
+            let proxies = Proxies::start(&world.redis.url(), &world.url()).await?;
+            world.start_worker(Arc::new(proxies)).await?;
+        }
+        Ok(world)
+    }
+
+    pub(crate) async fn start_worker(&mut self, proxies: Arc<Proxies>) -> anyhow::Result<()> {
+        let number = self.next_worker;
+        self.next_worker += 1;
+        let (redis, postgres) = (self.redis.url(), self.url());
+        let worker =
+            Worker::start(number, proxies, &self.folder, &self.part, self.pace, &redis, &postgres).await?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Ends the file of each worker's reads, and begins the next.
+    pub(crate) async fn cut(&mut self, part: &str) -> anyhow::Result<()> {
+        part.clone_into(&mut self.part);
+        for worker in &mut self.workers {
+            worker.ask(&format!("cut {part}")).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.postgres.url("postgres")
+    }
+
+    /// Straight to the primary, past all proxies.
+    pub(crate) async fn connect(&self) -> anyhow::Result<PgConnection> {
+        let connecting = PgConnection::connect(&self.url()).await;
+        let mut connection = connecting.context("the primary")?;
+        sqlx::raw_sql("set search_path = chaos").execute(&mut connection).await?;
+        Ok(connection)
+    }
+
+    pub(crate) async fn redis(&self, command: &[&str]) -> redis::RedisResult<redis::Value> {
+        let mut sent = redis::cmd(command[0]);
+        sent.arg(&command[1..]).query_async(&mut self.redis.connect().await).await
+    }
+
+    pub(crate) fn all(&self, fault: impl Fn(&Proxies)) {
+        self.workers.iter().for_each(|worker| fault(&worker.proxies));
+    }
+
+    pub(crate) fn set_redis(&self, fault: Fault) {
+        self.all(|proxies| proxies.set_redis(fault));
+    }
+
+    pub(crate) fn set_postgres(&self, fault: Fault) {
+        self.all(|proxies| proxies.postgres.set(fault));
+    }
+
+    /// A standby, where there is none yet. It streams, but nothing has to wait for it.
+    pub(crate) async fn with_standby(&mut self) -> anyhow::Result<()> {
+        if self.standby.is_none() {
+            let link = FaultProxy::start(place_of(&self.url())).await?;
+            let standby = self.postgres.standby_through(link.address().port()).await;
+            self.standby = Some((standby, link));
+        }
+        Ok(())
+    }
+
+    /// Values for so many rows.
+    pub(crate) fn values(&mut self, count: u32) -> u64 {
+        let first = self.next_value;
+        self.next_value += u64::from(count);
+        first
+    }
+
+    /// Writes one of the reserved rows in a transaction of its own.
+    pub(crate) async fn write(&mut self, connection: &mut PgConnection, key: u32) -> anyhow::Result<u64> {
+        let value = self.values(1);
+        let begun = now_ns();
+        let (version, timeline) = crate::load::update(connection, key, value).await?;
+        let record = Record::new(Kind::Committed, key, begun);
+        self.writes.push(Record { version, value, timeline, ended: now_ns(), ..record });
+        Ok(value)
+    }
+
+    /// A write by hand, and when the last worker showed it as fresh, after how long.
+    pub(crate) async fn probe(&mut self, limit: Duration) -> anyhow::Result<Duration> {
+        let mut connection = self.connect().await?;
+        let value = self.write(&mut connection, PROBED).await?;
+        let written = now_ns();
+        let mut last = written;
+        for worker in &mut self.workers {
+            let seen = worker.ask(&format!("see {PROBED} {value} {}", limit.as_millis())).await?;
+            last = last.max(seen.parse()?);
+        }
+        Ok(Duration::from_nanos(last - written))
+    }
+
+    /// Makes the standby the primary, after the old one is dead, and takes note of what was lost.
+    pub(crate) async fn promote(&mut self) -> anyhow::Result<u64> {
+        let (standby, _link) = self.standby.take().context("a standby")?;
+        let before = std::mem::replace(&mut self.postgres, standby);
+        let mut connection = self.connect().await?;
+        let promoted: bool = sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&mut connection).await?;
+        ensure!(promoted, "the standby was not promoted within 20 s");
+        // Nobody has written to it yet.
+        let rows: Vec<(i64, i64, i64, i32)> = sqlx::query_as(
+            "select id, version, value, \
+               ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int from rows",
+        )
+        .fetch_all(&mut connection)
+        .await?;
+        self.all(|proxies| proxies.postgres.point_at(place_of(&self.postgres.url("postgres"))));
+        drop(before);
+        // From now on no worker reaches the old one, and what it alone had is gone. Told as writes of what was before:
+        // the verdict leaves out those that took nothing back.
+        let at = now_ns();
+        for (id, version, value, timeline) in rows {
+            let record = Record::new(Kind::Rewound, u32::try_from(id)?, at);
+            let (version, value) = (version.cast_unsigned(), value.cast_unsigned());
+            self.writes.push(Record {
+                version,
+                value,
+                timeline: timeline.cast_unsigned(),
+                ended: at,
+                ..record
+            });
+        }
+        Ok(at)
+    }
+}
