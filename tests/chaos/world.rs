@@ -167,7 +167,8 @@ impl World {
         let (standby, _link) = self.standby.take().context("a standby")?;
         let before = std::mem::replace(&mut self.postgres, standby);
         let mut connection = self.connect().await?;
-        let promoted: bool = sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&mut connection).await?;
+        let promoted: bool =
+            sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&mut connection).await?;
         ensure!(promoted, "the standby was not promoted within 20 s");
         // Nobody has written to it yet.
         let rows: Vec<(i64, i64, i64, i32)> = sqlx::query_as(

@@ -318,5 +318,4 @@ impl Variant {
         };
         Scope { name: "smallest", ..scope }
     }
-
 }

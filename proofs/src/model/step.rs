@@ -142,7 +142,8 @@ impl Perto {
         match reader.step {
             Step::Idle => {
                 // Of readers that are alike, the first goes first.
-                let alike = |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
+                let alike =
+                    |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
                 if reader.left > 0 && !(0..r).any(alike) {
                     actions.push(Action::Invoke(r));
                 }
