@@ -40,7 +40,8 @@ fn the_worlds_in_which_variants_fail_are_fine_without_them() {
 #[test]
 fn the_copy_that_is_broken_is_a_copy() {
     for scope in PROOFS.iter().filter(|scope| ["hints", "trim"].contains(&scope.name)) {
-        let (real, copy) = (search(*scope, None, THREADS, |_| {}), search(scope.copied(), None, THREADS, |_| {}));
+        let (real, copy) =
+            (search(*scope, None, THREADS, |_| {}), search(scope.copied(), None, THREADS, |_| {}));
         assert_eq!((real.states, real.depth), (copy.states, copy.depth));
         assert!(copy.found.is_none());
     }

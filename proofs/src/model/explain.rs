@@ -1,7 +1,7 @@
 //! Counterexamples that people can read.
 
 use super::Perto;
-use super::state::{Names, Step, Tail, World, Writer, bit};
+use super::state::{Names, Step, Tail, World};
 use super::step::{Action, Source};
 
 impl Perto {
@@ -20,7 +20,10 @@ impl Perto {
                 format!("Postgres crashes, loses {losing} commits, goes on at number {}", after.next)
             }
             Action::TimePasses => match before.aged % 2 {
-                0 => format!("time passes: a poll sent after event {} is older than the bound", before.aged / 2),
+                0 => format!(
+                    "time passes: a poll sent after event {} is older than the bound",
+                    before.aged / 2
+                ),
                 _ => format!("time passes: event {} is older than the bound", after.aged / 2),
             },
             Action::Hint { of, to } => format!("a hint of W{of} reaches I{to}{}", instance(after, to)),
@@ -67,17 +70,12 @@ impl Perto {
                 };
                 format!("R{r} loads from {from}{}", reader(after, r))
             }
-            Action::Share(r) => format!("R{r} lands{}{}", reader(after, r), instance(after, self.instance(r))),
+            Action::Share(r) => {
+                format!("R{r} lands{}{}", reader(after, r), instance(after, self.instance(r)))
+            }
             Action::HoldLease(r) => format!("R{r} takes the lease"),
             Action::Judge(r) => format!("R{r} judges{}", reader(after, r)),
         }
-    }
-
-    /// Transactions and writers, for the head of a counterexample.
-    #[expect(dead_code, reason = "for those who look closer")]
-    fn writers_of(&self, world: &World) -> String {
-        let ended = world.writers.iter().enumerate().filter(|(_, writer)| matches!(writer, Writer::Ended { .. }));
-        Names(ended.fold(0, |set, (k, _)| set | bit(k as u8))).to_string()
     }
 }
 
@@ -99,7 +97,9 @@ fn reader(world: &World, r: u8) -> String {
         Step::Missed { again: true } => " -> reads again".to_owned(),
         Step::Began { .. } | Step::Looking { .. } => " -> leads".to_owned(),
         Step::Found { .. } => " -> accepted".to_owned(),
-        Step::Loading { primary, .. } => if primary { " -> asks for the primary" } else { " -> loads" }.to_owned(),
+        Step::Loading { primary, .. } => {
+            if primary { " -> asks for the primary" } else { " -> loads" }.to_owned()
+        }
         Step::Loaded { holds, stamp, .. } => format!(" -> {}, stamp {stamp}", Names(holds)),
         Step::Aboard { leader, .. } => format!(" -> aboard with R{leader}"),
         Step::Landed { outcome, .. } | Step::Judging { outcome, .. } => {

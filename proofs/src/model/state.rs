@@ -36,10 +36,18 @@ pub(super) struct Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Writer {
     Waiting,
-    Running { xid: u8 },
+    Running {
+        xid: u8,
+    },
     /// Its commit record is written, and nobody sees it yet. Only where a variant tells the difference.
-    Logged { xid: u8 },
-    Ended { xid: u8, at: u8, fate: Fate },
+    Logged {
+        xid: u8,
+    },
+    Ended {
+        xid: u8,
+        at: u8,
+        fate: Fate,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,7 +101,9 @@ pub(super) enum Tail {
     /// Between rows, where a scope looks that closely.
     Applying(Answer),
     /// The poll is published, the lease not yet extended.
-    Completed { sent: u8 },
+    Completed {
+        sent: u8,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,18 +140,52 @@ pub(super) struct Began {
 pub(super) enum Step {
     Idle,
     /// Paused in the middle of a hit.
-    Hitting { lease: Option<u8>, era: u8, entry: Option<Entry> },
-    Missed { again: bool },
+    Hitting {
+        lease: Option<u8>,
+        era: u8,
+        entry: Option<Entry>,
+    },
+    Missed {
+        again: bool,
+    },
     /// Has captured where things stand, and has not joined a flight yet.
-    Began { began: Began, again: bool },
-    Looking { began: Began },
-    Found { began: Began, holds: Set, stamp: Seen },
-    Loading { began: Began, primary: bool },
-    Loaded { began: Began, primary: bool, holds: Set, stamp: Seen, by_primary: bool },
-    Aboard { leader: u8, before: bool },
-    Landed { outcome: Outcome, before: bool },
+    Began {
+        began: Began,
+        again: bool,
+    },
+    Looking {
+        began: Began,
+    },
+    Found {
+        began: Began,
+        holds: Set,
+        stamp: Seen,
+    },
+    Loading {
+        began: Began,
+        primary: bool,
+    },
+    Loaded {
+        began: Began,
+        primary: bool,
+        holds: Set,
+        stamp: Seen,
+        by_primary: bool,
+    },
+    Aboard {
+        leader: u8,
+        before: bool,
+    },
+    Landed {
+        outcome: Outcome,
+        before: bool,
+    },
     /// Holds a lease, and has not judged the value yet.
-    Judging { outcome: Outcome, before: bool, lease: Option<u8> },
+    Judging {
+        outcome: Outcome,
+        before: bool,
+        lease: Option<u8>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use super::Perto;
 use super::state::{
-    Answer, Began, Entry, Fate, FILLS, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set, Step,
+    Answer, Began, Entry, FILLS, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set, Step,
     Stored, Tail, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
@@ -17,23 +17,37 @@ pub(super) enum Action {
     Abort(u8),
     Trim,
     /// The last so many commits are lost.
-    Crash { losing: u8 },
+    Crash {
+        losing: u8,
+    },
     TimePasses,
-    Hint { of: u8, to: u8 },
+    Hint {
+        of: u8,
+        to: u8,
+    },
     Poll(u8),
     ReadSnapshot(u8),
     Apply(u8),
-    ApplyRow { of: u8, to: u8 },
+    ApplyRow {
+        of: u8,
+        to: u8,
+    },
     Complete(u8),
     Extend(u8),
     Invoke(u8),
     EndHit(u8),
     CaptureBegan(u8),
     Join(u8),
-    LookUp { reader: u8, found: Option<u8> },
+    LookUp {
+        reader: u8,
+        found: Option<u8>,
+    },
     Insert(u8),
     Cancel(u8),
-    Load { reader: u8, from: Source },
+    Load {
+        reader: u8,
+        from: Source,
+    },
     Share(u8),
     HoldLease(u8),
     Judge(u8),
@@ -128,7 +142,8 @@ impl Perto {
         match reader.step {
             Step::Idle => {
                 // Of readers that are alike, the first goes first.
-                let alike = |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
+                let alike =
+                    |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
                 if reader.left > 0 && !(0..r).any(alike) {
                     actions.push(Action::Invoke(r));
                 }
@@ -180,7 +195,8 @@ impl Perto {
             // What only ran before the crash was never told of: `at` is 0.
             Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => (at > 0, 0),
         };
-        told && self.touches(of) && epoch == instance.epoch && instance.poll.is_some()
+        let any_epoch = self.variant == Some(Variant::EpochOfAHintNotCompared);
+        told && self.touches(of) && (any_epoch || epoch == instance.epoch) && instance.poll.is_some()
     }
 
     pub(super) fn take(&self, world: &mut World, action: Action) {
@@ -234,7 +250,9 @@ impl Perto {
             }
             Action::Cancel(r) => {
                 world.set(r, Step::Idle);
-                world.wake(r, Step::Missed { again: true });
+                if self.variant != Some(Variant::WaitersOfACancelledLeaderNotWoken) {
+                    world.wake(r, Step::Missed { again: true });
+                }
             }
             Action::Load { reader, from } => self.load(world, reader, from),
             Action::Share(r) => self.share(world, r),
@@ -300,7 +318,8 @@ impl Perto {
     /// `Tail::step` from the answer on.
     fn answered(&self, world: &mut World, i: u8) {
         let Tail::Answered(mut answer) = world.instances[usize::from(i)].tail else { return };
-        let committed = |k: u8| matches!(world.writers[usize::from(k)], Writer::Ended { fate: Fate::Committed, .. });
+        let committed =
+            |k: u8| matches!(world.writers[usize::from(k)], Writer::Ended { fate: Fate::Committed, .. });
         let floor: Set = (0..self.writers())
             .filter(|k| self.touches(*k) && committed(*k) && has(answer.trimmed.contained, world.xid(*k)))
             .map(bit)
@@ -423,7 +442,9 @@ impl Perto {
                 let seen = world.seen_at(at);
                 let said = Snapshot::new(u64::from(seen.xmin()), u64::from(seen.xmax), &[]);
                 let believed = match self.variant {
-                    Some(Variant::StandbysSnapshotAtFaceValue) => Snapshot::all_below(said.xmax().max(seen.xmax.into())),
+                    Some(Variant::StandbysSnapshotAtFaceValue) => {
+                        Snapshot::all_below(said.xmax().max(seen.xmax.into()))
+                    }
                     _ => said,
                 };
                 (visible(at), Seen::of(&believed))
@@ -530,7 +551,9 @@ impl Perto {
                 Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= floor => {
                     Some("a fresh value misses a write that is older than the bound")
                 }
-                Writer::Ended { at, fate: Fate::Committed, .. } if !held && lease.is_some_and(|sent| at <= sent) => {
+                Writer::Ended { at, fate: Fate::Committed, .. }
+                    if !held && lease.is_some_and(|sent| at <= sent) =>
+                {
                     Some("a value misses a write that was visible at the poll its lease rests on")
                 }
                 Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. }
@@ -633,10 +656,14 @@ impl World {
 
     /// The server comes back as it was before the last `losing` commits, and uses their numbers again.
     fn crash(&mut self, losing: u8) {
-        let mut commits: Vec<u8> = self.writers.iter().filter_map(|writer| match writer {
-            Writer::Ended { at, fate: Fate::Committed, .. } => Some(*at),
-            _ => None,
-        }).collect();
+        let mut commits: Vec<u8> = self
+            .writers
+            .iter()
+            .filter_map(|writer| match writer {
+                Writer::Ended { at, fate: Fate::Committed, .. } => Some(*at),
+                _ => None,
+            })
+            .collect();
         commits.sort_unstable();
         let keep = match losing {
             0 => self.now,
@@ -648,8 +675,12 @@ impl World {
             let Some(xid) = writer.xid() else { continue };
             *writer = match *writer {
                 kept @ Writer::Ended { at, .. } if at <= keep => kept,
-                Writer::Ended { fate: Fate::Committed, at, .. } if xid >= next => Writer::Ended { xid, at, fate: Fate::Vanished },
-                Writer::Ended { fate: Fate::Committed, .. } => Writer::Ended { xid, at: self.now, fate: Fate::Undone },
+                Writer::Ended { fate: Fate::Committed, at, .. } if xid >= next => {
+                    Writer::Ended { xid, at, fate: Fate::Vanished }
+                }
+                Writer::Ended { fate: Fate::Committed, .. } => {
+                    Writer::Ended { xid, at: self.now, fate: Fate::Undone }
+                }
                 // What ran, or aborted after that point, was never there. Below `next`, its number has ended.
                 _ if xid >= next => Writer::Ended { xid, at: 0, fate: Fate::Vanished },
                 _ => Writer::Ended { xid, at: self.now, fate: Fate::Aborted },
