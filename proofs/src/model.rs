@@ -24,7 +24,7 @@ mod step;
 mod variants;
 
 pub use scopes::{LARGER, PROOFS, Scope};
-use state::{Entry, Fate, Instance, READERS, Reader, Seen, Step, Stored, Tail, World, Writer};
+use state::{Entry, Fate, Instance, Reader, Seen, Step, Stored, Tail, World, Writer};
 use step::Action;
 pub use variants::Variant;
 use variants::{Kind, Known};
@@ -210,7 +210,6 @@ impl Model for Perto {
                 "with nothing running, a completed poll lets new values in",
                 Self::accepts_at_rest,
             ),
-            Property::always("nobody waits for a flight that has no leader", Self::flights_are_led),
             Property::eventually("every reader is answered", |_, world: &World| {
                 world.readers.iter().all(|reader| reader.left == 0 && reader.step == Step::Idle)
             }),
@@ -239,12 +238,5 @@ impl Perto {
                     && instance.poll == Some(seen);
                 !polled || instance.known.accepts(seen)
             })
-    }
-
-    fn flights_are_led(&self, world: &World) -> bool {
-        (0..READERS as u8).all(|r| match world.reader(r).step {
-            Step::Aboard { leader, .. } => world.reader(leader).step.leads(),
-            _ => true,
-        })
     }
 }

@@ -1,7 +1,7 @@
 //! Counterexamples that people can read.
 
 use super::Perto;
-use super::state::{Names, Step, Tail, World, Writer, bit};
+use super::state::{Names, Step, Tail, World};
 use super::step::{Action, Source};
 
 impl Perto {
@@ -76,14 +76,6 @@ impl Perto {
             Action::HoldLease(r) => format!("R{r} takes the lease"),
             Action::Judge(r) => format!("R{r} judges{}", reader(after, r)),
         }
-    }
-
-    /// Transactions and writers, for the head of a counterexample.
-    #[expect(dead_code, reason = "for those who look closer")]
-    fn writers_of(&self, world: &World) -> String {
-        let ended =
-            world.writers.iter().enumerate().filter(|(_, writer)| matches!(writer, Writer::Ended { .. }));
-        Names(ended.fold(0, |set, (k, _)| set | bit(k as u8))).to_string()
     }
 }
 

@@ -156,14 +156,13 @@ pub const PROOFS: &[Scope] = &[
     },
     Scope {
         name: "epochs",
-        about: "two instances just after a crash that lost what they hold; L2, hints of either epoch, time",
+        about: "two instances just after a crash that lost what they have heard of; L2, hints of either epoch",
         writers: TWO,
         readers: &[(0, 1), (1, 1)],
         crash: true,
         crashed: true,
         hints: true,
         l2: true,
-        time: true,
         ..PLAIN
     },
     Scope {
@@ -312,6 +311,8 @@ impl Variant {
             Self::HintAppliedOnlyToHeldKeys => Scope { hints: true, ..PLAIN },
             Self::TrimmedByAge => Scope { trim: true, ..PLAIN },
             Self::WalPositionAsStamp => PLAIN,
+            Self::EpochOfAHintNotCompared => Scope { crashed: true, hints: true, ..PLAIN },
+            Self::WaitersOfACancelledLeaderNotWoken => Scope { cancel: true, ..PLAIN },
             Self::OldTransactionTakenAtItsWord => {
                 Scope { readers: &[(0, 1)], old_transactions: true, time: true, ..PLAIN }
             }

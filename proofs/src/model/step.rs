@@ -195,7 +195,8 @@ impl Perto {
             // What only ran before the crash was never told of: `at` is 0.
             Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => (at > 0, 0),
         };
-        told && self.touches(of) && epoch == instance.epoch && instance.poll.is_some()
+        let any_epoch = self.variant == Some(Variant::EpochOfAHintNotCompared);
+        told && self.touches(of) && (any_epoch || epoch == instance.epoch) && instance.poll.is_some()
     }
 
     pub(super) fn take(&self, world: &mut World, action: Action) {
@@ -249,7 +250,9 @@ impl Perto {
             }
             Action::Cancel(r) => {
                 world.set(r, Step::Idle);
-                world.wake(r, Step::Missed { again: true });
+                if self.variant != Some(Variant::WaitersOfACancelledLeaderNotWoken) {
+                    world.wake(r, Step::Missed { again: true });
+                }
             }
             Action::Load { reader, from } => self.load(world, reader, from),
             Action::Share(r) => self.share(world, r),

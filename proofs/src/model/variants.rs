@@ -27,10 +27,12 @@ pub enum Variant {
     TrimmedByAge,
     WalPositionAsStamp,
     OldTransactionTakenAtItsWord,
+    EpochOfAHintNotCompared,
+    WaitersOfACancelledLeaderNotWoken,
 }
 
 impl Variant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -51,6 +53,8 @@ impl Variant {
         Self::TrimmedByAge,
         Self::WalPositionAsStamp,
         Self::OldTransactionTakenAtItsWord,
+        Self::EpochOfAHintNotCompared,
+        Self::WaitersOfACancelledLeaderNotWoken,
     ];
 }
 
