@@ -2,6 +2,8 @@
 
 #[path = "../../src/coherence/buckets.rs"]
 pub(crate) mod buckets;
+#[path = "../../src/coherence/known.rs"]
+pub(crate) mod known;
 #[path = "../../src/coherence/lease.rs"]
 pub(crate) mod lease;
 #[path = "../../src/coherence/rules.rs"]

@@ -144,7 +144,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
     /// What is known of a key, and of its whole cache.
     pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
-        (self.stripe(slot)[slot.0 % BUCKETS_PER_STRIPE].known(), whole.bucket.lock().known())
+        (self.stripe(slot)[slot.0 % PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 

@@ -73,7 +73,7 @@ mod tests {
         let (mut refused, mut reasons) = (0, std::collections::HashSet::new());
         for poll in &polls {
             for floor in [None, Snapshot::parse("11:11:"), Snapshot::parse("20:23:20")] {
-                let mut bucket = floor.as_ref().map_or_else(Bucket::default, Bucket::at);
+                let mut bucket: Bucket = floor.as_ref().map_or_else(Bucket::default, Bucket::at);
                 for xid in [20, 15, 24, 12, 29, 30, 11] {
                     for stamp in &stamps {
                         let missing = bucket.known().misses(stamp);
