@@ -2,7 +2,8 @@
 //!
 //! Reads the catalogue only: no right on the tables themselves is needed, but one to read the log's record.
 
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
 
 use super::schema;
 use super::schema::check_name;
@@ -85,7 +86,6 @@ pub enum FunctionChange {
     Owner,
 }
 
-#[derive(FromRow)]
 struct Found {
     cache: String,
     name: String,
@@ -103,6 +103,29 @@ struct Found {
     settings: Option<Vec<String>>,
     public: Option<bool>,
     owner_writes: Option<bool>,
+}
+
+/// By hand: library users compile no macros of sqlx.
+impl FromRow<'_, PgRow> for Found {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            cache: row.try_get("cache")?,
+            name: row.try_get("name")?,
+            key: row.try_get("key")?,
+            relid: row.try_get("relid")?,
+            root: row.try_get("root")?,
+            table_oid: row.try_get("table_oid")?,
+            table_name: row.try_get("table_name")?,
+            event: row.try_get("event")?,
+            enabled: row.try_get("enabled")?,
+            function: row.try_get("function")?,
+            source: row.try_get("source")?,
+            definer: row.try_get("definer")?,
+            settings: row.try_get("settings")?,
+            public: row.try_get("public")?,
+            owner_writes: row.try_get("owner_writes")?,
+        })
+    }
 }
 
 /// What is watched in `schema`'s log, and what is wrong with it.
