@@ -289,19 +289,17 @@ impl Worker {
         Ok(count.to_string())
     }
 
-    /// Writes to one key, so many a second: mostly without a word to Perto, as four clients would.
+    /// Writes to one key, so many a second, and tells the others of each.
     fn burst(&mut self, key: u64, rate: u64, time: Duration) {
         let key = u32::try_from(key).unwrap();
-        for writer in 0..4 {
-            let (load, began) = (Arc::clone(&self.load), Instant::now());
-            self.others.spawn(async move {
-                let mut ticks = tokio::time::interval(Duration::from_nanos(4_000_000_000 / rate));
-                while began.elapsed() < time {
-                    ticks.tick().await;
-                    load.write(key, if writer == 0 { How::Announced } else { How::Statement }).await;
-                }
-            });
-        }
+        let (load, began) = (Arc::clone(&self.load), Instant::now());
+        self.others.spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_nanos(1_000_000_000 / rate));
+            while began.elapsed() < time {
+                ticks.tick().await;
+                load.write(key, How::Announced).await;
+            }
+        });
     }
 
     /// Commits, and is gone before anybody else can be told.
