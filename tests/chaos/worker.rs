@@ -320,11 +320,11 @@ impl Worker {
             while self.loading.join_next().await.is_some() {}
         };
         let load_ended = tokio::time::timeout(limit, ending).await.is_ok();
-        let flights = self.load.rows.flights();
+        // Loads may go on for readers that have given up: the shutdown ends them.
         let shut_down = tokio::time::timeout(limit, self.load.perto.shutdown()).await.is_ok();
         self.load.recorder.flush();
         let tasks = self.load.perto.tasks();
-        let flights = flights.max(self.load.rows.flights());
+        let flights = self.load.rows.flights();
         if load_ended && shut_down && tasks == 0 && flights == 0 {
             say("ok stopped");
         } else {
