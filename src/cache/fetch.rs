@@ -92,7 +92,13 @@ impl<K: Key, V: Value> Core<K, V> {
         began: Began,
         options: ReadOptions,
     ) -> Result<(Loaded<K, V>, From), Error> {
-        let _place = self.shared.load_place().await?;
+        // Whoever got a place with little time left would waste it, and a connection: when Postgres comes back with many
+        // waiting, every load would be such a one.
+        let limit = self.policy.load_timeout / 2;
+        let _place = match tokio::time::timeout(limit, self.shared.load_place()).await {
+            Ok(place) => place?,
+            Err(_elapsed) => return Err(Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
+        };
         let mut primary = false;
         loop {
             self.counters.loads.add(1);

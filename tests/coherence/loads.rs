@@ -292,6 +292,26 @@ async fn loads_at_once_are_limited_and_the_wait_counts_against_the_timeout() {
     ring.end().await;
 }
 
+/// A queue of loads that begin when their time is nearly over never gets shorter.
+#[tokio::test(start_paused = true)]
+async fn no_load_begins_without_half_of_its_time() {
+    let mut ring = Ring::of(0).await;
+    ring.join_with(|builder| builder.max_loads(1), |cache| cache).await;
+    let member = &ring.members[0];
+    // 2 s each, of 5.
+    member.loader.faults().delay(Duration::from_secs(1), Duration::from_secs(1));
+    let readers: Vec<_> = (0..3).map(|key| member.reading(key)).collect();
+    let mut answered = 0;
+    for reader in readers {
+        match reader.await.unwrap() {
+            Ok(_) => answered += 1,
+            Err(error) => assert!(matches!(error, Error::LoadTimeout { .. }), "{error}"),
+        }
+    }
+    assert_eq!((answered, member.loader.calls().len()), (2, 2), "a load that could not end was begun");
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_read_in_a_transaction_that_wrote_is_never_cached() {
     let ring = Ring::of(0).await;
