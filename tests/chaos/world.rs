@@ -157,7 +157,8 @@ impl World {
 
     /// Which programs these are.
     pub(crate) async fn programs(&self) -> anyhow::Result<String> {
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut self.redis.connect().await).await?;
+        let info: String =
+            redis::cmd("INFO").arg("server").query_async(&mut self.redis.connect().await).await?;
         let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let cache = match field("valkey_version:") {
             Some(version) => format!("Valkey {version}"),

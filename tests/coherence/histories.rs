@@ -24,8 +24,8 @@ use world::{Journal, Totals, World};
 
 const STEPS: usize = 250;
 const SEEDS: u64 = 2_000;
-/// Smaller histories tried after a failure.
-const SHRINKS: usize = 2_000;
+/// Smaller histories tried after a failure, unless `PERTO_SHRINKS` says otherwise.
+const SHRINKS: u64 = 2_000;
 /// Lines shown before what was wrong.
 const SHOWN: usize = 60;
 
@@ -120,7 +120,8 @@ fn run(seeds: std::ops::Range<u64>, limit: Option<Duration>) -> Totals {
     });
     if let Some((seed, reason)) = failed.into_inner() {
         let (plan, reason) =
-            shrink(seed, SHRINKS, &mut |plan| judge(live(plan)).err()).unwrap_or((plan_of(seed), reason));
+            shrink(seed, number("PERTO_SHRINKS").unwrap_or(SHRINKS), &mut |plan| judge(live(plan)).err())
+                .unwrap_or((plan_of(seed), reason));
         let steps: Vec<String> =
             plan.steps.iter().map(|step| format!("  {:?}, {:?}", step.what, step.pause)).collect();
         panic!(
@@ -166,7 +167,7 @@ fn tree_of(seed: u64) -> impl ValueTree<Value = Plan> {
 }
 
 /// The smallest history found that still fails, and why it does.
-fn shrink(seed: u64, most: usize, fails: &mut impl FnMut(&Plan) -> Option<String>) -> Option<(Plan, String)> {
+fn shrink(seed: u64, most: u64, fails: &mut impl FnMut(&Plan) -> Option<String>) -> Option<(Plan, String)> {
     let mut tree = tree_of(seed);
     let mut smallest = fails(&tree.current()).map(|reason| (tree.current(), reason))?;
     for _ in 0..most {
