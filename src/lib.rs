@@ -62,6 +62,9 @@ pub(crate) mod cache;
 pub(crate) mod clock;
 pub(crate) mod coherence;
 pub(crate) mod error;
+#[cfg(feature = "test-util")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod instance;
 pub(crate) mod local;
 pub(crate) mod log;

@@ -5,6 +5,7 @@
 //! the log stops calling anything fresh 1 s after its last poll was sent.
 #![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
+mod corpus;
 mod documents;
 mod epochs;
 mod hints;
