@@ -1,8 +1,6 @@
 //! What must hold for every input from outside: fuzzed by `fuzz/`, and run over its kept inputs by
 //! `tests/coherence/corpus.rs`. Not part of the interface.
 
-#![expect(clippy::missing_panics_doc, reason = "a panic is the finding")]
-
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

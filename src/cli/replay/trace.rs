@@ -32,13 +32,21 @@ impl Trace {
         Self::read(BufReader::new(file), &name, limit)
     }
 
-    pub(super) fn read(mut file: impl Read, name: &dyn Display, limit: Option<usize>) -> anyhow::Result<Self> {
+    pub(super) fn read(
+        mut file: impl Read,
+        name: &dyn Display,
+        limit: Option<usize>,
+    ) -> anyhow::Result<Self> {
         let mut magic = [0; 6];
         let read = file.read(&mut magic).with_context(|| format!("TRACE: {name} can't be read"))?;
         if magic[..read] != XZ_MAGIC {
             bail!("TRACE: {name} is not a trace: an xz file of big-endian 32-bit integers, one per access");
         }
-        let mut reader = BufReader::new(lzma_rust2::XzReader::new_mem_limit(magic.as_slice().chain(file), true, MAX_MEMORY_KIB));
+        let mut reader = BufReader::new(lzma_rust2::XzReader::new_mem_limit(
+            magic.as_slice().chain(file),
+            true,
+            MAX_MEMORY_KIB,
+        ));
         let mut accesses = Vec::new();
         while limit.is_none_or(|limit| accesses.len() < limit) {
             match read_word(&mut reader) {
