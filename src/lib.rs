@@ -62,6 +62,9 @@ pub(crate) mod cache;
 pub(crate) mod clock;
 pub(crate) mod coherence;
 pub(crate) mod error;
+#[cfg(feature = "test-util")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(any(feature = "test-util", feature = "service"))]
 pub mod history;
 pub(crate) mod instance;

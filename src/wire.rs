@@ -117,6 +117,16 @@ fn checksum(key: &str, bytes: &[u8]) -> u32 {
     crc.finalize()
 }
 
+/// Bytes with the head and the checksum of a value under `key`, whatever they were. `None` where they are too few.
+#[cfg(feature = "test-util")]
+pub(crate) fn seal(key: &str, bytes: &[u8]) -> Option<Bytes> {
+    let mut bytes = BytesMut::from(bytes);
+    bytes.get_mut(..HEADER)?[..3].copy_from_slice(&[b'P', VERSION, b'V']);
+    let crc = checksum(key, &bytes);
+    bytes[36..40].copy_from_slice(&crc.to_be_bytes());
+    Some(bytes.freeze())
+}
+
 /// Encodes a payload. `None` where the type can't be encoded or is too large.
 pub(crate) fn encode_payload<V: Serialize>(value: &V) -> Option<Bytes> {
     let bytes = bincode::serde::encode_to_vec(value, CODEC).ok()?;

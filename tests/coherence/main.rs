@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
 mod audits;
+mod corpus;
 mod documents;
 mod epochs;
 mod hints;

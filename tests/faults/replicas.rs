@@ -138,6 +138,6 @@ async fn a_value_from_an_old_transaction_of_the_primary_is_not_fresh_without_a_l
     );
     let read = a.items.get(&1).await.unwrap();
     assert_eq!(read.value.as_deref(), Some(&1));
-    assert_ne!(read.freshness, perto::Freshness::Fresh);
+    assert_ne!(read.freshness, Freshness::Fresh);
     sqlx::raw_sql("rollback").execute(&mut **old.lock().await).await.unwrap();
 }
