@@ -11,6 +11,7 @@ mod support;
 
 mod faults;
 mod fleet;
+mod hand;
 mod load;
 mod postgres_faults;
 mod record;

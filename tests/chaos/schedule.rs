@@ -100,7 +100,7 @@ async fn one(plan: &Plan<'_>, fault: &Fault, world: &mut World) -> anyhow::Resul
         awake,
         bound: plan.pace.bound,
         workers: world.next_worker,
-        writes: world.writes.clone(),
+        writes: world.all_writes(),
     };
     let (folder, judged) = (world.folder.clone(), case.part.clone());
     let verdict = tokio::task::spawn_blocking(move || judge(&folder, &case)).await?;

@@ -10,6 +10,7 @@ use perto::proxy::{Fault, FaultProxy};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::fleet::{Pace, Proxies, Worker};
+use crate::hand::Hand;
 use crate::load::{HOT, RESERVED, ROWS};
 use crate::record::{Kind, Record, now_ns};
 use crate::support::engines::place_of;
@@ -27,6 +28,7 @@ pub(crate) struct World {
     /// Streams from the primary through a proxy.
     pub(crate) standby: Option<(PrivatePostgres, FaultProxy)>,
     pub(crate) workers: Vec<Worker>,
+    pub(crate) hand: Option<Hand>,
     /// What the schedule has written, and what was taken back.
     pub(crate) writes: Vec<Record>,
     /// The number of every worker there ever was is below.
@@ -46,6 +48,7 @@ impl World {
             postgres,
             standby: None,
             workers: Vec::new(),
+            hand: None,
             writes: Vec::new(),
             next_worker: 1,
             part: "start".to_owned(),
@@ -67,6 +70,7 @@ impl World {
             key: "id".to_owned(),
         };
         watch(&mut connection, &rows).await?;
+        world.hand = Some(Hand::start(world.url()));
         for _ in 0..workers {
             let proxies = Proxies::start(&world.redis.url(), &world.url()).await?;
             world.start_worker(Arc::new(proxies)).await?;
@@ -139,6 +143,13 @@ impl World {
         first
     }
 
+    /// All that was written past the workers.
+    pub(crate) fn all_writes(&self) -> Vec<Record> {
+        let mut writes = self.writes.clone();
+        writes.extend(self.hand.iter().flat_map(Hand::writes));
+        writes
+    }
+
     /// Writes one of the reserved rows in a transaction of its own.
     pub(crate) async fn write(&mut self, connection: &mut PgConnection, key: u32) -> anyhow::Result<u64> {
         let value = self.values(1);
@@ -203,6 +214,9 @@ impl World {
         // From now on no worker reaches the old one, and what it alone had is gone. Told as writes of what was before:
         // the verdict leaves out those that took nothing back.
         let at = now_ns();
+        if let Some(hand) = &self.hand {
+            hand.follow(self.url());
+        }
         tokio::task::spawn_blocking(move || drop(before)).await?;
         for (id, version, value, timeline) in rows {
             let record = Record::new(Kind::Rewound, u32::try_from(id)?, begun);
