@@ -14,7 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::coherence::snapshot::Snapshot;
+use crate::coherence::snapshot::{MAX_XID, Snapshot};
 
 pub(crate) const VERSION: u8 = 1;
 const HEADER: usize = 40;
@@ -93,6 +93,9 @@ impl Stored {
             .chunks_exact(4)
             .map(|b| xmin.saturating_add(b.iter().fold(0, |n, b| n << 8 | u64::from(*b))))
             .collect();
+        if xmin > xmax || xmax > MAX_XID {
+            return Err(Refused::Corrupt);
+        }
         Ok(Some(Self {
             stamp: Snapshot::new(xmin, xmax, &running),
             created_unix_ms: u64_at(24),

@@ -2,8 +2,8 @@
 //!
 //! One key; two instances with their tails, leases, buckets and L1; readers that are paused anywhere; writers whose transactions
 //! begin, commit and abort in any order; hints that are lost, late, doubled or false; a Redis that brings any value it ever had; a
-//! replica and old transactions; a log that is trimmed; a server that crashes and uses numbers again. [`Bucket`](crate::coherence::rules::Bucket) and
-//! [`Snapshot`](crate::coherence::snapshot::Snapshot) are the real ones. What surrounds them is modelled after `src/cache.rs`, `src/cache/fetch.rs` and
+//! replica and old transactions; a log that is trimmed; a server that crashes and uses numbers again. `Bucket` and
+//! `Snapshot` are the real ones. What surrounds them is modelled after `src/cache.rs`, `src/cache/fetch.rs` and
 //! `src/coherence/tail.rs`, one step for each moment at which others may come between.
 //!
 //! [Stateright](https://www.stateright.rs) goes through all states of a [`Scope`], breadth first. Time is what has become older than the bound, which

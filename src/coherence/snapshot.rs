@@ -9,6 +9,10 @@ use std::fmt;
 /// Most running transactions that a stamp carries on the wire. More are truncated to a valid lower bound.
 pub const MAX_RUNNING: usize = 64;
 
+/// Highest number in a snapshot from outside: a [`Rank`] has 48 bits for it. At a thousand writes a second that lasts
+/// nine thousand years.
+pub(crate) const MAX_XID: u64 = (1 << 48) - 1;
+
 /// Where a snapshot was taken, as far as the statement that took it could tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -69,7 +73,7 @@ impl Snapshot {
         let xmin = parts.next()?.parse().ok()?;
         let xmax = parts.next()?.parse().ok()?;
         let list = parts.next()?;
-        if parts.next().is_some() || xmin > xmax {
+        if parts.next().is_some() || xmin > xmax || xmax > MAX_XID {
             return None;
         }
         let running: Vec<u64> =
@@ -204,8 +208,18 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused() {
-        for text in ["", "1", "1:2", "2:1:", "a:b:c", "1:2:x", "1:2:3:4", "-1:2:", "1:99999999999999999999:"]
-        {
+        for text in [
+            "",
+            "1",
+            "1:2",
+            "2:1:",
+            "a:b:c",
+            "1:2:x",
+            "1:2:3:4",
+            "-1:2:",
+            "1:99999999999999999999:",
+            "1:281474976710656:",
+        ] {
             assert!(Snapshot::parse(text).is_none(), "{text:?}");
         }
     }
