@@ -193,7 +193,8 @@ async fn redis_full(world: &mut World, time: Duration) -> anyhow::Result<Caused>
 async fn subscriber_overrun(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     const SAID: &str = "overcoming of output buffer limits";
     world.redis.config("client-output-buffer-limit", "pubsub 65536 0 0").await;
-    let said = |world: &World| std::fs::read_to_string(world.redis.log()).unwrap_or_default().matches(SAID).count();
+    let said =
+        |world: &World| std::fs::read_to_string(world.redis.log()).unwrap_or_default().matches(SAID).count();
     let before = said(world);
     world.all(|proxies| proxies.bus.set(Net::BlackHoleToClient));
     // No hint: it is refused and counted. It only has to be long.

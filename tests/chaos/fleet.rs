@@ -92,7 +92,11 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let through = |url: &str, proxy: &FaultProxy| moved_to(url, &proxy.address().to_string());
-        command.arg("worker").args(["--number", &number.to_string(), "--part", part]).arg("--folder").arg(folder);
+        command
+            .arg("worker")
+            .args(["--number", &number.to_string(), "--part", part])
+            .arg("--folder")
+            .arg(folder);
         command.args(["--redis", &through(redis, &proxies.redis), "--bus", &through(redis, &proxies.bus)]);
         command.args(["--postgres", &through(postgres, &proxies.postgres)]);
         command.args(["--bound-ms", &pace.bound.as_millis().to_string()]);
@@ -164,7 +168,8 @@ impl Worker {
     /// Has it commit and kill itself.
     pub(crate) async fn commit_and_die(&mut self) -> anyhow::Result<()> {
         self.tell("commit-and-die").await?;
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.context("the worker lives on")??;
+        let ended =
+            tokio::time::timeout(PATIENCE, self.child.wait()).await.context("the worker lives on")??;
         use std::os::unix::process::ExitStatusExt;
         ensure!(ended.signal() == Some(9), "the worker ended otherwise: {ended}");
         Ok(())

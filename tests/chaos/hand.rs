@@ -74,9 +74,10 @@ async fn write(connection: &mut PgConnection, value: u64, writes: &Mutex<Vec<Rec
             (Record { kind: Kind::Committed, version, timeline, ended, ..intent }, true)
         }
         // It waited for a lock for too long, say: nothing has changed.
-        Ok(Err(sqlx::Error::Database(error))) => {
-            (Record { kind: Kind::Undone, ..intent }, !error.code().is_some_and(|code| code.starts_with("57P")))
-        }
+        Ok(Err(sqlx::Error::Database(error))) => (
+            Record { kind: Kind::Undone, ..intent },
+            !error.code().is_some_and(|code| code.starts_with("57P")),
+        ),
         _ => (Record { kind: Kind::Unknown, ..intent }, false),
     };
     writes.lock().push(record);

@@ -190,7 +190,9 @@ impl Load {
                 let ended = now_ns();
                 match read {
                     Ok(reads) => {
-                        keys.iter().zip(&reads).for_each(|(key, read)| self.answered(*key, read, begun, ended, 0));
+                        keys.iter()
+                            .zip(&reads)
+                            .for_each(|(key, read)| self.answered(*key, read, begun, ended, 0));
                     }
                     Err(error) => {
                         keys.iter().for_each(|key| self.not_answered(*key, &error, begun, ended));
@@ -212,7 +214,8 @@ impl Load {
             Tier::Load => 2,
         };
         // No row is ever deleted: where one is missing, the history has no such value.
-        let (version, value) = read.value.as_ref().map_or((u64::MAX, u64::MAX), |row| (row.version, row.value));
+        let (version, value) =
+            read.value.as_ref().map_or((u64::MAX, u64::MAX), |row| (row.version, row.value));
         let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
         let record = Record::new(kind, key, begun);
         self.recorder.read(Record { flag, tier, version, value, ended, demanded, ..record });
@@ -223,7 +226,8 @@ impl Load {
             return;
         }
         self.first_error.lock().get_or_insert_with(|| {
-            std::error::Error::source(error).map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+            std::error::Error::source(error)
+                .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
         });
         self.recorder.read(Record { ended, ..Record::new(Kind::NoAnswer, key, begun) });
     }
@@ -332,7 +336,11 @@ struct Written {
 }
 
 /// The version that the row gets, and the server's timeline.
-pub(crate) async fn update(connection: &mut sqlx::PgConnection, key: u32, value: u64) -> Result<(u64, u32), sqlx::Error> {
+pub(crate) async fn update(
+    connection: &mut sqlx::PgConnection,
+    key: u32,
+    value: u64,
+) -> Result<(u64, u32), sqlx::Error> {
     let (version, timeline): (i64, i32) = sqlx::query_as(UPDATE_ONE)
         .bind(i64::from(key))
         .bind(value.cast_signed())

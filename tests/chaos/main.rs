@@ -117,7 +117,8 @@ impl Run {
             return ExitCode::SUCCESS;
         }
         // The servers' proxies need threads of their own beside what blocks.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
         let code = runtime.block_on(Box::pin(self.run()));
         runtime.shutdown_timeout(Duration::from_secs(5));
         code

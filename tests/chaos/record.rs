@@ -178,4 +178,3 @@ pub(crate) fn now_ns() -> u64 {
     let now = rustix::time::clock_gettime(CLOCK);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
-

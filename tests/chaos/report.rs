@@ -91,7 +91,8 @@ impl Report {
         for wrong in &self.wrong {
             say(&format!("WRONG: {wrong}"));
         }
-        let of = |number: fn(&Verdict) -> u64| self.lines.iter().map(|line| number(&line.verdict)).sum::<u64>();
+        let of =
+            |number: fn(&Verdict) -> u64| self.lines.iter().map(|line| number(&line.verdict)).sum::<u64>();
         let worst = self.lines.iter().map(|line| line.verdict.worst).max().unwrap_or_default();
         let longest = self.lines.iter().map(|line| line.verdict.longest_read).max().unwrap_or_default();
         say(&format!(

@@ -110,7 +110,10 @@ async fn one(plan: &Plan<'_>, fault: &Fault, world: &mut World) -> anyhow::Resul
             wrong.push(format!("worker {} has used {} MiB", worker.number, now.peak_kib >> 10));
         }
         if now.files > first.files + FILES {
-            wrong.push(format!("worker {} has {} files open, at first {}", worker.number, now.files, first.files));
+            wrong.push(format!(
+                "worker {} has {} files open, at first {}",
+                worker.number, now.files, first.files
+            ));
         }
         wrong.extend(worker.panics());
     }

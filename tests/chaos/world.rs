@@ -168,7 +168,8 @@ impl World {
 
     /// Which programs these are.
     pub(crate) async fn programs(&self) -> anyhow::Result<String> {
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut self.redis.connect().await).await?;
+        let info: String =
+            redis::cmd("INFO").arg("server").query_async(&mut self.redis.connect().await).await?;
         let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let cache = match field("valkey_version:") {
             Some(version) => format!("Valkey {version}"),
@@ -198,7 +199,8 @@ impl World {
         let (standby, _link) = self.standby.take().context("a standby")?;
         let before = std::mem::replace(&mut self.postgres, standby);
         let mut connection = self.connect().await?;
-        let promoted: bool = sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&mut connection).await?;
+        let promoted: bool =
+            sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&mut connection).await?;
         ensure!(promoted, "the standby was not promoted within 20 s");
         // Nobody has written to it yet.
         let rows: Vec<(i64, i64, i64, i32)> = sqlx::query_as(
