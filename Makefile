@@ -4,11 +4,13 @@
 INSTANCES ?= 1
 PORT ?= 8080
 TRACE ?=
+TARGET ?=
+SECONDS ?=
 ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test replay chaos bench instructions check cargo
+.PHONY: help run test prove mutants soak chaos fuzz replay bench instructions check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
@@ -17,11 +19,23 @@ run: cargo ## the service on http://127.0.0.1:8080/ [INSTANCES=3] [PORT=8080]
 	@INSTANCES='$(INSTANCES)' PORT='$(PORT)' exec scripts/run
 
 test: cargo ## all tests [ARGS='name_of_a_test']
-	@exec scripts/engines exec --db perto_test --binaries -- cargo test --locked $(ARGS)
+	@exec scripts/engines exec --db perto_test --binaries -- cargo test --locked --workspace $(ARGS)
+
+prove: cargo ## larger scopes of the model [ARGS='trim-two'], or a counterexample [ARGS='NaiveJoin']
+	@cargo run --locked --quiet --package perto-proofs -- $(ARGS)
+
+fuzz: cargo ## garbage for what reads from outside [TARGET=stored] [SECONDS=60]
+	@exec scripts/fuzz '$(or $(SECONDS),60)' $(TARGET)
 
 replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='...']
 	@cargo build --release --locked
 	@exec scripts/engines exec --db perto_replay -- $(perto) replay $(if $(TRACE),"$(TRACE)") $(ARGS)
+
+soak: cargo ## random simulated histories for an hour [SECONDS=3600]
+	@PERTO_SOAK_SECONDS='$(or $(SECONDS),3600)' exec cargo test --release --locked --test coherence soak -- --ignored --nocapture
+
+mutants: cargo ## break each rule of the code, and see which test turns red [ARGS='accept-everything']
+	@exec scripts/mutants $(ARGS)
 
 chaos: cargo ## every fault under load, on the engines of this machine and on the newest [ARGS='--only redis']
 	@cargo test --release --locked --no-run --test chaos

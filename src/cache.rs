@@ -24,12 +24,15 @@ use crate::metrics::{CacheCounters, CacheStats};
 use crate::wire::Change;
 
 pub(crate) mod applied;
+pub(crate) mod audit;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
+pub(crate) mod inspect;
 pub(crate) mod loader;
 pub(crate) mod policy;
 
+use audit::Sampler;
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use policy::{Outage, Policy};
@@ -62,6 +65,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     whole: Whole,
     flights: Arc<Flights<K, Flown<V>>>,
     loader: Loader<K, V>,
+    sampler: Sampler<K, V>,
     counters: CacheCounters,
 }
 
@@ -194,21 +198,18 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.hit(key, None)
     }
 
-    /// L1. The order is what makes it safe: the lease first, then the value, the clock last. A lease loaded after the
-    /// value would let a reader that was paused in between pair an old value with a newer lease; see
-    /// `a_paused_reader_never_serves_under_a_newer_lease`.
+    /// L1. The order is what makes it safe, so it is the lease's.
     #[inline]
     fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
         let coherence = &self.0.shared.coherence;
-        let held = coherence.lease.held();
-        let entry = self.0.local.get(key)?;
-        let now = coherence.clock.now_ms();
+        let (held, entry, now) =
+            coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {
             return None;
         }
-        self.0.counters.l1_hits.add(1);
+        self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
     }
 
@@ -408,6 +409,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
             let loading = core.run_loader(keys, began, options);
             let loaded = tokio::select! {
+                biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
                     Err(Error::LoadTimeout { cache: Arc::clone(&core.name), limit: core.policy.load_timeout })
                 }),
@@ -517,6 +519,7 @@ impl<K: Key, V: Value> Core<K, V> {
             whole: Whole::new(),
             flights: Flights::new(),
             loader,
+            sampler: Sampler::new(),
             counters: CacheCounters::default(),
         })
     }

@@ -4,7 +4,11 @@ use std::io::Write;
 
 use clap::Parser;
 
+mod columns;
 mod connect;
+mod doctor;
+mod http;
+mod inspect;
 mod migrate;
 mod replay;
 mod seed;
@@ -23,6 +27,10 @@ pub(crate) enum Command {
     Seed(seed::Seed),
     /// Make every SQL write to a table invalidate a cache, or stop it
     Watch(watch::Watch),
+    /// Look at Postgres and Redis, say what is wrong, and how to mend it
+    Doctor(doctor::Doctor),
+    /// Show one key through all tiers, and who would serve what
+    Inspect(inspect::Inspect),
     /// Drive an access trace through several instances, with writes and faults, and check the promise
     Replay(Box<replay::Replay>),
 }
@@ -34,6 +42,8 @@ impl Command {
             Self::Migrate(command) => command.run().await,
             Self::Seed(command) => command.run().await,
             Self::Watch(command) => command.run().await,
+            Self::Doctor(command) => command.run().await,
+            Self::Inspect(command) => command.run().await,
             Self::Replay(command) => command.run().await,
         }
     }
@@ -41,6 +51,11 @@ impl Command {
 
 /// One line for a person: what is wrong, and why.
 pub(crate) fn complain(error: &anyhow::Error) {
+    say_error(&format!("perto: {}", one_line(error)));
+}
+
+/// An error and its causes.
+fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string().replace('\n', " ");
@@ -48,7 +63,7 @@ pub(crate) fn complain(error: &anyhow::Error) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    say_error(&format!("perto: {text}"));
+    text
 }
 
 /// Writes a line to standard output. That nobody reads any more is no reason to fail.

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 pub(crate) mod buckets;
 pub(crate) mod health;
 pub(crate) mod hints;
+pub(crate) mod known;
 pub(crate) mod lease;
 pub(crate) mod rules;
 pub(crate) mod snapshot;

@@ -321,11 +321,11 @@ impl Judge {
             window.worst = window.worst.max(worst);
             window.longest_read = window.longest_read.max(answer.ended.saturating_sub(answer.begun));
         });
-        if let Some(wrong) = wrong {
-            if self.violations.len() < DESCRIBED {
-                let violation = self.describe(answer, wrong);
-                self.violations.push(violation);
-            }
+        if let Some(wrong) = wrong
+            && self.violations.len() < DESCRIBED
+        {
+            let violation = self.describe(answer, wrong);
+            self.violations.push(violation);
         }
         if self.recent.len() == RECENT {
             self.recent.pop_front();

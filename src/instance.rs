@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::cache::applied::Applied;
 use crate::cache::builder::CacheBuilder;
+use crate::cache::inspect::InRemote;
 use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
 use crate::coherence::tail::Tail;
@@ -24,10 +25,14 @@ use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
 use crate::metrics::{Histogram, InstanceCounters, InstanceStats};
+use crate::nines::{Audits, Nines};
 use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
+mod watching;
+
+use watching::Watching;
 
 pub use builder::PertoBuilder;
 
@@ -35,6 +40,8 @@ pub use builder::PertoBuilder;
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
 /// How often somebody looks whether the log wants trimming.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two audits of a cache.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Fills of L2 under way at once; more are dropped and counted.
 const MAX_FILLS: usize = 4_096;
 /// Fills that are sent together.
@@ -57,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) signals: Signals,
     pub(crate) counters: InstanceCounters,
     pub(crate) propagation: Histogram,
+    pub(crate) nines: Nines,
     pub(crate) publisher: u64,
     pub(crate) log: Arc<dyn Log>,
     remote: Option<Arc<dyn Remote>>,
@@ -82,6 +90,8 @@ pub(crate) struct Settings {
     pub(crate) fence_timeout: Duration,
     pub(crate) retention: Duration,
     pub(crate) max_loads: usize,
+    /// Keys per cache and interval; 0 switches it off.
+    pub(crate) audit_rate: usize,
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only Postgres has a schema"))]
     pub(crate) schema: String,
 }
@@ -150,15 +160,8 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.poll().await.map_err(StartError::Log)?;
-        for cache in shared.caches().values() {
-            let limit = shared.settings.poll_timeout;
-            let looking = tokio::time::timeout(limit, shared.log.unwatched(cache.name(), cache.tables()));
-            let unwatched =
-                looking.await.unwrap_or(Err(LogError::Timeout(limit))).map_err(StartError::Log)?;
-            for table in unwatched {
-                shared.signals.send(Event::Unwatched { cache: cache.name().to_owned(), table });
-            }
-        }
+        let mut watching = Watching::new(Arc::clone(shared));
+        watching.look().await.map_err(StartError::Log)?;
         if let Some(remote) = &shared.remote {
             // Whether it answers decides the first reads' way, not whether the instance starts.
             if remote::ping(&**remote, shared.settings.fence_timeout).await.is_err() {
@@ -166,6 +169,7 @@ impl Perto {
             }
         }
         self.spawn_tasks(tail);
+        shared.spawn_until_end(watching.run());
         starting.done = true;
         Ok(())
     }
@@ -188,6 +192,9 @@ impl Perto {
             let coherence = Arc::clone(&shared_too.coherence);
             shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
         });
+        if shared.settings.audit_rate > 0 {
+            shared.spawn_until_end(Self::audit(Arc::clone(shared)));
+        }
         let shared_too = Arc::clone(shared);
         shared.spawn_until_end(async move {
             loop {
@@ -202,6 +209,17 @@ impl Perto {
                 tokio::time::sleep(TRIM_INTERVAL).await;
             }
         });
+    }
+
+    async fn audit(shared: Arc<Shared>) {
+        loop {
+            let caches = shared.caches();
+            caches.values().for_each(|cache| cache.sample(shared.settings.audit_rate));
+            tokio::time::sleep(AUDIT_INTERVAL).await;
+            for cache in caches.values() {
+                cache.audit().await;
+            }
+        }
     }
 
     /// Ends the instance: reads in progress end with [`Error::Closed`], reads from now on too, and every task is awaited.
@@ -237,6 +255,12 @@ impl Perto {
     #[must_use]
     pub fn propagation(&self) -> &Histogram {
         &self.shared().propagation
+    }
+
+    /// What the auditor has found: how coherent what was served has been, in nines. See [`PertoBuilder::audit_rate`].
+    #[must_use]
+    pub fn audits(&self) -> Audits {
+        self.shared().nines.audits(self.shared().coherence.clock.now_ms())
     }
 
     /// Tasks of this instance that have not ended.
@@ -284,8 +308,9 @@ impl Shared {
         let ending = self.ending.clone();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = task => {}
+                biased;
                 () = ending.cancelled() => {}
+                () = task => {}
             }
         });
     }
@@ -335,6 +360,11 @@ impl Shared {
         self.loads.acquire().await.map_err(|_closed| Error::Closed)
     }
 
+    /// One of the places, if one is free.
+    pub(crate) fn try_load_place(&self) -> Option<SemaphorePermit<'_>> {
+        self.loads.try_acquire().ok()
+    }
+
     /// Whether hints arrive, so that the tail may take its time.
     pub(crate) fn hints_come(&self) -> bool {
         self.signals.bus_up.load(Ordering::Acquire)
@@ -345,7 +375,7 @@ impl Shared {
     }
 
     pub(crate) fn remote_key(&self, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-        format!("perto:{}:{epoch:016x}:{cache}.{version}:{key}", self.app)
+        InRemote::name(&self.app, epoch, cache, version, key)
     }
 
     /// How long [`Shared::remote_get`] may take.

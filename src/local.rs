@@ -42,6 +42,11 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V>
         self.entries.get(key)
     }
 
+    /// The entry, for who only looks. moka counts it as a use, for it has no other way to one that is held.
+    pub(crate) fn peek(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        if self.entries.contains_key(key) { self.get(key) } else { None }
+    }
+
     /// Only under the key's stripe, and only if the stamp is accepted there.
     pub(crate) fn insert(&self, key: K, entry: Arc<Entry<V>>) {
         self.entries.insert(key, entry);
@@ -57,6 +62,10 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V>
             self.entries.invalidate(key);
         }
         stale
+    }
+
+    pub(crate) fn remove(&self, key: &K) {
+        self.entries.invalidate(key);
     }
 
     /// Entries and bytes held, after moka's pending work.

@@ -12,6 +12,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Adds one. Returns what it was before.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -64,6 +69,12 @@ counters! {
         keys_misread,
         /// Answers given without a valid lease, flagged as unverified.
         unverified,
+        /// Values served from L1 that were loaded again and compared.
+        audits,
+        /// Audits that could not be made: no answer from the primary in time, or one that is never the same.
+        audits_skipped,
+        /// Values that differed from what the primary says, while no invalidation came in between.
+        audit_violations,
     }
 }
 

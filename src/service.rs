@@ -19,6 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 mod companies;
 mod consistency;
+mod entries;
 mod problem;
 pub(crate) mod schema;
 
@@ -50,6 +51,7 @@ fn router(service: Arc<Service>) -> Router {
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .route("/api/v1/cache/instances", get(instances))
+        .route("/api/v1/cache/{cache}/entries/{key}", get(entries::read))
         .route("/api/v1/companies", axum::routing::post(companies::create))
         .route(
             "/api/v1/companies/{id}",
@@ -156,6 +158,13 @@ async fn report(perto: Perto, instance: String) {
                     "writes to this table are not seen: run `perto watch`"
                 );
             }
+            Event::AuditViolation { cache, key_hash } => tracing::error!(
+                name: "perto.audit.violations",
+                instance,
+                cache,
+                key_hash = format!("{key_hash:016x}"),
+                "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
+            ),
             Event::TrimFailed { error } => {
                 tracing::warn!(instance, error, "the invalidation log can't be trimmed");
             }
@@ -169,7 +178,7 @@ async fn report(perto: Perto, instance: String) {
 
 async fn index(Shared(service): Shared<Arc<Service>>) -> String {
     format!(
-        "Perto, {}\n\nGET   /api/v1/companies/1\nPATCH /api/v1/companies/1   {{\"name\": \"...\"}}\nGET   /api/v1/cache/instances\nGET   /readyz\n",
+        "Perto, {}\n\nGET   /api/v1/companies/1\nPATCH /api/v1/companies/1   {{\"name\": \"...\"}}\nGET   /api/v1/cache/instances\nGET   /api/v1/cache/company/entries/1\nGET   /readyz\n",
         service.instance
     )
 }

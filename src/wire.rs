@@ -102,6 +102,12 @@ impl Stored {
     }
 }
 
+/// The two transactions of a tombstone.
+pub(crate) fn buried(bytes: &[u8]) -> Option<[u64; 2]> {
+    let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    Some([number(8)?, number(16)?])
+}
+
 /// Over the key, so that a value under another's key is refused, and all bytes but the checksum's own.
 fn checksum(key: &str, bytes: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
@@ -109,6 +115,16 @@ fn checksum(key: &str, bytes: &[u8]) -> u32 {
     crc.update(&bytes[..36]);
     crc.update(&bytes[HEADER..]);
     crc.finalize()
+}
+
+/// Bytes with the head and the checksum of a value under `key`, whatever they were. `None` where they are too few.
+#[cfg(feature = "test-util")]
+pub(crate) fn seal(key: &str, bytes: &[u8]) -> Option<Bytes> {
+    let mut bytes = BytesMut::from(bytes);
+    bytes.get_mut(..HEADER)?[..3].copy_from_slice(&[b'P', VERSION, b'V']);
+    let crc = checksum(key, &bytes);
+    bytes[36..40].copy_from_slice(&crc.to_be_bytes());
+    Some(bytes.freeze())
 }
 
 /// Encodes a payload. `None` where the type can't be encoded or is too large.

@@ -10,12 +10,23 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+
+use crate::watched::Watched;
 
 /// The loads in progress of one cache.
 #[derive(Debug)]
 pub(crate) struct Flights<K, T> {
-    running: Mutex<HashMap<K, watch::Receiver<Option<T>>>>,
+    running: Mutex<HashMap<K, Arc<Flight<T>>>>,
+}
+
+type Flight<T> = Watched<State<T>>;
+
+#[derive(Debug)]
+enum State<T> {
+    InTheAir,
+    Landed(T),
+    /// Its leader is gone.
+    Abandoned,
 }
 
 /// The duty to bring an outcome. Dropping it abandons the flight.
@@ -23,12 +34,12 @@ pub(crate) struct Flights<K, T> {
 pub(crate) struct Leader<K: Hash + Eq, T> {
     flights: Arc<Flights<K, T>>,
     pub(crate) key: K,
-    outcome: watch::Sender<Option<T>>,
+    flight: Arc<Flight<T>>,
 }
 
 /// A place among those who wait for a flight.
 #[derive(Debug)]
-pub(crate) struct Waiter<T>(watch::Receiver<Option<T>>);
+pub(crate) struct Waiter<T>(Arc<Flight<T>>);
 
 impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) fn new() -> Arc<Self> {
@@ -38,12 +49,13 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     /// Joins the key's flight, or begins one and leads it.
     pub(crate) fn join(self: &Arc<Self>, key: &K) -> (Option<Leader<K, T>>, Waiter<T>) {
         match self.running.lock().entry(key.clone()) {
-            Entry::Occupied(flight) => (None, Waiter(flight.get().clone())),
+            Entry::Occupied(flight) => (None, Waiter(Arc::clone(flight.get()))),
             Entry::Vacant(place) => {
-                let (outcome, waiter) = watch::channel(None);
-                place.insert(waiter.clone());
-                let leader = Leader { flights: Arc::clone(self), key: key.clone(), outcome };
-                (Some(leader), Waiter(waiter))
+                let flight = Arc::new(Watched::new(State::InTheAir));
+                place.insert(Arc::clone(&flight));
+                let leader =
+                    Leader { flights: Arc::clone(self), key: key.clone(), flight: Arc::clone(&flight) };
+                (Some(leader), Waiter(flight))
             }
         }
     }
@@ -57,23 +69,29 @@ impl<K: Hash + Eq, T> Leader<K, T> {
     /// Ends the flight. Whoever comes from now on begins another.
     pub(crate) fn finish(self, outcome: T) {
         self.flights.running.lock().remove(&self.key);
-        self.outcome.send_replace(Some(outcome));
+        self.flight.update(|state| *state = State::Landed(outcome));
         // `Drop` removes once more; by then the key may be another leader's.
     }
 }
 
 impl<K: Hash + Eq, T> Drop for Leader<K, T> {
     fn drop(&mut self) {
-        if self.outcome.borrow().is_none() {
+        if self.flight.look(|state| matches!(state, State::InTheAir)) {
             self.flights.running.lock().remove(&self.key);
+            self.flight.update(|state| *state = State::Abandoned);
         }
     }
 }
 
 impl<T: Clone> Waiter<T> {
     /// The flight's outcome; `None` if its leader is gone.
-    pub(crate) async fn outcome(mut self) -> Option<T> {
-        self.0.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
+    pub(crate) async fn outcome(self) -> Option<T> {
+        let outcome = |state: &State<T>| match state {
+            State::InTheAir => None,
+            State::Landed(outcome) => Some(Some(outcome.clone())),
+            State::Abandoned => Some(None),
+        };
+        self.0.wait_for(outcome).await
     }
 }
 

@@ -63,7 +63,8 @@ pub struct Stamp {
 /// `select u.*, s.stamp from (select <this> as stamp) s left join users u on u.id = any($1)`.
 /// The outer join matters: a row that is *absent* needs a stamp as much as one that is there.
 pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \
-     case when pg_is_in_recovery() then ' replica' else ' primary' end, \
+     case when pg_is_in_recovery() then ' replica' \
+          when current_setting('transaction_isolation') like 'read %' then ' primary' else ' old' end, \
      case when pg_current_xact_id_if_assigned() is null then ' clean' else ' wrote' end)";
 
 impl Stamp {
@@ -81,7 +82,8 @@ impl Stamp {
         let snapshot = Snapshot::parse(words.next()?)?;
         let origin = match words.next()? {
             "primary" => Origin::Primary,
-            "replica" => Origin::Unknown,
+            // In a transaction with one snapshot for all its statements, that may be as old as the transaction.
+            "replica" | "old" => Origin::Unknown,
             _ => return None,
         };
         let wrote = match words.next()? {

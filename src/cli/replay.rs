@@ -27,7 +27,7 @@ mod trace;
 
 use faults::{Scheduled, What};
 use fleet::{Member, Plan, Run, Tally, Window};
-use history::History;
+use history::Record;
 use trace::Trace;
 
 /// See the command's help.
@@ -156,10 +156,9 @@ impl Replay {
             ready.push(give);
         }
         let tally = Tally::new(plan.faults.len());
-        let mut history = History::new(plan.trace.ids.len());
-        history.restart();
+        let record = Arc::new(Record::new(plan.trace.ids.len()));
         let next = (0..plan.instances).map(|_| AtomicU64::new(0)).collect();
-        let run = Arc::new(Run { plan, history, tally, next });
+        let run = Arc::new(Run { plan, record, tally, next });
         ready.into_iter().for_each(|give| drop(give.send(Arc::clone(&run))));
         let result = self.drive(&run, &members, proxies.as_ref(), plain_pool).await;
         for member in members {
@@ -332,32 +331,32 @@ impl Proxies {
 /// Causes each fault at its time. A fault's window lasts until every instance is coherent again. Never returns.
 async fn cause_faults(run: &Run, members: &[Member], proxies: Option<&Proxies>, redis_url: &str) {
     let one = async |fault: &Scheduled, window: &Window| {
-        tokio::time::sleep(fault.start.saturating_sub(run.history.now())).await;
-        window.open(run.history.now());
+        tokio::time::sleep(fault.start.saturating_sub(run.record.now())).await;
+        window.open(run.record.now());
         let mut ran = true;
         match (&fault.what, proxies) {
             (What::Redis(how) | What::Bus(how) | What::Postgres(how), Some(proxies)) => {
                 proxies.set(&fault.what, *how);
-                tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
+                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
                 proxies.set(&fault.what, Fault::None);
             }
             (What::Flush, _) => {
                 ran = unlink_own_keys(redis_url, &run.plan.schema).await.is_ok();
-                tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
+                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
             }
             (What::Pause(at), _) => {
                 members[*at].pause(fault.length).await;
-                tokio::time::sleep(fault.end().saturating_sub(run.history.now())).await;
+                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
             }
             _ => ran = false,
         }
-        let healed = run.history.now();
+        let healed = run.record.now();
         while members.iter().any(|member| member.perto.health().state != State::Coherent)
-            && run.history.now() - healed < COHERENT_LIMIT
+            && run.record.now() - healed < COHERENT_LIMIT
         {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        window.close(run.history.now(), ran);
+        window.close(run.record.now(), ran);
     };
     let faults = run.plan.faults.iter().zip(&run.tally.windows).map(|(fault, window)| one(fault, window));
     futures_util::future::join_all(faults).await;

@@ -9,6 +9,14 @@ use tokio::net::TcpListener;
 use super::connect::{Database, RedisTrouble, check_redis};
 use crate::service;
 
+/// Connections of an instance to Postgres, by what they are for.
+const REQUESTS: u32 = 12;
+const LOADS: u32 = 8;
+/// The tail has one, and the rest of the log two.
+const LOG: u32 = 3;
+/// Most that an instance opens.
+pub(super) const CONNECTIONS: u32 = REQUESTS + LOADS + LOG;
+
 /// See the command's help.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -43,8 +51,8 @@ impl Serve {
         let limits =
             [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
         let pools = service::Pools {
-            requests: self.database.pool_with(service::pool_options(12), &limits).await?,
-            loads: self.database.pool_with(service::pool_options(8), &limits).await?,
+            requests: self.database.pool_with(service::pool_options(REQUESTS), &limits).await?,
+            loads: self.database.pool_with(service::pool_options(LOADS), &limits).await?,
         };
         let redis_url = self.redis_url.filter(|url| !url.is_empty());
         if let Some(url) = &redis_url {

@@ -6,18 +6,14 @@
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
-
+use super::known::Known;
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
-
-const STRIPES: usize = 1 << 10;
-const BUCKETS_PER_STRIPE: usize = 1 << 6;
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// The knowledge of one instance. See the module's documentation.
-pub(crate) struct Buckets {
+pub(crate) struct Buckets<const STRIPES: usize = { 1 << 10 }, const PER_STRIPE: usize = { 1 << 6 }> {
     stripes: Box<[Mutex<Stripe>]>,
     /// The highest transaction applied per bucket, readable without the stripe.
     highest: Box<[AtomicU64]>,
@@ -39,12 +35,12 @@ pub(crate) struct Whole {
     epoch: AtomicU64,
 }
 
-impl Buckets {
+impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE> {
     pub(crate) fn new() -> Self {
-        let stripe = || Mutex::new(vec![Bucket::default(); BUCKETS_PER_STRIPE].into_boxed_slice());
+        let stripe = || Mutex::new(vec![Bucket::default(); PER_STRIPE].into_boxed_slice());
         Self {
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
-            highest: (0..STRIPES * BUCKETS_PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
+            highest: (0..STRIPES * PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
             poll: RwLock::new(None),
             hasher: foldhash::fast::FixedState::default(),
         }
@@ -62,7 +58,7 @@ impl Buckets {
     /// Whether a value with this stamp contains every invalidation that this instance knows for the key.
     pub(crate) fn accepts(&self, slot: Slot, whole: &Whole, stamp: &Snapshot) -> bool {
         let known = self.highest[slot.0].load(Ordering::Acquire);
-        (stamp.xmin() > known || self.stripe(slot)[slot.0 % BUCKETS_PER_STRIPE].accepts(stamp))
+        (stamp.xmin() > known || self.stripe(slot)[slot.0 % PER_STRIPE].accepts(stamp))
             && whole.accepts(stamp)
     }
 
@@ -77,7 +73,7 @@ impl Buckets {
         insert: impl FnOnce(),
     ) -> bool {
         let stripe = self.stripe(slot);
-        let accepted = stripe[slot.0 % BUCKETS_PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
+        let accepted = stripe[slot.0 % PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
         if accepted {
             insert();
         }
@@ -90,7 +86,7 @@ impl Buckets {
         // Read under the stripe: a recovery forgets the poll first and then resets each stripe, so an older
         // poll can't make a replayed transaction look known.
         let poll = self.poll();
-        let learned = stripe[slot.0 % BUCKETS_PER_STRIPE].apply(xid, poll.as_deref());
+        let learned = stripe[slot.0 % PER_STRIPE].apply(xid, poll.as_deref());
         self.highest[slot.0].fetch_max(xid, Ordering::AcqRel);
         (learned, evict())
     }
@@ -130,7 +126,7 @@ impl Buckets {
         for (at, stripe) in self.stripes.iter().enumerate() {
             let mut stripe = stripe.lock();
             stripe.fill(fresh);
-            for highest in &self.highest[at * BUCKETS_PER_STRIPE..][..BUCKETS_PER_STRIPE] {
+            for highest in &self.highest[at * PER_STRIPE..][..PER_STRIPE] {
                 highest.store(fresh.highest(), Ordering::Release);
             }
         }
@@ -143,7 +139,12 @@ impl Buckets {
     }
 
     fn stripe(&self, slot: Slot) -> MutexGuard<'_, Stripe> {
-        self.stripes[slot.0 / BUCKETS_PER_STRIPE].lock()
+        self.stripes[slot.0 / PER_STRIPE].lock()
+    }
+
+    /// What is known of a key, and of its whole cache.
+    pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
+        (self.stripe(slot)[slot.0 % PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn an_invalidation_of_a_key_that_is_not_held_is_remembered() {
-        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, 100, || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_whole_cache_invalidation_refuses_every_key_of_it_once() {
-        let (buckets, whole, other) = (Buckets::new(), Whole::new(), Whole::new());
+        let (buckets, whole, other) = (<Buckets>::new(), Whole::new(), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply_whole(&whole, 100);
         buckets.apply_whole(&whole, 100);
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn after_a_reset_an_old_poll_confirms_nothing() {
-        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.complete(stamp("1000:1000:"));
         buckets.reset(&stamp("50:50:"), [&whole].into_iter());
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn an_insert_is_refused_after_the_invalidation_it_misses() {
-        let (buckets, whole) = (Buckets::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, 100, || ());
         let mut inserted = false;

@@ -91,7 +91,17 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
+    /// A value that was served differs from what the primary says, and no invalidation explains it: a write that no
+    /// trigger covered, or a loader that reads more than its key says. It was invalidated on every instance. `perto doctor`
+    /// looks for the reason.
+    AuditViolation {
+        /// The cache.
+        cache: String,
+        /// A hash of the key's text, the same on every instance.
+        key_hash: u64,
+    },
     /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
+    /// Looked at every minute, and sent once for as long as it is so.
     Unwatched {
         /// The cache.
         cache: String,
@@ -182,6 +192,7 @@ impl Signals {
         loop {
             self.observe(self.health(coherence, remote_up()).state);
             tokio::select! {
+                biased;
                 () = self.changed.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }

@@ -53,10 +53,8 @@ impl Listener {
         fences.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                message = subscription.next() => match message {
-                    Ok(bytes) => self.receive(&bytes),
-                    Err(_) => return fenced,
-                },
+                // Fences first: a flood of messages must not put them off.
+                biased;
                 _ = fences.tick() => {
                     if fence(&mut *subscription, self.shared.settings.fence_timeout).await.is_err() {
                         return fenced;
@@ -68,6 +66,10 @@ impl Listener {
                     }
                     self.shared.signals.set_bus(true);
                 }
+                message = subscription.next() => match message {
+                    Ok(bytes) => self.receive(&bytes),
+                    Err(_) => return fenced,
+                },
             }
         }
     }

@@ -3,8 +3,9 @@
 //! Packed into one atomic, so that a hit reads both with one load: 20 bits of era, 44 bits of milliseconds on the
 //! clock that counts sleep. 44 bits last 557 years.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::sync::{AtomicU64, Ordering};
 
 const DEADLINE_BITS: u32 = 44;
 const DEADLINE_MASK: u64 = (1 << DEADLINE_BITS) - 1;
@@ -21,6 +22,20 @@ pub(crate) struct Held(u64);
 impl Lease {
     pub(crate) fn held(&self) -> Held {
         Held(self.0.load(Ordering::Acquire))
+    }
+
+    /// What a hit does, in the order that makes it safe: the lease, then the value, the clock last. A lease loaded
+    /// after the value would let a reader that was paused in between pair an old value with a newer lease:
+    /// `a_paused_reader_never_serves_under_a_newer_lease`.
+    #[inline]
+    pub(crate) fn vouch<T>(
+        &self,
+        value: impl FnOnce() -> Option<T>,
+        now_ms: impl FnOnce() -> u64,
+    ) -> Option<(Held, T, u64)> {
+        let held = self.held();
+        let value = value()?;
+        Some((held, value, now_ms()))
     }
 
     /// After every row of the poll has been applied: whoever sees this lease sees the evictions too.

@@ -6,18 +6,19 @@
 //! *Invariant.* Every transaction ever applied to the bucket is in `xids`, or at most `lo`, or contained in every
 //! snapshot of rank `rk` and above. So a snapshot that passes [`Bucket::accepts`] contains them all.
 
+use super::known::Known;
 use super::snapshot::{Rank, Snapshot};
 
 /// Transactions that a bucket remembers one by one.
 const REMEMBERED: usize = 4;
 
 /// What an instance knows of the invalidations of the keys that hash to one bucket. 0 is no transaction.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Bucket {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Bucket<const ROOM: usize = REMEMBERED> {
     highest: u64,
     lo: u64,
     rk: Rank,
-    xids: [u64; REMEMBERED],
+    xids: [u64; ROOM],
 }
 
 /// What [`Bucket::apply`] had to give up.
@@ -30,7 +31,13 @@ pub(crate) enum Learned {
     Coarsely,
 }
 
-impl Bucket {
+impl<const ROOM: usize> Default for Bucket<ROOM> {
+    fn default() -> Self {
+        Self { highest: 0, lo: 0, rk: Rank::default(), xids: [0; ROOM] }
+    }
+}
+
+impl<const ROOM: usize> Bucket<ROOM> {
     /// A bucket for which every invalidation so far is contained in `floor`.
     pub(crate) fn at(floor: &Snapshot) -> Self {
         Self { highest: floor.xmax().saturating_sub(1), rk: floor.rank(), ..Self::default() }
@@ -89,7 +96,14 @@ impl Bucket {
     }
 
     fn lowest(&self, of: impl Fn(u64) -> bool) -> Option<usize> {
-        (0..REMEMBERED).filter(|slot| of(self.xids[*slot])).min_by_key(|slot| self.xids[*slot])
+        (0..ROOM).filter(|slot| of(self.xids[*slot])).min_by_key(|slot| self.xids[*slot])
+    }
+
+    /// Laid open, for people.
+    pub(crate) fn known(&self) -> Known {
+        let mut xids: Vec<u64> = self.xids.iter().copied().filter(|xid| *xid > 0).collect();
+        xids.sort_unstable();
+        Known { highest: self.highest, lo: self.lo, rk: self.rk, xids }
     }
 }
 
@@ -143,7 +157,7 @@ mod tests {
         };
         let width = 1 + db.below(30);
         let keep_one_open = db.below(3) == 0;
-        let mut bucket = Bucket::default();
+        let mut bucket: Bucket = Bucket::default();
         let mut applied = BTreeSet::new();
         let mut poll: Option<Snapshot> = None;
         let mut stamps: Vec<(Snapshot, BTreeSet<u64>, u64)> = vec![];
@@ -255,7 +269,7 @@ mod tests {
     fn an_unconfirmed_hint_is_never_dropped_against_the_last_poll() {
         // The poll was before 20..=24 committed. Five hints: one must be given up, by `lo`, not by `rk`.
         let poll = Snapshot::parse("10:10:").unwrap();
-        let mut bucket = Bucket::default();
+        let mut bucket: Bucket = Bucket::default();
         let learned: Vec<Learned> = (20..=24).map(|xid| bucket.apply(xid, Some(&poll))).collect();
         assert_eq!(learned.last(), Some(&Learned::Coarsely));
         let without_20 = Snapshot::parse("20:25:20").unwrap();
@@ -266,7 +280,7 @@ mod tests {
     #[test]
     fn a_value_loaded_just_after_a_write_is_accepted_beside_a_long_transaction() {
         // 5 has been open for an hour; 20 wrote this key and ended.
-        let mut bucket = Bucket::default();
+        let mut bucket: Bucket = Bucket::default();
         bucket.apply(20, None);
         assert!(bucket.accepts(&Snapshot::parse("5:21:5").unwrap()));
         assert!(!bucket.accepts(&Snapshot::parse("5:20:5").unwrap()));

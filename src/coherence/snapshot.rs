@@ -12,9 +12,9 @@ pub const MAX_RUNNING: usize = 64;
 /// Where a snapshot was taken, as far as the statement that took it could tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// By a server that was not in recovery when it answered.
+    /// By a server that was not in recovery when it answered, for this statement.
     Primary,
-    /// By a hot standby, or by a statement that did not say.
+    /// By a hot standby, for an earlier statement of its transaction, or by a statement that did not say.
     Unknown,
 }
 
@@ -112,8 +112,12 @@ impl Snapshot {
     /// What is cut off is given up from the first cut transaction on, so the rest stays true.
     #[must_use]
     pub fn for_wire(&self) -> Self {
+        self.cut_to(MAX_RUNNING)
+    }
+
+    pub(crate) fn cut_to(&self, most: usize) -> Self {
         let fits = |xid: &u64| xid - self.xmin <= u64::from(u32::MAX);
-        let keep = self.xip.iter().take(MAX_RUNNING).take_while(|xid| fits(xid)).count();
+        let keep = self.xip.iter().take(most).take_while(|xid| fits(xid)).count();
         match self.xip.get(keep) {
             Some(first_cut) => Self { xmin: self.xmin, xmax: *first_cut, xip: self.xip[..keep].into() },
             None => self.clone(),
@@ -143,8 +147,16 @@ impl fmt::Debug for Snapshot {
 }
 
 /// A snapshot's place in the order of inclusion; see [`Snapshot::rank`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Rank(u64);
+
+impl Rank {
+    /// The `xmax` of a snapshot of this rank.
+    #[must_use]
+    pub const fn xmax(self) -> u64 {
+        self.0 >> 16
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -41,8 +41,9 @@ impl Tail {
                 Err(_) => RETRY_INTERVAL.min(self.interval()),
             };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = self.shared.coherence.doubt.notified() => tokio::time::sleep(LEAST_INTERVAL).await,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

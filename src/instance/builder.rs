@@ -21,6 +21,8 @@ const LEAST_BOUND: Duration = Duration::from_millis(50);
 const MOST_BOUND: Duration = Duration::from_hours(1);
 /// Most loads at once.
 const MOST_LOADS: usize = 1 << 16;
+/// More would be a second workload.
+const MOST_AUDITED: usize = 1_000;
 
 /// The settings of an instance. Begun by [`Perto::builder`], ended by [`PertoBuilder::build`].
 #[must_use = "nothing happens before `build`"]
@@ -31,6 +33,7 @@ pub struct PertoBuilder {
     remote_timeout: Duration,
     retention: Duration,
     max_loads: usize,
+    audit_rate: usize,
     schema: String,
     #[cfg(feature = "redis")]
     redis: Option<String>,
@@ -53,6 +56,7 @@ impl PertoBuilder {
             remote_timeout: Duration::from_millis(50),
             retention: Duration::from_hours(1),
             max_loads: 64,
+            audit_rate: 64,
             schema: "perto".to_owned(),
             #[cfg(feature = "redis")]
             redis: None,
@@ -96,6 +100,14 @@ impl PertoBuilder {
     /// Calls of loaders at once, over all caches; more wait, within their load timeout. Default: 64.
     pub const fn max_loads(mut self, loads: usize) -> Self {
         self.max_loads = loads;
+        self
+    }
+
+    /// Keys of each cache that the auditor compares with what the primary says, at most so many a second, out of those
+    /// that are served from L1; in one load, and none where no place for loads is free. Default: 64. 0 switches it off: for
+    /// loaders that never say the same twice, or that must not be called in between.
+    pub const fn audit_rate(mut self, keys: usize) -> Self {
+        self.audit_rate = keys;
         self
     }
 
@@ -168,6 +180,7 @@ impl PertoBuilder {
             signals: Signals::new(),
             counters: Default::default(),
             propagation: Default::default(),
+            nines: Default::default(),
             publisher: random(),
             log,
             remote,
@@ -216,6 +229,9 @@ impl PertoBuilder {
         if !(1..=MOST_LOADS).contains(&self.max_loads) {
             return refuse("max_loads", format!("{} is not between 1 and {MOST_LOADS}", self.max_loads));
         }
+        if self.audit_rate > MOST_AUDITED {
+            return refuse("audit_rate", format!("{} is more than {MOST_AUDITED}", self.audit_rate));
+        }
         if self.remote_timeout.is_zero() {
             return refuse("remote_timeout", "must be more than nothing".to_owned());
         }
@@ -227,6 +243,7 @@ impl PertoBuilder {
             fence_timeout: Duration::from_millis(500),
             retention: self.retention,
             max_loads: self.max_loads,
+            audit_rate: self.audit_rate,
             schema: self.schema.clone(),
         })
     }

@@ -20,6 +20,7 @@ use crate::wire::Change;
 
 pub(crate) mod schema;
 pub(crate) mod watch;
+pub(crate) mod watched;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_000);
 
@@ -83,14 +84,7 @@ impl PostgresLog {
     }
 
     fn explain(&self, error: sqlx::Error) -> LogError {
-        match error.as_database_error().and_then(|error| error.code()).as_deref() {
-            // undefined_table, invalid_schema_name, undefined_function
-            Some("42P01" | "3F000" | "42883") => LogError::Schema(format!(
-                "the schema {:?} has no invalidation log: run `perto migrate`, or `perto::postgres::migrate`",
-                self.schema
-            )),
-            _ => refused(error),
-        }
+        schema::explain(error, &self.schema)
     }
 }
 

@@ -4,16 +4,19 @@ use anyhow::Context;
 use perto::postgres::{self, Watch};
 use sqlx::PgConnection;
 
+/// The schema of the log.
+pub(crate) const LOG: &str = "perto";
+
 /// Which cache is invalidated by which table, and how its keys are written in SQL.
-const WATCHED: [(&str, &str, &str); 1] = [("companies", super::companies::CACHE, "id")];
+pub(crate) const WATCHED: [(&str, &str, &str); 1] = [("companies", super::companies::CACHE, "id")];
 
 /// Makes or upgrades everything. Watching again is harmless: it clears the caches once.
 pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
     sqlx::migrate!().run(&mut *connection).await.context("DATABASE_URL: migrate the service's tables")?;
-    postgres::migrate(connection, "perto").await.context("DATABASE_URL: migrate the invalidation log")?;
+    postgres::migrate(connection, LOG).await.context("DATABASE_URL: migrate the invalidation log")?;
     for (table, cache, key) in WATCHED {
         let watch = Watch {
-            schema: "perto".to_owned(),
+            schema: LOG.to_owned(),
             table: table.to_owned(),
             cache: cache.to_owned(),
             key: key.to_owned(),

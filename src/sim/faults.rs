@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::error::{LogError, RemoteError};
+use crate::watched::Watched;
 
 /// Random numbers from a seed, the same on every machine.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ impl Dice {
 /// The faults of one connection. All hold until [`Faults::heal`].
 #[derive(Debug)]
 pub struct Faults {
-    now: watch::Sender<Weather>,
+    now: Arc<Watched<Weather>>,
     dice: Mutex<Dice>,
 }
 
@@ -66,6 +66,8 @@ struct Weather {
     most: Duration,
     lost: u64,
     doubled: u64,
+    /// Counts changes.
+    edition: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,7 +97,7 @@ impl From<Down> for LogError {
 
 impl Faults {
     pub(super) fn new(seed: u64) -> Self {
-        Self { now: watch::Sender::new(Weather::default()), dice: Mutex::new(Dice::new(seed)) }
+        Self { now: Arc::default(), dice: Mutex::new(Dice::new(seed)) }
     }
 
     /// Every operation fails at once; what was connected breaks.
@@ -126,42 +128,43 @@ impl Faults {
 
     /// Ends all faults. What waited for an answer goes on.
     pub fn heal(&self) {
-        self.change(|weather| *weather = Weather::default());
+        self.change(|weather| *weather = Weather { edition: weather.edition, ..Weather::default() });
     }
 
     fn change(&self, change: impl FnOnce(&mut Weather)) {
-        self.now.send_modify(change);
+        self.now.update(|weather| {
+            change(weather);
+            weather.edition += 1;
+        });
     }
 
     pub(super) fn is_cut(&self) -> bool {
-        self.now.borrow().way == Way::Cut
+        self.now.look(|weather| weather.way == Way::Cut)
     }
 
     pub(super) fn is_hung(&self) -> bool {
-        self.now.borrow().way == Way::Hung
+        self.now.look(|weather| weather.way == Way::Hung)
     }
 
     /// Completes when something about the faults changes from what they are now.
     pub(super) fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut now = self.now.subscribe();
-        async move {
-            // The sender outlives every connection that waits here.
-            drop(now.changed().await);
-        }
+        let now = Arc::clone(&self.now);
+        let seen = now.look(|weather| weather.edition);
+        async move { now.wait_for(|weather| (weather.edition != seen).then_some(())).await }
     }
 
     pub(super) fn draw_delay(&self) -> Duration {
-        let Weather { least, most, .. } = *self.now.borrow();
+        let (least, most) = self.now.look(|weather| (weather.least, weather.most));
         self.dice.lock().between(least, most)
     }
 
     pub(super) fn draw_lost(&self) -> bool {
-        let percent = self.now.borrow().lost;
+        let percent = self.now.look(|weather| weather.lost);
         self.dice.lock().chance(percent)
     }
 
     pub(super) fn draw_doubled(&self) -> bool {
-        let percent = self.now.borrow().doubled;
+        let percent = self.now.look(|weather| weather.doubled);
         self.dice.lock().chance(percent)
     }
 
@@ -176,58 +179,59 @@ impl Faults {
 
     /// As [`Faults::pass`], without the delay.
     pub(super) async fn unless_hung(&self) -> Result<(), Down> {
-        let mut now = self.now.subscribe();
-        match now.wait_for(|weather| weather.way != Way::Hung).await {
-            Ok(weather) if weather.way == Way::Open => Ok(()),
-            _ => Err(Down),
-        }
+        let way = |weather: &Weather| match weather.way {
+            Way::Open => Some(Ok(())),
+            Way::Cut => Some(Err(Down)),
+            Way::Hung => None,
+        };
+        self.now.wait_for(way).await
     }
 }
 
 /// Holds those who come to it, while it is closed.
 #[derive(Debug)]
 pub struct Gate {
-    closed: watch::Sender<bool>,
-    waiting: watch::Sender<usize>,
+    closed: Watched<bool>,
+    waiting: Watched<usize>,
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { closed: watch::Sender::new(false), waiting: watch::Sender::new(0) }
+        Self { closed: Watched::default(), waiting: Watched::default() }
     }
 
     /// Who comes from now on waits.
     pub fn close(&self) {
-        self.closed.send_replace(true);
+        self.closed.update(|closed| *closed = true);
     }
 
     /// Lets all go on.
     pub fn open(&self) {
-        self.closed.send_replace(false);
+        self.closed.update(|closed| *closed = false);
     }
 
     /// How many are waiting.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        *self.waiting.borrow()
+        self.waiting.look(|waiting| *waiting)
     }
 
     /// Completes once so many are waiting.
     pub async fn reached_by(&self, count: usize) {
-        drop(self.waiting.subscribe().wait_for(|waiting| *waiting >= count).await);
+        self.waiting.wait_for(|waiting| (*waiting >= count).then_some(())).await;
     }
 
     pub(super) async fn pass(&self) {
         struct Place<'a>(&'a Gate);
         impl Drop for Place<'_> {
             fn drop(&mut self) {
-                self.0.waiting.send_modify(|waiting| *waiting -= 1);
+                self.0.waiting.update(|waiting| *waiting -= 1);
             }
         }
-        if *self.closed.borrow() {
-            self.waiting.send_modify(|waiting| *waiting += 1);
+        if self.closed.look(|closed| *closed) {
+            self.waiting.update(|waiting| *waiting += 1);
             let _place = Place(self);
-            drop(self.closed.subscribe().wait_for(|closed| !closed).await);
+            self.closed.wait_for(|closed| (!closed).then_some(())).await;
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The simulated database's log, as one instance reaches it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 
 use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
@@ -15,13 +17,24 @@ use crate::wire::Change;
 #[derive(Debug)]
 pub struct SimLog {
     database: SimPostgres,
+    unwatched: Mutex<HashSet<String>>,
     /// The faults of this connection.
     pub faults: Faults,
 }
 
 impl SimLog {
     pub(super) fn new(database: SimPostgres, seed: u64) -> Self {
-        Self { database, faults: Faults::new(seed) }
+        Self { database, unwatched: Mutex::default(), faults: Faults::new(seed) }
+    }
+
+    /// Whether triggers watch a table of this name, as far as this instance is told. Default: they do.
+    pub fn watch(&self, table: &str, watched: bool) {
+        let mut unwatched = self.unwatched.lock();
+        if watched {
+            unwatched.remove(table)
+        } else {
+            unwatched.insert(table.to_owned())
+        };
     }
 }
 
@@ -57,10 +70,15 @@ impl Log for SimLog {
         })
     }
 
-    fn unwatched<'a>(&'a self, _: &'a str, _: &'a [String]) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+    fn unwatched<'a>(
+        &'a self,
+        _: &'a str,
+        tables: &'a [String],
+    ) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
         Box::pin(async {
             self.faults.pass().await?;
-            Ok(Vec::new())
+            let unwatched = self.unwatched.lock();
+            Ok(tables.iter().filter(|table| unwatched.contains(*table)).cloned().collect())
         })
     }
 }

@@ -348,6 +348,19 @@ impl SimTransaction {
         Ok(())
     }
 
+    /// Writes a value where a trigger was dropped: nothing logs it.
+    ///
+    /// # Errors
+    /// If another open transaction has written the key.
+    pub fn put_unlogged<K: Key, V: Serialize>(
+        &mut self,
+        cache: &str,
+        key: &K,
+        value: &V,
+    ) -> Result<(), Aborted> {
+        self.change(cache, &key.to_string(), Some(wire::encode_payload(value).unwrap_or_default()))
+    }
+
     /// Writes values as one statement that changes very many rows: the log has one row, for the whole cache.
     ///
     /// # Errors

@@ -5,11 +5,14 @@
 //! the log stops calling anything fresh 1 s after its last poll was sent.
 #![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
+mod audits;
+mod corpus;
 mod documents;
 mod epochs;
 mod hints;
 mod histories;
 mod holes;
+mod inspect;
 mod loads;
 mod outages;
 mod pauses;
@@ -17,3 +20,4 @@ mod remotes;
 mod replicas;
 mod ring;
 mod tokens;
+mod watching;

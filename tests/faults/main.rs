@@ -6,9 +6,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
 #[path = "../support/support.rs"]
+#[expect(dead_code, reason = "other rings use the rest")]
 mod support;
 mod world;
 
+mod audits;
 mod epochs;
 mod garbage;
 mod hints;
@@ -21,4 +23,5 @@ mod stale_fills;
 mod states;
 mod tokens;
 mod triggers;
+mod watched;
 mod writes;

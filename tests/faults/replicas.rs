@@ -113,3 +113,31 @@ async fn a_loader_in_an_old_transaction_of_the_primary_is_not_taken_at_its_word(
     assert_eq!(a.items.stats().replica_reloads, reloads + 1, "asked again, for a new snapshot");
     sqlx::raw_sql("rollback").execute(&mut **old.lock().await).await.unwrap();
 }
+
+/// Without a lease no poll tells how old a snapshot is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_from_an_old_transaction_of_the_primary_is_not_fresh_without_a_lease() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let mut old = world.pool.acquire().await.unwrap();
+    sqlx::raw_sql("begin isolation level repeatable read; select 1").execute(&mut *old).await.unwrap();
+    world.put(1, 2).await;
+    let old = Arc::new(tokio::sync::Mutex::new(old));
+    let loading = Arc::clone(&old);
+    let a = world.build_loading(
+        |perto| perto.postgres(&world.database),
+        |cache| cache,
+        move |load| {
+            let old = Arc::clone(&loading);
+            async move {
+                let query =
+                    perto::postgres::query_as::<(i64, i64)>("select id, v from items where id = any($1)");
+                query.bind(load.keys).fetch(&mut **old.lock().await).await.map(|rows| rows.by_key(|row| row))
+            }
+        },
+    );
+    let read = a.items.get(&1).await.unwrap();
+    assert_eq!(read.value.as_deref(), Some(&1));
+    assert_ne!(read.freshness, Freshness::Fresh);
+    sqlx::raw_sql("rollback").execute(&mut **old.lock().await).await.unwrap();
+}

@@ -9,5 +9,7 @@ mod support;
 
 mod bad_input;
 mod command;
+mod doctor;
+mod inspect;
 mod replay;
 mod service;

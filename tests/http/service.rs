@@ -8,20 +8,26 @@ use crate::command::{Database, Served, perto, succeed};
 use crate::support::engines::redis_url;
 use crate::support::wait::{ends, eventually};
 
-struct Response {
-    status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     head: String,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 impl Response {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 }
 
 /// One request on a connection of its own.
-async fn request(served: &Served, method: &str, path: &str, headers: &str, body: &str) -> Response {
+pub(crate) async fn request(
+    served: &Served,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Response {
     let mut stream = TcpStream::connect(&served.address).await.unwrap();
     let length = body.len();
     let request = format!(
@@ -36,7 +42,7 @@ async fn request(served: &Served, method: &str, path: &str, headers: &str, body:
     Response { status, head: head.to_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
 }
 
-fn two_instances() -> (Database, Served, Served) {
+pub(crate) fn two_instances() -> (Database, Served, Served) {
     let database = Database::new();
     succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
     succeed(perto(&database.url, &redis_url()).args(["seed", "--companies", "10"]));

@@ -14,6 +14,7 @@ pub(crate) struct PrivateRedis {
     process: Process,
     port: u16,
     folder: Folder,
+    cluster: bool,
 }
 
 impl PrivateRedis {
@@ -24,11 +25,18 @@ impl PrivateRedis {
         server
     }
 
+    /// A node of a cluster that has no other.
+    pub(crate) async fn start_cluster_node() -> Self {
+        let mut server = Self { cluster: true, ..Self::stopped() };
+        server.restart_empty().await;
+        server
+    }
+
     /// A port on which no server listens yet.
     pub(crate) fn stopped() -> Self {
         let folder = Folder::new("redis");
         let port = free_port();
-        Self { process: Process::none(), port, folder }
+        Self { process: Process::none(), port, folder, cluster: false }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -74,6 +82,7 @@ impl PrivateRedis {
         command
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
             .arg(self.port.to_string());
+        command.arg("--cluster-enabled").arg(if self.cluster { "yes" } else { "no" });
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         command.arg("--dir").arg(&self.folder.0).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Process::spawn(&mut command);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use perto::{Cache, Freshness, Histogram, Load, Perto, State, Tier, postgres};
+use perto::{Cache, Histogram, Load, Perto, State, Tier, postgres};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::faults::Scheduled;
-use super::history::History;
+use super::history::{Answers, Record};
 use super::trace::{Random, Trace};
 
 /// A row, as the caches hold it.
@@ -53,23 +53,13 @@ pub(super) struct Tally {
     pub(super) writes: AtomicU64,
     pub(super) errors: AtomicU64,
     pub(super) first_error: parking_lot::Mutex<Option<String>>,
-    pub(super) over_bound: AtomicU64,
-    pub(super) unverified: AtomicU64,
-    /// Of reads served as fresh.
-    pub(super) staleness: Histogram,
     pub(super) windows: Vec<Window>,
     pub(super) stop: AtomicBool,
 }
 
-/// What was counted of reads that began while a fault lasted.
+/// When a fault lasted, until all were coherent again.
 #[derive(Debug, Default)]
-pub(super) struct Window {
-    pub(super) reads: AtomicU64,
-    pub(super) over_bound: AtomicU64,
-    pub(super) unverified: AtomicU64,
-    is_open: AtomicBool,
-    times: parking_lot::Mutex<WindowTimes>,
-}
+pub(super) struct Window(parking_lot::Mutex<WindowTimes>);
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct WindowTimes {
@@ -80,18 +70,16 @@ pub(super) struct WindowTimes {
 
 impl Window {
     pub(super) fn open(&self, now: Duration) {
-        self.times.lock().opened = Some(now);
-        self.is_open.store(true, Ordering::Release);
+        self.0.lock().opened = Some(now);
     }
 
     pub(super) fn close(&self, now: Duration, ran: bool) {
-        self.is_open.store(false, Ordering::Release);
-        let mut times = self.times.lock();
+        let mut times = self.0.lock();
         (times.closed, times.ran) = (Some(now), ran);
     }
 
     pub(super) fn times(&self) -> WindowTimes {
-        *self.times.lock()
+        *self.0.lock()
     }
 }
 
@@ -104,18 +92,9 @@ impl Tally {
             writes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             first_error: parking_lot::Mutex::default(),
-            over_bound: AtomicU64::new(0),
-            unverified: AtomicU64::new(0),
-            staleness: Histogram::default(),
             windows: (0..faults).map(|_| Window::default()).collect(),
             stop: AtomicBool::new(false),
         }
-    }
-
-    /// Which fault windows are open, a bit each.
-    fn open_windows(&self) -> u64 {
-        let open = |(at, window): (usize, &Window)| u64::from(window.is_open.load(Ordering::Acquire)) << at;
-        self.windows.iter().enumerate().map(open).sum()
     }
 
     pub(super) fn fail(&self, error: &(dyn std::error::Error + 'static)) {
@@ -165,7 +144,7 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) plan: Plan,
-    pub(super) history: History,
+    pub(super) record: Arc<Record>,
     pub(super) tally: Tally,
     pub(super) next: Vec<AtomicU64>,
 }
@@ -319,6 +298,7 @@ async fn start(perto: &Perto) -> anyhow::Result<()> {
 /// Reads the accesses of one instance: every n-th of the trace, in order, several at a time.
 async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
     let (plan, tally) = (&run.plan, &run.tally);
+    let mut answers = Answers::of(&run.record, at);
     for count in 1_u64.. {
         let access = run.next[at].fetch_add(1, Ordering::Relaxed) * plan.instances as u64 + at as u64;
         let Some(row) = usize::try_from(access).ok().and_then(|access| plan.trace.accesses.get(access))
@@ -330,12 +310,12 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
         }
         if let Some(rate) = plan.rate {
             let due = Duration::from_secs_f64(precise(access) / f64::from(rate));
-            let early = due.saturating_sub(run.history.now());
+            let early = due.saturating_sub(run.record.now());
             if early > Duration::from_millis(1) {
                 tokio::time::sleep(early).await;
             }
         }
-        read_one(&run, &cache, *row).await;
+        read_one(&run, &cache, *row, &mut answers).await;
         // A hit never waits, and this runtime has other work: the tail.
         if count % 8 == 0 {
             tokio::task::yield_now().await;
@@ -343,12 +323,10 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
     }
 }
 
-async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32) {
+async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32, answers: &mut Answers) {
     let tally = &run.tally;
-    let windows = tally.open_windows();
-    let begun = run.history.begin_read(row);
+    let begun = run.record.begin_read(row);
     let result = cache.get(&run.plan.trace.ids[row as usize]).await;
-    let took = run.history.now().saturating_sub(begun.at);
     let read = match result {
         Ok(read) => read,
         Err(error) => return tally.fail(&error),
@@ -360,22 +338,7 @@ async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32) {
     };
     tally.reads.fetch_add(1, Ordering::Relaxed);
     tally.hits[tier].fetch_add(1, Ordering::Relaxed);
-    tally.latency[tier].record(took);
-    let version = read.value.as_ref().map_or(0, |row| row.version);
-    let staleness = run.history.staleness(row, begun, version);
-    let fresh = read.freshness == Freshness::Fresh;
-    let over = fresh && staleness > run.plan.bound;
-    if fresh {
-        tally.staleness.record(staleness);
-    } else {
-        tally.unverified.fetch_add(1, Ordering::Relaxed);
-    }
-    tally.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
-    for (_, window) in tally.windows.iter().enumerate().filter(|(at, _)| windows >> at & 1 == 1) {
-        window.reads.fetch_add(1, Ordering::Relaxed);
-        window.over_bound.fetch_add(u64::from(over), Ordering::Relaxed);
-        window.unverified.fetch_add(u64::from(!fresh), Ordering::Relaxed);
-    }
+    tally.latency[tier].record(answers.push(row, begun, &read, |row| row.version));
 }
 
 /// Writes through an instance: it tells the others.
@@ -389,14 +352,14 @@ async fn write(
     loop {
         let Some(row) = rows.lock().await.recv().await else { return };
         let id = run.plan.trace.ids[row as usize];
-        let sql = sql.clone();
+        let (sql, begun) = (sql.clone(), run.record.now());
         // The version is known to be committed when `write` returns; readers on this instance see it a little sooner.
         let written = perto
             .write(&pool, async |tx| {
                 sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql)).bind(id).fetch_one(tx).await
             })
             .await;
-        record(&run, row, written.map(|written| written.value));
+        record(&run, row, begun, written.map(|written| written.value));
     }
 }
 
@@ -405,9 +368,10 @@ pub(super) async fn write_plainly(run: Arc<Run>, pool: PgPool, mut rows: mpsc::R
     let sql = update_sql(&run.plan.schema);
     while let Some(row) = rows.recv().await {
         let id = run.plan.trace.ids[row as usize];
+        let begun = run.record.now();
         let written =
             sqlx::query_scalar::<_, i32>(AssertSqlSafe(sql.as_str())).bind(id).fetch_one(&pool).await;
-        record(&run, row, written);
+        record(&run, row, begun, written);
     }
 }
 
@@ -415,12 +379,10 @@ fn update_sql(schema: &str) -> String {
     format!("update {schema}.rows set version = version + 1 where id = $1 returning version")
 }
 
-fn record(run: &Run, row: u32, written: Result<i32, sqlx::Error>) {
+fn record(run: &Run, row: u32, begun: Duration, written: Result<i32, sqlx::Error>) {
+    run.record.wrote(row, begun, written.as_ref().ok().map(|version| version.cast_unsigned()));
     match written {
-        Ok(version) => {
-            run.history.committed(row, version.cast_unsigned());
-            run.tally.writes.fetch_add(1, Ordering::Relaxed);
-        }
+        Ok(_) => drop(run.tally.writes.fetch_add(1, Ordering::Relaxed)),
         Err(error) => run.tally.fail(&error),
     }
 }

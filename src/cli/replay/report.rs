@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
-use perto::Histogram;
+use perto::{Freshness, Histogram};
 use serde::Serialize;
 
 use super::fleet::{Member, Run, precise};
@@ -33,6 +33,9 @@ pub(super) struct Report {
     repairs: u64,
     errors: u64,
     faults: Vec<FaultReport>,
+    /// The first ones, each with what happened around.
+    #[serde(skip)]
+    violations: Vec<String>,
     #[serde(skip)]
     bare_publish: (Duration, Duration),
 }
@@ -85,24 +88,39 @@ struct FaultReport {
 impl Report {
     pub(super) fn new(run: &Run, members: &[Member], bare: &BarePublish) -> Self {
         let (plan, tally) = (&run.plan, &run.tally);
-        let duration_s = run.history.now().as_secs_f64();
+        let duration_s = run.record.now().as_secs_f64();
         let reads = tally.reads.load(Ordering::Relaxed);
         let db_reads: u64 = members.iter().map(|member| member.cache.stats().keys_loaded).sum();
         let [l1, l2, load] = [0, 1, 2].map(|tier| tally.hits[tier].load(Ordering::Relaxed));
         let propagation = Histogram::default();
         members.iter().for_each(|member| propagation.merge(member.perto.propagation()));
-        let ms = |q| round(tally.staleness.quantile(q).as_secs_f64() * 1e3);
+        let staleness = Histogram::default();
+        let window = |(fault, window): (&super::Scheduled, &super::fleet::Window)| {
+            let times = window.times();
+            let (from, to) = (times.opened.unwrap_or(fault.start), times.closed.unwrap_or(run.record.now()));
+            (fault.name.clone(), from, to)
+        };
+        let judged = run.record.judge(
+            plan.bound,
+            plan.faults.iter().zip(&tally.windows).map(window),
+            |answer, stale| {
+                if answer.freshness == Freshness::Fresh {
+                    staleness.record(stale);
+                }
+            },
+        );
+        let ms = |q| round(staleness.quantile(q).as_secs_f64() * 1e3);
         let quantiles = |tier: usize| Quantiles {
             p50: us(tally.latency[tier].quantile(0.5)),
             p99: us(tally.latency[tier].quantile(0.99)),
         };
-        let fault = |(fault, window): (&super::Scheduled, &super::fleet::Window)| FaultReport {
-            name: fault.name.clone(),
-            start_ms: millis(window.times().opened.unwrap_or(fault.start)),
-            end_ms: millis(window.times().closed.unwrap_or(run.history.now())),
-            reads: window.reads.load(Ordering::Relaxed),
-            over_bound: window.over_bound.load(Ordering::Relaxed),
-            unverified: window.unverified.load(Ordering::Relaxed),
+        let fault = |window: &perto::history::Window| FaultReport {
+            name: window.name.clone(),
+            start_ms: millis(window.from),
+            end_ms: millis(window.to),
+            reads: window.reads,
+            over_bound: window.over_bound,
+            unverified: window.flagged,
         };
         Self {
             accesses: reads,
@@ -112,16 +130,16 @@ impl Report {
             reads_per_s: round(precise(reads) / duration_s),
             hits: Hits { l1, l2, load },
             db_reads,
-            db_reads_limit: run.history.demanded(),
+            db_reads_limit: run.record.demanded(),
             db_reads_saved: if reads == 0 { 0.0 } else { 1.0 - precise(db_reads) / precise(reads) },
             bound_ms: millis(plan.bound),
-            reads_over_bound: tally.over_bound.load(Ordering::Relaxed),
-            unverified_reads: tally.unverified.load(Ordering::Relaxed),
+            reads_over_bound: judged.all.violations,
+            unverified_reads: judged.all.flagged,
             staleness_ms: Staleness {
                 p50: ms(0.5),
                 p99: ms(0.99),
                 p999: ms(0.999),
-                max: round(tally.staleness.max().as_secs_f64() * 1e3),
+                max: round(staleness.max().as_secs_f64() * 1e3),
             },
             propagation_us: Propagation {
                 p50: us(propagation.quantile(0.5)),
@@ -131,7 +149,8 @@ impl Report {
             latency_us: Latency { l1: quantiles(0), l2: quantiles(1), load: quantiles(2) },
             repairs: members.iter().map(|member| member.perto.stats().repairs).sum(),
             errors: tally.errors.load(Ordering::Relaxed),
-            faults: plan.faults.iter().zip(&tally.windows).map(fault).collect(),
+            faults: judged.windows.iter().map(fault).collect(),
+            violations: judged.violations.iter().map(ToString::to_string).collect(),
             bare_publish: (bare.histogram.quantile(0.5), bare.histogram.quantile(0.99)),
         }
     }
@@ -254,8 +273,11 @@ impl Report {
             }
         }
         if self.reads_over_bound > 0 {
+            for violation in self.violations.iter().take(3) {
+                crate::cli::say_error(violation);
+            }
             bail!(
-                "the promise is broken: {} reads were staler than {} ms",
+                "the promise is broken: {} reads were staler than {} ms, or of what nobody had written",
                 self.reads_over_bound,
                 self.bound_ms
             );
@@ -267,10 +289,10 @@ impl Report {
 /// One line on a terminal, redrawn; a line every five seconds elsewhere. Never returns.
 pub(super) async fn show_progress(run: &Run, members: &[Member], terminal: bool) {
     let pause = if terminal { Duration::from_millis(200) } else { Duration::from_secs(5) };
-    let mut last = (0, run.history.now());
+    let mut last = (0, run.record.now());
     loop {
         tokio::time::sleep(pause).await;
-        let (reads, now) = (run.tally.reads.load(Ordering::Relaxed), run.history.now());
+        let (reads, now) = (run.tally.reads.load(Ordering::Relaxed), run.record.now());
         let rate = precise(reads - last.0) / (now - last.1).as_secs_f64();
         last = (reads, now);
         let share = |tier: usize| {
@@ -279,14 +301,13 @@ pub(super) async fn show_progress(run: &Run, members: &[Member], terminal: bool)
         let states: Vec<String> =
             members.iter().map(|member| member.perto.health().state.to_string()).collect();
         let line = format!(
-            "{:>3.0} %  {:>5.1} s  {:>8} reads/s  L1 {:.1} %  L2 {:.1} %  load {:.1} %  over the bound {}  [{}]",
+            "{:>3.0} %  {:>5.1} s  {:>8} reads/s  L1 {:.1} %  L2 {:.1} %  load {:.1} %  [{}]",
             100.0 * precise(reads) / precise(run.plan.trace.accesses.len() as u64),
             now.as_secs_f64(),
             grouped(whole(rate)),
             share(0),
             share(1),
             share(2),
-            run.tally.over_bound.load(Ordering::Relaxed),
             states.join(" ")
         );
         if terminal {

@@ -8,7 +8,10 @@ use super::refused;
 use crate::error::LogError;
 
 /// The version that this code reads and writes.
-pub(crate) const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
+
+/// What makes each version from the one before: the first from nothing. They never change once released.
+const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
 
 /// Longest name of a schema: it is part of trigger names, which Postgres cuts at 63 bytes.
 const MAX_NAME_BYTES: usize = 20;
@@ -43,24 +46,34 @@ pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), 
         .fetch_one(&mut *tx)
         .await
         .map_err(refused)?;
-    if exists {
-        let version: i32 = sqlx::query_scalar(AssertSqlSafe(format!("select version from {schema}.meta")))
+    let version: i32 = match exists {
+        false => 0,
+        true => sqlx::query_scalar(AssertSqlSafe(format!("select version from {schema}.meta")))
             .persistent(false)
             .fetch_one(&mut *tx)
             .await
-            .map_err(refused)?;
-        // Version 1 is the first: there is nothing to upgrade from yet.
-        if version != VERSION {
-            return Err(other_version(version));
-        }
-    } else {
-        let sql = include_str!("schema.sql").replace("perto.", &format!("{schema}."));
-        let sql = sql
-            .replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"))
-            .replace("on schema perto to", &format!("on schema {schema} to"));
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(refused)?;
+            .map_err(refused)?,
+    };
+    let done = usize::try_from(version).ok().filter(|done| *done <= STEPS.len());
+    let Some(done) = done else { return Err(other_version(version)) };
+    for step in &STEPS[done..] {
+        run(&mut tx, &named(step, schema)).await?;
+    }
+    if done < STEPS.len() {
+        run(&mut tx, &format!("update {schema}.meta set version = {VERSION}")).await?;
     }
     tx.commit().await.map_err(refused)
+}
+
+/// A step's SQL, for this schema.
+fn named(sql: &str, schema: &str) -> String {
+    sql.replace("perto.", &format!("{schema}."))
+        .replace("create schema if not exists perto;", &format!("create schema if not exists {schema};"))
+        .replace("on schema perto to", &format!("on schema {schema} to"))
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), LogError> {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop).map_err(refused)
 }
 
 pub(crate) fn other_version(version: i32) -> LogError {
@@ -68,6 +81,17 @@ pub(crate) fn other_version(version: i32) -> LogError {
         "the log's schema has version {version}, this is for version {VERSION}: {}",
         if version > VERSION { "use a newer Perto" } else { "run `perto migrate`" }
     ))
+}
+
+/// Says it where the log's tables are missing.
+pub(crate) fn explain(error: sqlx::Error, schema: &str) -> LogError {
+    match error.as_database_error().and_then(|error| error.code()).as_deref() {
+        // undefined_table, invalid_schema_name, undefined_function
+        Some("42P01" | "3F000" | "42883") => LogError::Schema(format!(
+            "the schema {schema:?} has no invalidation log: run `perto migrate`, or `perto::postgres::migrate`"
+        )),
+        _ => refused(error),
+    }
 }
 
 /// Writes a token where there is none, or one from elsewhere. From then on it is another epoch.

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use super::super::MAX_KEYS_PER_ROW;
 use super::refused;
-use super::schema::check_name;
+use super::schema::{check_name, explain};
 use crate::error::LogError;
 
 /// What to watch.
@@ -23,9 +23,10 @@ pub struct Watch {
     pub key: String,
 }
 
-const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
+pub(super) const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
-/// Installs the triggers on a table and its partitions, or replaces them.
+/// Installs the triggers on a table, its partitions and the tables that inherit from it, or replaces them, and records
+/// that it is watched.
 ///
 /// Running writers are waited for, up to five seconds; the whole cache is invalidated in the same transaction, so that nothing loaded before is trusted.
 ///
@@ -61,27 +62,42 @@ pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<S
         literal(&watch.cache)
     );
     run(&mut tx, &everything).await?;
+    forget(&mut tx, watch, &tables).await?;
+    record(&mut tx, watch, &tables[0]).await?;
     tx.commit().await.map_err(refused)?;
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-/// Removes what [`watch`] installed. From then on writes to the table are not seen before the time to live.
+/// Removes what [`watch`] installed, also of a table that has been dropped. From then on writes to the table are not seen before the time to live.
 ///
 /// # Errors
 /// As [`watch`].
 pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
     check_name(&watch.schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
-    let tables = tables(&mut tx, &watch.table).await?;
+    let tables = match tables(&mut tx, &watch.table).await {
+        Ok(tables) => tables,
+        // A table that was dropped took its triggers along. What is left of it is what is recorded.
+        Err(missing @ LogError::Schema(_)) => {
+            if forget_dropped(&mut tx, watch).await? == 0 {
+                return Err(missing);
+            }
+            tx.commit().await.map_err(refused)?;
+            return Ok(vec![watch.table.clone()]);
+        }
+        Err(error) => return Err(error),
+    };
     run(&mut tx, "set local lock_timeout = '5s'").await?;
     for table in &tables {
         drop_triggers(&mut tx, watch, table).await?;
     }
+    forget(&mut tx, watch, &tables).await?;
     tx.commit().await.map_err(refused)?;
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-/// Which of `tables`, partitions included, lack an enabled trigger of this cache for any kind of statement.
+/// Which of `tables`, partitions and inheriting tables included, lack an enabled trigger of this cache for any kind of
+/// statement.
 pub(crate) async fn unwatched(
     pool: &PgPool,
     schema: &str,
@@ -90,11 +106,12 @@ pub(crate) async fn unwatched(
 ) -> Result<Vec<String>, sqlx::Error> {
     let names: Vec<String> = EVENTS.iter().map(|event| trigger_name(schema, cache, event)).collect();
     sqlx::query_scalar(
-        "select coalesce(p.relid::regclass::text, t.name) from unnest($1::text[]) t(name) \
-         left join lateral (select t2.relid from (select to_regclass(t.name) as root) r, lateral \
-           (select relid from pg_partition_tree(r.root) union select r.root) t2 where r.root is not null) p on true \
-         where p.relid is null or (select count(*) from pg_trigger g \
-           where g.tgrelid = p.relid and g.tgname = any($2::text[]) and g.tgenabled = 'A') < $3",
+        "with recursive tree(name, relid) as ( \
+           select name, to_regclass(name)::oid from unnest($1::text[]) name union \
+           select t.name, i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid) \
+         select coalesce(t.relid::regclass::text, t.name) from tree t \
+         where t.relid is null or (select count(*) from pg_trigger g \
+           where g.tgrelid = t.relid and g.tgname = any($2::text[]) and g.tgenabled = 'A') < $3",
     )
     .persistent(false)
     .bind(tables)
@@ -109,12 +126,14 @@ struct Table {
     name: String,
 }
 
-/// The table and, if it is partitioned, its partitions: a statement that names a partition fires only its triggers.
+/// The table, its partitions and the tables that inherit from it: a statement that names one of these fires only its
+/// triggers.
 async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
     let rows: Vec<(i64, String)> = sqlx::query_as(
-        "select c.oid::bigint, format('%I.%I', n.nspname, c.relname) from \
-           (select to_regclass($1) as relid, 0 as level union \
-            select relid, level from pg_partition_tree(to_regclass($1))) t \
+        "with recursive tree(relid, level) as ( \
+           select to_regclass($1)::oid, 0 union \
+           select i.inhrelid, t.level + 1 from tree t join pg_inherits i on i.inhparent = t.relid) \
+         select c.oid::bigint, format('%I.%I', n.nspname, c.relname) from tree t \
          join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace \
          group by c.oid, n.nspname, c.relname order by min(t.level), 1",
     )
@@ -146,6 +165,55 @@ async fn probe(connection: &mut PgConnection, watch: &Watch, table: &Table) -> R
     }
 }
 
+async fn record(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
+    let sql = format!(
+        "insert into {}.watched (relid, name, cache, key) values ($1::bigint::oid, $2, $3, $4)",
+        watch.schema
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(table.oid)
+        .bind(&table.name)
+        .bind(&watch.cache)
+        .bind(&watch.key)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(refused)
+}
+
+/// What is recorded of these tables, or of others that had their names.
+async fn forget(connection: &mut PgConnection, watch: &Watch, tables: &[Table]) -> Result<(), LogError> {
+    let sql = format!(
+        "delete from {}.watched where cache = $1 and (relid = any($2::bigint[]::oid[]) or name = any($3))",
+        watch.schema
+    );
+    let (oids, names): (Vec<i64>, Vec<&str>) =
+        tables.iter().map(|table| (table.oid, table.name.as_str())).unzip();
+    sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(&watch.cache)
+        .bind(oids)
+        .bind(names)
+        .execute(connection)
+        .await
+        .map(drop)
+        .map_err(|error| explain(error, &watch.schema))
+}
+
+/// Returns how many were recorded.
+async fn forget_dropped(connection: &mut PgConnection, watch: &Watch) -> Result<u64, LogError> {
+    let sql = format!("delete from {}.watched where cache = $1 and name = $2", watch.schema);
+    sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(&watch.cache)
+        .bind(&watch.table)
+        .execute(connection)
+        .await
+        .map(|done| done.rows_affected())
+        .map_err(|error| explain(error, &watch.schema))
+}
+
 async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
     for event in EVENTS {
         let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
@@ -158,6 +226,26 @@ async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Tab
 /// bytes and floats have one text, whatever the session of the writer has set: else a key's text would depend on who
 /// writes.
 fn function_sql(watch: &Watch, table: &Table) -> String {
+    let settings: String = SETTINGS.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
+    format!(
+        "create function {}() returns trigger language plpgsql security definer {settings}as $perto${}$perto$",
+        function_name(watch, table),
+        body(watch)
+    )
+}
+
+/// What the function runs under.
+pub(super) const SETTINGS: [(&str, &str); 6] = [
+    ("search_path", "pg_catalog, pg_temp"),
+    ("timezone", "'UTC'"),
+    ("datestyle", "'ISO, YMD'"),
+    ("intervalstyle", "'postgres'"),
+    ("bytea_output", "'hex'"),
+    ("extra_float_digits", "1"),
+];
+
+/// The function's text: the same for every table that is watched alike.
+pub(super) fn body(watch: &Watch) -> String {
     let Watch { schema, cache, key, table: _ } = watch;
     let collect = |rows: &str| {
         format!(
@@ -170,10 +258,7 @@ fn function_sql(watch: &Watch, table: &Table) -> String {
         format!("select ({key})::text as k from old_rows"),
     );
     format!(
-        "create function {}() returns trigger language plpgsql security definer \
-           set search_path = pg_catalog, pg_temp set timezone = 'UTC' set datestyle = 'ISO, YMD' \
-           set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1 as $perto$ \
-         declare ks text[]; \
+        " declare ks text[]; \
          begin \
            if tg_op = 'TRUNCATE' then \
              insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null; \
@@ -185,8 +270,7 @@ fn function_sql(watch: &Watch, table: &Table) -> String {
              insert into {schema}.invalidation (cache, keys) values ({cache}, ks); \
            end if; \
            return null; \
-         end $perto$",
-        function_name(watch, table),
+         end ",
         collect(&new),
         collect(&old),
         collect(&format!("{old} union all {new}")),
@@ -211,7 +295,7 @@ fn trigger_sql(watch: &Watch, table: &Table, event: &str) -> String {
     )
 }
 
-fn trigger_name(schema: &str, cache: &str, event: &str) -> String {
+pub(super) fn trigger_name(schema: &str, cache: &str, event: &str) -> String {
     format!("{schema}:{cache}:{event}")
 }
 

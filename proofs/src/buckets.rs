@@ -1,0 +1,180 @@
+//! Buckets under concurrency: what is accepted while it is being invalidated.
+
+use loom::sync::Arc;
+use loom::thread;
+
+use crate::coherence::buckets::{Buckets, Whole};
+use crate::coherence::lease::Lease;
+use crate::threads::{BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, stamp};
+
+/// An instance with one bucket, in one stripe.
+struct World {
+    buckets: Buckets<1, 1>,
+    whole: Whole,
+    lease: Lease,
+    local: Local,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        let world = Self {
+            buckets: Buckets::new(),
+            whole: Whole::new(),
+            lease: Lease::default(),
+            local: Local::default(),
+        };
+        world.lease.extend(SENT_BEFORE_MS, BOUND);
+        Arc::new(world)
+    }
+
+    fn apply(&self, xid: u64) {
+        self.buckets.apply(self.buckets.slot("item", "1"), xid, || self.local.evict(xid));
+    }
+
+    fn accepts(&self, text: &str) -> bool {
+        self.buckets.accepts(self.buckets.slot("item", "1"), &self.whole, &stamp(text))
+    }
+}
+
+fn beside(world: &Arc<World>, does: impl FnOnce(&World) + Send + 'static) -> thread::JoinHandle<()> {
+    let world = Arc::clone(world);
+    thread::spawn(move || does(&world))
+}
+
+/// An insert into L1 beside an invalidation of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    AsBuilt,
+    CheckedOutsideOfTheStripe,
+}
+
+/// What is inserted contains what was applied, whichever comes first.
+pub fn insert_beside_an_invalidation(how: Insert) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        let tail = beside(&world, |world| world.apply(7));
+        let insert = || world.local.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch: 0 });
+        match how {
+            Insert::AsBuilt => {
+                let slot = world.buckets.slot("item", "1");
+                world.buckets.insert_if_accepted(slot, &world.whole, &stamp("7:7:"), insert);
+            }
+            Insert::CheckedOutsideOfTheStripe if world.accepts("7:7:") => insert(),
+            Insert::CheckedOutsideOfTheStripe => {}
+        }
+        tail.join().expect("the tail ends");
+        assert!(world.local.get().is_none(), "L1 holds what misses an applied invalidation");
+    })
+}
+
+/// A value from L2 or from a flight, judged beside a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serve {
+    AsBuilt,
+    AcceptedBeforeTheLeaseIsTaken,
+    LeasePublishedBeforeTheInvalidation,
+}
+
+/// Whoever holds the new lease refuses what misses the poll's rows, also where it looks at `highest` alone.
+pub fn serve_beside_a_poll(how: Serve) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        let tail = beside(&world, move |world| {
+            if how == Serve::LeasePublishedBeforeTheInvalidation {
+                world.lease.extend(SENT_MS, BOUND);
+                world.apply(7);
+            } else {
+                world.apply(7);
+                world.buckets.complete(stamp("8:8:"));
+                world.lease.extend(SENT_MS, BOUND);
+            }
+        });
+        let (held, accepted) = if how == Serve::AcceptedBeforeTheLeaseIsTaken {
+            let accepted = world.accepts("7:7:");
+            (world.lease.held(), accepted)
+        } else {
+            let held = world.lease.held();
+            (held, world.accepts("7:7:"))
+        };
+        assert!(!(accepted && held.valid_at(NOW_MS)), "an old value is served under a new lease");
+        tail.join().expect("the tail ends");
+    })
+}
+
+/// A recovery that replays a row, beside a hint of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reset {
+    AsBuilt,
+    /// As if the poll of the old epoch were forgotten only after the stripes.
+    PollForgottenAfterTheStripes,
+    LeaseExtendedBeforeTheReplay,
+}
+
+/// The poll of an old epoch contains a number that is used again. What is replayed under it counts all the same.
+pub fn hint_beside_a_reset(how: Reset) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        world.buckets.complete(stamp("8:8:"));
+        let hint = beside(&world, |world| world.apply(7));
+        let tail = beside(&world, move |world| {
+            world.lease.begin_era();
+            world.buckets.reset(&stamp("5:5:"), [&world.whole].into_iter());
+            world.lease.begin_era();
+            match how {
+                Reset::AsBuilt => world.apply(7),
+                Reset::PollForgottenAfterTheStripes => {
+                    world.buckets.complete(stamp("8:8:"));
+                    world.apply(7);
+                }
+                Reset::LeaseExtendedBeforeTheReplay => {}
+            }
+            world.lease.extend(SENT_MS, BOUND);
+            if how == Reset::LeaseExtendedBeforeTheReplay {
+                world.apply(7);
+            }
+            world.buckets.complete(stamp("8:8:"));
+        });
+        // Under the new lease only: what is known of the old epoch says nothing about the new.
+        let held = world.lease.held();
+        let served = world.accepts("7:7:") && held.valid_at(NOW_MS) && held.era() == 2;
+        assert!(!served, "a value of the new epoch misses a replayed row");
+        tail.join().expect("the tail ends");
+        hint.join().expect("the hint ends");
+        assert!(!world.accepts("7:7:"), "a replayed row is forgotten");
+        assert!(world.accepts("8:8:"), "a new value is refused");
+    })
+}
+
+/// An invalidation of the whole cache, beside a load and a hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clear {
+    AsBuilt,
+    EpochTakenAtTheInsert,
+    LeasePublishedBeforeTheInvalidation,
+}
+
+/// No key survives an invalidation of its whole cache, though its stripe is not taken.
+pub fn insert_beside_a_clear(how: Clear) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        let tail = beside(&world, move |world| {
+            if how == Clear::LeasePublishedBeforeTheInvalidation {
+                world.lease.extend(SENT_MS, BOUND);
+                world.buckets.apply_whole(&world.whole, 7);
+            } else {
+                world.buckets.apply_whole(&world.whole, 7);
+                world.lease.extend(SENT_MS, BOUND);
+            }
+        });
+        let slot = world.buckets.slot("item", "1");
+        let began = world.whole.epoch();
+        world.buckets.insert_if_accepted(slot, &world.whole, &stamp("7:7:"), || {
+            let cache_epoch = if how == Clear::EpochTakenAtTheInsert { world.whole.epoch() } else { began };
+            world.local.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch });
+        });
+        let hit = || world.local.hit(&world.lease).filter(|entry| entry.cache_epoch == world.whole.epoch());
+        let now = hit();
+        tail.join().expect("the tail ends");
+        assert!(now.or_else(hit).is_none(), "a key has survived");
+    })
+}

@@ -1,0 +1,12 @@
+//! Perto's own files, over the types of [`crate::sync`].
+
+#[path = "../../src/coherence/buckets.rs"]
+pub(crate) mod buckets;
+#[path = "../../src/coherence/known.rs"]
+pub(crate) mod known;
+#[path = "../../src/coherence/lease.rs"]
+pub(crate) mod lease;
+#[path = "../../src/coherence/rules.rs"]
+pub(crate) mod rules;
+#[path = "../../src/coherence/snapshot.rs"]
+pub(crate) mod snapshot;

@@ -1,0 +1,242 @@
+//! The model: every state of a small world, with Perto's own rules in it.
+//!
+//! One key; two instances with their tails, leases, buckets and L1; readers that are paused anywhere; writers whose transactions
+//! begin, commit and abort in any order; hints that are lost, late, doubled or false; a Redis that brings any value it ever had; a
+//! replica and old transactions; a log that is trimmed; a server that crashes and uses numbers again. [`Bucket`](crate::coherence::rules::Bucket) and
+//! [`Snapshot`](crate::coherence::snapshot::Snapshot) are the real ones. What surrounds them is modelled after `src/cache.rs`, `src/cache/fetch.rs` and
+//! `src/coherence/tail.rs`, one step for each moment at which others may come between.
+//!
+//! [Stateright](https://www.stateright.rs) goes through all states of a [`Scope`], breadth first. Time is what has become older than the bound, which
+//! may happen at any moment; so a proof holds for every bound and every speed.
+//!
+//! Not modelled: more than one key to a bucket (which only makes it refuse more), invalidations of a whole cache, and what threads do
+//! between two steps: see [`crate::buckets`] and [`crate::lease`].
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+mod explain;
+mod scopes;
+mod state;
+mod step;
+mod variants;
+
+pub use scopes::{LARGER, PROOFS, Scope};
+use state::{Entry, Fate, Instance, Reader, Seen, Step, Stored, Tail, World, Writer};
+use step::Action;
+pub use variants::Variant;
+use variants::{Kind, Known};
+
+/// A scope, as it is or with one thing broken.
+#[derive(Debug, Clone, Copy)]
+struct Perto {
+    scope: Scope,
+    variant: Option<Variant>,
+}
+
+/// What a search found.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    pub states: usize,
+    pub depth: usize,
+    pub took: Duration,
+    /// The property that does not hold, and the steps that lead there.
+    pub found: Option<(String, Vec<String>)>,
+}
+
+impl Verdict {
+    /// The length of the counterexample.
+    pub fn steps(&self) -> usize {
+        self.found.as_ref().map_or(0, |(_, steps)| steps.len())
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} states, depth {}, {:.1} s, ", self.states, self.depth, self.took.as_secs_f32())?;
+        let Some((what, steps)) = &self.found else { return write!(f, "holds") };
+        write!(f, "FAILS: {what}")?;
+        steps.iter().enumerate().try_for_each(|(at, step)| write!(f, "\n{:>3}. {step}", at + 1))
+    }
+}
+
+/// Goes through all states of a scope, or until something is wrong. `progress` is told of the states so far, now and then.
+pub fn search(scope: Scope, variant: Option<Variant>, threads: usize, progress: impl Fn(usize)) -> Verdict {
+    let began = Instant::now();
+    let model = Perto { scope, variant };
+    let checker = model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs();
+    let mut told = began;
+    while !checker.is_done() {
+        std::thread::sleep(Duration::from_millis(5));
+        if told.elapsed() > Duration::from_secs(5) {
+            told = Instant::now();
+            progress(checker.unique_state_count());
+        }
+    }
+    let checker = checker.join();
+    let found = checker.discoveries().into_iter().next().map(|(property, path)| {
+        let mut steps = Vec::new();
+        let mut what = property.to_owned();
+        for (before, action) in path.into_vec() {
+            if let Some(action) = action {
+                let after = model.next_state(&before, action).unwrap_or_else(|| before.clone());
+                steps.push(model.explain(&before, action, &after));
+                what = after.wrong.map_or(what, str::to_owned);
+            }
+        }
+        (what, steps)
+    });
+    Verdict { states: checker.unique_state_count(), depth: checker.max_depth(), took: began.elapsed(), found }
+}
+
+impl Perto {
+    fn writers(&self) -> u8 {
+        self.scope.writers.len() as u8
+    }
+
+    /// Whether this writer changes the row; else it is just a transaction.
+    fn touches(&self, k: u8) -> bool {
+        self.scope.writers.get(usize::from(k)).copied().unwrap_or_default()
+    }
+
+    fn instance(&self, r: u8) -> u8 {
+        self.scope.readers.get(usize::from(r)).map_or(u8::MAX, |(instance, _)| *instance)
+    }
+
+    fn is_read(&self, i: u8) -> bool {
+        self.scope.readers.iter().any(|(instance, _)| *instance == i)
+    }
+
+    fn kind(&self) -> Kind {
+        match self.variant {
+            Some(
+                Variant::XmaxAboveHighest
+                | Variant::LoForgotten
+                | Variant::RkForgotten
+                | Variant::UnconfirmedHintDroppedAgainstTheLastPoll,
+            ) => Kind::Copied(self.variant),
+            _ => self.scope.bucket,
+        }
+    }
+
+    /// All up to date, with or without the value in L1.
+    fn initial(&self, held: [bool; 2]) -> World {
+        let [mut first, mut second] = held.map(|held| Instance {
+            epoch: 0,
+            era: 0,
+            lease: Some(0),
+            known: Known::at(self.kind(), &Seen::NOTHING.snapshot()),
+            poll: Some(Seen::NOTHING),
+            entry: held.then_some(Entry { holds: 0, stamp: Seen::NOTHING, era: 0 }),
+            tail: Tail::Idle,
+            heard: 0,
+            last: 0,
+        });
+        if self.scope.cold {
+            second = Instance { lease: None, poll: None, entry: None, tail: Tail::Lost, ..second };
+        }
+        let reader = |r: usize| {
+            let left = self.scope.readers.get(r).map_or(0, |(_, reads)| *reads);
+            Reader { left, floor: 0, step: Step::Idle }
+        };
+        let mut writers = [Writer::Waiting; state::WRITERS];
+        let mut stored = Stored { epoch: 0, holds: 0, stamp: Seen::NOTHING };
+        if self.scope.crashed {
+            writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
+            stored = Stored { epoch: 0, holds: 1, stamp: Seen::ended(0b10) };
+            for instance in [&mut first, &mut second] {
+                instance.known.apply(1, instance.poll);
+                instance.poll = Some(stored.stamp);
+                instance.lease = Some(1);
+                instance.heard = 1;
+                instance.entry = instance.entry.map(|entry| Entry { holds: 1, stamp: stored.stamp, ..entry });
+            }
+        }
+        let mut l2 = [None; state::FILLS];
+        l2[0] = self.scope.l2.then_some(stored);
+        World {
+            next: 1,
+            epoch: self.scope.crashed.into(),
+            now: if self.scope.crashed { 2 } else { 0 },
+            crashed_at: self.scope.crashed.then_some(2),
+            aged: 0,
+            writers,
+            trimmed: Seen::NOTHING,
+            gone: 0,
+            l2,
+            instances: [first, second],
+            readers: std::array::from_fn(reader),
+            wrong: None,
+        }
+    }
+}
+
+impl Model for Perto {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        let mut worlds = Vec::new();
+        for held in [[true, true], [true, false], [false, true], [false, false]] {
+            if held == [false, false]
+                || !self.scope.empty && (!held[0] || self.is_read(0)) && (!held[1] || self.is_read(1))
+            {
+                worlds.push(self.initial(held));
+            }
+        }
+        worlds
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        self.possible(world, actions);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        self.take(&mut next, action);
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("nothing wrong is served as fresh", |_, world: &World| world.wrong.is_none()),
+            Property::always(
+                "an L1 entry misses no invalidation applied by its instance",
+                Self::entries_are_good,
+            ),
+            Property::always(
+                "with nothing running, a completed poll lets new values in",
+                Self::accepts_at_rest,
+            ),
+            Property::eventually("every reader is answered", |_, world: &World| {
+                world.readers.iter().all(|reader| reader.left == 0 && reader.step == Step::Idle)
+            }),
+        ]
+    }
+}
+
+impl Perto {
+    fn entries_are_good(&self, world: &World) -> bool {
+        world.instances.iter().all(|instance| match instance.entry {
+            Some(entry) if entry.era == instance.era => (0..self.writers()).all(|k| {
+                let applied = state::has(instance.heard, k);
+                !(applied && world.writers[usize::from(k)].committed_by(world.now))
+                    || state::has(entry.holds, k)
+            }),
+            _ => true,
+        })
+    }
+
+    fn accepts_at_rest(&self, world: &World) -> bool {
+        let seen = world.seen_at(world.now);
+        world.writers.iter().any(|writer| writer.runs())
+            || world.instances.iter().all(|instance| {
+                let polled = instance.tail == Tail::Idle
+                    && instance.epoch == world.epoch
+                    && instance.poll == Some(seen);
+                !polled || instance.known.accepts(seen)
+            })
+    }
+}

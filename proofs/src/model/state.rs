@@ -1,0 +1,305 @@
+//! What a state of the world is.
+//!
+//! Writers are known by their place (`W0`, `W1`), whatever numbers their transactions get: after a crash numbers are used again. A
+//! value is the set of writers whose writes it reflects. Time is counted in *events*: ends of transactions, and a crash.
+
+use std::fmt;
+
+use super::variants::Known;
+use crate::coherence::snapshot::Snapshot;
+
+pub(super) const WRITERS: usize = 3;
+pub(super) const INSTANCES: usize = 2;
+pub(super) const READERS: usize = 3;
+/// Values that were ever put into L2. One a load at most, and the one that was there.
+pub(super) const FILLS: usize = 6;
+
+/// Writers, or transaction numbers: one bit each.
+pub(super) type Set = u8;
+
+pub(super) const fn bit(n: u8) -> Set {
+    1 << n
+}
+
+pub(super) const fn has(set: Set, n: u8) -> bool {
+    set & bit(n) != 0
+}
+
+/// A [`Snapshot`], small enough to keep by the million.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Seen {
+    /// Numbers of transactions that it contains.
+    pub(super) contained: Set,
+    pub(super) xmax: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Writer {
+    Waiting,
+    Running {
+        xid: u8,
+    },
+    /// Its commit record is written, and nobody sees it yet. Only where a variant tells the difference.
+    Logged {
+        xid: u8,
+    },
+    Ended {
+        xid: u8,
+        at: u8,
+        fate: Fate,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Fate {
+    Committed,
+    Aborted,
+    /// Committed, then lost in a crash. Its number counts as ended in the new epoch.
+    Undone,
+    /// Lost in a crash, and its number is used again.
+    Vanished,
+}
+
+/// A value in L1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Entry {
+    pub(super) holds: Set,
+    pub(super) stamp: Seen,
+    pub(super) era: u8,
+}
+
+/// A value in L2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Stored {
+    pub(super) epoch: u8,
+    pub(super) holds: Set,
+    pub(super) stamp: Seen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Instance {
+    pub(super) epoch: u8,
+    pub(super) era: u8,
+    /// The event after which the poll it rests on was sent.
+    pub(super) lease: Option<u8>,
+    pub(super) known: Known,
+    pub(super) poll: Option<Seen>,
+    pub(super) entry: Option<Entry>,
+    pub(super) tail: Tail,
+    /// Writers whose invalidations were applied in this era. No part of Perto: properties are judged by it.
+    pub(super) heard: Set,
+    /// The highest row read. Only the variant with an id cursor has one.
+    pub(super) last: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Tail {
+    Idle,
+    /// Its cursor means nothing any more: the next poll reads all rows.
+    Lost,
+    Answered(Answer),
+    /// Between rows, where a scope looks that closely.
+    Applying(Answer),
+    /// The poll is published, the lease not yet extended.
+    Completed {
+        sent: u8,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Answer {
+    pub(super) sent: u8,
+    pub(super) epoch: u8,
+    pub(super) seen: Seen,
+    pub(super) trimmed: Seen,
+    /// Writers.
+    pub(super) rows: Set,
+    /// Read without a cursor.
+    pub(super) all: bool,
+    /// The snapshot is yet to be read. Only in the variant with two statements.
+    pub(super) half: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Reader {
+    pub(super) left: u8,
+    /// What had become older than the bound when the read began.
+    pub(super) floor: u8,
+    pub(super) step: Step,
+}
+
+/// The state of things before a read's I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Began {
+    pub(super) epoch: u8,
+    pub(super) era: u8,
+    pub(super) poll: Option<Seen>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    Idle,
+    /// Paused in the middle of a hit.
+    Hitting {
+        lease: Option<u8>,
+        era: u8,
+        entry: Option<Entry>,
+    },
+    Missed {
+        again: bool,
+    },
+    /// Has captured where things stand, and has not joined a flight yet.
+    Began {
+        began: Began,
+        again: bool,
+    },
+    Looking {
+        began: Began,
+    },
+    Found {
+        began: Began,
+        holds: Set,
+        stamp: Seen,
+    },
+    Loading {
+        began: Began,
+        primary: bool,
+    },
+    Loaded {
+        began: Began,
+        primary: bool,
+        holds: Set,
+        stamp: Seen,
+        by_primary: bool,
+    },
+    Aboard {
+        leader: u8,
+        before: bool,
+    },
+    Landed {
+        outcome: Outcome,
+        before: bool,
+    },
+    /// Holds a lease, and has not judged the value yet.
+    Judging {
+        outcome: Outcome,
+        before: bool,
+        lease: Option<u8>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Outcome {
+    pub(super) holds: Set,
+    pub(super) stamp: Seen,
+    pub(super) era: u8,
+    pub(super) from: From,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum From {
+    Remote,
+    Primary,
+    Unknown,
+    Behind,
+}
+
+/// Everything.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct World {
+    pub(super) next: u8,
+    pub(super) epoch: u8,
+    /// Events so far.
+    pub(super) now: u8,
+    pub(super) crashed_at: Option<u8>,
+    /// What is older than the bound: event `e` once this is `2e`, a poll sent between `e` and `e + 1` once it is `2e + 1`.
+    pub(super) aged: u8,
+    pub(super) writers: [Writer; WRITERS],
+    pub(super) trimmed: Seen,
+    /// Writers whose rows are trimmed.
+    pub(super) gone: Set,
+    /// Every value that was ever put there. A look-up may bring any of them, or none: so L2 loses, delays and rolls
+    /// back whatever it likes.
+    pub(super) l2: [Option<Stored>; FILLS],
+    pub(super) instances: [Instance; INSTANCES],
+    pub(super) readers: [Reader; READERS],
+    /// What was served that must not be.
+    pub(super) wrong: Option<&'static str>,
+}
+
+impl Seen {
+    pub(super) const NOTHING: Self = Self { contained: 0, xmax: 1 };
+
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let xmax = u8::try_from(snapshot.xmax()).expect("a handful of transactions");
+        let contained = (1..xmax).filter(|xid| snapshot.contains(u64::from(*xid))).map(bit).sum();
+        Self { contained, xmax }
+    }
+
+    /// What Postgres says when these have ended.
+    pub(super) fn ended(contained: Set) -> Self {
+        let xmax = (1..8).rev().find(|xid| has(contained, *xid)).map_or(1, |highest| highest + 1);
+        Self { contained, xmax }
+    }
+
+    pub(super) fn xmin(self) -> u8 {
+        (1..self.xmax).find(|xid| !has(self.contained, *xid)).unwrap_or(self.xmax)
+    }
+
+    pub(super) fn snapshot(self) -> Snapshot {
+        let mut running = [0; 8];
+        let mut count = 0;
+        for xid in (1..self.xmax).filter(|xid| !has(self.contained, *xid)) {
+            running[count] = u64::from(xid);
+            count += 1;
+        }
+        Snapshot::new(u64::from(self.xmin()), u64::from(self.xmax), &running[..count])
+    }
+}
+
+impl Writer {
+    pub(super) const fn xid(self) -> Option<u8> {
+        match self {
+            Self::Waiting => None,
+            Self::Running { xid } | Self::Logged { xid } | Self::Ended { xid, .. } => Some(xid),
+        }
+    }
+
+    pub(super) const fn committed_by(self, moment: u8) -> bool {
+        matches!(self, Self::Ended { at, fate: Fate::Committed, .. } if at <= moment)
+    }
+
+    pub(super) const fn runs(self) -> bool {
+        matches!(self, Self::Running { .. } | Self::Logged { .. })
+    }
+}
+
+impl Step {
+    /// Whether others may board: its look-up or load is under way.
+    pub(super) const fn leads(self) -> bool {
+        matches!(self, Self::Looking { .. } | Self::Found { .. } | Self::Loading { .. } | Self::Loaded { .. })
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.snapshot())
+    }
+}
+
+/// States are read in counterexamples only, step by step; see `Model::format_step`.
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// Writers, as people write sets.
+pub(super) struct Names(pub(super) Set);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = (0..8).filter(|n| has(self.0, *n)).map(|n| format!("W{n}")).collect();
+        write!(f, "{{{}}}", names.join(", "))
+    }
+}

@@ -1,0 +1,707 @@
+//! What may happen next, and what it does: Postgres, the tail, hints and readers, step by step as the code has them.
+
+use super::Perto;
+use super::state::{
+    Answer, Began, Entry, FILLS, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set, Step,
+    Stored, Tail, World, Writer, bit, has,
+};
+use super::variants::{Known, Variant};
+use crate::coherence::snapshot::Snapshot;
+
+/// One step of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Begin(u8),
+    Log(u8),
+    Commit(u8),
+    Abort(u8),
+    Trim,
+    /// The last so many commits are lost.
+    Crash {
+        losing: u8,
+    },
+    TimePasses,
+    Hint {
+        of: u8,
+        to: u8,
+    },
+    Poll(u8),
+    ReadSnapshot(u8),
+    Apply(u8),
+    ApplyRow {
+        of: u8,
+        to: u8,
+    },
+    Complete(u8),
+    Extend(u8),
+    Invoke(u8),
+    EndHit(u8),
+    CaptureBegan(u8),
+    Join(u8),
+    LookUp {
+        reader: u8,
+        found: Option<u8>,
+    },
+    Insert(u8),
+    Cancel(u8),
+    Load {
+        reader: u8,
+        from: Source,
+    },
+    Share(u8),
+    HoldLease(u8),
+    Judge(u8),
+}
+
+/// Where a load reads, and as of when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Primary,
+    /// A transaction of the primary that took its snapshot after this event, and says that it is not a new one.
+    OldTransaction(u8),
+    Replica(u8),
+    /// The connection of this writer, in its transaction.
+    Writer(u8),
+}
+
+impl Perto {
+    pub(super) fn possible(&self, world: &World, actions: &mut Vec<Action>) {
+        if world.wrong.is_some() {
+            return;
+        }
+        self.of_postgres(world, actions);
+        for (i, instance) in (0..).zip(&world.instances).filter(|(i, _)| self.is_read(*i)) {
+            self.of_tail(world, i, instance, actions);
+            if self.scope.hints {
+                let heard = |of: &u8| self.may_be_hinted(world, instance, *of);
+                actions.extend((0..self.writers()).filter(heard).map(|of| Action::Hint { of, to: i }));
+            }
+        }
+        for (r, reader) in (0..).zip(&world.readers) {
+            self.of_reader(world, r, reader, actions);
+        }
+    }
+
+    fn of_postgres(&self, world: &World, actions: &mut Vec<Action>) {
+        for k in 0..self.writers() {
+            match world.writers[usize::from(k)] {
+                Writer::Waiting => {
+                    // Of writers that are alike, the first goes first.
+                    let waits = |other: u8| world.writers[usize::from(other)] == Writer::Waiting;
+                    if !(0..k).any(|other| waits(other) && self.touches(other) == self.touches(k)) {
+                        actions.push(Action::Begin(k));
+                    }
+                }
+                Writer::Running { .. } => {
+                    let logs = self.variant == Some(Variant::WalPositionAsStamp);
+                    actions.push(if logs { Action::Log(k) } else { Action::Commit(k) });
+                    if self.scope.aborts {
+                        actions.push(Action::Abort(k));
+                    }
+                }
+                Writer::Logged { .. } => actions.push(Action::Commit(k)),
+                Writer::Ended { .. } => {}
+            }
+        }
+        if self.scope.trim {
+            actions.push(Action::Trim);
+        }
+        if self.scope.crash && world.crashed_at.is_none() {
+            let commits = world.writers.iter().filter(|writer| writer.committed_by(world.now)).count();
+            actions.extend((0..=commits.min(2)).map(|losing| Action::Crash { losing: losing as u8 }));
+        }
+        if self.scope.time && world.aged <= 2 * world.now {
+            actions.push(Action::TimePasses);
+        }
+    }
+
+    fn of_tail(&self, world: &World, i: u8, instance: &Instance, actions: &mut Vec<Action>) {
+        match instance.tail {
+            Tail::Idle => {
+                let idle = instance.lease == Some(world.now)
+                    && instance.poll == Some(world.seen_at(world.now))
+                    && instance.epoch == world.epoch;
+                // A poll that brings nothing new changes nothing: it is left out, so that there is an end.
+                if !idle || self.variant == Some(Variant::PollOfTwoStatements) {
+                    actions.push(Action::Poll(i));
+                }
+            }
+            Tail::Lost => actions.push(Action::Poll(i)),
+            Tail::Answered(answer) if answer.half => actions.push(Action::ReadSnapshot(i)),
+            Tail::Answered(_) => actions.push(Action::Apply(i)),
+            Tail::Applying(Answer { rows: 0, .. }) => actions.push(Action::Complete(i)),
+            Tail::Applying(answer) => {
+                let rows = (0..self.writers()).filter(|of| has(answer.rows, *of));
+                actions.extend(rows.map(|of| Action::ApplyRow { of, to: i }));
+            }
+            Tail::Completed { .. } => actions.push(Action::Extend(i)),
+        }
+    }
+
+    fn of_reader(&self, world: &World, r: u8, reader: &Reader, actions: &mut Vec<Action>) {
+        match reader.step {
+            Step::Idle => {
+                // Of readers that are alike, the first goes first.
+                let alike =
+                    |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
+                if reader.left > 0 && !(0..r).any(alike) {
+                    actions.push(Action::Invoke(r));
+                }
+            }
+            Step::Aboard { .. } => {}
+            Step::Hitting { .. } => actions.push(Action::EndHit(r)),
+            Step::Missed { .. } if self.scope.fine => actions.push(Action::CaptureBegan(r)),
+            Step::Missed { .. } | Step::Began { .. } => actions.push(Action::Join(r)),
+            Step::Looking { .. } => {
+                actions.push(Action::LookUp { reader: r, found: None });
+                let stored = (0..FILLS as u8).filter(|at| world.l2[usize::from(*at)].is_some());
+                actions.extend(stored.map(|at| Action::LookUp { reader: r, found: Some(at) }));
+                actions.extend(self.scope.cancel.then_some(Action::Cancel(r)));
+            }
+            Step::Found { .. } => {
+                actions.push(Action::Insert(r));
+                actions.extend(self.scope.cancel.then_some(Action::Cancel(r)));
+            }
+            Step::Loading { primary, .. } => {
+                let mut load = |from| actions.push(Action::Load { reader: r, from });
+                load(Source::Primary);
+                // Its connection would not outlive a crash.
+                let oldest = world.crashed_at.unwrap_or(0);
+                if self.scope.old_transactions {
+                    (oldest..world.now).for_each(|at| load(Source::OldTransaction(at)));
+                }
+                if self.scope.replica && !primary {
+                    (0..=world.now).for_each(|at| load(Source::Replica(at)));
+                }
+                if self.scope.in_writers {
+                    let runs = |k: &u8| world.writers[usize::from(*k)].runs() && self.touches(*k);
+                    (0..self.writers()).filter(runs).for_each(|k| load(Source::Writer(k)));
+                }
+            }
+            Step::Loaded { .. } => actions.push(Action::Share(r)),
+            Step::Landed { .. } if self.scope.fine => actions.push(Action::HoldLease(r)),
+            Step::Landed { .. } | Step::Judging { .. } => actions.push(Action::Judge(r)),
+        }
+    }
+
+    /// Whether a hint of this writer may arrive there and be believed, be it the first or the tenth time.
+    fn may_be_hinted(&self, world: &World, instance: &Instance, of: u8) -> bool {
+        let epoch_of = |at: u8| u8::from(world.crashed_at.is_some_and(|crash| at > crash));
+        let (told, epoch) = match world.writers[usize::from(of)] {
+            Writer::Waiting => (false, 0),
+            Writer::Running { .. } | Writer::Logged { .. } => (self.scope.false_hints, world.epoch),
+            Writer::Ended { fate: Fate::Aborted, at, .. } => (self.scope.false_hints, epoch_of(at)),
+            Writer::Ended { fate: Fate::Committed, at, .. } => (true, epoch_of(at)),
+            // What only ran before the crash was never told of: `at` is 0.
+            Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => (at > 0, 0),
+        };
+        let any_epoch = self.variant == Some(Variant::EpochOfAHintNotCompared);
+        told && self.touches(of) && (any_epoch || epoch == instance.epoch) && instance.poll.is_some()
+    }
+
+    pub(super) fn take(&self, world: &mut World, action: Action) {
+        match action {
+            Action::Begin(k) => {
+                world.writers[usize::from(k)] = Writer::Running { xid: world.next };
+                world.next += 1;
+            }
+            Action::Log(k) => {
+                let xid = world.xid(k);
+                world.writers[usize::from(k)] = Writer::Logged { xid };
+            }
+            Action::Commit(k) => world.end(k, Fate::Committed),
+            Action::Abort(k) => world.end(k, Fate::Aborted),
+            Action::Trim => self.trim(world),
+            Action::Crash { losing } => world.crash(losing),
+            Action::TimePasses => world.aged += 1,
+            Action::Hint { of, to } => self.apply(world, to, of),
+            Action::Poll(i) => self.poll(world, i),
+            Action::ReadSnapshot(i) => {
+                let seen = world.seen_at(world.now);
+                if let Tail::Answered(answer) = &mut world.instances[usize::from(i)].tail {
+                    *answer = Answer { seen, half: false, ..*answer };
+                }
+            }
+            Action::Apply(i) => self.answered(world, i),
+            Action::ApplyRow { of, to } => {
+                self.apply(world, to, of);
+                if let Tail::Applying(answer) = &mut world.instances[usize::from(to)].tail {
+                    answer.rows &= !bit(of);
+                }
+            }
+            Action::Complete(i) => complete(&mut world.instances[usize::from(i)]),
+            Action::Extend(i) => extend(&mut world.instances[usize::from(i)]),
+            Action::Invoke(r) => self.invoke(world, r),
+            Action::EndHit(r) => self.end_hit(world, r),
+            Action::CaptureBegan(r) => {
+                if let Step::Missed { again } = world.reader(r).step {
+                    let began = began(world.instance_of(self, r));
+                    world.set(r, Step::Began { began, again });
+                }
+            }
+            Action::Join(r) => self.join(world, r),
+            Action::LookUp { reader, found } => self.look_up(world, reader, found),
+            Action::Insert(r) => {
+                if let Step::Found { began, holds, stamp } = world.reader(r).step {
+                    let outcome = Outcome { holds, stamp, era: began.era, from: From::Remote };
+                    self.insert(world, r, outcome);
+                    world.finish(r, outcome);
+                }
+            }
+            Action::Cancel(r) => {
+                world.set(r, Step::Idle);
+                if self.variant != Some(Variant::WaitersOfACancelledLeaderNotWoken) {
+                    world.wake(r, Step::Missed { again: true });
+                }
+            }
+            Action::Load { reader, from } => self.load(world, reader, from),
+            Action::Share(r) => self.share(world, r),
+            Action::HoldLease(r) => {
+                if let Step::Landed { outcome, before } = world.reader(r).step {
+                    let lease = world.instance_of(self, r).lease;
+                    world.set(r, Step::Judging { outcome, before, lease });
+                }
+            }
+            Action::Judge(r) => self.judge(world, r),
+        }
+    }
+
+    fn trim(&self, world: &mut World) {
+        let seen = world.seen_at(world.now);
+        for (k, writer) in (0..).zip(&world.writers) {
+            if writer.committed_by(world.now) && self.touches(k) {
+                world.gone |= bit(k);
+            }
+        }
+        // By age nobody can tell later what is missing.
+        if self.variant != Some(Variant::TrimmedByAge) {
+            world.trimmed = seen;
+        }
+    }
+
+    /// Records an invalidation and evicts, as `Applied::apply` does.
+    fn apply(&self, world: &mut World, to: u8, of: u8) {
+        let xid = world.xid(of);
+        let instance = &mut world.instances[usize::from(to)];
+        instance.heard |= bit(of);
+        if self.variant != Some(Variant::HintAppliedOnlyToHeldKeys) || instance.entry.is_some() {
+            instance.known.apply(xid, instance.poll);
+        }
+        if instance.entry.is_some_and(|entry| !has(entry.stamp.contained, xid)) {
+            instance.entry = None;
+        }
+    }
+
+    /// One statement of the tail: the snapshot, the epoch and the rows that the cursor does not contain.
+    fn poll(&self, world: &mut World, i: u8) {
+        let instance = &world.instances[usize::from(i)];
+        let all = instance.tail == Tail::Lost;
+        let cursor = if all { None } else { instance.poll };
+        let mut rows = 0;
+        for k in (0..self.writers()).filter(|k| self.touches(*k) && !has(world.gone, *k)) {
+            if let writer @ Writer::Ended { xid, .. } = world.writers[usize::from(k)]
+                && writer.committed_by(world.now)
+            {
+                let new = match self.variant {
+                    Some(Variant::IdCursor) => xid > instance.last,
+                    _ => cursor.is_none_or(|cursor| !has(cursor.contained, xid)),
+                };
+                rows |= if new { bit(k) } else { 0 };
+            }
+        }
+        let half = self.variant == Some(Variant::PollOfTwoStatements);
+        let (sent, epoch, seen) = (world.now, world.epoch, world.seen_at(world.now));
+        let answer = Answer { sent, epoch, seen, trimmed: world.trimmed, rows, all, half };
+        world.instances[usize::from(i)].tail = Tail::Answered(answer);
+    }
+
+    /// `Tail::step` from the answer on.
+    fn answered(&self, world: &mut World, i: u8) {
+        let Tail::Answered(mut answer) = world.instances[usize::from(i)].tail else { return };
+        let committed =
+            |k: u8| matches!(world.writers[usize::from(k)], Writer::Ended { fate: Fate::Committed, .. });
+        let floor: Set = (0..self.writers())
+            .filter(|k| self.touches(*k) && committed(*k) && has(answer.trimmed.contained, world.xid(*k)))
+            .map(bit)
+            .sum();
+        let kind = self.kind();
+        let instance = &mut world.instances[usize::from(i)];
+        let cursor = if answer.all { None } else { instance.poll };
+        let lost = cursor.is_some_and(|cursor| {
+            answer.epoch != instance.epoch
+                || answer.seen.xmax < cursor.xmax
+                || cursor.snapshot().rank() < answer.trimmed.snapshot().rank()
+        });
+        if lost {
+            instance.lease = None;
+            instance.era += 1;
+            instance.tail = Tail::Lost;
+            return;
+        }
+        if answer.all {
+            instance.lease = None;
+            instance.era += 1;
+            instance.epoch = answer.epoch;
+            instance.known = Known::at(kind, &answer.trimmed.snapshot());
+            if self.variant != Some(Variant::PollKeptAcrossAnEpoch) {
+                instance.poll = None;
+            }
+            instance.heard = floor;
+            instance.last = 0;
+        }
+        // Rows of another cluster are left out.
+        let of_here = |k: &u8| has(answer.seen.contained, world.writers[usize::from(*k)].xid().unwrap_or(0));
+        answer.rows = (0..self.writers()).filter(|k| has(answer.rows, *k)).filter(of_here).map(bit).sum();
+        let highest = (0..self.writers()).filter(|k| has(answer.rows, *k)).map(|k| world.xid(k)).max();
+        let instance = &mut world.instances[usize::from(i)];
+        if self.variant == Some(Variant::IdCursor) {
+            instance.last = instance.last.max(highest.unwrap_or(0));
+        }
+        instance.tail = Tail::Applying(answer);
+        if !self.scope.fine {
+            for of in (0..self.writers()).filter(|of| has(answer.rows, *of)) {
+                self.apply(world, i, of);
+            }
+            complete(&mut world.instances[usize::from(i)]);
+            extend(&mut world.instances[usize::from(i)]);
+        }
+    }
+
+    fn invoke(&self, world: &mut World, r: u8) {
+        let (lease, era, entry) = {
+            let instance = world.instance_of(self, r);
+            (instance.lease, instance.era, instance.entry)
+        };
+        let floor = world.aged;
+        let reader = &mut world.readers[usize::from(r)];
+        reader.left -= 1;
+        reader.floor = floor;
+        let after = self.variant == Some(Variant::LeaseLoadedAfterTheValue);
+        reader.step = Step::Hitting { lease, era, entry: if after { entry } else { None } };
+        if !self.scope.split_hit {
+            self.end_hit(world, r);
+        }
+    }
+
+    /// The rest of `Cache::hit`: the entry, and the clock.
+    fn end_hit(&self, world: &mut World, r: u8) {
+        let Step::Hitting { lease, era, entry } = world.reader(r).step else { return };
+        let instance = *world.instance_of(self, r);
+        let (lease, era, entry) = match self.variant {
+            Some(Variant::LeaseLoadedAfterTheValue) => (instance.lease, instance.era, entry),
+            _ => (lease, era, instance.entry),
+        };
+        match entry.filter(|entry| entry.era == era && world.valid(lease)) {
+            Some(entry) => self.serve(world, r, entry.holds, lease),
+            None => world.set(r, Step::Missed { again: false }),
+        }
+    }
+
+    fn join(&self, world: &mut World, r: u8) {
+        let (began, again) = match world.reader(r).step {
+            Step::Missed { again } => (began(world.instance_of(self, r)), again),
+            Step::Began { began, again } => (began, again),
+            _ => return,
+        };
+        let mut others = (0..READERS as u8).filter(|other| self.instance(*other) == self.instance(r));
+        let step = match others.find(|other| world.reader(*other).step.leads()) {
+            Some(leader) => Step::Aboard { leader, before: again },
+            None if self.scope.l2 || self.scope.cancel => Step::Looking { began },
+            None => Step::Loading { began, primary: false },
+        };
+        world.set(r, step);
+    }
+
+    fn look_up(&self, world: &mut World, r: u8, found: Option<u8>) {
+        let Step::Looking { began } = world.reader(r).step else { return };
+        let instance = world.instance_of(self, r);
+        let stored = found.and_then(|at| world.l2[usize::from(at)]).filter(|stored| {
+            world.valid(instance.lease)
+                && stored.epoch == began.epoch
+                && (self.variant == Some(Variant::NoStampCheckOnL2) || instance.known.accepts(stored.stamp))
+        });
+        let step = match stored {
+            Some(Stored { holds, stamp, .. }) => Step::Found { began, holds, stamp },
+            None => Step::Loading { began, primary: false },
+        };
+        world.set(r, step);
+    }
+
+    /// What a loader brings, and under which stamp.
+    fn load(&self, world: &mut World, r: u8, from: Source) {
+        let Step::Loading { began, primary } = world.reader(r).step else { return };
+        let visible = |moment| -> Set {
+            let holds = |k: &u8| self.touches(*k) && world.writers[usize::from(*k)].committed_by(moment);
+            (0..self.writers()).filter(holds).map(bit).sum()
+        };
+        let (holds, stamp) = match from {
+            Source::Primary => (visible(world.now), world.seen_at(world.now)),
+            Source::OldTransaction(at) => (visible(at), world.seen_at(at)),
+            Source::Replica(at) => {
+                // A standby lists no running transactions.
+                let seen = world.seen_at(at);
+                let said = Snapshot::new(u64::from(seen.xmin()), u64::from(seen.xmax), &[]);
+                let believed = match self.variant {
+                    Some(Variant::StandbysSnapshotAtFaceValue) => {
+                        Snapshot::all_below(said.xmax().max(seen.xmax.into()))
+                    }
+                    _ => said,
+                };
+                (visible(at), Seen::of(&believed))
+            }
+            Source::Writer(k) => {
+                if self.variant != Some(Variant::CachedFromATransactionThatWrote) {
+                    // An error, for all who wait.
+                    world.set(r, Step::Idle);
+                    world.wake(r, Step::Idle);
+                    return;
+                }
+                let mut seen = world.seen_at(world.now);
+                seen.contained |= bit(world.xid(k));
+                seen.xmax = seen.xmax.max(world.xid(k) + 1);
+                (visible(world.now) | bit(k), seen)
+            }
+        };
+        let stamp = match self.variant {
+            Some(Variant::AbsenceWithoutAStamp) if holds == 0 => Seen::of(&Snapshot::all_below(7)),
+            Some(Variant::WalPositionAsStamp) => {
+                let logged = world.writers.iter().filter(|writer| matches!(writer, Writer::Logged { .. }));
+                Seen::ended(stamp.contained | logged.filter_map(|writer| writer.xid()).map(bit).sum::<Set>())
+            }
+            _ => stamp,
+        };
+        let by_primary = match from {
+            Source::Primary | Source::Writer(_) => true,
+            Source::OldTransaction(_) => self.variant == Some(Variant::OldTransactionTakenAtItsWord),
+            Source::Replica(_) => false,
+        };
+        world.set(r, Step::Loaded { began, primary, holds, stamp, by_primary });
+    }
+
+    /// The end of `run_loader`, and `share`.
+    fn share(&self, world: &mut World, r: u8) {
+        let Step::Loaded { began, primary, holds, stamp, by_primary } = world.reader(r).step else { return };
+        let instance = world.instance_of(self, r);
+        let new = began.poll.is_none_or(|poll| stamp.snapshot().rank() >= poll.snapshot().rank());
+        let unchecked = self.variant == Some(Variant::ReplicasValueServedUnchecked);
+        let from = if (by_primary && new) || unchecked {
+            From::Primary
+        } else if began.era != instance.era || instance.known.accepts(stamp) {
+            From::Unknown
+        } else if primary {
+            From::Behind
+        } else {
+            world.set(r, Step::Loading { began, primary: true });
+            return;
+        };
+        let outcome = Outcome { holds, stamp, era: began.era, from };
+        let era = instance.era;
+        self.insert(world, r, outcome);
+        if self.scope.l2 && (era == began.era || self.variant == Some(Variant::EraOfALoadNotCompared)) {
+            let stamp = Seen::of(&stamp.snapshot().cut_to(self.scope.wire));
+            world.fill(Stored { epoch: began.epoch, holds, stamp });
+        }
+        world.finish(r, outcome);
+    }
+
+    fn insert(&self, world: &mut World, r: u8, outcome: Outcome) {
+        let instance = &mut world.instances[usize::from(self.instance(r))];
+        let accepted =
+            self.variant == Some(Variant::NoRecheckAtInsert) || instance.known.accepts(outcome.stamp);
+        let any_era = self.variant == Some(Variant::EraOfALoadNotCompared);
+        if accepted && (any_era || outcome.era == instance.era) {
+            let Outcome { holds, stamp, .. } = outcome;
+            instance.entry = Some(Entry { holds, stamp, era: instance.era });
+        }
+    }
+
+    /// `Cache::judge`.
+    fn judge(&self, world: &mut World, r: u8) {
+        let instance = *world.instance_of(self, r);
+        let (outcome, before, lease) = match world.reader(r).step {
+            Step::Landed { outcome, before } => (outcome, before, instance.lease),
+            Step::Judging { outcome, before, lease } => (outcome, before, lease),
+            _ => return,
+        };
+        let Outcome { holds, stamp, era, from } = outcome;
+        let first_hand = from == From::Primary && before;
+        let trusted = (self.variant == Some(Variant::NoStampCheckOnL2) && from == From::Remote)
+            || self.variant == Some(Variant::NaiveJoin);
+        let accepted = first_hand || trusted || instance.known.accepts(stamp);
+        if era != instance.era && self.variant != Some(Variant::EraOfALoadNotCompared) {
+            return world.set(r, Step::Missed { again: true });
+        }
+        let cached = !before || from == From::Remote;
+        match (accepted, world.valid(lease)) {
+            _ if first_hand => self.serve(world, r, holds, None),
+            (true, true) => self.serve(world, r, holds, lease),
+            // Flagged: unverified, or stale.
+            (true, false) if !cached => world.set(r, Step::Idle),
+            (false, _) if from == From::Behind => world.set(r, Step::Idle),
+            _ => world.set(r, Step::Missed { again: true }),
+        }
+    }
+
+    /// Serves as fresh. `lease` is what that rests on, but for what the primary said itself.
+    fn serve(&self, world: &mut World, r: u8, holds: Set, lease: Option<u8>) {
+        let floor = world.reader(r).floor;
+        for (k, writer) in (0..).zip(world.writers).filter(|(k, _)| self.touches(*k)) {
+            let held = has(holds, k);
+            let wrong = match writer {
+                Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= floor => {
+                    Some("a fresh value misses a write that is older than the bound")
+                }
+                Writer::Ended { at, fate: Fate::Committed, .. }
+                    if !held && lease.is_some_and(|sent| at <= sent) =>
+                {
+                    Some("a value misses a write that was visible at the poll its lease rests on")
+                }
+                Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. }
+                    if held && world.crashed_at.is_some_and(|crash| 2 * crash <= floor) =>
+                {
+                    Some("a fresh value has a write that was lost longer than the bound ago")
+                }
+                Writer::Ended { fate: Fate::Aborted, .. } | Writer::Waiting | Writer::Running { .. }
+                    if held =>
+                {
+                    Some("a fresh value has a write that was never committed")
+                }
+                _ => None,
+            };
+            world.wrong = world.wrong.or(wrong);
+        }
+        world.set(r, Step::Idle);
+    }
+}
+
+fn began(instance: &Instance) -> Began {
+    Began { epoch: instance.epoch, era: instance.era, poll: instance.poll }
+}
+
+fn complete(instance: &mut Instance) {
+    if let Tail::Applying(answer) = instance.tail {
+        instance.poll = Some(answer.seen);
+        instance.tail = Tail::Completed { sent: answer.sent };
+    }
+}
+
+fn extend(instance: &mut Instance) {
+    if let Tail::Completed { sent } = instance.tail {
+        instance.lease = Some(sent);
+        instance.tail = Tail::Idle;
+    }
+}
+
+impl World {
+    /// What `pg_current_snapshot()` said after this event.
+    pub(super) fn seen_at(&self, moment: u8) -> Seen {
+        let ended = |writer: &Writer| match *writer {
+            Writer::Ended { fate: Fate::Vanished, .. } => None,
+            Writer::Ended { xid, at, .. } if at <= moment => Some(xid),
+            _ => None,
+        };
+        Seen::ended(self.writers.iter().filter_map(ended).fold(0, |set, xid| set | bit(xid)))
+    }
+
+    /// Whether a lease is still valid by the clock.
+    fn valid(&self, lease: Option<u8>) -> bool {
+        lease.is_some_and(|sent| 2 * sent + 1 > self.aged)
+    }
+
+    pub(super) fn xid(&self, k: u8) -> u8 {
+        self.writers[usize::from(k)].xid().unwrap_or(0)
+    }
+
+    pub(super) const fn reader(&self, r: u8) -> &Reader {
+        &self.readers[r as usize]
+    }
+
+    fn set(&mut self, r: u8, step: Step) {
+        let reader = &mut self.readers[usize::from(r)];
+        reader.step = step;
+        if step == Step::Idle {
+            reader.floor = 0;
+        }
+    }
+
+    pub(super) fn instance_of(&self, model: &Perto, r: u8) -> &Instance {
+        &self.instances[usize::from(model.instance(r)) % INSTANCES]
+    }
+
+    /// Ends a flight: its leader and all aboard have an outcome to judge.
+    fn finish(&mut self, leader: u8, outcome: Outcome) {
+        self.set(leader, Step::Landed { outcome, before: true });
+        for reader in &mut self.readers {
+            if let Step::Aboard { leader: of, before } = reader.step
+                && of == leader
+            {
+                reader.step = Step::Landed { outcome, before };
+            }
+        }
+    }
+
+    /// Ends a flight without an outcome.
+    fn wake(&mut self, leader: u8, to: Step) {
+        for reader in &mut self.readers {
+            if matches!(reader.step, Step::Aboard { leader: of, .. } if of == leader) {
+                reader.step = to;
+            }
+        }
+    }
+
+    fn end(&mut self, k: u8, fate: Fate) {
+        self.now += 1;
+        self.writers[usize::from(k)] = Writer::Ended { xid: self.xid(k), at: self.now, fate };
+    }
+
+    /// The server comes back as it was before the last `losing` commits, and uses their numbers again.
+    fn crash(&mut self, losing: u8) {
+        let mut commits: Vec<u8> = self
+            .writers
+            .iter()
+            .filter_map(|writer| match writer {
+                Writer::Ended { at, fate: Fate::Committed, .. } => Some(*at),
+                _ => None,
+            })
+            .collect();
+        commits.sort_unstable();
+        let keep = match losing {
+            0 => self.now,
+            _ => commits[commits.len() - usize::from(losing)] - 1,
+        };
+        self.now += 1;
+        let next = self.seen_at(keep).xmax;
+        for writer in &mut self.writers {
+            let Some(xid) = writer.xid() else { continue };
+            *writer = match *writer {
+                kept @ Writer::Ended { at, .. } if at <= keep => kept,
+                Writer::Ended { fate: Fate::Committed, at, .. } if xid >= next => {
+                    Writer::Ended { xid, at, fate: Fate::Vanished }
+                }
+                Writer::Ended { fate: Fate::Committed, .. } => {
+                    Writer::Ended { xid, at: self.now, fate: Fate::Undone }
+                }
+                // What ran, or aborted after that point, was never there. Below `next`, its number has ended.
+                _ if xid >= next => Writer::Ended { xid, at: 0, fate: Fate::Vanished },
+                _ => Writer::Ended { xid, at: self.now, fate: Fate::Aborted },
+            };
+        }
+        self.next = next;
+        self.epoch += 1;
+        self.crashed_at = Some(self.now);
+        if self.trimmed.xmax > next || self.trimmed.snapshot().rank() > self.seen_at(keep).snapshot().rank() {
+            self.trimmed = Seen::NOTHING;
+            self.gone = 0;
+        }
+    }
+
+    /// Remembers a value of L2. The order says nothing, so equal contents are one state.
+    fn fill(&mut self, stored: Stored) {
+        if self.l2.contains(&Some(stored)) {
+            return;
+        }
+        let place = self.l2.iter().position(Option::is_none).expect("a place for each load");
+        self.l2[place] = Some(stored);
+        self.l2[..=place].sort_unstable();
+    }
+}

@@ -1,0 +1,285 @@
+//! What the doctor asks Redis. Nothing there is needed for the promise, so little here is wrong: most is only slow.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+
+use super::super::columns::{bytes, shell, time};
+use super::super::connect::{check_redis, host_and_port};
+use super::{Finding, limited};
+
+const OLDEST: (u32, u32) = (6, 2);
+/// What a read waits for L2 at most, by default.
+const L2_TIMEOUT: Duration = Duration::from_millis(50);
+const PINGS: usize = 20;
+/// A hint has at most 256 KiB; a subscriber must be able to hold some.
+const LEAST_BUFFER: u64 = 1 << 20;
+const MOST_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
+
+pub(super) async fn look(url: Option<&str>) -> Vec<Finding> {
+    let Some(url) = url else {
+        let found = "REDIS_URL is not set: no L2 and no hints. Each instance loads for itself, and sees what others write \
+            by polling every 75 ms: within the bound all the same";
+        return vec![Finding::warn("redis", found).mend("REDIS_URL=redis://HOST:6379")];
+    };
+    let connecting = async { check_redis(url).await.map_err(anyhow::Error::from) };
+    let mut connection = match tokio::time::timeout(super::LIMIT, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return vec![Finding::wrong("redis", super::super::one_line(&error))],
+        Err(_elapsed) => {
+            return vec![Finding::wrong("redis", format!("REDIS_URL: no answer within {:?}", super::LIMIT))];
+        }
+    };
+    let info: String = match redis::cmd("INFO").query_async(&mut connection).await {
+        Ok(info) => info,
+        Err(error) => {
+            return vec![Finding::warn(
+                "redis",
+                format!("answers, but INFO can't be read: {}", said(&error)),
+            )];
+        }
+    };
+    let info = Info(&info);
+    let mut findings = vec![version(&info), mode(&info), role(&info), memory(&info)];
+    let mut others = [connection.clone(), connection.clone(), connection.clone(), connection.clone()];
+    let [a, b, c, d] = &mut others;
+    findings.extend(limited("buffers", async { Ok(vec![buffers(a).await]) }).await);
+    findings.extend(limited("persistence", async { Ok(vec![persistence(b, &info).await]) }).await);
+    findings.extend(limited("commands", async { Ok(vec![commands(c).await]) }).await);
+    findings.extend(limited("latency", async { Ok(vec![latency(d).await?]) }).await);
+    findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
+    for how in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
+        *how = how.replace("redis-cli ", &client(url));
+    }
+    findings
+}
+
+/// The command that reaches this server, without its password.
+fn client(url: &str) -> String {
+    match host_and_port(url, 6379).as_deref().and_then(|place| place.rsplit_once(':')) {
+        None | Some(("127.0.0.1" | "localhost", "6379")) => "redis-cli ".to_owned(),
+        Some((host, port)) => format!("redis-cli -h {} -p {port} ", shell(host)),
+    }
+}
+
+/// What a server said, which holds no secret, without the client's words for it.
+fn said(error: &redis::RedisError) -> String {
+    error.detail().map_or_else(|| error.to_string(), str::to_owned)
+}
+
+struct Info<'a>(&'a str);
+
+impl<'a> Info<'a> {
+    fn text(&self, name: &str) -> &'a str {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.text(name).parse().unwrap_or_default()
+    }
+}
+
+fn version(info: &Info<'_>) -> Finding {
+    let (redis, valkey) = (info.text("redis_version"), info.text("valkey_version"));
+    let name = if valkey.is_empty() { format!("Redis {redis}") } else { format!("Valkey {valkey}") };
+    let mut parts = redis.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
+    if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
+        return Finding::wrong("redis", format!("{name} is older than 6.2"))
+            .mend("upgrade it to Redis 6.2 or Valkey");
+    }
+    Finding::ok("redis", format!("{name}, {} clients", info.text("connected_clients")))
+}
+
+fn mode(info: &Info<'_>) -> Finding {
+    match (info.text("redis_mode"), info.text("cluster_enabled")) {
+        ("sentinel", _) => Finding::wrong("mode", "a sentinel, which holds no values")
+            .mend("point REDIS_URL at the server that it watches"),
+        (_, "1") => {
+            Finding::wrong("mode", "a node of a cluster, which is not supported: most keys are refused")
+                .mend("point REDIS_URL at a server with `cluster-enabled no`")
+        }
+        _ => Finding::ok("mode", "a server by itself"),
+    }
+}
+
+fn role(info: &Info<'_>) -> Finding {
+    if info.text("role") == "slave" {
+        let primary = format!("{}:{}", info.text("master_host"), info.text("master_port"));
+        let found = format!(
+            "a replica of {primary}, which can't be written: no L2, and hints reach only those who listen to it"
+        );
+        return Finding::wrong("role", found).mend(format!("point REDIS_URL at {primary}"));
+    }
+    Finding::ok("role", "primary")
+}
+
+fn memory(info: &Info<'_>) -> Finding {
+    let (used, most, policy) =
+        (info.number("used_memory"), info.number("maxmemory"), info.text("maxmemory_policy"));
+    let lru = "redis-cli config set maxmemory-policy allkeys-lru";
+    if most == 0 {
+        let found =
+            format!("{} used, and no maxmemory: it grows until the machine has none left", bytes(used));
+        return Finding::warn("memory", found).mend("redis-cli config set maxmemory 1gb").mend(lru);
+    }
+    let found = format!("{} of {} used, {policy}", bytes(used), bytes(most));
+    match policy {
+        "noeviction" if used >= most / 100 * 95 => {
+            Finding::wrong("memory", format!("{found}: full, so nothing more is put there; hints still pass"))
+                .mend(lru)
+        }
+        "noeviction" => {
+            Finding::warn("memory", format!("{found}: when it is full, nothing more is put there")).mend(lru)
+        }
+        _ => Finding::ok("memory", found),
+    }
+}
+
+/// A setting; or why it can't be read.
+async fn config(connection: &mut MultiplexedConnection, name: &str) -> Result<String, String> {
+    let mut get = redis::cmd("CONFIG");
+    match get.arg("GET").arg(name).query_async::<Vec<String>>(connection).await {
+        Ok(pair) => pair.get(1).cloned().ok_or_else(|| format!("there is no setting {name}")),
+        Err(error) => Err(format!("CONFIG GET {name} can't be read: {}", said(&error))),
+    }
+}
+
+async fn buffers(connection: &mut MultiplexedConnection) -> Finding {
+    match config(connection, "client-output-buffer-limit").await {
+        Ok(limits) => buffer(&limits),
+        Err(why) => Finding::warn("buffers", why),
+    }
+}
+
+/// `CLASS HARD SOFT SECONDS`, for each class.
+fn buffer(limits: &str) -> Finding {
+    let words: Vec<&str> = limits.split_whitespace().skip_while(|word| *word != "pubsub").collect();
+    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
+    let (hard, soft) = (number(1), number(2));
+    let mend = "redis-cli config set client-output-buffer-limit 'pubsub 32mb 8mb 60'";
+    let least = [hard, soft].into_iter().filter(|limit| *limit > 0).min();
+    match least {
+        None => Finding::warn(
+            "buffers",
+            "a subscriber that hangs may take all memory: its output buffer has no limit",
+        )
+        .mend(mend),
+        Some(least) if least < LEAST_BUFFER => {
+            let found = format!(
+                "a subscriber is dropped when {} of hints wait for it: each burst of writes is a gap, and a poll",
+                bytes(least)
+            );
+            Finding::warn("buffers", found).mend(mend)
+        }
+        Some(_) => Finding::ok(
+            "buffers",
+            format!("a subscriber may have {} waiting", bytes(if hard > 0 { hard } else { soft })),
+        ),
+    }
+}
+
+async fn persistence(connection: &mut MultiplexedConnection, info: &Info<'_>) -> Finding {
+    let appends = info.text("aof_enabled") == "1";
+    let save = match config(connection, "save").await {
+        Ok(save) => save,
+        Err(why) => return Finding::warn("persistence", why),
+    };
+    if !appends && save.is_empty() {
+        return Finding::ok("persistence", "none, as it should be: nothing in it is needed");
+    }
+    let forked = Duration::from_micros(info.number("latest_fork_usec"));
+    let kinds: Vec<&str> = [(appends, "appendonly"), (!save.is_empty(), "save")]
+        .into_iter()
+        .filter(|(on, _)| *on)
+        .map(|(_, kind)| kind)
+        .collect();
+    let found = format!(
+        "{} is on: what is restored is safe and useless, and each fork stops the server (the last one for {})",
+        kinds.join(" and "),
+        time(forked)
+    );
+    let mut finding = Finding::warn("persistence", found);
+    if appends {
+        finding = finding.mend("redis-cli config set appendonly no");
+    }
+    if !save.is_empty() {
+        finding = finding.mend("redis-cli config set save ''");
+    }
+    finding
+}
+
+/// Those that L2 and the bus use, on a key and a channel that are nobody's.
+async fn commands(connection: &mut MultiplexedConnection) -> Finding {
+    let mut script = redis::cmd("EVAL");
+    script.arg("return redis.call('GET', KEYS[1])").arg(1).arg("perto:doctor:none");
+    let mut publish = redis::cmd("PUBLISH");
+    publish.arg("perto:doctor:bus").arg("");
+    for (name, command) in [("EVAL", script), ("PUBLISH", publish)] {
+        if let Err(error) = command.query_async::<redis::Value>(connection).await {
+            return Finding::wrong("commands", format!("{name} is refused: {}", said(&error)))
+                .mend("redis-cli acl setuser USER '~perto:*' '&perto:*' +@read +@write +@scripting +@pubsub +@connection");
+        }
+    }
+    Finding::ok("commands", "scripts run, and messages are published")
+}
+
+async fn latency(connection: &mut MultiplexedConnection) -> anyhow::Result<Finding> {
+    let mut times = Vec::with_capacity(PINGS);
+    for _ in 0..PINGS {
+        let began = Instant::now();
+        redis::cmd("PING").query_async::<()>(connection).await?;
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    let (median, most) = (times[PINGS / 2], times[PINGS - 1]);
+    let found = format!(
+        "a ping takes {:.1} ms, at most {:.1} ms, of the {} that a read waits for L2",
+        median.as_secs_f64() * 1e3,
+        most.as_secs_f64() * 1e3,
+        time(L2_TIMEOUT)
+    );
+    Ok(if median >= L2_TIMEOUT {
+        Finding::wrong("latency", format!("{found}: L2 is not used"))
+            .mend("use a Redis that is nearer, or raise remote_timeout")
+    } else if median >= L2_TIMEOUT / 2 {
+        Finding::warn("latency", found).mend("use a Redis that is nearer, or raise remote_timeout")
+    } else {
+        Finding::ok("latency", found)
+    })
+}
+
+async fn clock(connection: &mut MultiplexedConnection) -> anyhow::Result<Finding> {
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+    let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(difference((before + after) / 2, Duration::from_secs(seconds) + Duration::from_micros(micros)))
+}
+
+fn difference(here: Duration, there: Duration) -> Finding {
+    let by = here.abs_diff(there);
+    let found = format!("{} apart from here; only how long values live in L2 depends on it", time(by));
+    if by > MOST_CLOCK_DIFFERENCE {
+        Finding::warn("clock", found).mend("keep the clocks of all machines by NTP")
+    } else {
+        Finding::ok("clock", found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    /// What no server here can be made to say.
+    #[test]
+    fn an_old_redis_a_sentinel_and_a_clock_that_is_wrong_are_told_of() {
+        let old = Info("redis_version:6.0.16\r\nconnected_clients:1\r\n");
+        assert_eq!(version(&old).state, State::Wrong);
+        assert_eq!(version(&Info("redis_version:6.2.0\r\n")).state, State::Ok);
+        assert_eq!(version(&Info("redis_version:10.0.0\r\n")).state, State::Ok);
+        assert_eq!(mode(&Info("redis_mode:sentinel\r\n")).state, State::Wrong);
+        let hour = Duration::from_hours(1);
+        assert_eq!(difference(hour, hour + Duration::from_secs(6)).state, State::Warn);
+        assert_eq!(difference(hour + Duration::from_secs(4), hour).state, State::Ok);
+    }
+}

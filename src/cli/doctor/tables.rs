@@ -1,0 +1,216 @@
+//! What the doctor says of watched tables.
+
+use perto::postgres::{self, Fault, FunctionChange, Watch, Watched};
+
+use super::super::columns::shell;
+use super::postgres::{reading, schema_option};
+use super::{Doctor, Finding, Findings, limited};
+use crate::service;
+
+pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
+    let mut watched = None;
+    let mut findings = limited("watched tables", async {
+        let mut connection = reading(&doctor.database).await?;
+        let all = watched.insert(postgres::watched(&mut connection, &doctor.schema).await?);
+        let none = || {
+            Finding::warn("watched tables", "none: no SQL write invalidates anything")
+                .mend(format!("perto watch TABLE --cache NAME --key EXPR{}", schema_option(&doctor.schema)))
+        };
+        Ok(if all.is_empty() { vec![none()] } else { all.iter().flat_map(of_table).collect() })
+    })
+    .await;
+    if let Some(watched) = watched {
+        findings.extend(limited("service", declared(doctor, &watched)).await);
+        findings.extend(limited("subscriptions", subscriptions(doctor, &watched)).await);
+    }
+    findings
+}
+
+/// The command that makes it right.
+fn command(watch: &Watch) -> String {
+    let Watch { schema, table, cache, key } = watch;
+    let key = if key.is_empty() { "EXPR".to_owned() } else { shell(key) };
+    format!("perto watch {} --cache {} --key {key}{}", shell(table), shell(cache), schema_option(schema))
+}
+
+fn of_table(watched: &Watched) -> Vec<Finding> {
+    let watch = &watched.watch;
+    let who = format!("{} (cache {})", watch.table, watch.cache);
+    let mend = command(watch);
+    let mut findings = Vec::new();
+    if !watched.recorded {
+        let found = format!(
+            "{who} was watched before there was a record of it: watch it again, to have it looked after"
+        );
+        findings.push(Finding::warn("watched tables", found).mend(&mend));
+    }
+    let triggers = triggers(&watched.faults);
+    if !triggers.is_empty() {
+        let found = format!("cache {}: {}: writes are not seen", watch.cache, triggers.join("; "));
+        findings.push(Finding::wrong("triggers", found).mend(&mend));
+    }
+    let uncovered: Vec<&str> = watched
+        .faults
+        .iter()
+        .filter_map(|fault| match fault {
+            Fault::Uncovered { table } => Some(table.as_str()),
+            _ => None,
+        })
+        .collect();
+    if !uncovered.is_empty() {
+        let found = format!(
+            "{} came after {who} was watched: writes that name it are not seen",
+            uncovered.join(", ")
+        );
+        findings.push(Finding::wrong("partitions", found).mend(&mend));
+    }
+    for fault in &watched.faults {
+        findings.extend(match fault {
+            Fault::Gone => {
+                let found = format!("{who} does not exist any more");
+                Some(Finding::warn("watched tables", found).mend(format!(
+                    "perto watch {} --cache {} --remove{}",
+                    shell(&watch.table),
+                    shell(&watch.cache),
+                    schema_option(&watch.schema)
+                )))
+            }
+            Fault::Replaced { table } => {
+                let found = format!("{table} is not the table that was watched for cache {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
+                Some(Finding::wrong("watched tables", found).mend(&mend))
+            }
+            Fault::Function { table, function, change } => Some(of_function(watch, table, function, *change, &mend)),
+            _ => None,
+        });
+    }
+    if findings.is_empty() {
+        let more = match watched.tables.len() {
+            0 | 1 => String::new(),
+            2 => ", with a partition or inheriting table".to_owned(),
+            n => format!(", with {} partitions or inheriting tables", n - 1),
+        };
+        findings.push(Finding::ok("watched tables", format!("{who}, by {}{more}", watch.key)));
+    }
+    findings
+}
+
+/// What is wrong with triggers, a sentence for each table and kind.
+fn triggers(faults: &[Fault]) -> Vec<String> {
+    type Kind = fn(&Fault) -> Option<(&str, &str)>;
+    let kinds: [(&str, Kind); 3] = [
+        ("has no trigger for", |fault| match fault {
+            Fault::Missing { table, event } => Some((table, event)),
+            _ => None,
+        }),
+        ("has its trigger disabled for", |fault| match fault {
+            Fault::Disabled { table, event } => Some((table, event)),
+            _ => None,
+        }),
+        ("has a trigger that is not `enable always` for", |fault| match fault {
+            Fault::NotAlways { table, event } => Some((table, event)),
+            _ => None,
+        }),
+    ];
+    let mut sentences = Vec::new();
+    for (says, kind) in kinds {
+        let found: Vec<(&str, &str)> = faults.iter().filter_map(kind).collect();
+        for of_table in found.chunk_by(|a, b| a.0 == b.0) {
+            let events: Vec<&str> = of_table.iter().map(|(_, event)| *event).collect();
+            sentences.push(format!("{} {says} {}", of_table[0].0, events.join(", ")));
+        }
+    }
+    sentences
+}
+
+fn of_function(watch: &Watch, table: &str, function: &str, change: FunctionChange, mend: &str) -> Finding {
+    let (says, mend) = match change {
+        FunctionChange::Body => (
+            "is not the one that this Perto installs: what it writes to the log is not known",
+            mend.to_owned(),
+        ),
+        FunctionChange::Session => (
+            "is not `security definer` under its own settings any more: what it writes depends on who writes the table",
+            mend.to_owned(),
+        ),
+        FunctionChange::Public => (
+            "may be attached by anybody to a table of theirs, and then runs code as its owner",
+            format!("revoke all on function {function} from public;"),
+        ),
+        FunctionChange::Owner => (
+            "has an owner who may not write the log: every write to the table fails",
+            format!("grant insert on {}.invalidation to OWNER; -- or, as who may: {mend}", watch.schema),
+        ),
+        _ => ("is not as it was installed", mend.to_owned()),
+    };
+    Finding::wrong("functions", format!("the trigger function of {table}, {function}, {says}")).mend(mend)
+}
+
+/// The tables that the service's caches declare as their sources.
+async fn declared(doctor: &Doctor, watched: &[Watched]) -> Findings {
+    if doctor.schema != service::schema::LOG {
+        return Ok(Vec::new());
+    }
+    let mut connection = reading(&doctor.database).await?;
+    let mut findings = Vec::new();
+    for (table, cache, key) in service::schema::WATCHED {
+        let name: Option<String> = sqlx::query_scalar(
+            "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.oid = to_regclass($1)",
+        )
+        .persistent(false)
+        .bind(table)
+        .fetch_optional(&mut connection)
+        .await?;
+        let Some(name) = name else {
+            findings.push(Finding::ok("service", format!("its table {table} is not in this database")));
+            continue;
+        };
+        let its_own = |w: &&Watched| w.watch.cache == cache && w.tables.contains(&name);
+        match watched.iter().find(its_own) {
+            Some(watched) if watched.faults.is_empty() => findings
+                .push(Finding::ok("service", format!("its cache {cache} reads {name}, which is watched"))),
+            // It has been told of.
+            Some(_) => {}
+            None => {
+                let found = format!(
+                    "its cache {cache} reads {name}, which nobody watches: writes are not seen before the time to live"
+                );
+                let watch = Watch {
+                    schema: doctor.schema.clone(),
+                    table: name.clone(),
+                    cache: cache.to_owned(),
+                    key: key.to_owned(),
+                };
+                findings.push(Finding::wrong("service", found).mend(command(&watch)));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Their apply worker fires row triggers, and ours are for statements.
+async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select quote_ident(s.subname), format('%I.%I', n.nspname, c.relname) from pg_subscription s \
+         join pg_subscription_rel r on r.srsubid = s.oid join pg_class c on c.oid = r.srrelid \
+         join pg_namespace n on n.oid = c.relnamespace where format('%I.%I', n.nspname, c.relname) = any($1) order by 1, 2",
+    )
+    .persistent(false)
+    .bind(tables)
+    .fetch_all(&mut connection)
+    .await?;
+    if rows.is_empty() {
+        return Ok(vec![Finding::ok("subscriptions", "none writes into a watched table")]);
+    }
+    let finding = |(subscription, table): &(String, String)| {
+        let found = format!(
+            "the subscription {subscription} writes into {table}: logical replication fires no statement trigger, so what it writes is not seen"
+        );
+        Finding::wrong("subscriptions", found)
+            .mend(format!("alter publication PUBLICATION drop table {table}; -- on the publisher"))
+            .mend(format!("alter subscription {subscription} refresh publication;"))
+    };
+    Ok(rows.iter().map(finding).collect())
+}

@@ -1,0 +1,91 @@
+//! What must hold for every input from outside: fuzzed by `fuzz/`, and run over its kept inputs by
+//! `tests/coherence/corpus.rs`. Not part of the interface.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{self, Hint, Stored};
+use crate::{Snapshot, Stamp, Token};
+
+/// What people cache: a bit of everything that an encoding must get right.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Order {
+    id: i64,
+    customer: String,
+    note: Option<String>,
+    lines: Vec<Line>,
+    labels: BTreeMap<String, u32>,
+    paid: bool,
+    total: u128,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Line {
+    Goods { article: u32, count: u16 },
+    Voucher(String),
+    Shipping,
+}
+
+/// A value from L2, under its key: the first byte says how long the key is. Then once more with a checksum that fits, for else
+/// hardly any input gets past it.
+pub fn stored(input: &[u8]) {
+    let Some((length, rest)) = input.split_first() else { return };
+    let (key, bytes) = rest.split_at(usize::from(*length).min(rest.len()));
+    let key = String::from_utf8_lossy(key);
+    drop(Stored::decode(&key, &Bytes::copy_from_slice(bytes)));
+    let Some(sealed) = wire::seal(&key, bytes) else { return };
+    let Ok(Some(stored)) = Stored::decode(&key, &sealed) else { return };
+    check(&stored.stamp);
+    let again = Stored::decode(&key, &stored.encode(&key));
+    let cut = Stored { stamp: stored.stamp.for_wire(), ..stored.clone() };
+    assert_eq!(again, Ok(Some(cut)), "what is written is read back");
+    let Some(payload) = &stored.payload else { return };
+    if let Ok(order) = wire::decode_payload::<Order>(payload) {
+        let bytes = wire::encode_payload(&order).expect("what was decoded can be encoded");
+        assert_eq!(wire::payload_size(&order), Some(bytes.len()));
+        assert_eq!(wire::decode_payload(&bytes), Ok(order));
+    }
+    drop(wire::decode_payload::<Vec<String>>(payload));
+    drop(wire::decode_payload::<(i64, f64, Vec<u8>)>(payload));
+}
+
+/// A hint from the bus.
+pub fn hint(input: &[u8]) {
+    drop(Hint::decode(input));
+    // Past the magic, which the fuzzer would have to find first.
+    let Ok(hint) = Hint::decode(&[b"PH", &[wire::VERSION][..], input].concat()) else { return };
+    if let Some(bytes) = hint.encode() {
+        assert_eq!(Hint::decode(&bytes), Ok(hint), "what is written is read back");
+    }
+}
+
+/// The text of a token, from a header.
+pub fn token(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(token) = text.parse::<Token>() else { return };
+    assert_eq!(token.to_string().parse(), Ok(token), "what is written is read back");
+}
+
+/// The texts of snapshots and stamps, from Postgres.
+pub fn snapshot(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    drop(Stamp::parse(text));
+    let Some(snapshot) = Snapshot::parse(text) else { return };
+    check(&snapshot);
+    assert_eq!(Snapshot::parse(&snapshot.to_string()), Some(snapshot), "what is written is read back");
+}
+
+/// What holds for every snapshot, wherever it came from.
+fn check(snapshot: &Snapshot) {
+    let (xmin, xmax, running) = (snapshot.xmin(), snapshot.xmax(), snapshot.running());
+    assert!(xmin <= xmax && running.windows(2).all(|pair| pair[0] < pair[1]));
+    assert!(running.iter().all(|xid| (xmin..xmax).contains(xid) && !snapshot.contains(*xid)));
+    assert!(!snapshot.contains(xmax) && !snapshot.contains(u64::MAX));
+    assert!(xmin == 0 || snapshot.contains(xmin - 1));
+    let cut = snapshot.for_wire();
+    assert!(cut.rank() <= snapshot.rank() && cut.for_wire() == cut);
+    let near = running.iter().flat_map(|xid| [xid.saturating_sub(1), *xid, xid.saturating_add(1)]);
+    assert!(near.chain([xmin, xmax]).all(|xid| !cut.contains(xid) || snapshot.contains(xid)));
+}

@@ -1,0 +1,229 @@
+//! What happens in a history, as data: so that a history that fails can be made smaller.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use perto::Outage;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+pub(super) const KEYS: u64 = 5;
+pub(super) const INSTANCES: usize = 3;
+
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// Decides which messages are lost and how late late ones are.
+    pub(super) seed: u64,
+    pub(super) ttl: Duration,
+    pub(super) outages: Vec<Outage>,
+    /// Whether the auditor works. Its loads would count as those of the entries whose time to live is checked.
+    pub(super) audited: bool,
+    pub(super) steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Step {
+    pub(super) what: What,
+    /// Time until the next step.
+    pub(super) pause: Duration,
+}
+
+/// Instances are numbered; open transactions too, modulo how many there are.
+#[derive(Debug, Clone)]
+pub(super) enum What {
+    Read {
+        who: usize,
+        keys: Vec<u64>,
+        /// Demands to see the last write that was announced.
+        by_token: bool,
+        patience: Duration,
+    },
+    /// Some transactions get their number long before they write here, or write elsewhere alone.
+    Begin,
+    Put(Put),
+    RollBack(usize),
+    Commit {
+        last: Put,
+        /// By which instance, and how late. Nobody else hears of the write but by the log.
+        announce: Option<(usize, Duration)>,
+    },
+    /// For a source that no trigger watches.
+    Invalidate {
+        who: usize,
+        key: u64,
+    },
+    Fault {
+        who: usize,
+        seam: Seam,
+        fault: Fault,
+    },
+    Loader {
+        who: usize,
+        loader: Loader,
+    },
+    L2(L2),
+    /// Postgres crashes, and loses so many of the last commits.
+    Crash(usize),
+    Jump {
+        who: usize,
+        by: Duration,
+    },
+    Freeze(usize),
+    Thaw(usize),
+    /// A process ends and another takes its place.
+    Restart(usize),
+    Trim,
+    /// The replica has replayed all but so many commits.
+    Replay(usize),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Put {
+    pub(super) transaction: usize,
+    pub(super) key: u64,
+    pub(super) kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Value,
+    /// The log has a row for the whole cache, and none for the key.
+    Bulk,
+    Removal,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Seam {
+    Log,
+    Remote,
+    Bus,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fault {
+    Cut,
+    Hang,
+    /// Of a hundred.
+    Lose(u64),
+    Double(u64),
+    Delay(Duration),
+    Heal,
+    HealAll,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Loader {
+    CloseBefore,
+    CloseAfter,
+    Cut,
+    Delay(Duration),
+    Replica { heeds_primary: bool },
+    Primary,
+    Heal,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum L2 {
+    Flush,
+    /// Bytes are changed at random.
+    Scramble,
+    Dump,
+    /// It goes back to the last dump.
+    Restore,
+}
+
+/// Any length up to `steps`: a shorter one than the shortest would never be tried when a history is made smaller.
+pub(super) fn plans(steps: usize) -> impl Strategy<Value = Plan> {
+    let ttl = prop_oneof![7 => Just(Duration::from_mins(30)), 3 => Just(Duration::from_secs(2))];
+    let outage =
+        prop_oneof![2 => Just(Outage::default()), 1 => Just(Outage::PassThrough), 1 => Just(Outage::Fail)];
+    (any::<u64>(), ttl, vec(outage, INSTANCES), any::<bool>(), vec(step(), 0..=steps))
+        .prop_map(|(seed, ttl, outages, audited, steps)| Plan { seed, ttl, outages, audited, steps })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pause = prop_oneof![3 => micros(0..1_000), 5 => micros(0..20_000), 1 => micros(0..150_000), 1 => micros(0..600_000)];
+    (what(), pause).prop_map(|(what, pause)| Step { what, pause })
+}
+
+fn what() -> impl Strategy<Value = What> {
+    let keys = prop_oneof![17 => vec(key(), 1), 3 => vec(key(), 3)];
+    let patience = prop_oneof![17 => Just(Duration::from_mins(1)), 3 => millis(0..60)];
+    let announce = prop_oneof![
+        4 => Just(None),
+        4 => who().prop_map(|who| Some((who, Duration::ZERO))),
+        2 => (who(), millis(0..400)).prop_map(Some),
+    ];
+    prop_oneof![
+        450 => (who(), keys, prop::bool::weighted(0.1), patience)
+            .prop_map(|(who, keys, by_token, patience)| What::Read { who, keys, by_token, patience }),
+        60 => Just(What::Begin),
+        90 => put().prop_map(What::Put),
+        15 => (0..4_usize).prop_map(What::RollBack),
+        85 => (put(), announce).prop_map(|(last, announce)| What::Commit { last, announce }),
+        10 => (who(), key()).prop_map(|(who, key)| What::Invalidate { who, key }),
+        140 => (who(), seam(), fault()).prop_map(|(who, seam, fault)| What::Fault { who, seam, fault }),
+        40 => (who(), loader()).prop_map(|(who, loader)| What::Loader { who, loader }),
+        40 => l2().prop_map(What::L2),
+        10 => (0..3_usize).prop_map(What::Crash),
+        10 => (who(), millis(0..3_000)).prop_map(|(who, by)| What::Jump { who, by }),
+        5 => who().prop_map(What::Freeze),
+        10 => who().prop_map(What::Thaw),
+        10 => who().prop_map(What::Restart),
+        10 => Just(What::Trim),
+        30 => (0..4_usize).prop_map(What::Replay),
+    ]
+}
+
+fn put() -> impl Strategy<Value = Put> {
+    let kind = prop_oneof![78 => Just(Kind::Value), 7 => Just(Kind::Bulk), 15 => Just(Kind::Removal)];
+    (0..4_usize, key(), kind).prop_map(|(transaction, key, kind)| Put { transaction, key, kind })
+}
+
+fn seam() -> impl Strategy<Value = Seam> {
+    prop_oneof![Just(Seam::Log), Just(Seam::Remote), Just(Seam::Bus)]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        3 => Just(Fault::Heal),
+        1 => Just(Fault::HealAll),
+        1 => Just(Fault::Cut),
+        1 => Just(Fault::Hang),
+        1 => (0..=100_u64).prop_map(Fault::Lose),
+        1 => Just(Fault::Double(50)),
+        1 => millis(0..700).prop_map(Fault::Delay),
+    ]
+}
+
+fn loader() -> impl Strategy<Value = Loader> {
+    prop_oneof![
+        2 => Just(Loader::Heal),
+        1 => Just(Loader::CloseBefore),
+        1 => Just(Loader::CloseAfter),
+        1 => Just(Loader::Cut),
+        1 => millis(0..400).prop_map(Loader::Delay),
+        1 => any::<bool>().prop_map(|heeds_primary| Loader::Replica { heeds_primary }),
+        1 => Just(Loader::Primary),
+    ]
+}
+
+fn l2() -> impl Strategy<Value = L2> {
+    prop_oneof![1 => Just(L2::Flush), 1 => Just(L2::Scramble), 1 => Just(L2::Dump), 2 => Just(L2::Restore)]
+}
+
+fn who() -> Range<usize> {
+    0..INSTANCES
+}
+
+fn key() -> Range<u64> {
+    0..KEYS
+}
+
+fn millis(range: Range<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+fn micros(range: Range<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_micros)
+}

@@ -1,0 +1,538 @@
+//! Runs a plan over simulated tiers, and notes all that was written, read and done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use perto::history::{Answer, History};
+use perto::sim::{Dice, Dump, Faults, Sim, SimTransaction};
+use perto::{Error, Freshness, Load, Read, ReadOptions, Tier, Token};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::plan::{Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, Seam, What};
+use crate::ring::{CACHE, Member, Ring, ms, spawn};
+
+/// A value that no plan writes.
+const GARBAGE: u64 = u64::MAX;
+
+/// What happened.
+pub(super) struct Journal {
+    began: Instant,
+    pub(super) lines: Vec<String>,
+    pub(super) history: History,
+    /// With the line that tells of it.
+    pub(super) answers: Vec<(Answer, usize)>,
+    /// What is wrong by itself, whatever was written.
+    pub(super) wrong: Option<(String, usize)>,
+    pub(super) failed: u64,
+    pub(super) totals: Totals,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) fresh: u64,
+    pub(super) flagged: u64,
+    pub(super) failed: u64,
+    pub(super) local: u64,
+    pub(super) remote: u64,
+    pub(super) refused: u64,
+    pub(super) repairs: u64,
+    pub(super) crashes: u64,
+    pub(super) audits: u64,
+    pub(super) violations: u64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.fresh += other.fresh;
+        self.flagged += other.flagged;
+        self.failed += other.failed;
+        self.local += other.local;
+        self.remote += other.remote;
+        self.refused += other.refused;
+        self.repairs += other.repairs;
+        self.crashes += other.crashes;
+        self.audits += other.audits;
+        self.violations += other.violations;
+    }
+}
+
+impl Journal {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            lines: Vec::new(),
+            history: History::new(),
+            answers: Vec::new(),
+            wrong: None,
+            failed: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn note(&mut self, what: fmt::Arguments<'_>) {
+        self.lines.push(format!("{:>10.3?} {what}", self.now()));
+    }
+
+    fn wrong(&mut self, what: String) {
+        self.note(format_args!("^^^ {what}"));
+        let line = self.lines.len();
+        self.wrong.get_or_insert((what, line));
+    }
+}
+
+/// The last write that was announced.
+#[derive(Clone, Copy)]
+struct Announced {
+    key: u64,
+    token: Token,
+    place: usize,
+    crashes: u64,
+}
+
+/// An open transaction, and what it has written.
+type Open = (SimTransaction, BTreeMap<u64, Option<u64>>);
+
+pub(super) struct World {
+    plan: Plan,
+    dice: Dice,
+    ring: Ring,
+    /// Instances that were shut down.
+    retired: Vec<Member>,
+    journal: Arc<Mutex<Journal>>,
+    open: Vec<Open>,
+    readers: Vec<JoinHandle<()>>,
+    announced: Option<Announced>,
+    dump: Option<Dump>,
+    values: u64,
+    /// By key: the commits that no crash has taken back.
+    kept: BTreeMap<u64, Vec<(u64, Option<u64>)>>,
+    /// By key: when its last load ended.
+    loaded: Arc<Mutex<BTreeMap<u64, Instant>>>,
+    /// Reads that were answered, per instance; none where some reader went away or failed.
+    answered: Arc<Mutex<Vec<Option<u64>>>>,
+    frozen: [Arc<Freezer>; INSTANCES],
+}
+
+impl World {
+    pub(super) async fn run(plan: Plan, journal: Arc<Mutex<Journal>>) {
+        let mut world = Self {
+            dice: Dice::new(plan.seed),
+            ring: Ring { sim: Sim::new(plan.seed), members: Vec::new() },
+            plan,
+            retired: Vec::new(),
+            journal,
+            open: Vec::new(),
+            readers: Vec::new(),
+            announced: None,
+            dump: None,
+            values: 0,
+            kept: BTreeMap::new(),
+            loaded: Arc::default(),
+            answered: Arc::default(),
+            frozen: std::array::from_fn(|_| Arc::default()),
+        };
+        for who in 0..INSTANCES {
+            let member = world.member(who);
+            member.perto.start().await.unwrap();
+            world.ring.members.push(member);
+            world.answered.lock().push(Some(0));
+        }
+        for step in std::mem::take(&mut world.plan.steps) {
+            world.step(step.what).await;
+            tokio::time::sleep(step.pause).await;
+        }
+        world.settle().await;
+    }
+
+    fn note(&self, what: fmt::Arguments<'_>) {
+        self.journal.lock().note(what);
+    }
+
+    fn member(&self, who: usize) -> Member {
+        let node = self.ring.sim.node();
+        let perto = node.builder("ring").audit_rate(if self.plan.audited { 32 } else { 0 }).build().unwrap();
+        let loader = self.ring.sim.postgres.loader(CACHE);
+        let (loading, loaded) = (loader.clone(), Arc::clone(&self.loaded));
+        let load = move |load: Load<u64>| {
+            let (loading, loaded, keys) = (loading.clone(), Arc::clone(&loaded), load.keys.clone());
+            async move {
+                let rows = loading.load(load).await?;
+                let now = Instant::now();
+                loaded.lock().extend(keys.into_iter().map(|key| (key, now)));
+                Ok::<_, perto::sim::Down>(rows)
+            }
+        };
+        let cache =
+            perto.cache(CACHE).outage(self.plan.outages[who]).ttl(self.plan.ttl).absent_ttl(self.plan.ttl);
+        let users = cache.loader(load).unwrap();
+        Member { node, perto, users, loader }
+    }
+
+    async fn step(&mut self, what: What) {
+        match what {
+            What::Read { who, keys, by_token, patience } => self.read(who, keys, by_token, patience),
+            What::Begin if self.open.len() < 4 => {
+                let mut transaction = self.ring.sim.postgres.begin();
+                transaction.xid();
+                self.open.push((transaction, BTreeMap::new()));
+            }
+            What::Begin => {}
+            What::Put(put) => self.put(&put),
+            What::RollBack(transaction) => {
+                if let Some(at) = transaction.checked_rem(self.open.len()) {
+                    let (mut transaction, _) = self.open.swap_remove(at);
+                    self.note(format_args!("{} rolls back", transaction.xid()));
+                }
+            }
+            What::Commit { last, announce } => {
+                self.put(&last);
+                if let Some(at) = last.transaction.checked_rem(self.open.len()) {
+                    self.commit(at, announce);
+                }
+            }
+            What::Invalidate { who, key } => {
+                let users = self.ring.members[who].users.clone();
+                self.spawn(who, async move { drop(users.invalidate(&key).await) });
+            }
+            What::Fault { who, seam, fault } => self.fault(who, seam, fault),
+            What::Loader { who, loader } => self.loader(who, loader),
+            What::L2(change) => self.l2(change),
+            What::Crash(losing) => self.crash(losing),
+            What::Jump { who, by } => {
+                self.note(format_args!("{who}'s clock jumps by {by:?}"));
+                self.ring.members[who].node.clock.jump(by);
+            }
+            What::Freeze(who) => self.freeze(who),
+            What::Thaw(who) => self.thaw(who),
+            What::Restart(who) => self.restart(who).await,
+            What::Trim => {
+                self.note(format_args!("the log is trimmed"));
+                self.ring.sim.postgres.trim();
+            }
+            What::Replay(behind) => self.ring.sim.postgres.replay(behind),
+        }
+    }
+
+    /// A task of an instance: it stands still while the instance is frozen.
+    fn spawn(&mut self, who: usize, task: impl Future<Output = ()> + Send + 'static) {
+        let freezer = Arc::clone(&self.frozen[who]);
+        self.readers.push(spawn(async move { freezer.run(task).await }));
+    }
+
+    fn read(&mut self, who: usize, keys: Vec<u64>, by_token: bool, patience: Duration) {
+        let users = self.ring.members[who].users.clone();
+        let announced = self.announced.filter(|_| by_token);
+        let keys = announced.map_or(keys, |announced| vec![announced.key]);
+        let (journal, answered, loaded) =
+            (Arc::clone(&self.journal), Arc::clone(&self.answered), Arc::clone(&self.loaded));
+        let (ttl, audited) = (self.plan.ttl, self.plan.audited);
+        self.spawn(who, async move {
+            let begun = Instant::now();
+            let options = announced.map_or(ReadOptions::default(), |a| ReadOptions::at_least(a.token));
+            let reading = async {
+                match (&keys[..], announced) {
+                    ([key], None) => users.get(key).await.map(|read| vec![read]),
+                    _ => users.get_many_with(&keys, options).await,
+                }
+            };
+            let answer = tokio::time::timeout(patience, reading).await;
+            let mut journal = journal.lock();
+            let mut answered = answered.lock();
+            match answer {
+                Ok(Ok(reads)) => {
+                    answered[who] = answered[who].map(|count| count + reads.len() as u64);
+                    for (key, read) in keys.into_iter().zip(&reads) {
+                        // After a crash the write may be gone, and the token with it.
+                        let crashes = journal.totals.crashes;
+                        let at_least = announced.filter(|a| a.crashes == crashes).map(|a| a.place);
+                        journal.answer(who, key, begun, at_least, read);
+                        let last = loaded.lock().get(&key).copied();
+                        if !audited
+                            && read.tier != Tier::Load
+                            && last.is_none_or(|last| begun > last + ttl + GRAIN)
+                        {
+                            journal.wrong(format!("key {key} outlived its time to live"));
+                        }
+                    }
+                }
+                Ok(Err(error)) => {
+                    answered[who] = None;
+                    journal.failed += 1;
+                    journal.note(format_args!("{who} read {keys:?}: {error}"));
+                    if matches!(error, Error::LoadPanicked { .. }) {
+                        journal.wrong(error.to_string());
+                    }
+                }
+                Err(_gone) => answered[who] = None,
+            }
+        });
+    }
+
+    fn put(&mut self, put: &Put) {
+        let Some(at) = put.transaction.checked_rem(self.open.len()) else { return };
+        let key = put.key;
+        self.values += 1;
+        let value = self.values;
+        let (transaction, written) = &mut self.open[at];
+        let (done, value) = match put.kind {
+            Kind::Value => (transaction.put(CACHE, &key, &text(value)), Some(value)),
+            Kind::Bulk => (transaction.bulk(CACHE, &[(key, text(value))]), Some(value)),
+            Kind::Removal => (transaction.remove(CACHE, &key), None),
+        };
+        if done.is_ok() {
+            written.insert(key, value);
+        }
+    }
+
+    fn commit(&mut self, at: usize, announce: Option<(usize, Duration)>) {
+        let (transaction, values) = self.open.swap_remove(at);
+        // A crash has ended it.
+        let Ok(written) = transaction.commit() else { return };
+        {
+            let mut journal = self.journal.lock();
+            journal.note(format_args!("{} commits {values:?}", written.xid));
+            let now = journal.now();
+            for (key, value) in values {
+                let place = journal.history.wrote(key, value, now, Some(now));
+                self.kept.entry(key).or_default().push((written.xid, value));
+                let crashes = journal.totals.crashes;
+                self.announced = Some(Announced { key, token: written.token, place, crashes });
+            }
+        }
+        if let Some((who, late)) = announce {
+            let perto = self.ring.members[who].perto.clone();
+            self.spawn(who, async move {
+                tokio::time::sleep(late).await;
+                perto.announce(written.token, &written.changes).await;
+            });
+        }
+    }
+
+    fn fault(&self, who: usize, seam: Seam, fault: Fault) {
+        if self.frozen[who].is_frozen() {
+            return;
+        }
+        let node = &self.ring.members[who].node;
+        let faults: &Faults = match seam {
+            Seam::Log => &node.log.faults,
+            Seam::Remote => &node.remote.faults,
+            Seam::Bus => &node.bus.faults,
+        };
+        match fault {
+            Fault::Cut => faults.cut(),
+            Fault::Hang => faults.hang(),
+            Fault::Lose(percent) => faults.lose(percent),
+            Fault::Double(percent) => faults.double(percent),
+            Fault::Delay(most) => faults.delay(Duration::ZERO, most),
+            Fault::Heal => faults.heal(),
+            Fault::HealAll => node.heal(),
+        }
+        self.note(format_args!("{who}'s {seam:?}: {fault:?}"));
+    }
+
+    fn loader(&self, who: usize, change: Loader) {
+        if self.frozen[who].is_frozen() {
+            return;
+        }
+        let loader = &self.ring.members[who].loader;
+        match change {
+            Loader::CloseAfter => loader.after().close(),
+            Loader::CloseBefore => loader.before().close(),
+            Loader::Cut => loader.faults().cut(),
+            Loader::Delay(most) => loader.faults().delay(Duration::ZERO, most),
+            Loader::Replica { heeds_primary } => loader.use_replica(heeds_primary),
+            Loader::Primary => loader.use_primary(),
+            Loader::Heal => {
+                loader.after().open();
+                loader.before().open();
+                loader.faults().heal();
+            }
+        }
+        self.note(format_args!("{who}'s loader: {change:?}"));
+    }
+
+    fn l2(&mut self, change: L2) {
+        let remote = &self.ring.sim.remote;
+        match (change, &self.dump) {
+            (L2::Flush, _) => remote.flush(),
+            (L2::Scramble, _) => remote.scramble(&mut self.dice),
+            (L2::Restore, Some(dump)) => remote.restore(dump),
+            (L2::Dump | L2::Restore, _) => self.dump = Some(remote.dump()),
+        }
+        self.note(format_args!("L2: {change:?}"));
+    }
+
+    fn crash(&mut self, losing: usize) {
+        let lost = self.ring.sim.postgres.crash(losing);
+        let mut journal = self.journal.lock();
+        journal.totals.crashes += 1;
+        journal.note(format_args!("Postgres crashes, losing {lost:?}"));
+        let now = journal.now();
+        for (key, commits) in &mut self.kept {
+            let before = commits.len();
+            commits.retain(|(xid, _)| !lost.contains(xid));
+            let value = commits.last().and_then(|(_, value)| *value);
+            if commits.len() < before && journal.history.latest(*key) != value {
+                journal.history.wrote(*key, value, now, Some(now));
+            }
+        }
+    }
+
+    /// The process stands still while the world goes on: nothing that it waits for is answered, and nothing of its
+    /// own begins.
+    fn freeze(&self, who: usize) {
+        self.note(format_args!("{who} freezes"));
+        self.frozen[who].freeze();
+        self.ring.members[who].node.hang();
+        self.ring.members[who].loader.faults().hang();
+    }
+
+    fn thaw(&self, who: usize) {
+        if self.frozen[who].is_frozen() {
+            self.note(format_args!("{who} thaws"));
+            self.ring.members[who].node.heal();
+            self.ring.members[who].loader.faults().heal();
+            self.frozen[who].thaw();
+        }
+    }
+
+    async fn restart(&mut self, who: usize) {
+        self.thaw(who);
+        self.note(format_args!("{who} restarts"));
+        let member = self.member(who);
+        if member.perto.start().await.is_ok() {
+            let old = std::mem::replace(&mut self.ring.members[who], member);
+            self.answered.lock()[who] = None;
+            old.perto.shutdown().await;
+            self.retired.push(old);
+        }
+    }
+
+    /// Heals everything; then every instance must show the truth, and come to rest.
+    async fn settle(mut self) {
+        self.note(format_args!("all heals"));
+        self.open.clear();
+        for (who, member) in self.ring.members.iter().enumerate() {
+            self.thaw(who);
+            member.node.heal();
+            member.loader.use_primary();
+            member.loader.faults().heal();
+            member.loader.after().open();
+            member.loader.before().open();
+        }
+        for reader in std::mem::take(&mut self.readers) {
+            reader.await.unwrap();
+        }
+        ms(2_500).await;
+        for (who, member) in self.ring.members.iter().enumerate() {
+            for key in 0..KEYS {
+                let read = member.users.get(&key).await.unwrap();
+                let truth = self.journal.lock().history.latest(key);
+                let shown = (number(&read), read.freshness);
+                assert_eq!(shown, (truth, Freshness::Fresh), "instance {who}, key {key}, at rest");
+            }
+            let stats = member.users.stats();
+            let counted = stats.l1_hits + stats.l2_hits + stats.load_hits;
+            if let Some(answered) = self.answered.lock()[who] {
+                assert_eq!(counted, answered + KEYS, "instance {who}: {stats:?}");
+            }
+        }
+        for member in std::mem::take(&mut self.ring.members) {
+            member.perto.shutdown().await;
+            self.retired.push(member);
+        }
+        for member in std::mem::take(&mut self.retired) {
+            self.rest(&member);
+        }
+    }
+
+    /// What must hold of an instance that was shut down.
+    fn rest(&self, member: &Member) {
+        let stats = member.users.stats();
+        let totals = &mut self.journal.lock().totals;
+        totals.local += stats.l1_hits;
+        totals.remote += stats.l2_hits;
+        totals.refused += stats.l2_refused;
+        totals.audits += stats.audits;
+        totals.repairs += member.perto.stats().repairs;
+        assert_eq!(stats.audit_violations, 0, "the log has every write");
+        assert_eq!(member.perto.tasks(), 0, "a task outlived the shutdown");
+        assert_eq!(member.users.flights(), 0, "a flight was leaked");
+    }
+}
+
+/// A clock of whole milliseconds ends a time to live up to this much late.
+const GRAIN: Duration = Duration::from_millis(2);
+
+impl Journal {
+    fn answer(&mut self, who: usize, key: u64, begun: Instant, at_least: Option<usize>, read: &Read<String>) {
+        let answer = Answer {
+            instance: u32::try_from(who).unwrap(),
+            at_least,
+            ..Answer::new(key, number(read), read.freshness, read.tier, begun - self.began, self.now())
+        };
+        self.note(format_args!("{who} read {key}:{answer}"));
+        self.answers.push((answer, self.lines.len()));
+        match read.freshness {
+            Freshness::Fresh => self.totals.fresh += 1,
+            _ => self.totals.flagged += 1,
+        }
+    }
+}
+
+fn text(value: u64) -> String {
+    format!("v{value}")
+}
+
+fn number(read: &Read<String>) -> Option<u64> {
+    let text = read.value.as_deref()?;
+    Some(text.strip_prefix('v').and_then(|digits| digits.parse().ok()).unwrap_or(GARBAGE))
+}
+
+/// Keeps tasks from running, as `SIGSTOP` does, wherever they are waiting.
+#[derive(Default)]
+struct Freezer(Mutex<(bool, Vec<Waker>)>);
+
+impl Freezer {
+    fn is_frozen(&self) -> bool {
+        self.0.lock().0
+    }
+
+    fn freeze(&self) {
+        self.0.lock().0 = true;
+    }
+
+    fn thaw(&self) {
+        let waiting = {
+            let mut state = self.0.lock();
+            state.0 = false;
+            std::mem::take(&mut state.1)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    async fn run(&self, task: impl Future<Output = ()>) {
+        let mut task = pin!(task);
+        std::future::poll_fn(|context: &mut Context<'_>| {
+            {
+                let mut state = self.0.lock();
+                if state.0 {
+                    state.1.push(context.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+            task.as_mut().poll(context)
+        })
+        .await;
+    }
+}

@@ -1,0 +1,62 @@
+//! Tables that stop being watched while an instance runs.
+
+use std::time::Duration;
+
+use perto::Event;
+use tokio::sync::broadcast::Receiver;
+
+use crate::ring::Ring;
+
+const MINUTE: Duration = Duration::from_secs(61);
+
+fn unwatched(events: &mut Receiver<Event>) -> Vec<String> {
+    let mut tables = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Unwatched { table, .. } = event {
+            tables.push(table);
+        }
+    }
+    tables
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_whose_triggers_go_while_an_instance_runs_is_told_of_once_until_they_go_again() {
+    let mut ring = Ring::of(0).await;
+    ring.join_with(|perto| perto, |cache| cache.tables(["users", "names"])).await;
+    let (perto, log) = (ring.members[0].perto.clone(), std::sync::Arc::clone(&ring.members[0].node.log));
+    let mut events = perto.events();
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(unwatched(&mut events), [""; 0]);
+    log.watch("users", false);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(unwatched(&mut events), ["users"]);
+    // A look that fails forgets nothing.
+    log.faults.cut();
+    tokio::time::sleep(MINUTE).await;
+    log.faults.heal();
+    tokio::time::sleep(MINUTE * 3).await;
+    assert_eq!(unwatched(&mut events), [""; 0], "it was told of already");
+    log.watch("users", true);
+    tokio::time::sleep(MINUTE).await;
+    log.watch("users", false);
+    log.watch("names", false);
+    tokio::time::sleep(MINUTE).await;
+    let mut told = unwatched(&mut events);
+    told.sort_unstable();
+    assert_eq!(told, ["names", "users"]);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_is_not_watched_at_the_start_is_told_of_once() {
+    let mut ring = Ring::of(0).await;
+    let member = crate::ring::Member::new(&ring.sim, |perto| perto, |cache| cache.tables(["users"]));
+    member.node.log.watch("users", false);
+    let mut events = member.perto.events();
+    member.perto.start().await.unwrap();
+    assert_eq!(unwatched(&mut events), ["users"]);
+    tokio::time::sleep(MINUTE * 2).await;
+    assert_eq!(unwatched(&mut events), [""; 0]);
+    ring.members.push(member);
+    ring.end().await;
+}

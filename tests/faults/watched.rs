@@ -1,0 +1,187 @@
+//! The record of what is watched, and what becomes of it.
+
+use perto::postgres::{self, Fault, FunctionChange, Watch, Watched};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::world::{World, coherent};
+
+async fn connected(world: &World) -> PgConnection {
+    PgConnection::connect(&world.database).await.unwrap()
+}
+
+async fn watched(world: &World) -> Vec<Watched> {
+    postgres::watched(&mut connected(world).await, &world.name).await.unwrap()
+}
+
+/// The faults of the one table that is watched.
+async fn faults(world: &World) -> Vec<Fault> {
+    let mut watched = watched(world).await;
+    assert_eq!(watched.len(), 1, "{watched:?}");
+    watched.remove(0).faults
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_watched_is_recorded_and_forgotten_with_its_triggers() {
+    let world = World::new().await;
+    let mut connection = connected(&world).await;
+    let items = format!("{}.items", world.name);
+    let healthy = watched(&world).await;
+    assert_eq!(healthy.len(), 1, "{healthy:?}");
+    assert_eq!(healthy[0].watch, Watch { table: items.clone(), ..world.watch("items", "item") });
+    assert_eq!((healthy[0].recorded, &healthy[0].tables, &healthy[0].faults), (true, &vec![items], &vec![]));
+    // Twice is once, and what is refused is not recorded.
+    postgres::watch(&mut connection, &world.watch("items", "item")).await.unwrap();
+    let wrong = Watch { key: "no_such_column".to_owned(), ..world.watch("items", "other") };
+    postgres::watch(&mut connection, &wrong).await.unwrap_err();
+    assert_eq!(watched(&world).await, healthy);
+    postgres::unwatch(&mut connection, &world.watch("items", "item")).await.unwrap();
+    assert_eq!(watched(&world).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_was_dropped_is_told_from_one_that_was_made_again() {
+    let world = World::new().await;
+    let (mut connection, items) = (connected(&world).await, format!("{}.items", world.name));
+    let gone = Watch { table: items.clone(), ..world.watch("items", "item") };
+    world.sql("drop table items").await;
+    assert_eq!(faults(&world).await, [Fault::Gone]);
+    world.sql("create table items (id bigint primary key, v bigint not null)").await;
+    assert_eq!(faults(&world).await, [Fault::Replaced { table: items }]);
+    postgres::watch(&mut connection, &gone).await.unwrap();
+    assert_eq!(faults(&world).await, []);
+    // A table of another name in its place: loaders read that one.
+    world.sql("alter table items rename to before").await;
+    assert_eq!(faults(&world).await, [], "its triggers fire under any name");
+    world.sql("create table items (like before)").await;
+    assert_eq!(faults(&world).await.len(), 1);
+    world.sql("drop table items, before").await;
+    assert_eq!(faults(&world).await, [Fault::Gone]);
+    assert_eq!(postgres::unwatch(&mut connection, &gone).await.unwrap(), std::slice::from_ref(&gone.table));
+    assert_eq!(watched(&world).await, []);
+    postgres::unwatch(&mut connection, &gone).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trigger_that_is_missing_disabled_or_not_always_on_is_told_of() {
+    let world = World::new().await;
+    let (table, trigger) =
+        (format!("{}.items", world.name), |event: &str| format!("\"{}:item:{event}\"", world.name));
+    world.sql(&format!("drop trigger {} on items", trigger("insert"))).await;
+    world.sql(&format!("alter table items disable trigger {}", trigger("update"))).await;
+    world.sql(&format!("alter table items enable trigger {}", trigger("delete"))).await;
+    world.sql(&format!("alter table items enable replica trigger {}", trigger("truncate"))).await;
+    let expected = [
+        Fault::Missing { table: table.clone(), event: "insert" },
+        Fault::Disabled { table: table.clone(), event: "update" },
+        Fault::NotAlways { table: table.clone(), event: "delete" },
+        Fault::NotAlways { table, event: "truncate" },
+    ];
+    assert_eq!(faults(&world).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_trigger_function_is_told_of() {
+    let world = World::new().await;
+    let function: String =
+        sqlx::query_scalar("select oid::regprocedure::text from pg_proc where pronamespace = $1::regnamespace and proname like 'item:%'")
+            .bind(&world.name)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+    let role = format!("{}_poor", world.name);
+    let steps = [
+        (format!("alter function {function} reset timezone"), FunctionChange::Session),
+        (format!("alter function {function} security invoker"), FunctionChange::Session),
+        (format!("grant execute on function {function} to public"), FunctionChange::Public),
+        (
+            format!(
+                "create role {role}; grant create on schema {} to {role}; alter function {function} owner to {role}",
+                world.name
+            ),
+            FunctionChange::Owner,
+        ),
+        (
+            format!(
+                "create or replace function {function} returns trigger language plpgsql as 'begin return null; end'"
+            ),
+            FunctionChange::Body,
+        ),
+    ];
+    let mut seen = Vec::new();
+    for (sql, _) in &steps {
+        world.sql(sql).await;
+        seen.push(faults(&world).await);
+    }
+    // Roles are the whole cluster's: gone before anything can fail.
+    world
+        .sql(&format!(
+            "alter function {function} owner to current_user; drop owned by {role}; drop role {role}"
+        ))
+        .await;
+    for ((sql, change), faults) in steps.iter().zip(seen) {
+        let told = faults
+            .iter()
+            .any(|fault| matches!(fault, Fault::Function { change: found, .. } if found == change));
+        assert!(told, "{sql}: {faults:?}");
+    }
+    postgres::watch(&mut connected(&world).await, &world.watch("items", "item")).await.unwrap();
+    assert_eq!(faults(&world).await, []);
+}
+
+/// A statement that names an inheriting table fires only that table's triggers, and a reader of the parent sees its rows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inheriting_table_is_watched_with_its_parent() {
+    let world = World::new().await;
+    world.sql("create table special (note text) inherits (items)").await;
+    let mut connection = connected(&world).await;
+    let tables = postgres::watch(&mut connection, &world.watch("items", "item")).await.unwrap();
+    assert_eq!(tables.len(), 2, "{tables:?}");
+    let a = world.start().await;
+    coherent([&a]).await;
+    world.sql("insert into special values (7, 1, 'x')").await;
+    a.polled().await;
+    assert_eq!(a.fresh(7).await, Some(1));
+    for (v, sql) in [(2, "update special set v = 2"), (3, "update items set v = 3")] {
+        world.sql(sql).await;
+        a.polled().await;
+        assert_eq!(a.fresh(7).await, Some(v), "{sql}");
+    }
+    world.sql("create table later () inherits (special)").await;
+    assert_eq!(faults(&world).await, [Fault::Uncovered { table: format!("{}.later", world.name) }]);
+}
+
+/// The first version's tables, with triggers on them: migrated, they are told of until they are watched again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
+    let world = World::new().await;
+    let (schema, role) = (&world.name, format!("{}_reader", world.name));
+    let first = include_str!("../../src/log/postgres/schema.sql").replace("perto.", &format!("{schema}."));
+    let first = first.split_once("create schema if not exists perto;").unwrap().1;
+    let first = first.replace("on schema perto to", &format!("on schema {schema} to"));
+    let mut connection = connected(&world).await;
+    // As version 1 left it: the tables of today minus what came later.
+    world.sql("drop table watched; drop function origin() cascade; drop function epoch(); drop function pending(); drop table tick, boot, meta, invalidation").await;
+    sqlx::raw_sql(AssertSqlSafe(first)).execute(&mut connection).await.unwrap();
+    world.sql(&format!("create role {role}; grant select on invalidation to {role}")).await;
+    let before = postgres::watch(&mut connection, &world.watch("items", "item")).await;
+    postgres::migrate(&mut connection, schema).await.unwrap();
+    postgres::migrate(&mut connection, schema).await.unwrap();
+    let may_read: bool = sqlx::query_scalar(
+        "select has_table_privilege($1, $2, 'select') and not has_table_privilege($1, $2, 'insert')",
+    )
+    .bind(&role)
+    .bind(format!("{schema}.watched"))
+    .fetch_one(&world.pool)
+    .await
+    .unwrap();
+    world.sql(&format!("drop owned by {role}; drop role {role}")).await;
+    assert!(may_read, "rights are as on the log");
+    assert!(before.unwrap_err().to_string().contains("perto migrate"));
+    let old = watched(&world).await;
+    assert_eq!((old.len(), old[0].recorded), (1, false), "{old:?}");
+    postgres::watch(&mut connection, &world.watch("items", "item")).await.unwrap();
+    let new = watched(&world).await;
+    assert_eq!((new.len(), new[0].recorded, &new[0].faults), (1, true, &vec![]), "{new:?}");
+    let a = world.start().await;
+    coherent([&a]).await;
+}
