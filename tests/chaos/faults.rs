@@ -8,7 +8,9 @@ use futures_util::future::LocalBoxFuture;
 use perto::proxy::Fault as Net;
 use tokio::time::sleep;
 
+use crate::load::update;
 use crate::postgres_faults as pg;
+use crate::record::{Kind, Record, now_ns};
 use crate::support::redis::PrivateRedis;
 use crate::world::World;
 
@@ -221,21 +223,43 @@ async fn messages_dropped(world: &mut World, time: Duration) -> anyhow::Result<C
     Ok(Caused::default())
 }
 
-/// Each instance announces some of them; most are SQL by somebody who does not.
+/// Each instance announces some of them; most are SQL by others, who do not.
 async fn hot_key(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     const KEY: u32 = 7;
-    let mut connection = world.connect().await?;
+    const CLIENTS: u32 = 4;
     for worker in &mut world.workers {
         worker.ask(&format!("burst {KEY} 30 {}", time.as_millis())).await?;
     }
-    let before = world.version(&mut connection, KEY).await?;
-    let (mut ticks, began) = (tokio::time::interval(Duration::from_millis(1)), Instant::now());
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let (connection, first) = (world.connect().await?, world.values(1 << 20));
+        clients.push(write_on(connection, KEY, first, time));
+    }
+    let before = world.version(KEY).await?;
+    let began = Instant::now();
+    let written = futures_util::future::try_join_all(clients).await?;
+    world.writes.extend(written.into_iter().flatten());
+    let versions = world.version(KEY).await? - before;
+    Ok(Caused::noting(format!("{:.0} a second", f64::from(versions) / began.elapsed().as_secs_f64())))
+}
+
+/// One client, 250 times a second.
+async fn write_on(
+    mut connection: sqlx::PgConnection,
+    key: u32,
+    first: u64,
+    time: Duration,
+) -> anyhow::Result<Vec<Record>> {
+    let (mut ticks, began) = (tokio::time::interval(Duration::from_millis(4)), Instant::now());
+    let mut written = Vec::new();
     while began.elapsed() < time {
         ticks.tick().await;
-        world.write(&mut connection, KEY).await?;
+        let (begun, value) = (now_ns(), first + written.len() as u64);
+        let (version, timeline) = update(&mut connection, key, value).await?;
+        let record = Record::new(Kind::Committed, key, begun);
+        written.push(Record { version, value, timeline, ended: now_ns(), ..record });
     }
-    let written = world.version(&mut connection, KEY).await? - before;
-    Ok(Caused::noting(format!("{:.0} a second", written as f64 / began.elapsed().as_secs_f64())))
+    Ok(written)
 }
 
 async fn instance_cut(world: &mut World, time: Duration) -> anyhow::Result<Caused> {

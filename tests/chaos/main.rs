@@ -62,7 +62,7 @@ struct Run {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=16))]
     instances: u32,
     /// Reads a second of each instance
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 22_000)]
     reads: u64,
     /// Of 1,000 reads, those that go to any row of the table: nearly each of them is a load
     #[arg(long, default_value_t = 1)]

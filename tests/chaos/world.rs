@@ -160,9 +160,9 @@ impl World {
         Ok(value)
     }
 
-    pub(crate) async fn version(&self, connection: &mut PgConnection, key: u32) -> anyhow::Result<u32> {
+    pub(crate) async fn version(&self, key: u32) -> anyhow::Result<u32> {
         let version = sqlx::query_scalar("select version::int from rows where id = $1");
-        let version: i32 = version.bind(i64::from(key)).fetch_one(connection).await?;
+        let version: i32 = version.bind(i64::from(key)).fetch_one(&mut self.connect().await?).await?;
         Ok(u32::try_from(version)?)
     }
 
