@@ -4,12 +4,15 @@
 //! watches, a loader that reads what the key doesn't say. A served value that differs from what the primary says, while
 //! no invalidation came in between, is one. Rare and bounded: a few keys a second, in one load that no reader waits for.
 
+use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
@@ -152,16 +155,15 @@ impl<K: Key, V: Value> Core<K, V> {
     async fn ask(&self, keys: &[K], began: Began) -> Option<Vec<Answer>> {
         // Readers come first.
         let _place = self.shared.try_load_place()?;
-        let loading = (self.loader)(Load::new(keys.to_vec(), true));
-        let loading = std::panic::AssertUnwindSafe(loading);
-        let loading = futures_util::FutureExt::catch_unwind(loading);
+        let load = Load::new(keys.to_vec(), true);
+        let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind();
         let loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
         let stamp = loaded.stamp;
         let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
         if stamp.wrote || stamp.origin != Origin::Primary || !new {
             return None;
         }
-        let mut found: std::collections::HashMap<K, Answer> =
+        let mut found: HashMap<K, Answer> =
             loaded.found.into_iter().map(|found| (found.key, encoded(Some(&found.value)))).collect();
         let answer = |key| found.remove(key).unwrap_or_else(|| encoded::<V>(None));
         Some(keys.iter().map(answer).collect())

@@ -87,7 +87,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// another.
     ///
     /// The loader runs in a task of the instance, within the load timeout. It may be called for many keys at once, and
-    /// by several tasks; never twice at a time for one key by one instance, save after a timeout.
+    /// by several tasks; never twice at a time for one key by one instance, save after a timeout and by the auditor
+    /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already.

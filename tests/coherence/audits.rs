@@ -106,6 +106,35 @@ async fn a_loader_that_never_says_the_same_twice_is_not_audited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_loader_that_panics_fails_or_hangs_does_not_end_the_auditor() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("ring").build().unwrap();
+    let (database, count) = (sim.postgres.loader(CACHE), Arc::new(AtomicU64::new(0)));
+    let load = move |load: Load<u64>| {
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        assert_ne!(number, 1, "not even a future");
+        let database = database.clone();
+        async move {
+            assert_ne!(number, 2, "it panics");
+            match number {
+                3 => Err(perto::sim::Down),
+                4 => std::future::pending().await,
+                _ => database.load(load).await,
+            }
+        }
+    };
+    let users: Cache<u64, String> = perto.cache(CACHE).loader(load).unwrap();
+    perto.start().await.unwrap();
+    for _ in 0..1_500 {
+        users.get(&7).await.unwrap();
+        ms(10).await;
+    }
+    let stats = users.stats();
+    assert!(stats.audits_skipped == 4 && stats.audits >= 3, "{stats:?}");
+    perto.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn audits_ask_for_few_keys_in_one_load_and_can_be_switched_off() {
     for (rate, most) in [(3, 3), (0, 0)] {
         let sim = Sim::new(1);
