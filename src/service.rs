@@ -193,6 +193,7 @@ async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {
 async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
     let (health, stats) = (service.perto.health(), service.perto.stats());
     let cache = service.companies.stats();
+    let audits = service.perto.audits();
     Json(json!([{
         "instance": service.instance,
         "state": health.state.to_string(),
@@ -202,6 +203,12 @@ async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
         "polls": stats.polls,
         "hints": stats.hints,
         "repairs": stats.repairs,
+        "audits": { "5m": audited(audits.five_minutes), "1h": audited(audits.hour), "1d": audited(audits.day) },
         "companies": { "l1Hits": cache.l1_hits, "l2Hits": cache.l2_hits, "loadHits": cache.load_hits, "loads": cache.loads },
     }]))
+}
+
+/// How much of what was served was right, of what was looked at.
+fn audited(audited: perto::Audited) -> Value {
+    json!({ "audits": audited.audits, "violations": audited.violations, "nines": (audited.nines() * 10.0).round() / 10.0 })
 }

@@ -121,5 +121,8 @@ async fn an_instance_ends_in_order_when_it_is_asked_to() {
     assert_eq!(request(&a, "GET", "/livez", "", "").await.status, 200);
     let instances = request(&a, "GET", "/api/v1/cache/instances", "", "").await;
     assert_eq!(instances.body[0]["instance"], "a");
+    for stretch in ["5m", "1h", "1d"] {
+        assert_eq!(instances.body[0]["audits"][stretch]["violations"], 0, "{}", instances.body);
+    }
     assert!(tokio::task::spawn_blocking(move || a.end() && b.end()).await.unwrap());
 }
