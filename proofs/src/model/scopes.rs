@@ -232,17 +232,6 @@ pub const LARGER: &[Scope] = &[
         ..PLAIN
     },
     Scope {
-        name: "hints-three",
-        about: "`hints` with a third transaction",
-        writers: &[true, true, false],
-        readers: &[(0, 1), (1, 1)],
-        hints: true,
-        aborts: true,
-        l2: true,
-        empty: true,
-        ..PLAIN
-    },
-    Scope {
         name: "joins-two",
         about: "`joins` with two writers that may abort",
         writers: TWO,
