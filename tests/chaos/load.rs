@@ -77,7 +77,7 @@ impl Random {
     /// The lower the likelier: a tenth of the rows get a third of the accesses.
     fn skewed(&mut self, n: u32) -> u32 {
         let share = self.below(1 << 20);
-        u32::try_from(u64::from(n) * share * share >> 40).expect("less than n")
+        u32::try_from((u64::from(n) * share * share) >> 40).expect("less than n")
     }
 
     fn read_key(&mut self, cold: u64) -> u32 {

@@ -3,7 +3,7 @@
 //!
 //! `make chaos` runs all of it. Without arguments, as `cargo test` calls it, a few faults run for a second or two, so
 //! that the harness itself is tested. `README.md` has the rest.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test ends where it is wrong")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
 #[path = "../support/support.rs"]
 #[expect(dead_code, reason = "other rings use the rest")]
