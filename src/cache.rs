@@ -31,11 +31,12 @@ pub(crate) mod flight;
 pub(crate) mod inspect;
 pub(crate) mod loader;
 pub(crate) mod policy;
+mod sampler;
 
-use audit::Sampler;
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use policy::{Outage, Policy};
+use sampler::Sampler;
 
 /// Longest text of a key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1_024;

@@ -216,9 +216,8 @@ impl Perto {
             let caches = shared.caches();
             caches.values().for_each(|cache| cache.sample(shared.settings.audit_rate));
             tokio::time::sleep(AUDIT_INTERVAL).await;
-            for cache in caches.values() {
-                cache.audit().await;
-            }
+            // None waits for another's loader.
+            futures_util::future::join_all(caches.values().map(|cache| cache.audit())).await;
         }
     }
 
@@ -360,9 +359,10 @@ impl Shared {
         self.loads.acquire().await.map_err(|_closed| Error::Closed)
     }
 
-    /// One of the places, if one is free.
-    pub(crate) fn try_load_place(&self) -> Option<SemaphorePermit<'_>> {
-        self.loads.try_acquire().ok()
+    /// One of the places, if there is another besides.
+    pub(crate) fn spare_load_place(&self) -> Option<SemaphorePermit<'_>> {
+        let place = self.loads.try_acquire().ok()?;
+        (self.loads.available_permits() > 0).then_some(place)
     }
 
     /// Whether hints arrive, so that the tail may take its time.

@@ -1,12 +1,12 @@
 //! A cache, as the tail and hints see it: something that invalidations are applied to, whatever its types.
 
-use super::audit::Audited;
+use super::audit::Auditable;
 use super::{Core, Key, Value};
 use crate::coherence::buckets::Whole;
 use crate::coherence::rules::Learned;
 
 /// See the module's documentation.
-pub(crate) trait Applied: Audited {
+pub(crate) trait Applied: Auditable {
     fn name(&self) -> &str;
     fn version(&self) -> u16;
     fn tables(&self) -> &[String];

@@ -1,106 +1,47 @@
 //! The auditor: loads again what was served, and compares.
 //!
 //! The one thing that stamps can't show is a write that nothing logged: a trigger that was dropped, a table that nobody
-//! watches, a loader that reads what the key doesn't say. A served value that differs from what the primary says, while
-//! no invalidation came in between, is one. Rare and bounded: a few keys a second, in one load that no reader waits for.
+//! watches, a loader that reads what the key doesn't say. An entry that L1 goes on serving though the primary says
+//! something else is one: the log would have evicted it. Rare and bounded: a few keys a second, in one load that no reader
+//! waits for.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 
 use super::loader::Load;
+use super::sampler::Sample;
 use super::{Core, Key, Value};
 use crate::coherence::Began;
 use crate::coherence::health::Event;
 use crate::coherence::snapshot::Origin;
+use crate::instance::Token;
 use crate::local::Entry;
 use crate::wire::{self, Change};
 
 /// Time between two looks for a new poll.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Keeps some of the hits of an interval, spread over all of it by chance: the first ones would be the same keys again and
-/// again wherever reads come in bursts.
-pub(super) struct Sampler<K, V> {
-    /// The number of the hit that is kept next; `MAX` where none is.
-    next: AtomicU64,
-    kept: Mutex<Kept<K, V>>,
-}
-
-struct Kept<K, V> {
-    most: usize,
-    /// Hits until the next that is kept, on average.
-    stride: u64,
-    /// Hits by the beginning of the interval.
-    begun: u64,
-    samples: Vec<(K, Arc<Entry<V>>)>,
-}
-
-impl<K: Key, V> Sampler<K, V> {
-    pub(super) const fn new() -> Self {
-        let kept = Kept { most: 0, stride: 0, begun: 0, samples: Vec::new() };
-        Self { next: AtomicU64::new(u64::MAX), kept: Mutex::new(kept) }
-    }
-
-    /// `hits` have been counted so far. The last interval tells how many to expect in this one.
-    fn arm(&self, most: usize, hits: u64) {
-        let mut kept = self.kept.lock();
-        let stride = hits.saturating_sub(kept.begun) / (most as u64).max(1);
-        *kept = Kept { most, stride, begun: hits, samples: Vec::new() };
-        self.next.store(hits + step(hits, stride), Ordering::Relaxed);
-    }
-
-    fn take(&self) -> Vec<(K, Arc<Entry<V>>)> {
-        self.next.store(u64::MAX, Ordering::Relaxed);
-        std::mem::take(&mut self.kept.lock().samples)
-    }
-
-    /// For each hit, with its number. Costs a load where the hit is not kept.
-    #[inline]
-    pub(super) fn hit(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
-        if number >= self.next.load(Ordering::Relaxed) {
-            self.keep(number, key, entry);
-        }
-    }
-
-    #[cold]
-    fn keep(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
-        // A hit waits for nobody.
-        let Some(mut kept) = self.kept.try_lock() else { return };
-        if number < self.next.load(Ordering::Relaxed) {
-            return;
-        }
-        if kept.samples.iter().all(|(sampled, _)| sampled != key) {
-            kept.samples.push((key.clone(), Arc::clone(entry)));
-        }
-        let full = kept.samples.len() >= kept.most;
-        let next = if full { u64::MAX } else { number + 1 + step(number, kept.stride) };
-        self.next.store(next, Ordering::Relaxed);
-    }
-}
-
-/// A number from 0 to twice the stride, by chance.
-fn step(number: u64, stride: u64) -> u64 {
-    foldhash::fast::FixedState::default().hash_one(number) % (2 * stride + 1)
-}
+/// Violations of one round that are told of one by one. All are counted.
+const TOLD: usize = 8;
+/// Times that a value is decoded and encoded again, to see whether its encoding is always the same. A `HashMap` of two
+/// entries shows it with a likelihood of three in eight or more, each time.
+const ENCODINGS: usize = 64;
 
 /// A cache, as the auditor sees it.
-pub(crate) trait Audited: Send + Sync {
+pub(crate) trait Auditable: Send + Sync {
     /// Keeps up to `most` of the keys that are served from L1 from now on.
     fn sample(&self, most: usize);
-    /// Audits what was kept. Ends within the load timeout and the poll timeout, twice each.
+    /// Audits what was kept: within two load timeouts, and three polls' time.
     fn audit(&self) -> BoxFuture<'_, ()>;
 }
 
-impl<K: Key, V: Value> Audited for Core<K, V> {
+impl<K: Key, V: Value> Auditable for Core<K, V> {
     fn sample(&self, most: usize) {
         self.sampler.arm(most, self.counters.l1_hits.get());
     }
@@ -109,52 +50,70 @@ impl<K: Key, V: Value> Audited for Core<K, V> {
         Box::pin(async {
             let samples = self.sampler.take();
             if !samples.is_empty() {
-                self.audit_all(samples).await;
+                let skipped = self.audit_all(samples).await;
+                self.counters.audits_skipped.add(skipped as u64);
             }
         })
     }
 }
 
 impl<K: Key, V: Value> Core<K, V> {
-    async fn audit_all(&self, samples: Vec<(K, Arc<Entry<V>>)>) {
-        let count = samples.len() as u64;
+    /// Returns how many of them could not be audited.
+    async fn audit_all(&self, samples: Vec<Sample<K, V>>) -> usize {
+        let count = samples.len();
         let began = self.shared.coherence.began(&self.whole);
-        let keys: Vec<K> = samples.iter().map(|(key, _)| key.clone()).collect();
-        let Some(now) = self.ask(&keys, began).await else {
-            return self.counters.audits_skipped.add(count);
-        };
-        let differ: Vec<_> = samples
-            .into_iter()
-            .zip(now)
-            .filter(|((_, entry), now)| encoded(entry.value.as_deref()) != *now)
-            .collect();
-        let checked = count - differ.len() as u64;
-        self.passed(checked);
-        if differ.is_empty() {
-            return;
-        }
-        // What the primary said is in the log, or belongs to an epoch that is not known here yet: the next poll tells.
-        if !self.polled(began).await {
-            return self.counters.audits_skipped.add(differ.len() as u64);
-        }
-        for ((key, entry), now) in differ {
-            if self.is_outdated(&key, &entry, began) {
-                self.passed(1);
-            } else {
-                self.confirm(key, &entry, &now, began).await;
+        let Some(now) = self.ask(&keys_of(&samples), began).await else { return count };
+        let mut differ = Vec::new();
+        let mut same = 0;
+        for (sample, now) in samples.into_iter().zip(now.answers) {
+            match (encoded(sample.1.value.as_deref()), now) {
+                // What can't be encoded can't be compared.
+                (Answer::Unencodable, _) | (_, Answer::Unencodable) => {}
+                (served, now) if served == now => same += 1,
+                (_, now) => differ.push((sample, now)),
             }
         }
+        self.audited(same, 0);
+        let mut steady = Vec::new();
+        for (sample, now) in differ {
+            if now.is_steady::<V>().await {
+                steady.push((sample, now));
+            }
+        }
+        let mut differ = steady;
+        // What the primary said is in the log, or belongs to an epoch that is not known here yet: the next poll tells.
+        if differ.is_empty() || !self.polled(began).await {
+            return count - same;
+        }
+        differ.retain(|((key, entry), _)| self.still_serves(key, entry, began));
+        if differ.is_empty() {
+            return count - same;
+        }
+        // A loader that never says the same twice can't be audited.
+        let (samples, now): (Vec<_>, Vec<_>) = differ.into_iter().unzip();
+        let again = self.ask(&keys_of(&samples), self.shared.coherence.began(&self.whole)).await;
+        let Some(again) = again else { return count - same };
+        let wrong: Vec<K> = samples
+            .into_iter()
+            .zip(now.into_iter().zip(again.answers))
+            .filter(|((key, entry), (now, again))| now == again && self.still_serves(key, entry, began))
+            .map(|((key, _), _)| key)
+            .collect();
+        self.mend(&wrong, Token { epoch: began.epoch, xid: again.horizon }).await;
+        count - same - wrong.len()
     }
 
-    fn passed(&self, count: u64) {
+    fn audited(&self, count: usize, wrong: usize) {
+        let (count, wrong) = (count as u64, wrong as u64);
         self.counters.audits.add(count);
-        self.shared.nines.add(self.shared.coherence.clock.now_ms(), count, 0);
+        self.counters.audit_violations.add(wrong);
+        self.shared.nines.add(self.shared.coherence.clock.now_ms(), count, wrong);
     }
 
-    /// What the primary says, as bytes. None where it did not, in time.
-    async fn ask(&self, keys: &[K], began: Began) -> Option<Vec<Answer>> {
+    /// What the primary says now. `None` where it did not, in time.
+    async fn ask(&self, keys: &[K], began: Began) -> Option<Said> {
         // Readers come first.
-        let _place = self.shared.try_load_place()?;
+        let _place = self.shared.spare_load_place()?;
         let load = Load::new(keys.to_vec(), true);
         let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind();
         let loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
@@ -165,90 +124,95 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let mut found: HashMap<K, Answer> =
             loaded.found.into_iter().map(|found| (found.key, encoded(Some(&found.value)))).collect();
-        let answer = |key| found.remove(key).unwrap_or_else(|| encoded::<V>(None));
-        Some(keys.iter().map(answer).collect())
+        let answers = keys.iter().map(|key| found.remove(key).unwrap_or(Answer::Absent)).collect();
+        Some(Said { answers, horizon: stamp.snapshot.xmax().saturating_sub(1) })
     }
 
     /// Waits for a poll that began after this call, within two polls' time.
     async fn polled(&self, began: Began) -> bool {
         let shared = &self.shared;
-        // One may be under way.
-        let enough = shared.counters.polls.get() + 2;
+        let before = shared.counters.polls.get();
         let polled = async {
-            while shared.counters.polls.get() < enough {
+            // One may be under way.
+            for polls in 1..=2 {
                 shared.coherence.doubt.notify_one();
-                tokio::time::sleep(LOOK_INTERVAL).await;
+                while shared.counters.polls.get() < before + polls {
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
             }
         };
         let limit = 2 * (shared.settings.poll_timeout + shared.settings.poll_interval);
         tokio::time::timeout(limit, polled).await.is_ok() && shared.coherence.lease.held().era() == began.era
     }
 
-    /// Whether an invalidation since its load explains that the entry is not what the primary says.
-    fn is_outdated(&self, key: &K, entry: &Entry<V>, began: Began) -> bool {
-        let buckets = &self.shared.coherence.buckets;
-        let slot = buckets.slot(&self.name, &key.to_string());
-        entry.era != began.era
-            || self.shared.coherence.lease.held().era() != began.era
-            || entry.cache_epoch != self.whole.epoch()
-            || !buckets.accepts(slot, &self.whole, &entry.stamp)
+    /// Whether a hit would still get this very entry. Every invalidation of its key that was applied is contained in it
+    /// then, for any other would have evicted it.
+    fn still_serves(&self, key: &K, entry: &Arc<Entry<V>>, began: Began) -> bool {
+        entry.era == began.era
+            && self.shared.coherence.lease.held().era() == began.era
+            && entry.cache_epoch == self.whole.epoch()
+            && self.local.peek(key).is_some_and(|held| Arc::ptr_eq(&held, entry))
     }
 
-    /// Asks again: a loader that never says the same twice can't be audited.
-    async fn confirm(&self, key: K, entry: &Entry<V>, now: &Answer, began: Began) {
-        let again = self.ask(std::slice::from_ref(&key), self.shared.coherence.began(&self.whole)).await;
-        let same = again.is_some_and(|answers| answers.first() == Some(now));
-        if !same || self.is_outdated(&key, entry, began) {
-            return self.counters.audits_skipped.add(1);
+    /// Tells of violations, and invalidates the keys everywhere: they are wrong in L2 and on other instances too.
+    async fn mend(&self, wrong: &[K], token: Token) {
+        if wrong.is_empty() {
+            return;
         }
-        self.counters.audits.add(1);
-        self.counters.audit_violations.add(1);
-        self.shared.nines.add(self.shared.coherence.clock.now_ms(), 1, 1);
-        let text = key.to_string();
-        let key_hash = foldhash::fast::FixedState::default().hash_one(&text);
-        self.shared.signals.send(Event::AuditViolation { cache: self.name.to_string(), key_hash });
-        // It is wrong in L2 and elsewhere too. Where the log can't be written it goes from here at least.
-        let change = Change { cache: self.name.to_string(), keys: Some(vec![text]) };
-        if self.shared.invalidate(change).await.is_err() {
-            self.local.remove(&key);
+        self.audited(wrong.len(), wrong.len());
+        let texts: Vec<String> = wrong.iter().map(K::to_string).collect();
+        for text in texts.iter().take(TOLD) {
+            let key_hash = foldhash::fast::FixedState::default().hash_one(text);
+            self.shared.signals.send(Event::AuditViolation { cache: self.name.to_string(), key_hash });
+        }
+        let change = Change { cache: self.name.to_string(), keys: Some(texts) };
+        if self.shared.invalidate(change.clone()).await.is_err() {
+            // The log can't be written. A hint will do: any transaction that the last load contains.
+            self.shared.announce(token, &[change]).await;
+            wrong.iter().for_each(|key| self.local.remove(key));
         }
     }
 }
 
-/// The encoding of a value, or that there is none, or that it is too large to be encoded.
-type Answer = Option<Result<Bytes, ()>>;
+fn keys_of<K: Clone, V>(samples: &[Sample<K, V>]) -> Vec<K> {
+    samples.iter().map(|(key, _)| key.clone()).collect()
+}
+
+/// What the primary said, and the last transaction that had ended by then.
+struct Said {
+    answers: Vec<Answer>,
+    horizon: u64,
+}
+
+/// A value by its encoding, which is all that two of them can be compared by.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Absent,
+    Encoded(Bytes),
+    /// Too large, or of a kind that can't be encoded without its names.
+    Unencodable,
+}
+
+impl Answer {
+    /// Whether the same value always has the same encoding. One with a `HashMap` in it does not.
+    async fn is_steady<V: Value>(&self) -> bool {
+        let Self::Encoded(bytes) = self else { return true };
+        for _ in 0..ENCODINGS {
+            let again = wire::decode_payload::<V>(bytes).ok().and_then(|value| wire::encode_payload(&value));
+            if again.as_ref() != Some(bytes) {
+                return false;
+            }
+            // Large values take their time.
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+}
 
 fn encoded<V: Value>(value: Option<&V>) -> Answer {
-    value.map(|value| wire::encode_payload(value).ok_or(()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::coherence::snapshot::Snapshot;
-
-    #[test]
-    fn reads_that_come_in_bursts_of_one_order_are_all_sampled_in_time() {
-        let entry = Arc::new(Entry {
-            era: 0,
-            cache_epoch: 0,
-            stamp: Snapshot::all_below(1),
-            expires_ms: 0,
-            weight: 0,
-            value: Some(Arc::new(())),
-        });
-        let sampler = Sampler::<u64, ()>::new();
-        let (mut hits, mut seen) = (0, std::collections::HashSet::new());
-        for _interval in 0..60 {
-            sampler.arm(64, hits);
-            for key in (0..1_000).cycle().take(5_000) {
-                sampler.hit(hits, &key, &entry);
-                hits += 1;
-            }
-            let samples = sampler.take();
-            assert!(samples.len() <= 64);
-            seen.extend(samples.into_iter().map(|(key, _)| key));
-        }
-        assert!(seen.len() > 900, "{}", seen.len());
+    match value.map(wire::encode_payload) {
+        None => Answer::Absent,
+        Some(Some(bytes)) => Answer::Encoded(bytes),
+        Some(None) => Answer::Unencodable,
     }
 }

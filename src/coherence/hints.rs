@@ -65,6 +65,8 @@ impl Listener {
                         fenced = true;
                     }
                     self.shared.signals.set_bus(true);
+                    // A period from now: fences that take as long as one would leave no time for messages.
+                    fences.reset();
                 }
                 message = subscription.next() => match message {
                     Ok(bytes) => self.receive(&bytes),

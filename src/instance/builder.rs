@@ -21,8 +21,8 @@ const LEAST_BOUND: Duration = Duration::from_millis(50);
 const MOST_BOUND: Duration = Duration::from_hours(1);
 /// Most loads at once.
 const MOST_LOADS: usize = 1 << 16;
-/// More would be a second workload.
-const MOST_AUDITED: usize = 1_000;
+/// What one row of the log takes; more would be a second workload.
+const MOST_AUDITED: usize = crate::log::MAX_KEYS_PER_ROW;
 
 /// The settings of an instance. Begun by [`Perto::builder`], ended by [`PertoBuilder::build`].
 #[must_use = "nothing happens before `build`"]
@@ -104,8 +104,10 @@ impl PertoBuilder {
     }
 
     /// Keys of each cache that the auditor compares with what the primary says, at most so many a second, out of those
-    /// that are served from L1; in one load, and none where no place for loads is free. Default: 64. 0 switches it off: for
-    /// loaders that never say the same twice, or that must not be called in between.
+    /// that are served from L1; in one load, and none where no place for loads is to spare. Default: 64. At most 500. 0 switches it off: for
+    /// loaders that read the clock, or that must not be called in between. Not audited are values whose encoding is not
+    /// always the same (a `HashMap` in them) or that have none, and those of a loader that never reads the primary in a
+    /// transaction of `read committed`: [`CacheStats::audits_skipped`](crate::CacheStats) counts them.
     pub const fn audit_rate(mut self, keys: usize) -> Self {
         self.audit_rate = keys;
         self

@@ -40,6 +40,22 @@ async fn a_lost_hint_is_repaired_within_one_poll() {
     ring.end().await;
 }
 
+/// Far away: a ping takes longer than the time between two polls, and less than the limit of a fence.
+#[tokio::test(start_paused = true)]
+async fn hints_are_applied_though_a_fence_takes_longer_than_a_poll_interval() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    let far = Duration::from_millis(300);
+    reader.node.bus.faults.delay(far, far);
+    for round in 0..20 {
+        ring.write(1, 1, &round.to_string()).await;
+        ms(200).await;
+    }
+    ms(1_000).await;
+    assert_eq!(reader.perto.stats().hints, 20);
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn duplicate_and_reordered_hints_are_harmless() {
     let ring = Ring::of(2).await;

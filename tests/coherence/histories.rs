@@ -57,6 +57,7 @@ fn soak() {
 fn a_seed_replays_exactly() {
     for seed in 1..=60 {
         let [first, second] = [(); 2].map(|()| live(&plan_of(seed)));
+        assert_eq!(first.journal.lines.len(), second.journal.lines.len(), "seed {seed}");
         for (at, (one, other)) in first.journal.lines.iter().zip(&second.journal.lines).enumerate() {
             assert_eq!(one, other, "seed {seed}, line {at}");
         }

@@ -1,0 +1,141 @@
+//! Which hits the auditor looks at: some, spread over time by chance, at the cost of one load for a hit that is not kept.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::local::Entry;
+
+/// Samples are held though moka may have let them go: they end by their bytes too.
+const MOST_BYTES: u64 = 1 << 20;
+/// Intervals that tell how many hits to expect.
+const REMEMBERED: usize = 4;
+
+/// A sampled key, and what was served for it.
+pub(super) type Sample<K, V> = (K, Arc<Entry<V>>);
+
+/// Keeps some of the hits of an interval, spread over all of it: the first ones would be the same keys again and again
+/// wherever reads come in bursts.
+pub(super) struct Sampler<K, V> {
+    /// The number of the hit that is kept next; `MAX` where none is.
+    next: AtomicU64,
+    kept: Mutex<Kept<K, V>>,
+}
+
+struct Kept<K, V> {
+    most: usize,
+    bytes: u64,
+    /// Hits until the next that is kept, on average.
+    stride: u64,
+    /// Hits by the beginning of the interval.
+    begun: u64,
+    /// Of the last intervals.
+    hits: [u64; REMEMBERED],
+    samples: Vec<Sample<K, V>>,
+}
+
+impl<K: Clone + Eq, V> Sampler<K, V> {
+    pub(super) const fn new() -> Self {
+        let kept =
+            Kept { most: 0, bytes: 0, stride: 0, begun: 0, hits: [0; REMEMBERED], samples: Vec::new() };
+        Self { next: AtomicU64::new(u64::MAX), kept: Mutex::new(kept) }
+    }
+
+    /// Keeps up to `most` keys from now on. `hits` have been counted so far.
+    pub(super) fn arm(&self, most: usize, hits: u64) {
+        let mut kept = self.kept.lock();
+        kept.hits.rotate_right(1);
+        kept.hits[0] = hits.saturating_sub(kept.begun);
+        // The busiest of the last ones: a quiet one tells nothing of the next burst.
+        let expected = kept.hits.iter().copied().max().unwrap_or_default();
+        let stride = expected / (most as u64).max(1);
+        let hits_before = kept.hits;
+        *kept = Kept { most, bytes: 0, stride, begun: hits, hits: hits_before, samples: Vec::new() };
+        self.next.store(hits + step(hits, stride), Ordering::Relaxed);
+    }
+
+    /// What was kept. Nothing is until the next [`Sampler::arm`].
+    pub(super) fn take(&self) -> Vec<Sample<K, V>> {
+        self.next.store(u64::MAX, Ordering::Relaxed);
+        std::mem::take(&mut self.kept.lock().samples)
+    }
+
+    /// For each hit, with its number.
+    #[inline]
+    pub(super) fn hit(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
+        if number >= self.next.load(Ordering::Relaxed) {
+            self.keep(number, key, entry);
+        }
+    }
+
+    #[cold]
+    fn keep(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
+        // A hit waits for nobody.
+        let Some(mut kept) = self.kept.try_lock() else { return };
+        if number < self.next.load(Ordering::Relaxed) {
+            return;
+        }
+        if kept.samples.iter().all(|(sampled, _)| sampled != key) {
+            kept.samples.push((key.clone(), Arc::clone(entry)));
+            kept.bytes += u64::from(entry.weight);
+        }
+        let full = kept.samples.len() >= kept.most || kept.bytes >= MOST_BYTES;
+        let next = if full { u64::MAX } else { number + 1 + step(number, kept.stride) };
+        self.next.store(next, Ordering::Relaxed);
+    }
+}
+
+/// A number from 0 to twice the stride, by chance.
+fn step(number: u64, stride: u64) -> u64 {
+    foldhash::fast::FixedState::default().hash_one(number) % (2 * stride + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::coherence::snapshot::Snapshot;
+
+    fn entry(weight: u32) -> Arc<Entry<()>> {
+        let stamp = Snapshot::all_below(1);
+        Arc::new(Entry { era: 0, cache_epoch: 0, stamp, expires_ms: 0, weight, value: Some(Arc::new(())) })
+    }
+
+    /// Bursts of one order of a thousand keys, one every so many intervals: the keys that were ever sampled.
+    fn sampled_of_bursts(every: usize, intervals: usize) -> usize {
+        let (sampler, entry) = (Sampler::<u64, ()>::new(), entry(300));
+        let (mut hits, mut seen) = (0, HashSet::new());
+        for interval in 0..intervals {
+            sampler.arm(64, hits);
+            if interval % every == 0 {
+                for key in (0..1_000).cycle().take(5_000) {
+                    sampler.hit(hits, &key, &entry);
+                    hits += 1;
+                }
+            }
+            let samples = sampler.take();
+            assert!(samples.len() <= 64);
+            seen.extend(samples.into_iter().map(|(key, _)| key));
+        }
+        seen.len()
+    }
+
+    #[test]
+    fn reads_that_come_in_bursts_of_one_order_are_all_sampled_in_time() {
+        assert!(sampled_of_bursts(1, 60) > 900);
+        assert!(sampled_of_bursts(2, 120) > 900);
+    }
+
+    #[test]
+    fn samples_end_by_their_bytes() {
+        let (sampler, entry) = (Sampler::<u64, ()>::new(), entry(400_000));
+        sampler.arm(64, 0);
+        (0..1_000).for_each(|number| sampler.hit(number, &number, &entry));
+        assert_eq!(sampler.take().len(), 3);
+        sampler.hit(2_000, &7, &entry);
+        assert!(sampler.take().is_empty(), "it is not armed");
+    }
+}
