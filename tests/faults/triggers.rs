@@ -87,6 +87,50 @@ async fn a_key_expression_that_the_function_could_not_run_is_refused() {
     assert!(error.starts_with("cache: "), "{error}");
 }
 
+/// What is recorded of a key is SQL that an admin may be told to run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_more_than_one_expression_is_refused_and_nothing_of_it_runs() {
+    let world = World::new().await;
+    let (schema, mut connection) = (&world.name, PgConnection::connect(&world.database).await.unwrap());
+    let evil = format!("create table {schema}.evil ()");
+    for key in [
+        format!("1)::text) from pg_class limit 0; commit; {evil}; begin; select ((1"),
+        format!("1) from pg_class limit 0; commit; {evil}; begin; select (1"),
+        // An expression, until it stands in the function's text.
+        format!("'$perto$; commit; {evil}; begin; select $perto$'"),
+        format!(r"'\''; commit; {evil}; begin; select '' \'"),
+        "1), (2".to_owned(),
+        "id)::text) from pg_class --".to_owned(),
+        "id from pg_class --".to_owned(),
+        "id --".to_owned(),
+        // In the trigger's function the rows have another name.
+        "items.id".to_owned(),
+    ] {
+        let watch = Watch { key: key.clone(), ..world.watch("items", "item") };
+        let watched = postgres::watch(&mut connection, &watch).await;
+        let ran: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+            .bind(format!("{schema}.evil"))
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        assert!(!ran, "{key}");
+        // A text is an expression, whatever it says.
+        if key.starts_with('\'') {
+            let said = watched.err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(said, "", "{key}");
+            world.sql("delete from items; insert into items values (1, 1)").await;
+        } else {
+            let error = watched.unwrap_err().to_string();
+            assert!(error.starts_with("key: "), "{key}: {error}");
+        }
+    }
+    let keys = "select distinct unnest(keys) from invalidation where keys is not null";
+    let mut keys: Vec<String> = sqlx::query_scalar(keys).fetch_all(&world.pool).await.unwrap();
+    keys.sort();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    assert!(keys.iter().all(|key| key.contains("create table")), "{keys:?}");
+}
+
 /// As a dump of a cluster with higher numbers brings them: they come with every poll, until they are trimmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_of_the_log_from_the_future_is_not_believed_and_is_trimmed() {
