@@ -49,18 +49,19 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
         schema: schema.clone(),
         table: format!("{schema}.slots"),
         cache: "slot".to_owned(),
-        key: "at || '/' || f || '/' || b".to_owned(),
+        key: r"at || '/' || f || '/\n' || b".to_owned(),
     };
     postgres::watch(&mut connection, &watch).await.unwrap();
-    let insert = format!(r"insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, '\x00ff')");
+    let insert =
+        format!("insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, decode('00ff', 'hex'))");
     let elsewhere = "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set extra_float_digits = -3; \
-                     set bytea_output = 'escape'";
+                     set bytea_output = 'escape'; set standard_conforming_strings = off; set escape_string_warning = off";
     for sql in [insert.as_str(), elsewhere, insert.as_str()] {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     }
     let keys = format!("select distinct unnest(keys) from {schema}.invalidation where cache = 'slot'");
     let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&world.pool).await.unwrap();
-    assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\x00ff"]);
+    assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\n\x00ff"]);
 }
 
 /// It would be accepted, and then fail every write to the table.

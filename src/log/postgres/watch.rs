@@ -236,7 +236,7 @@ async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Tab
 }
 
 /// `security definer` with a pinned search path: whoever may write the table needs no right on the log. Dates, times,
-/// bytes and floats have one text, whatever the session of the writer has set: else a key's text would depend on who
+/// bytes, floats and the key's own literals have one text, whatever the session of the writer has set: else a key's text would depend on who
 /// writes.
 fn function_sql(watch: &Watch, table: &Table) -> String {
     let settings: String = SETTINGS.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
@@ -249,13 +249,15 @@ fn function_sql(watch: &Watch, table: &Table) -> String {
 }
 
 /// What the function runs under.
-pub(super) const SETTINGS: [(&str, &str); 6] = [
+pub(super) const SETTINGS: [(&str, &str); 7] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("timezone", "'UTC'"),
     ("datestyle", "'ISO, YMD'"),
     ("intervalstyle", "'postgres'"),
     ("bytea_output", "'hex'"),
     ("extra_float_digits", "1"),
+    // A backslash in the key's own text is one.
+    ("standard_conforming_strings", "on"),
 ];
 
 /// The function's text: the same for every table that is watched alike.
