@@ -56,8 +56,10 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
         format!("insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, decode('00ff', 'hex'))");
     let elsewhere = "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set extra_float_digits = -3; \
                      set bytea_output = 'escape'; set standard_conforming_strings = off; set escape_string_warning = off";
-    for sql in [insert.as_str(), elsewhere, insert.as_str()] {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    let mut other = PgConnection::connect(&world.database).await.unwrap();
+    sqlx::raw_sql(elsewhere).execute(&mut other).await.unwrap();
+    for session in [&mut connection, &mut other] {
+        sqlx::raw_sql(AssertSqlSafe(insert.as_str())).execute(session).await.unwrap();
     }
     let keys = format!("select distinct unnest(keys) from {schema}.invalidation where cache = 'slot'");
     let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&world.pool).await.unwrap();
