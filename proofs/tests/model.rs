@@ -16,7 +16,7 @@ fn no_state_of_any_scope_breaks_the_promise() {
 
 /// By one thread: of several failures in equally many steps, the same one is found each time.
 #[test]
-fn every_broken_variant_breaks_what_it_must() {
+fn every_broken_variant_fails() {
     let survivors: Vec<(Variant, Option<String>)> = Variant::ALL
         .into_iter()
         .filter_map(|variant| {

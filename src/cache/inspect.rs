@@ -148,8 +148,9 @@ impl InRemote {
     }
 }
 
-/// What [`Event::AuditViolation`](crate::Event::AuditViolation) says of a key, by the key's text: events and logs shall
-/// not hold what may be somebody's name. The same on every instance of one version of Perto.
+/// What [`Event::AuditViolation`](crate::Event::AuditViolation) says of a key, by the key's text.
+///
+/// Events and logs shall not hold what may be somebody's name. The same on every instance of one version of Perto.
 #[must_use]
 pub fn key_hash(text: &str) -> u64 {
     foldhash::fast::FixedState::default().hash_one(text)
