@@ -1,5 +1,6 @@
 //! The command line. Each command is a file; what they share is how they connect and how they complain.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use clap::Parser;
@@ -69,11 +70,58 @@ fn one_line(error: &anyhow::Error) -> String {
 /// Writes a line to standard output. That nobody reads any more is no reason to fail.
 pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    drop(writeln!(out, "{line}"));
+    drop(writeln!(out, "{}", printable(line)));
 }
 
 /// Writes a line to standard error.
 pub(crate) fn say_error(line: &str) {
     let mut out = std::io::stderr().lock();
-    drop(writeln!(out, "{line}"));
+    drop(writeln!(out, "{}", printable(line)));
+}
+
+/// What servers call things and answer is anybody's text, and a terminal obeys it: nothing goes there that moves the
+/// cursor, or turns what is written around. As JSON writes it, so that JSON stays what it is.
+fn printable(line: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !line.contains(obeyed) {
+        return Cow::Borrowed(line);
+    }
+    let mut shown = String::with_capacity(line.len() + 16);
+    for c in line.chars() {
+        if obeyed(c) {
+            shown.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        for (text, shown) in [
+            ("café, 東京 'x'", "café, 東京 'x'"),
+            ("a\u{1b}[2J\u{1b}]0;x\u{7}b", r"a\u001b[2J\u001b]0;x\u0007b"),
+            ("one\r\ntwo\tthree\u{7f}", r"one\u000d\u000atwo\u0009three\u007f"),
+            ("\u{9b}31m, \u{202e}live\u{2066}", r"\u009b31m, \u202elive\u2066"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+    }
+
+    #[test]
+    fn json_says_the_same_when_it_is_printed() {
+        let json = serde_json::json!({ "a": "\u{1b}[2J\u{9b}31m\u{202e}\u{7f}\n" });
+        let text = json.to_string();
+        let printed = printable(&text);
+        assert_ne!(printed, text);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&printed).unwrap(), json);
+    }
 }

@@ -87,7 +87,7 @@ pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;
-pub use cache::inspect::{InLocal, InRemote, Inspection, Refusal, RemoteValue};
+pub use cache::inspect::{InLocal, InRemote, Inspection, Refusal, RemoteValue, key_hash};
 pub use cache::loader::{Load, Loaded, STAMP_SQL, Stamp};
 pub use cache::policy::Outage;
 pub use cache::{Cache, Freshness, Key, MAX_KEY_BYTES, Read, ReadOptions, Tier, Value};

@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 mod companies;
 mod consistency;
-mod entries;
+pub(crate) mod entries;
 mod problem;
 pub(crate) mod schema;
 

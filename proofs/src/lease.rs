@@ -53,6 +53,8 @@ pub fn hit_beside_a_poll(how: Hit) -> usize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Era {
     AsBuilt,
+    /// Not `Lease`, which has no way to do so, but a bare number in its place: it shows that the scenario finds what a
+    /// lease of two steps would do, not that ours is one of one.
     ExtendedInTwoSteps,
 }
 

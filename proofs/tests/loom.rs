@@ -9,8 +9,14 @@ use perto_proofs::lease::{
 };
 
 /// Loom panics where an interleaving fails. On a thread of its own, for it leaves things behind.
-fn fails(proof: impl FnOnce() -> usize + Send + 'static) -> bool {
-    std::thread::spawn(proof).join().is_err()
+#[track_caller]
+fn fails(promise: &str, proof: impl FnOnce() -> usize + Send + 'static) {
+    let Err(panic) = std::thread::spawn(proof).join() else { panic!("holds: {promise}") };
+    let said = match panic.downcast::<String>() {
+        Ok(said) => *said,
+        Err(panic) => panic.downcast::<&str>().map(|said| said.to_string()).unwrap_or_default(),
+    };
+    assert!(said.contains(promise), "another thing fails: {said:?}, not {promise:?}");
 }
 
 fn holds(proof: &str, interleavings: usize) {
@@ -21,48 +27,62 @@ fn holds(proof: &str, interleavings: usize) {
 #[test]
 fn in_no_interleaving_does_a_hit_pair_an_old_value_with_a_new_lease() {
     holds("hit beside a poll", hit_beside_a_poll(Hit::AsBuilt));
-    assert!(fails(|| hit_beside_a_poll(Hit::LeaseLoadedAfterTheValue)));
-    assert!(fails(|| hit_beside_a_poll(Hit::LeasePublishedBeforeTheEviction)));
+    fails("an old value under a new lease", || hit_beside_a_poll(Hit::LeaseLoadedAfterTheValue));
+    fails("an old value under a new lease", || hit_beside_a_poll(Hit::LeasePublishedBeforeTheEviction));
 }
 
 #[test]
 fn in_no_interleaving_does_an_extension_bring_an_era_back() {
     holds("era beside an extension", era_ends_beside_an_extension(Era::AsBuilt));
-    assert!(fails(|| era_ends_beside_an_extension(Era::ExtendedInTwoSteps)));
+    fails("an era came back to life", || era_ends_beside_an_extension(Era::ExtendedInTwoSteps));
 }
 
 #[test]
 fn in_no_interleaving_does_a_load_outlive_a_recovery() {
     holds("old load beside a recovery", load_beside_a_recovery(Recovery::AsBuilt, "7:7:"));
     holds("new load beside a recovery", load_beside_a_recovery(Recovery::AsBuilt, "9:9:"));
-    assert!(fails(|| load_beside_a_recovery(Recovery::EraEndedOnce, "7:7:")));
-    assert!(fails(|| load_beside_a_recovery(Recovery::EraOfALoadTakenAtItsInsert, "9:9:")));
-    assert!(fails(|| load_beside_a_recovery(Recovery::LeaseExtendedBeforeTheReset, "7:7:")));
+    fails("a value from before the recovery is served after it", || {
+        load_beside_a_recovery(Recovery::EraEndedOnce, "7:7:")
+    });
+    fails("a value from before the recovery is served after it", || {
+        load_beside_a_recovery(Recovery::EraOfALoadTakenAtItsInsert, "9:9:")
+    });
+    fails("a value misses what the floor contains", || {
+        load_beside_a_recovery(Recovery::LeaseExtendedBeforeTheReset, "7:7:")
+    });
 }
 
 #[test]
 fn in_no_interleaving_does_an_insert_miss_an_invalidation() {
     holds("insert beside an invalidation", insert_beside_an_invalidation(Insert::AsBuilt));
-    assert!(fails(|| insert_beside_an_invalidation(Insert::CheckedOutsideOfTheStripe)));
+    fails("L1 holds what misses an applied invalidation", || {
+        insert_beside_an_invalidation(Insert::CheckedOutsideOfTheStripe)
+    });
 }
 
 #[test]
 fn in_no_interleaving_is_an_old_value_accepted_under_a_new_lease() {
     holds("serve beside a poll", serve_beside_a_poll(Serve::AsBuilt));
-    assert!(fails(|| serve_beside_a_poll(Serve::AcceptedBeforeTheLeaseIsTaken)));
-    assert!(fails(|| serve_beside_a_poll(Serve::LeasePublishedBeforeTheInvalidation)));
+    fails("an old value is served under a new lease", || {
+        serve_beside_a_poll(Serve::AcceptedBeforeTheLeaseIsTaken)
+    });
+    fails("an old value is served under a new lease", || {
+        serve_beside_a_poll(Serve::LeasePublishedBeforeTheInvalidation)
+    });
 }
 
 #[test]
 fn in_no_interleaving_does_an_old_poll_hide_a_replayed_row() {
     holds("hint beside a reset", hint_beside_a_reset(Reset::AsBuilt));
-    assert!(fails(|| hint_beside_a_reset(Reset::PollForgottenAfterTheStripes)));
-    assert!(fails(|| hint_beside_a_reset(Reset::LeaseExtendedBeforeTheReplay)));
+    fails("a replayed row is forgotten", || hint_beside_a_reset(Reset::PollForgottenAfterTheStripes));
+    fails("a value of the new epoch misses a replayed row", || {
+        hint_beside_a_reset(Reset::LeaseExtendedBeforeTheReplay)
+    });
 }
 
 #[test]
 fn in_no_interleaving_does_a_key_survive_the_clearing_of_its_cache() {
     holds("insert beside a clear", insert_beside_a_clear(Clear::AsBuilt));
-    assert!(fails(|| insert_beside_a_clear(Clear::EpochTakenAtTheInsert)));
-    assert!(fails(|| insert_beside_a_clear(Clear::LeasePublishedBeforeTheInvalidation)));
+    fails("a key has survived", || insert_beside_a_clear(Clear::EpochTakenAtTheInsert));
+    fails("a key has survived", || insert_beside_a_clear(Clear::LeasePublishedBeforeTheInvalidation));
 }

@@ -14,17 +14,19 @@ fn no_state_of_any_scope_breaks_the_promise() {
     }
 }
 
+/// By one thread: of several failures in equally many steps, the same one is found each time.
 #[test]
 fn every_broken_variant_fails() {
-    let survivors: Vec<Variant> = Variant::ALL
+    let survivors: Vec<(Variant, Option<String>)> = Variant::ALL
         .into_iter()
-        .filter(|variant| {
-            let verdict = search(variant.scope(), Some(*variant), THREADS, |_| {});
+        .filter_map(|variant| {
+            let verdict = search(variant.scope(), Some(variant), 1, |_| {});
             println!("{variant:?}: {} states, {} steps", verdict.states, verdict.steps());
-            verdict.found.is_none()
+            let broken = verdict.found.map(|(what, _)| what);
+            (broken.as_deref() != Some(variant.breaks())).then_some((variant, broken))
         })
         .collect();
-    assert!(survivors.is_empty(), "not caught any more: {survivors:?}");
+    assert!(survivors.is_empty(), "not caught any more, or by something else: {survivors:?}");
 }
 
 /// Each variant's world is fine when nothing is broken: so it is the variant that fails.

@@ -1,6 +1,7 @@
-//! One entry through all tiers, and why it is or isn't served. For people: no load, no counting, nothing changes.
+//! One entry through all tiers, and why it is or isn't served. For people: no load, no hit or miss is counted.
 
 use std::fmt;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,10 +148,20 @@ impl InRemote {
     }
 }
 
+/// What [`Event::AuditViolation`](crate::Event::AuditViolation) says of a key, by the key's text.
+///
+/// Events and logs shall not hold what may be somebody's name. The same on every instance of one version of Perto.
+#[must_use]
+pub fn key_hash(text: &str) -> u64 {
+    foldhash::fast::FixedState::default().hash_one(text)
+}
+
 impl<K: Key, V: Value> Cache<K, V> {
-    /// What this instance holds and knows of a key. No load; nothing is counted, but for moka it is a use of the entry.
+    /// What this instance holds and knows of a key. No load, no hit or miss is counted; for moka it is a use of the
+    /// entry.
     ///
-    /// L2 is asked like for a read: within its timeout, and not at all where it is not used at the moment.
+    /// L2 is asked like for a read: within its timeout, and not at all where it is not used at the moment. Where it fails
+    /// or is too slow, that counts as for a read: among the errors of L2, and towards its not being used for a while.
     ///
     /// # Errors
     /// [`Error::KeyTooLong`].

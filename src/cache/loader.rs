@@ -35,7 +35,8 @@ pub struct Load<K> {
     /// The keys, each once. Never empty.
     pub keys: Vec<K>,
     /// Whether to read the primary. Set when a replica has just been found to lag behind; a loader that reads the
-    /// primary anyway may ignore it.
+    /// primary anyway may ignore it. Also set when the last load read in a transaction whose one snapshot is too old, so
+    /// read in a new one, and in every load of the auditor, which believes the primary alone.
     pub primary: bool,
 }
 

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::columns::{bytes, table, time, wrapped};
 use super::connect::{Database, check_redis, host_and_port};
 use super::http;
+use crate::service::entries::{hash, in_remote, ms};
 
 /// Newest rows of the log that are shown.
 const MOST_ROWS: usize = 10;
@@ -195,20 +196,13 @@ impl Inspect {
         });
         let holds = match &remote.holds {
             Err(why) => json!({ "is": "unknown", "why": why }),
-            Ok(InRemote::Nothing) => json!({ "is": "nothing" }),
-            Ok(InRemote::Tombstone(xids)) => {
-                json!({ "is": "tombstone", "transactions": xids.map(|xid| xid.to_string()) })
+            Ok(holds) => {
+                let mut shown = in_remote(holds);
+                if let InRemote::Value(value) = holds {
+                    shown["misses"] = log.misses(&value.stamp).map(|row| row.xid.to_string()).into();
+                }
+                shown
             }
-            Ok(InRemote::Value(value)) => json!({
-                "is": "value",
-                "stamp": value.stamp.to_string(),
-                "ageMs": ms(value.age),
-                "leftMs": ms(value.left),
-                "bytes": value.bytes,
-                "absent": value.absent,
-                "misses": log.misses(&value.stamp).map(|row| row.xid.to_string()),
-            }),
-            Ok(_) => json!({ "is": "unreadable" }),
         };
         let instances = instances.iter().map(|(place, seen)| match seen {
             Ok(seen) => json!({ "place": place, "seen": seen }),
@@ -217,6 +211,7 @@ impl Inspect {
         json!({
             "cache": self.cache,
             "key": self.key,
+            "keyHash": hash(&self.key),
             "snapshot": log.now.to_string(),
             "epoch": log.epoch.map(|epoch| format!("{epoch:016x}")),
             "log": rows.collect::<Vec<_>>(),
@@ -232,8 +227,10 @@ impl Inspect {
         instances: &[(String, Result<Value, String>)],
     ) -> Vec<String> {
         let epoch = log.epoch.map_or("none yet".to_owned(), |epoch| format!("{epoch:016x}"));
-        let mut lines =
-            vec![format!("cache {}, key {}: epoch {epoch}, snapshot now {}", self.cache, self.key, log.now)];
+        let mut lines = vec![
+            format!("cache {}, key {}: epoch {epoch}, snapshot now {}", self.cache, self.key, log.now),
+            format!("The key's hash, as an auditor's event has it: {}.", hash(&self.key)),
+        ];
         lines.extend(wrapped(&log.told(), super::columns::WIDTH));
         lines.push(String::new());
         let mut rows = vec![remote_row(log, remote)];
@@ -281,10 +278,6 @@ impl Log {
         let more = if rows.len() == MOST_ROWS { "; and perhaps more" } else { "" };
         format!("The log's transactions that wrote it, the newest first: {}{more}.", rows.join("; "))
     }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn row(cells: [&str; 7]) -> Vec<String> {

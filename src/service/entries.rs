@@ -34,6 +34,7 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
         "instance": instance,
         "cache": cache,
         "key": seen.key,
+        "keyHash": hash(&seen.key),
         "version": seen.version,
         "epoch": format!("{:016x}", seen.health.epoch),
         "state": seen.health.state.to_string(),
@@ -46,7 +47,12 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
     })
 }
 
-fn ms(time: std::time::Duration) -> u64 {
+/// As the auditor's event has it in the service's log.
+pub(crate) fn hash(key: &str) -> String {
+    format!("{:016x}", perto::key_hash(key))
+}
+
+pub(crate) fn ms(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -72,7 +78,17 @@ fn local(entry: &InLocal) -> serde_json::Value {
 }
 
 fn remote(seen: &Inspection) -> serde_json::Value {
-    match &seen.remote {
+    let mut shown = in_remote(&seen.remote);
+    if matches!(seen.remote, InRemote::Value(_)) {
+        shown["served"] = seen.remote_refused.is_none().into();
+        shown["refused"] = seen.remote_refused.map(|refused| refused.to_string()).into();
+    }
+    shown
+}
+
+/// What lies in L2, whoever looked.
+pub(crate) fn in_remote(holds: &InRemote) -> serde_json::Value {
+    match holds {
         InRemote::Nothing => json!({ "is": "nothing" }),
         InRemote::Tombstone(xids) => {
             json!({ "is": "tombstone", "transactions": xids.map(|xid| xid.to_string()) })
@@ -85,8 +101,6 @@ fn remote(seen: &Inspection) -> serde_json::Value {
             "leftMs": ms(value.left),
             "bytes": value.bytes,
             "absent": value.absent,
-            "served": seen.remote_refused.is_none(),
-            "refused": seen.remote_refused.map(|refused| refused.to_string()),
         }),
         _ => json!({ "is": "not used" }),
     }

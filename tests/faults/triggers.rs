@@ -49,18 +49,21 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
         schema: schema.clone(),
         table: format!("{schema}.slots"),
         cache: "slot".to_owned(),
-        key: "at || '/' || f || '/' || b".to_owned(),
+        key: r"at || '/' || f || '/\n' || b".to_owned(),
     };
     postgres::watch(&mut connection, &watch).await.unwrap();
-    let insert = format!(r"insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, '\x00ff')");
+    let insert =
+        format!("insert into {schema}.slots values ('2024-02-01 12:00:00+00', 0.1, decode('00ff', 'hex'))");
     let elsewhere = "set timezone = 'America/New_York'; set datestyle = 'SQL, DMY'; set extra_float_digits = -3; \
-                     set bytea_output = 'escape'";
-    for sql in [insert.as_str(), elsewhere, insert.as_str()] {
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+                     set bytea_output = 'escape'; set standard_conforming_strings = off; set escape_string_warning = off";
+    let mut other = PgConnection::connect(&world.database).await.unwrap();
+    sqlx::raw_sql(elsewhere).execute(&mut other).await.unwrap();
+    for session in [&mut connection, &mut other] {
+        sqlx::raw_sql(AssertSqlSafe(insert.as_str())).execute(session).await.unwrap();
     }
     let keys = format!("select distinct unnest(keys) from {schema}.invalidation where cache = 'slot'");
     let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&world.pool).await.unwrap();
-    assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\x00ff"]);
+    assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\n\x00ff"]);
 }
 
 /// It would be accepted, and then fail every write to the table.
@@ -85,6 +88,50 @@ async fn a_key_expression_that_the_function_could_not_run_is_refused() {
     watch.cache = "Not a name!".to_owned();
     let error = postgres::watch(&mut connection, &watch).await.unwrap_err().to_string();
     assert!(error.starts_with("cache: "), "{error}");
+}
+
+/// What is recorded of a key is SQL that an admin may be told to run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_more_than_one_expression_is_refused_and_nothing_of_it_runs() {
+    let world = World::new().await;
+    let (schema, mut connection) = (&world.name, PgConnection::connect(&world.database).await.unwrap());
+    let evil = format!("create table {schema}.evil ()");
+    for key in [
+        format!("1)::text) from pg_class limit 0; commit; {evil}; begin; select ((1"),
+        format!("1) from pg_class limit 0; commit; {evil}; begin; select (1"),
+        // An expression, until it stands in the function's text.
+        format!("'$perto$; commit; {evil}; begin; select $perto$'"),
+        format!(r"'\''; commit; {evil}; begin; select '' \'"),
+        "1), (2".to_owned(),
+        "id)::text) from pg_class --".to_owned(),
+        "id from pg_class --".to_owned(),
+        "id --".to_owned(),
+        // In the trigger's function the rows have another name.
+        "items.id".to_owned(),
+    ] {
+        let watch = Watch { key: key.clone(), ..world.watch("items", "item") };
+        let watched = postgres::watch(&mut connection, &watch).await;
+        let ran: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+            .bind(format!("{schema}.evil"))
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        assert!(!ran, "{key}");
+        // A text is an expression, whatever it says.
+        if key.starts_with('\'') {
+            let said = watched.err().map(|error| error.to_string()).unwrap_or_default();
+            assert_eq!(said, "", "{key}");
+            world.sql("delete from items; insert into items values (1, 1)").await;
+        } else {
+            let error = watched.unwrap_err().to_string();
+            assert!(error.starts_with("key: "), "{key}: {error}");
+        }
+    }
+    let keys = "select distinct unnest(keys) from invalidation where keys is not null";
+    let mut keys: Vec<String> = sqlx::query_scalar(keys).fetch_all(&world.pool).await.unwrap();
+    keys.sort();
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    assert!(keys.iter().all(|key| key.contains("create table")), "{keys:?}");
 }
 
 /// As a dump of a cluster with higher numbers brings them: they come with every poll, until they are trimmed.

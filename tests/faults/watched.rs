@@ -162,20 +162,35 @@ async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
     // As version 1 left it: the tables of today minus what came later.
     world.sql("drop table watched; drop function origin() cascade; drop function epoch(); drop function pending(); drop table tick, boot, meta, invalidation").await;
     sqlx::raw_sql(AssertSqlSafe(first)).execute(&mut connection).await.unwrap();
-    world.sql(&format!("create role {role}; grant select on invalidation to {role}")).await;
+    // What an instance's role has.
+    world
+        .sql(&format!(
+            "create role {role}; grant select, insert, delete on invalidation to {role}; \
+        grant usage on schema {schema} to {role}"
+        ))
+        .await;
     let before = postgres::watch(&mut connection, &world.watch("items", "item")).await;
     postgres::migrate(&mut connection, schema).await.unwrap();
     postgres::migrate(&mut connection, schema).await.unwrap();
-    let may_read: bool = sqlx::query_scalar(
-        "select has_table_privilege($1, $2, 'select') and not has_table_privilege($1, $2, 'insert')",
-    )
-    .bind(&role)
-    .bind(format!("{schema}.watched"))
-    .fetch_one(&world.pool)
-    .await
-    .unwrap();
-    world.sql(&format!("drop owned by {role}; drop role {role}")).await;
-    assert!(may_read, "rights are as on the log");
+    world.sql("insert into watched (relid, name, cache, key) values (1, 'public.x', 'x', 'id')").await;
+    let as_role = format!("set role {role}; set search_path = {schema}");
+    sqlx::raw_sql(AssertSqlSafe(as_role)).execute(&mut connection).await.unwrap();
+    let mut refused = Vec::new();
+    for sql in [
+        "select 1 from watched",
+        "insert into watched (relid, name, cache, key) values (2, 'public.x', 'x', 'pg_sleep(1)')",
+        "update watched set key = 'pg_sleep(1)'",
+        "delete from watched",
+        "truncate watched",
+    ] {
+        let done = sqlx::raw_sql(sql).execute(&mut connection).await;
+        refused.push(done.is_err_and(|error| error.to_string().contains("permission denied")));
+    }
+    let clean_up = format!("reset role; reset search_path; drop owned by {role}; drop role {role}");
+    sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut connection).await.unwrap();
+    world.sql("delete from watched").await;
+    // The doctor tells an admin to run what is recorded.
+    assert_eq!(refused, [false, true, true, true, true], "it may read what is recorded, and not write it");
     assert!(before.unwrap_err().to_string().contains("perto migrate"));
     let old = watched(&world).await;
     assert_eq!((old.len(), old[0].recorded), (1, false), "{old:?}");

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::command::{Database, perto, succeed};
-use crate::support::engines::{place_of, postgres_url, unique_name};
+use crate::support::engines::place_of;
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
 use crate::support::wait::eventually;
@@ -60,6 +60,14 @@ fn migrated() -> Database {
     let database = Database::new();
     succeed(perto(&database.url, "").args(["migrate", "--service"]));
     database
+}
+
+/// On a server of its own: roles are a whole server's, and would stay on a shared one where a test fails.
+async fn migrated_alone() -> (PrivatePostgres, String) {
+    let server = PrivatePostgres::start().await;
+    let url = server.url("postgres");
+    succeed(perto(&url, "").args(["migrate", "--service"]));
+    (server, url)
 }
 
 async fn sql(url: &str, sql: &str) {
@@ -233,22 +241,21 @@ async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trigger_functions_that_were_changed_are_told_of() {
-    let database = migrated();
-    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let (_server, url) = migrated_alone().await;
+    let mut connection = PgConnection::connect(&url).await.unwrap();
     let function: String =
         sqlx::query_scalar("select oid::regprocedure::text from pg_proc where proname like 'company:%'")
             .fetch_one(&mut connection)
             .await
             .unwrap();
-    let name = unique_name();
     sql(
-        &database.url,
+        &url,
         &format!(
             "alter function {function} security invoker; grant execute on function {function} to public"
         ),
     )
     .await;
-    let said = doctor(&database.url, "", &[]).await;
+    let said = doctor(&url, "", &[]).await;
     said.tells("functions", "wrong", "not `security definer`", "perto watch");
     said.tells(
         "functions",
@@ -259,41 +266,65 @@ async fn trigger_functions_that_were_changed_are_told_of() {
     let body = format!(
         "create or replace function {function} returns trigger language plpgsql as 'begin return null; end'"
     );
-    sql(&database.url, &body).await;
-    doctor(&database.url, "", &[]).await.tells("functions", "wrong", "is not the one", "perto watch");
-    sql(&database.url, &format!("create role {name}; grant create on schema perto to {name}; alter function {function} owner to {name}")).await;
-    let said = doctor(&database.url, "", &[]).await;
-    // Roles are the whole cluster's: gone before anything can fail.
-    sql(&database.url, &format!("drop owned by {name} cascade; drop role {name}")).await;
+    sql(&url, &body).await;
+    doctor(&url, "", &[]).await.tells("functions", "wrong", "is not the one", "perto watch");
+    sql(
+        &url,
+        &format!(
+            "create role poor; grant create on schema perto to poor; alter function {function} owner to poor"
+        ),
+    )
+    .await;
+    let said = doctor(&url, "", &[]).await;
     said.tells("functions", "wrong", "every write to the table fails", "grant insert on perto.invalidation");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_and_connections_that_a_role_lacks_are_told_of() {
-    let database = migrated();
-    let name = unique_name();
-    let make = format!(
-        "create role {name} login password 's3cret' connection limit 5; grant select on all tables in schema perto to {name}; \
-         grant insert on perto.tick to {name}"
-    );
-    sql(&database.url, &make).await;
-    let url = postgres_url();
-    let place = place_of(&url);
-    let (_, own) = database.url.rsplit_once('/').unwrap();
-    let said = doctor(&format!("postgres://{name}:s3cret@{place}/{own}"), "", &[]).await;
-    sql(&database.url, &format!("revoke all on all tables in schema perto from {name}")).await;
-    let without = doctor(&format!("postgres://{name}:s3cret@{place}/{own}"), "", &[]).await;
-    sql(&database.url, &format!("drop owned by {name}; drop role {name}")).await;
-    without.tells("rights", "wrong", "select, update on perto.meta", "grant select, update on perto.meta");
+    let (_server, url) = migrated_alone().await;
+    // It trusts everybody: the password is only one that must not be shown.
+    let as_poor = url.replace("postgres@", "poor:s3cret@");
+    sql(
+        &url,
+        "create role poor login connection limit 5; grant select on all tables in schema perto to poor; \
+         grant insert on perto.tick to poor",
+    )
+    .await;
+    let said = doctor(&as_poor, "", &[]).await;
     said.tells(
         "rights",
         "wrong",
         "insert, update on perto.boot",
-        &format!("grant insert, delete on perto.invalidation to {name};"),
+        "grant insert, delete on perto.invalidation to poor;",
     );
-    said.tells("rights", "wrong", "delete on perto.tick", &format!("grant update on perto.meta to {name};"));
+    said.tells("rights", "wrong", "delete on perto.tick", "grant update on perto.meta to poor;");
     said.tells("connections", "warn", "of 5 of this role", "connection limit");
     assert!(!said.text.contains("s3cret"), "{}", said.text);
+    sql(&url, "revoke all on all tables in schema perto from poor").await;
+    doctor(&as_poor, "", &[]).await.tells(
+        "rights",
+        "wrong",
+        "select, update on perto.meta",
+        "grant select, update on perto.meta",
+    );
+}
+
+/// What is recorded there is what the doctor tells an admin to run.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_else_may_write_what_is_watched_is_told_of() {
+    let (_server, url) = migrated_alone().await;
+    doctor(&url, "", &[]).await.tells("record", "ok", "nobody but its owner", "");
+    sql(
+        &url,
+        "create role poor; grant all on all tables in schema perto to poor; grant insert on perto.watched to public",
+    )
+    .await;
+    let mend = "revoke insert, update, delete, truncate on perto.watched from poor, public;";
+    doctor(&url, "", &[]).await.tells("record", "wrong", "by poor, public", mend);
+    sql(&url, mend).await;
+    let said = doctor(&url, "", &[]).await;
+    said.tells("record", "ok", "nobody but its owner", "");
+    assert!(said.well, "{:#?}", said.worst());
 }
 
 #[tokio::test(flavor = "multi_thread")]

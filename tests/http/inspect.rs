@@ -36,6 +36,7 @@ async fn an_entry_is_shown_by_an_instance_without_its_value() {
         seen["l1"]["served"] == true && seen["l2"]["served"] == true
     })
     .await;
+    assert_eq!(before["keyHash"], format!("{:016x}", perto::key_hash("1")));
     let there = entry(&b, "1").await;
     assert_eq!(
         (&there["instance"], &there["l1"], &there["l2"]["served"]),
@@ -68,11 +69,13 @@ async fn a_key_is_shown_through_the_log_l2_and_every_instance() {
     eventually("L2 has it", async || look().await["l2"]["is"] == "value").await;
     let seen = look().await;
     assert_eq!((&seen["cache"], &seen["l2"]["misses"]), (&json!("company"), &Value::Null));
+    assert_eq!(seen["keyHash"], seen["instances"][0]["seen"]["keyHash"]);
     assert_eq!(seen["instances"][0]["seen"]["l1"]["served"], true);
     assert_eq!(seen["l2"]["stamp"], seen["instances"][1]["seen"]["l2"]["stamp"]);
 
     let table = inspect(&database, &["company", "1"]).await;
     assert!(table.contains("Name instances by --instance URL"), "{table}");
+    assert!(table.contains(seen["keyHash"].as_str().unwrap()), "{table}");
     // By hand: no hint comes, so L2 keeps what misses the write, and whoever has read the log refuses it.
     let mut connection = PgConnection::connect(&database.url).await.unwrap();
     sqlx::query("update companies set name = 'secret of mine' where id = 1")

@@ -1,11 +1,11 @@
 //! What may happen next, and what it does: Postgres, the tail, hints and readers, step by step as the code has them.
 
-use super::Perto;
 use super::state::{
     Answer, Began, Entry, FILLS, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set, Step,
     Stored, Tail, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
+use super::{Perto, promise};
 use crate::coherence::snapshot::Snapshot;
 
 /// One step of somebody.
@@ -549,22 +549,22 @@ impl Perto {
             let held = has(holds, k);
             let wrong = match writer {
                 Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= floor => {
-                    Some("a fresh value misses a write that is older than the bound")
+                    Some(promise::OLDER_THAN_THE_BOUND)
                 }
                 Writer::Ended { at, fate: Fate::Committed, .. }
                     if !held && lease.is_some_and(|sent| at <= sent) =>
                 {
-                    Some("a value misses a write that was visible at the poll its lease rests on")
+                    Some(promise::UNSEEN_BY_ITS_POLL)
                 }
                 Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. }
                     if held && world.crashed_at.is_some_and(|crash| 2 * crash <= floor) =>
                 {
-                    Some("a fresh value has a write that was lost longer than the bound ago")
+                    Some(promise::LOST)
                 }
                 Writer::Ended { fate: Fate::Aborted, .. } | Writer::Waiting | Writer::Running { .. }
                     if held =>
                 {
-                    Some("a fresh value has a write that was never committed")
+                    Some(promise::UNCOMMITTED)
                 }
                 _ => None,
             };

@@ -1,5 +1,6 @@
 //! What would go wrong if Perto were built another way. Each must be caught, by a scope of its own.
 
+use super::promise;
 use super::state::Seen;
 use crate::coherence::rules::Bucket;
 use crate::coherence::snapshot::{Rank, Snapshot};
@@ -56,6 +57,36 @@ impl Variant {
         Self::EpochOfAHintNotCompared,
         Self::WaitersOfACancelledLeaderNotWoken,
     ];
+
+    /// What fails with it, in its smallest world: nothing else counts.
+    #[must_use]
+    pub const fn breaks(self) -> &'static str {
+        match self {
+            Self::NoStampCheckOnL2
+            | Self::XmaxAboveHighest
+            | Self::LoForgotten
+            | Self::RkForgotten
+            | Self::NoRecheckAtInsert
+            | Self::NaiveJoin
+            | Self::StandbysSnapshotAtFaceValue
+            | Self::UnconfirmedHintDroppedAgainstTheLastPoll
+            | Self::PollKeptAcrossAnEpoch
+            | Self::AbsenceWithoutAStamp
+            | Self::PollOfTwoStatements
+            | Self::IdCursor
+            | Self::LeaseLoadedAfterTheValue
+            | Self::HintAppliedOnlyToHeldKeys
+            | Self::TrimmedByAge
+            | Self::WalPositionAsStamp => promise::UNSEEN_BY_ITS_POLL,
+            Self::ReplicasValueServedUnchecked | Self::OldTransactionTakenAtItsWord => {
+                promise::OLDER_THAN_THE_BOUND
+            }
+            Self::EraOfALoadNotCompared => promise::LOST,
+            Self::CachedFromATransactionThatWrote => promise::UNCOMMITTED,
+            Self::EpochOfAHintNotCompared => promise::LIVELY,
+            Self::WaitersOfACancelledLeaderNotWoken => promise::ANSWERED,
+        }
+    }
 }
 
 /// What an instance knows of the one key's bucket.

@@ -19,11 +19,37 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
         Ok(if all.is_empty() { vec![none()] } else { all.iter().flat_map(of_table).collect() })
     })
     .await;
+    findings.extend(limited("record", writers(doctor)).await);
     if let Some(watched) = watched {
         findings.extend(limited("service", declared(doctor, &watched)).await);
         findings.extend(limited("subscriptions", subscriptions(doctor, &watched)).await);
     }
     findings
+}
+
+/// Who may write what is watched can put SQL there that an admin is told to run above.
+async fn writers(doctor: &Doctor) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let table = format!("{}.watched", doctor.schema);
+    let writers: Vec<String> = sqlx::query_scalar(
+        "select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end \
+         from pg_class c, aclexplode(c.relacl) a where c.oid = to_regclass($1) and a.grantee <> c.relowner \
+         and a.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE') order by 1",
+    )
+    .persistent(false)
+    .bind(&table)
+    .fetch_all(&mut connection)
+    .await?;
+    if writers.is_empty() {
+        return Ok(vec![Finding::ok("record", format!("nobody but its owner may write {table}"))]);
+    }
+    let writers = writers.join(", ");
+    let found = format!(
+        "{table} may be written by {writers}: a key that is recorded there may be anybody's SQL. Read it before you run \
+         what is said here"
+    );
+    let revoke = format!("revoke insert, update, delete, truncate on {table} from {writers};");
+    Ok(vec![Finding::wrong("record", found).mend(revoke)])
 }
 
 /// The command that makes it right.

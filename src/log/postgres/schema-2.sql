@@ -11,21 +11,19 @@ create table perto.watched (
     primary key (relid, cache)
 );
 
--- Whoever was given rights on the log has the same ones here.
+-- Whoever may read the log may read this. To write it is for who watches tables: what it says of a key is SQL that
+-- an admin is told to run again where a trigger is gone.
 do $$
 declare
     grantee text;
-    rights  text;
 begin
     execute format('alter table perto.watched owner to %s', (
         select relowner::regrole from pg_class where oid = 'perto.invalidation'::regclass));
-    for grantee, rights in
-        select case a.grantee when 0 then 'public' else a.grantee::regrole::text end, string_agg(a.privilege_type, ', ')
+    for grantee in
+        select case a.grantee when 0 then 'public' else a.grantee::regrole::text end
         from pg_class c, aclexplode(c.relacl) a
-        where c.oid = 'perto.invalidation'::regclass and a.privilege_type in ('SELECT', 'INSERT', 'DELETE')
-            and a.grantee <> c.relowner
-        group by a.grantee
+        where c.oid = 'perto.invalidation'::regclass and a.privilege_type = 'SELECT' and a.grantee <> c.relowner
     loop
-        execute format('grant %s on perto.watched to %s', rights, grantee);
+        execute format('grant select on perto.watched to %s', grantee);
     end loop;
 end $$;

@@ -19,7 +19,8 @@ pub struct Watch {
     pub table: String,
     /// The cache whose keys the statements invalidate.
     pub cache: String,
-    /// A key's text as an SQL expression over the table's columns: `id`, or `company_id || ':' || phone`.
+    /// A key's text as an SQL expression over the table's columns: `id`, or `company_id || ':' || phone`. From then on it
+    /// runs as whoever watches: take it from nobody else.
     pub key: String,
 }
 
@@ -49,7 +50,7 @@ pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<S
     probe(&mut tx, watch, &tables[0]).await?;
     for table in &tables {
         drop_triggers(&mut tx, watch, table).await?;
-        run(&mut tx, &function_sql(watch, table)).await?;
+        run_one(&mut tx, function_sql(watch, table)).await.map_err(refused)?;
         // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
         run(&mut tx, &format!("revoke all on function {} from public", function_name(watch, table))).await?;
         for event in EVENTS {
@@ -148,21 +149,33 @@ async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>
     Ok(rows.into_iter().map(|(oid, name)| Table { oid, name }).collect())
 }
 
-/// Fails where the key expression is not one over the table's columns.
+/// Fails where the key is not one expression over the table's columns: nothing else of the table is there under that
+/// name in the trigger's function.
+///
+/// Both ways it must be SQL: what closes a bracket or begins a comment is at most one of the two.
 async fn probe(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
-    let sql = format!("select (({})::text) from {} limit 0", watch.key, table.name);
-    match sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) => match error.as_database_error() {
-            Some(refusal) => Err(LogError::Schema(format!(
-                "key: {:?} is not an expression over the columns of {}: {}",
-                watch.key,
-                table.name,
-                refusal.message()
-            ))),
-            None => Err(refused(error)),
-        },
+    let Watch { key, .. } = watch;
+    for sql in [
+        format!("select {key} from {} as \"a row\" limit 0", table.name),
+        format!("select (({key})::text) from {} as \"a row\" limit 0", table.name),
+    ] {
+        if let Err(error) = run_one(connection, sql).await {
+            return Err(match error.as_database_error() {
+                Some(refusal) => LogError::Schema(format!(
+                    "key: {key:?} is not an expression over the columns of {}: {}",
+                    table.name,
+                    refusal.message()
+                )),
+                None => refused(error),
+            });
+        }
     }
+    Ok(())
+}
+
+/// Runs one statement. Two are refused, unlike by `run`: so for all that a key is part of.
+async fn run_one(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
+    sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(connection).await.map(drop)
 }
 
 async fn record(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
@@ -223,25 +236,28 @@ async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Tab
 }
 
 /// `security definer` with a pinned search path: whoever may write the table needs no right on the log. Dates, times,
-/// bytes and floats have one text, whatever the session of the writer has set: else a key's text would depend on who
+/// bytes, floats and the key's own literals have one text, whatever the session of the writer has set: else a key's text would depend on who
 /// writes.
 fn function_sql(watch: &Watch, table: &Table) -> String {
     let settings: String = SETTINGS.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
     format!(
-        "create function {}() returns trigger language plpgsql security definer {settings}as $perto${}$perto$",
+        "create function {}() returns trigger language plpgsql security definer {settings}as E'{}'",
         function_name(watch, table),
-        body(watch)
+        // Not between dollars: a key might have them too.
+        body(watch).replace('\\', r"\\").replace('\'', "''")
     )
 }
 
 /// What the function runs under.
-pub(super) const SETTINGS: [(&str, &str); 6] = [
+pub(super) const SETTINGS: [(&str, &str); 7] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("timezone", "'UTC'"),
     ("datestyle", "'ISO, YMD'"),
     ("intervalstyle", "'postgres'"),
     ("bytea_output", "'hex'"),
     ("extra_float_digits", "1"),
+    // A backslash in the key's own text is one.
+    ("standard_conforming_strings", "on"),
 ];
 
 /// The function's text: the same for every table that is watched alike.
