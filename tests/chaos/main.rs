@@ -101,7 +101,7 @@ fn main() -> ExitCode {
 
 /// What a run of all faults must have judged.
 const FULL_READS: u64 = 10_000_000;
-/// What the smoke schedule must have judged: a quarter of what its pace is good for.
+/// What the smoke schedule must have judged: a sixth of what it reads where nothing is in its way.
 const SMOKE_READS: u64 = 10_000;
 
 /// A few faults, short: what `cargo test` runs.
