@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::future::LocalBoxFuture;
 use perto::proxy::Fault as Net;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::load::update;
@@ -201,10 +203,31 @@ async fn redis_very_slow(world: &mut World, time: Duration) -> anyhow::Result<Ca
 }
 
 async fn redis_net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
+    let mut beside = Vec::new();
+    for worker in &world.workers {
+        let mut connection = TcpStream::connect(worker.proxies.redis.address()).await?;
+        ensure!(pong(&mut connection, Duration::from_secs(5)).await.is_some(), "no answer before the fault");
+        beside.push(connection);
+    }
     world.set_redis(fault);
-    sleep(time).await;
+    // On a busy machine some operations fail in any case: an answer to us tells more.
+    let answers = beside.iter_mut().map(|connection| pong(connection, time));
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(answers), sleep(time));
+    let earliest = if let Net::Delay(delay) = fault { 2 * delay } else { time };
     world.set_redis(Net::None);
-    Ok(Caused::demanding(&[L2_FAILED]))
+    let mut caused = Caused::demanding(&[L2_FAILED]);
+    for took in answers.into_iter().flatten() {
+        caused.expect(took >= earliest, format!("an answer came after {took:.0?}"));
+    }
+    Ok(caused)
+}
+
+/// How long Redis took to answer; none where it did not, in time.
+async fn pong(connection: &mut TcpStream, limit: Duration) -> Option<Duration> {
+    let (began, mut answer) = (Instant::now(), [0; b"+PONG\r\n".len()]);
+    connection.write_all(b"PING\r\n").await.ok()?;
+    tokio::time::timeout(limit, connection.read_exact(&mut answer)).await.ok()?.ok()?;
+    Some(began.elapsed())
 }
 
 async fn redis_full(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
