@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use futures_util::future::LocalBoxFuture;
 use perto::proxy::Fault as Net;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::load::update;
 use crate::postgres_faults as pg;
 use crate::record::{Kind, Record, now_ns};
+use crate::stats::{AllStats, Demand, L2_FAILED, LEASE_ENDED, NEW_EPOCH, POLL_FAILED, Stats};
 use crate::support::redis::PrivateRedis;
 use crate::world::World;
 
@@ -21,11 +24,30 @@ pub(crate) struct Caused {
     pub(crate) excused: Vec<u32>,
     /// For the table.
     pub(crate) note: String,
+    /// What the instances must have noticed by the time that they are coherent again.
+    pub(crate) demands: Vec<Demand>,
+    /// Whom that is demanded of; otherwise of all that lived from its beginning to its end.
+    pub(crate) demanded_of: Option<u32>,
+    /// Commits must have been lost.
+    pub(crate) loses: bool,
+    /// Signs of the fault that were looked for while it lasted, and not there.
+    pub(crate) untrue: Vec<String>,
 }
 
 impl Caused {
     pub(crate) fn noting(note: impl Into<String>) -> Self {
         Self { note: note.into(), ..Self::default() }
+    }
+
+    pub(crate) fn demanding(demands: &[Demand]) -> Self {
+        Self { demands: demands.to_vec(), ..Self::default() }
+    }
+
+    /// A sign of the fault, looked for while it lasts. Without it the fault's line fails, and the run goes on.
+    pub(crate) fn expect(&mut self, is_so: bool, what: impl Into<String>) {
+        if !is_so {
+            self.untrue.push(what.into());
+        }
     }
 }
 
@@ -35,8 +57,6 @@ pub(crate) struct Fault {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
     pub(crate) cause: for<'a> fn(&'a mut World, Duration) -> Causing<'a>,
-    /// Nothing can answer a read that misses.
-    pub(crate) nothing_answers: bool,
     /// Part of the smoke schedule.
     pub(crate) smoke: bool,
 }
@@ -47,7 +67,6 @@ macro_rules! faults {
             name: $name,
             what: $what,
             cause: |world, time| Box::pin($cause(world, time)),
-            nothing_answers: marked!(nothing_answers $($mark)?),
             smoke: marked!(smoke $($mark)?),
         }),*]
     };
@@ -55,9 +74,6 @@ macro_rules! faults {
 
 macro_rules! marked {
     (smoke smoke) => {
-        true
-    };
-    (nothing_answers nothing_answers) => {
         true
     };
     ($mark:ident $($other:ident)?) => {
@@ -96,7 +112,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
     "instance-killed": instance_killed, "one process dies (-9) between commit and publish, and is replaced";
     "out-of-files": out_of_files, "one process has no file descriptor left, and its connections are reset";
     "clock-jumps": clock_jumps, "the clock of one instance jumps ahead by 5 s, its wall clock by hours";
-    "both-down" (nothing_answers): both_down, "Redis and Postgres are both killed, and come back";
+    "both-down": both_down, "Redis and Postgres are both killed, and come back";
 };
 
 async fn nothing(_: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -105,10 +121,12 @@ async fn nothing(_: &mut World, time: Duration) -> anyhow::Result<Caused> {
 }
 
 async fn redis_killed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    let mut caused = Caused::demanding(&[L2_FAILED]);
     world.redis.kill();
     sleep(time).await;
+    caused.expect(world.stats().await?.values().all(|stats| !stats.bus_up), "a subscription stood");
     world.redis.restart_empty().await;
-    Ok(Caused::default())
+    Ok(caused)
 }
 
 async fn redis_restored(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -117,7 +135,9 @@ async fn redis_restored(world: &mut World, time: Duration) -> anyhow::Result<Cau
     world.redis.restore(&dump).await;
     let keys = world.redis(&["DBSIZE"]).await?;
     sleep(time / 2).await;
-    Ok(Caused::noting(format!("{keys:?} keys came back")))
+    let mut caused = Caused::noting(format!("{keys:?} keys came back"));
+    caused.expect(matches!(keys, redis::Value::Int(1..)), "no key came back");
+    Ok(caused)
 }
 
 async fn redis_flushed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -156,7 +176,14 @@ async fn redis_failed_over(world: &mut World, time: Duration) -> anyhow::Result<
     world.all(|proxies| proxies.point_redis_at(&replica.url()));
     world.redis = replica;
     sleep(time / 2).await;
-    Ok(Caused::noting(format!("{keys} keys, {:.1} s old", (time / 2).as_secs_f64())))
+    let mut caused = Caused::noting(format!("{keys} keys, {:.1} s old", (time / 2).as_secs_f64()));
+    let clients: String =
+        redis::cmd("CLIENT").arg("LIST").arg("TYPE").arg("PUBSUB").query_async(&mut there).await?;
+    caused.expect(
+        clients.lines().count() >= world.workers.len(),
+        "not every instance subscribes at the replica",
+    );
+    Ok(caused)
 }
 
 async fn redis_deaf(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -176,10 +203,31 @@ async fn redis_very_slow(world: &mut World, time: Duration) -> anyhow::Result<Ca
 }
 
 async fn redis_net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
+    let mut beside = Vec::new();
+    for worker in &world.workers {
+        let mut connection = TcpStream::connect(worker.proxies.redis.address()).await?;
+        ensure!(pong(&mut connection, Duration::from_secs(5)).await.is_some(), "no answer before the fault");
+        beside.push(connection);
+    }
     world.set_redis(fault);
-    sleep(time).await;
+    // On a busy machine some operations fail in any case: an answer to us tells more.
+    let answers = beside.iter_mut().map(|connection| pong(connection, time));
+    let (answers, ()) = tokio::join!(futures_util::future::join_all(answers), sleep(time));
+    let earliest = if let Net::Delay(delay) = fault { 2 * delay } else { time };
     world.set_redis(Net::None);
-    Ok(Caused::default())
+    let mut caused = Caused::demanding(&[L2_FAILED]);
+    for took in answers.into_iter().flatten() {
+        caused.expect(took >= earliest, format!("an answer came after {took:.0?}"));
+    }
+    Ok(caused)
+}
+
+/// How long Redis took to answer; none where it did not, in time.
+async fn pong(connection: &mut TcpStream, limit: Duration) -> Option<Duration> {
+    let (began, mut answer) = (Instant::now(), [0; b"+PONG\r\n".len()]);
+    connection.write_all(b"PING\r\n").await.ok()?;
+    tokio::time::timeout(limit, connection.read_exact(&mut answer)).await.ok()?.ok()?;
+    Some(began.elapsed())
 }
 
 async fn redis_full(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -217,10 +265,23 @@ async fn subscriber_overrun(world: &mut World, time: Duration) -> anyhow::Result
 }
 
 async fn messages_dropped(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
+    // Until what had passed before is applied.
+    const UNDER_WAY: Duration = Duration::from_millis(300);
+    let mut caused = Caused::default();
     world.all(|proxies| proxies.bus.set(Net::DropMessages));
-    sleep(time).await;
+    sleep(UNDER_WAY).await;
+    let before = world.stats().await?;
+    sleep(time.saturating_sub(UNDER_WAY)).await;
+    let after = world.stats().await?;
+    let sum = |of: &AllStats, number: fn(&Stats) -> u64| of.values().map(number).sum::<u64>();
+    let published = sum(&after, |stats| stats.hints_published) - sum(&before, |stats| stats.hints_published);
+    let arrived = sum(&after, |stats| stats.hints) - sum(&before, |stats| stats.hints);
+    caused.expect(published > 0, "no hint was published");
+    caused.expect(arrived == 0, format!("{arrived} hints arrived"));
+    caused.expect(after.values().all(|stats| stats.bus_up), "a subscription broke");
     world.all(|proxies| proxies.bus.set(Net::None));
-    Ok(Caused::default())
+    caused.note = format!("{published} hints published, {arrived} arrived");
+    Ok(caused)
 }
 
 /// Each instance announces some of them; most are SQL by others, who do not.
@@ -240,7 +301,10 @@ async fn hot_key(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     let written = futures_util::future::try_join_all(clients).await?;
     world.writes.extend(written.into_iter().flatten());
     let versions = world.version(KEY).await? - before;
-    Ok(Caused::noting(format!("{:.0} a second", f64::from(versions) / began.elapsed().as_secs_f64())))
+    let rate = f64::from(versions) / began.elapsed().as_secs_f64();
+    let mut caused = Caused::noting(format!("{rate:.0} a second"));
+    caused.expect(rate >= 100.0, "the row was written less than 100 times a second");
+    Ok(caused)
 }
 
 /// One client, 250 times a second.
@@ -271,20 +335,24 @@ async fn instance_black_hole(world: &mut World, time: Duration) -> anyhow::Resul
 }
 
 async fn instance_net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
-    let proxies = &world.workers[0].proxies;
+    let (proxies, number) = (&world.workers[0].proxies, world.workers[0].number);
     proxies.set_redis(fault);
     proxies.postgres.set(fault);
     sleep(time).await;
     proxies.heal();
-    Ok(Caused::default())
+    Ok(Caused { demanded_of: Some(number), ..Caused::demanding(&[L2_FAILED, POLL_FAILED]) })
 }
 
 async fn instance_frozen(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     let worker = &world.workers[0];
     worker.freeze()?;
+    sleep(Duration::from_millis(50)).await;
+    let mut caused = Caused { excused: vec![worker.number], ..Caused::default() };
+    let at_first = worker.is_frozen();
     sleep(time.max(world.pace.bound * 2)).await;
+    caused.expect(at_first && worker.is_frozen(), "the process ran");
     worker.thaw()?;
-    Ok(Caused { excused: vec![worker.number], ..Caused::default() })
+    Ok(caused)
 }
 
 async fn instance_killed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -298,30 +366,47 @@ async fn instance_killed(world: &mut World, time: Duration) -> anyhow::Result<Ca
 
 async fn out_of_files(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     let worker = &mut world.workers[0];
+    let number = worker.number;
     worker.proxies.set_redis(Net::Cut);
     worker.proxies.postgres.set(Net::Cut);
     let taken = worker.ask(&format!("exhaust-files {}", time.as_millis())).await?;
     worker.proxies.heal();
     sleep(time + Duration::from_millis(50)).await;
-    Ok(Caused::noting(format!("{taken} files taken")))
+    let (note, demands) = (format!("{taken} files taken"), vec![POLL_FAILED]);
+    Ok(Caused { note, demands, demanded_of: Some(number), ..Caused::default() })
 }
 
 async fn clock_jumps(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     let hour = 3_600_000;
     let jumps = [hour, -2 * hour, 3 * hour, -2 * hour];
+    let worker = &mut world.workers[0];
+    let mut caused = Caused::noting(format!("{} jumps", jumps.len()));
+    // The lease is over at once.
+    caused.demands = vec![LEASE_ENDED];
+    caused.demanded_of = Some(worker.number);
+    let mut ahead = None;
     for wall in jumps {
-        world.workers[0].ask("clock 5000").await?;
-        world.workers[0].ask(&format!("wall {wall}")).await?;
+        let is_ahead: i64 = worker.ask("clock 5000").await?.parse()?;
+        // Its first answer may be of earlier jumps too.
+        let jumped = is_ahead - ahead.replace(is_ahead).unwrap_or(is_ahead - 5_000);
+        let wall_jumped: i64 = worker.ask(&format!("wall {wall}")).await?.parse()?;
+        let near = |is: i64, meant: i64| (is - meant).abs() < 1_000;
+        caused.expect(
+            is_ahead >= 5_000 && near(jumped, 5_000) && near(wall_jumped, wall),
+            format!("the clock jumped by {jumped} ms, the wall clock by {wall_jumped} ms"),
+        );
         sleep(time / 4).await;
     }
-    Ok(Caused::noting(format!("{} jumps", jumps.len())))
+    Ok(caused)
 }
 
 async fn both_down(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     world.redis.kill();
     world.postgres.kill();
     sleep(time).await;
+    let mut caused = Caused::demanding(&[L2_FAILED, POLL_FAILED, NEW_EPOCH]);
+    caused.expect(world.stats().await?.values().all(|stats| !stats.bus_up), "a subscription stood");
     world.postgres.restart().await;
     world.redis.restart_empty().await;
-    Ok(Caused::default())
+    Ok(caused)
 }

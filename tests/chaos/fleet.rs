@@ -14,6 +14,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 
 use crate::record::now_ns;
+use crate::stats::Stats;
 use crate::support::engines::{moved_to, place_of};
 
 /// How long a worker may take to answer. A pool that is held, and a stop, take longest.
@@ -156,6 +157,11 @@ impl Worker {
         self.ask("health").await
     }
 
+    /// What it has counted.
+    pub(crate) async fn stats(&mut self) -> anyhow::Result<Stats> {
+        Ok(serde_json::from_str(&self.ask("stats").await?)?)
+    }
+
     /// Stops the whole process, as a debugger or a frozen guest does.
     pub(crate) fn freeze(&self) -> anyhow::Result<()> {
         Ok(kill_process(self.pid, Signal::STOP)?)
@@ -163,6 +169,13 @@ impl Worker {
 
     pub(crate) fn thaw(&self) -> anyhow::Result<()> {
         Ok(kill_process(self.pid, Signal::CONT)?)
+    }
+
+    /// Whether all of it is stopped.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
+        // The state follows the name, which is in brackets.
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
     }
 
     /// Has it commit and kill itself.

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::load::{HOT, RESERVED, update};
+use crate::load::{HOT, RESERVED, is_refused, update};
 use crate::record::{Kind, Record, now_ns};
 
 /// Its own values.
@@ -74,10 +74,7 @@ async fn write(connection: &mut PgConnection, value: u64, writes: &Mutex<Vec<Rec
             (Record { kind: Kind::Committed, version, timeline, ended, ..intent }, true)
         }
         // It waited for a lock for too long, say: nothing has changed.
-        Ok(Err(sqlx::Error::Database(error))) => (
-            Record { kind: Kind::Undone, ..intent },
-            !error.code().is_some_and(|code| code.starts_with("57P")),
-        ),
+        Ok(Err(error)) if is_refused(&error) => (Record { kind: Kind::Undone, ..intent }, true),
         _ => (Record { kind: Kind::Unknown, ..intent }, false),
     };
     writes.lock().push(record);

@@ -257,8 +257,7 @@ impl Load {
         record.kind = match outcome {
             _ if written.acked > 0 => Kind::Committed,
             _ if how == How::Aborted || !written.sent => Kind::Undone,
-            // A statement of its own that the server refuses has changed nothing.
-            Ok(Err(sqlx::Error::Database(_))) if how == How::Statement => Kind::Undone,
+            Ok(Err(error)) if how == How::Statement && is_refused(&error) => Kind::Undone,
             _ => Kind::Unknown,
         };
         self.recorder.write(record);
@@ -333,6 +332,13 @@ struct Written {
     /// When its commit was acknowledged.
     acked: u64,
     token: Option<Token>,
+}
+
+/// Whether the server refused a statement of its own, which then has changed nothing. Where the session or the connection
+/// was ended, the commit may have come first.
+pub(crate) fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| !code.starts_with("57P") && !code.starts_with("08"))
 }
 
 /// The version that the row gets, and the server's timeline.

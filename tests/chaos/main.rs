@@ -17,6 +17,7 @@ mod postgres_faults;
 mod record;
 mod report;
 mod schedule;
+mod stats;
 mod verdict;
 mod worker;
 mod world;
@@ -56,7 +57,7 @@ struct Run {
     #[arg(long)]
     list: bool,
     /// How long each fault lasts
-    #[arg(long, default_value_t = 4.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 4.5, value_name = "SECONDS")]
     seconds: f64,
     /// Instances, each in a process of its own
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=16))]
@@ -73,6 +74,9 @@ struct Run {
     /// The bound on staleness
     #[arg(long, default_value_t = 1_000, value_name = "MILLISECONDS")]
     bound: u64,
+    /// Fails where fewer reads were judged [default: 10,000,000 for all faults, none with --only]
+    #[arg(long, value_name = "READS")]
+    least_reads: Option<u64>,
     /// Writes the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -95,6 +99,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a run of all faults must have judged.
+const FULL_READS: u64 = 10_000_000;
+/// What the smoke schedule must have judged: a sixth of what it reads where nothing is in its way.
+const SMOKE_READS: u64 = 10_000;
+
 /// A few faults, short: what `cargo test` runs.
 fn smoke() -> Run {
     Run {
@@ -106,6 +115,7 @@ fn smoke() -> Run {
         cold: 1,
         writes: 20,
         bound: 1_000,
+        least_reads: Some(SMOKE_READS),
         report: None,
     }
 }
@@ -143,16 +153,24 @@ impl Run {
         let folder = std::env::temp_dir().join(format!("perto-chaos-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut report = Report::new(bound);
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt()).unwrap(), signal(SignalKind::terminate()).unwrap());
+        let (mut interrupt, mut terminate, mut hang_up) = (
+            signal(SignalKind::interrupt()).unwrap(),
+            signal(SignalKind::terminate()).unwrap(),
+            signal(SignalKind::hangup()).unwrap(),
+        );
         let outcome = tokio::select! {
             outcome = Box::pin(schedule::run(&plan, &folder, &mut report)) => outcome,
             _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
             _ = terminate.recv() => Err(anyhow::anyhow!("interrupted")),
+            _ = hang_up.recv() => Err(anyhow::anyhow!("interrupted")),
         };
         let interrupted = outcome.as_ref().is_err_and(|error| error.to_string() == "interrupted");
         if let Err(error) = &outcome {
             report.wrong.push(format!("{error:#}"));
+        }
+        let least = self.least_reads.unwrap_or(if self.only.is_empty() { FULL_READS } else { 0 });
+        if report.reads() < least && !interrupted {
+            report.wrong.push(format!("only {} reads were judged, not {least}", report.reads()));
         }
         report.sum_up();
         if let Some(file) = &self.report {

@@ -5,20 +5,23 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use perto::proxy::Fault as Net;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::time::sleep;
 
 use crate::faults::Caused;
 use crate::load::{HOT, ROWS};
 use crate::record::{Kind, Record, now_ns};
+use crate::stats::{Demand, NEW_EPOCH, POLL_FAILED};
+use crate::support::engines::moved_to;
 use crate::support::wait::eventually;
+use crate::worker::CONNECTIONS;
 use crate::world::World;
 
 pub(crate) async fn killed(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     world.postgres.kill();
     sleep(time).await;
     world.postgres.restart().await;
-    Ok(Caused::default())
+    Ok(Caused::demanding(&[POLL_FAILED, NEW_EPOCH]))
 }
 
 pub(crate) async fn promoted(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -34,35 +37,57 @@ pub(crate) async fn promoted(world: &mut World, time: Duration) -> anyhow::Resul
     if let Some((_, link)) = &world.standby {
         link.set(Net::BlackHole);
     }
-    sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(100)).await;
+    // This one at least.
+    world.write(&mut connection, HOT).await?;
+    sleep(Duration::from_millis(200)).await;
     world.postgres.kill();
     sleep(time / 2).await;
     world.promote().await?;
     sleep(time / 2).await;
-    Ok(Caused::default())
+    Ok(Caused { loses: true, ..Caused::demanding(&[POLL_FAILED, NEW_EPOCH]) })
 }
 
 pub(crate) async fn cut(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
-    net(world, time, Net::Cut).await
+    net(world, time, Net::Cut, &[POLL_FAILED]).await
 }
 
 pub(crate) async fn black_hole(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
-    net(world, time, Net::BlackHole).await
+    net(world, time, Net::BlackHole, &[POLL_FAILED]).await
 }
 
 pub(crate) async fn slow(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
-    net(world, time, Net::Delay(Duration::from_millis(100))).await
+    // No poll takes long enough to fail: a question of our own shows it.
+    net(world, time, Net::Delay(Duration::from_millis(100)), &[]).await
 }
 
 pub(crate) async fn very_slow(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
-    net(world, time, Net::Delay(Duration::from_millis(700))).await
+    net(world, time, Net::Delay(Duration::from_millis(700)), &[POLL_FAILED]).await
 }
 
-async fn net(world: &mut World, time: Duration, fault: Net) -> anyhow::Result<Caused> {
+async fn net(world: &mut World, time: Duration, fault: Net, demands: &[Demand]) -> anyhow::Result<Caused> {
+    let mut caused = Caused::demanding(demands);
+    let mut asking = Vec::new();
+    if let Net::Delay(_) = fault {
+        for worker in &world.workers {
+            let there = moved_to(&world.url(), &worker.proxies.postgres.address().to_string());
+            asking.push(PgConnection::connect(&there).await?);
+        }
+    }
     world.set_postgres(fault);
     sleep(time).await;
+    if let Net::Delay(delay) = fault {
+        for (worker, connection) in world.workers.iter().zip(&mut asking) {
+            let began = Instant::now();
+            sqlx::raw_sql("select 1").execute(connection).await?;
+            let took = began.elapsed();
+            caused.expect(took >= 2 * delay, format!("an answer came after {took:.0?}"));
+            // Ours is one of them.
+            caused.expect(worker.proxies.postgres.connections() > 1, "an instance has no connection");
+        }
+    }
     world.set_postgres(Net::None);
-    Ok(Caused::default())
+    Ok(caused)
 }
 
 pub(crate) async fn pool_exhausted(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
@@ -71,7 +96,9 @@ pub(crate) async fn pool_exhausted(world: &mut World, time: Duration) -> anyhow:
         held.push(worker.ask(&format!("hold-pool {}", time.as_millis())).await?);
     }
     sleep(time).await;
-    Ok(Caused::noting(format!("{} connections held", held.join("+"))))
+    let mut caused = Caused::noting(format!("{} connections held", held.join("+")));
+    caused.expect(held.iter().all(|held| *held == CONNECTIONS.to_string()), "connections were left");
+    Ok(caused)
 }
 
 pub(crate) async fn out_of_connections(world: &mut World, time: Duration) -> anyhow::Result<Caused> {

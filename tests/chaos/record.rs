@@ -111,10 +111,10 @@ impl Record {
     }
 }
 
-/// All whole records of a file; none where there is no such file.
-pub(crate) fn read_file(path: &Path) -> Vec<Record> {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    bytes.chunks_exact(BYTES).map(|bytes| Record::from_bytes(bytes).expect("a record")).collect()
+/// All whole records of a file.
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<Record>> {
+    let bytes = std::fs::read(path)?;
+    Ok(bytes.chunks_exact(BYTES).map(|bytes| Record::from_bytes(bytes).expect("a record")).collect())
 }
 
 pub(crate) fn reads_file(folder: &Path, worker: u32, part: &str) -> PathBuf {

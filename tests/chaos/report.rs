@@ -16,6 +16,8 @@ pub(crate) struct Line {
     /// Anything but a read that broke the promise.
     pub(crate) wrong: Vec<String>,
     pub(crate) peak_kib: u64,
+    /// What the auditors compared while it lasted.
+    pub(crate) audits: u64,
 }
 
 pub(crate) struct Report {
@@ -64,6 +66,16 @@ impl Report {
         self.wrong.is_empty() && self.lines.iter().all(Line::is_good)
     }
 
+    /// All that were judged.
+    pub(crate) fn reads(&self) -> u64 {
+        self.lines.iter().map(|line| line.verdict.reads).sum()
+    }
+
+    /// What the auditors compared.
+    pub(crate) fn audits(&self) -> u64 {
+        self.lines.iter().map(|line| line.audits).sum()
+    }
+
     pub(crate) fn begin(&mut self, programs: &str) {
         programs.clone_into(&mut self.programs);
         say(&format!("{programs}\n\n{HEAD}\n{RULE}"));
@@ -96,10 +108,11 @@ impl Report {
         let worst = self.lines.iter().map(|line| line.verdict.worst).max().unwrap_or_default();
         let longest = self.lines.iter().map(|line| line.verdict.longest_read).max().unwrap_or_default();
         say(&format!(
-            "{} faults, {} reads, {} writes, {} violations; worst staleness {} of {}, longest read {}, peak memory {} MiB",
+            "{} faults, {} reads, {} writes, {} audits, {} violations; worst staleness {} of {}, longest read {}, peak memory {} MiB",
             self.lines.len(),
-            of(|verdict| verdict.reads),
+            self.reads(),
             of(|verdict| verdict.writes),
+            self.audits(),
             of(|verdict| verdict.violations),
             short(worst),
             short(self.bound),
@@ -123,6 +136,7 @@ impl Report {
                     "commits_lost": line.verdict.lost,
                     "worst_staleness_ms": ms(line.verdict.worst),
                     "violations": line.verdict.violations,
+                    "audits": line.audits,
                     "longest_read_ms": ms(line.verdict.longest_read),
                     "longest_silence_ms": ms(line.verdict.longest_silence),
                     "coherent_after_ms": line.coherent_after.map(ms),

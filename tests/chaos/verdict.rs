@@ -15,6 +15,8 @@ pub(crate) struct Case {
     /// While the fault lasted and until it was repaired, in nanoseconds.
     pub(crate) from: u64,
     pub(crate) to: u64,
+    /// Workers that lived in it at some time: each has a history.
+    pub(crate) lived: Vec<u32>,
     /// Workers of which it says something how long they were silent: alive all the time, and never frozen.
     pub(crate) awake: Vec<u32>,
     pub(crate) bound: Duration,
@@ -41,13 +43,15 @@ pub(crate) struct Verdict {
     pub(crate) longest_silence: Duration,
     /// Commits that a failover took back.
     pub(crate) lost: u64,
+    /// Histories that are not there, or empty.
+    pub(crate) missing: Vec<String>,
 }
 
 pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     let mut verdict = Verdict::default();
     let mut reads: Vec<(u32, Record)> = Vec::new();
-    for worker in 1..case.workers {
-        let own = read_file(&reads_file(folder, worker, &case.part));
+    for worker in case.lived.iter().copied() {
+        let own = whole(&reads_file(folder, worker, &case.part), &mut verdict.missing);
         if case.awake.contains(&worker) {
             verdict.longest_silence = verdict.longest_silence.max(longest_silence(&own, case));
         }
@@ -55,7 +59,9 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     }
     reads.sort_unstable_by_key(|(_, read)| read.begun);
     let mut writes = case.writes.clone();
-    writes.extend((1..case.workers).flat_map(|worker| read_file(&writes_file(folder, worker))));
+    for worker in 1..case.workers {
+        writes.extend(whole(&writes_file(folder, worker), &mut verdict.missing));
+    }
     let (history, places) = history(&writes, &reads, case, &mut verdict);
     verdict.writes = writes
         .iter()
@@ -94,6 +100,17 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     verdict.violations = report.all.violations;
     verdict.described = report.violations.iter().map(ToString::to_string).collect();
     verdict
+}
+
+/// A history, which a worker under load always has.
+fn whole(file: &Path, missing: &mut Vec<String>) -> Vec<Record> {
+    let records = read_file(file);
+    match &records {
+        Ok(records) if !records.is_empty() => {}
+        Ok(_) => missing.push(format!("{} is empty", file.display())),
+        Err(error) => missing.push(format!("{}: {error}", file.display())),
+    }
+    records.unwrap_or_default()
 }
 
 fn freshness(flag: Flag) -> Freshness {

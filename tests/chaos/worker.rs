@@ -14,12 +14,14 @@ use clap::Args;
 use perto::{Clock, Event, Freshness, Perto, SystemClock, postgres};
 use rustix::process::{Resource, Rlimit, Signal};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::load::{How, Load, Row};
 use crate::record::{Recorder, now_ns};
+use crate::stats::Stats;
 
 /// The load timeout of the cache. Shorter than the default of 5 s, so that faults are longer than it.
 pub(crate) const LOAD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,7 +30,7 @@ pub(crate) const REMOTE_TIMEOUT: Duration = Duration::from_millis(50);
 /// Files that a worker may have open.
 const FILES: u64 = 256;
 /// Connections of a worker's pool, for loads and writes.
-const CONNECTIONS: u32 = 10;
+pub(crate) const CONNECTIONS: u32 = 10;
 
 /// What the schedule tells a worker at its start.
 #[derive(Debug, Args)]
@@ -89,9 +91,9 @@ pub(crate) fn main(settings: &Settings) -> ExitCode {
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let ended = runtime.block_on(async {
-        // Ctrl-C is for the schedule, which then ends this.
-        let mut interrupts =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
+        // Ctrl-C and a terminal that closes are for the schedule, which then ends this.
+        let (mut interrupts, mut hang_ups) =
+            (signal(SignalKind::interrupt()).unwrap(), signal(SignalKind::hangup()).unwrap());
         let mut worker = Box::pin(Worker::start(settings)).await;
         say("ok started");
         loop {
@@ -110,6 +112,7 @@ pub(crate) fn main(settings: &Settings) -> ExitCode {
                     }
                 },
                 _ = interrupts.recv() => {}
+                _ = hang_ups.recv() => {}
             }
         }
     });
@@ -208,15 +211,17 @@ impl Worker {
                 self.load.recorder.cut(words[1]).map(|()| String::new()).map_err(|error| error.to_string())
             }
             "health" => Ok(self.health()),
+            "stats" => serde_json::to_string(&self.stats()).map_err(|error| error.to_string()),
             "see" => self.see(number(1)?, number(2)?, Duration::from_millis(number(3)?)).await,
             "clock" => {
                 self.clock.ahead_ms.fetch_add(number(1)?, Ordering::SeqCst);
-                Ok(String::new())
+                Ok(self.clock.now_ms().saturating_sub(SystemClock.now_ms()).to_string())
             }
             "wall" => {
                 let ms: i64 = words[1].parse().map_err(|_not_one| "not a number".to_owned())?;
+                let before = self.clock.unix_ms().cast_signed();
                 self.clock.wall_ms.fetch_add(ms, Ordering::SeqCst);
-                Ok(String::new())
+                Ok((self.clock.unix_ms().cast_signed() - before).to_string())
             }
             "exhaust-files" => self.exhaust_files(Duration::from_millis(number(1)?)).await,
             "hold-pool" => self.hold_pool(Duration::from_millis(number(1)?)).await,
@@ -243,6 +248,22 @@ impl Worker {
             stats.gaps,
             self.load.first_error.lock().take().unwrap_or_default(),
         )
+    }
+
+    fn stats(&self) -> Stats {
+        let (health, instance, rows) =
+            (self.load.perto.health(), self.load.perto.stats(), self.load.rows.stats());
+        Stats {
+            epoch: health.epoch,
+            bus_up: health.bus_up,
+            poll_errors: instance.poll_errors,
+            l2_errors: instance.l2_errors,
+            hints: instance.hints,
+            hints_published: instance.hints_published,
+            unverified: rows.unverified,
+            audits: rows.audits,
+            audit_violations: rows.audit_violations,
+        }
     }
 
     /// Until a fresh read gives this value.

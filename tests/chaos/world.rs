@@ -13,6 +13,7 @@ use crate::fleet::{Pace, Proxies, Worker};
 use crate::hand::Hand;
 use crate::load::{HOT, RESERVED, ROWS};
 use crate::record::{Kind, Record, now_ns};
+use crate::stats::AllStats;
 use crate::support::engines::place_of;
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
@@ -95,6 +96,15 @@ impl World {
             worker.ask(&format!("cut {part}")).await?;
         }
         Ok(())
+    }
+
+    /// What the instances have counted.
+    pub(crate) async fn stats(&mut self) -> anyhow::Result<AllStats> {
+        let mut all = AllStats::new();
+        for worker in &mut self.workers {
+            all.insert(worker.number, worker.stats().await?);
+        }
+        Ok(all)
     }
 
     pub(crate) fn url(&self) -> String {
