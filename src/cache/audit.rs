@@ -6,7 +6,6 @@
 //! waits for.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::inspect::key_hash;
 use super::loader::Load;
 use super::sampler::Sample;
 use super::{Core, Key, Value};
@@ -162,8 +162,8 @@ impl<K: Key, V: Value> Core<K, V> {
         self.audited(wrong.len(), wrong.len());
         let texts: Vec<String> = wrong.iter().map(K::to_string).collect();
         for text in texts.iter().take(TOLD) {
-            let key_hash = foldhash::fast::FixedState::default().hash_one(text);
-            self.shared.signals.send(Event::AuditViolation { cache: self.name.to_string(), key_hash });
+            let (cache, key_hash) = (self.name.to_string(), key_hash(text));
+            self.shared.signals.send(Event::AuditViolation { cache, key_hash });
         }
         let change = Change { cache: self.name.to_string(), keys: Some(texts) };
         if self.shared.invalidate(change.clone()).await.is_err() {

@@ -97,7 +97,7 @@ pub enum Event {
     AuditViolation {
         /// The cache.
         cache: String,
-        /// A hash of the key's text, the same on every instance.
+        /// [`key_hash`](crate::key_hash) of the key's text.
         key_hash: u64,
     },
     /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
