@@ -54,7 +54,7 @@ fn value(stamp: &str) -> Bytes {
     let numbers =
         |part: &str| -> Vec<u64> { part.split(',').filter_map(|number| number.parse().ok()).collect() };
     let [xmin, xmax, running] = &stamp.split(':').map(numbers).collect::<Vec<_>>()[..] else {
-        panic!("{stamp:?} is no stamp")
+        unreachable!("{stamp:?} is no stamp")
     };
     // Higher numbers too than a snapshot from outside may have: the scripts must not lose a digit.
     encode(&Snapshot::new(xmin[0], xmax[0], running), "payload")
