@@ -31,6 +31,10 @@ use std::time::Duration;
 
 use crate::cache::{Freshness, Tier};
 
+mod report;
+
+pub use report::{Report, Violation, Window, Wrong};
+
 /// What became of each key. Keys and values go by numbers, values by one of their own each; `None` is an absent row.
 /// Times are on one clock of the caller's choice.
 #[derive(Debug, Default)]
@@ -178,111 +182,6 @@ pub struct Judge {
     violations: Vec<Violation>,
 }
 
-/// What was read in a stretch of time, by when the reads began.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Window {
-    /// What was wrong at that time.
-    pub name: String,
-    /// When it began.
-    pub from: Duration,
-    /// When it ended.
-    pub to: Duration,
-    /// Answers.
-    pub reads: u64,
-    /// Those flagged as fresh.
-    pub fresh: u64,
-    /// Those flagged as unverified or as stale.
-    pub flagged: u64,
-    /// Reads that failed.
-    pub failed: u64,
-    /// Answers flagged as fresh that were staler than the bound.
-    pub over_bound: u64,
-    /// Violations of any kind.
-    pub violations: u64,
-    /// The largest staleness of a fresh answer.
-    pub worst: Duration,
-    /// The longest time that a read waited for its answer or its error.
-    pub longest_read: Duration,
-    answered: Vec<Duration>,
-}
-
-impl Window {
-    fn new(name: &str, from: Duration, to: Duration) -> Self {
-        Self {
-            name: name.to_owned(),
-            from,
-            to,
-            reads: 0,
-            fresh: 0,
-            flagged: 0,
-            failed: 0,
-            over_bound: 0,
-            violations: 0,
-            worst: Duration::ZERO,
-            longest_read: Duration::ZERO,
-            answered: Vec::new(),
-        }
-    }
-
-    fn contains(&self, at: Duration) -> bool {
-        self.from <= at && at < self.to
-    }
-
-    /// The longest time in the window in which no reader had an answer. Zero for a window without an end.
-    #[must_use]
-    pub fn longest_silence(&self) -> Duration {
-        if self.to == Duration::MAX {
-            return Duration::ZERO;
-        }
-        let mut last = self.from;
-        let mut longest = Duration::ZERO;
-        for at in self.answered.iter().copied().chain([self.to]) {
-            longest = longest.max(at.min(self.to).saturating_sub(last));
-            last = last.max(at);
-        }
-        longest
-    }
-}
-
-/// What a history amounts to.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// The whole history.
-    pub all: Window,
-    /// By [`Judge::window`].
-    pub windows: Vec<Window>,
-    /// The first hundred violations. [`Window::violations`] has their number.
-    pub violations: Vec<Violation>,
-}
-
-/// An answer that should not have been given.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Violation {
-    /// The answer.
-    pub answer: Answer,
-    /// What is wrong with it.
-    pub wrong: Wrong,
-    /// What was wrong around at that time.
-    pub windows: Vec<String>,
-    /// What happened to this key around the read, one line each.
-    pub around: Vec<String>,
-}
-
-/// What is wrong with an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Wrong {
-    /// It was flagged as fresh, and misses a write that was this old when the read began.
-    OverBound(Duration),
-    /// Nobody had written that value by then.
-    NeverWas,
-    /// It is older than the write that the reader demanded to see.
-    BehindToken,
-}
-
 impl Judge {
     /// A stretch of time that the report tells apart. May overlap with others. All windows are told before the reads.
     pub fn window(&mut self, name: &str, from: Duration, to: Duration) {
@@ -401,26 +300,6 @@ impl fmt::Display for Answer {
             self.freshness,
             self.ended
         )
-    }
-}
-
-impl fmt::Display for Wrong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OverBound(staleness) => write!(f, "fresh, and stale by {staleness:.3?}"),
-            Self::NeverWas => f.write_str("nobody had written that"),
-            Self::BehindToken => f.write_str("older than the write that the reader demanded to see"),
-        }
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "key {}: {}", self.answer.key, self.wrong)?;
-        if !self.windows.is_empty() {
-            write!(f, " (while {})", self.windows.join(", "))?;
-        }
-        self.around.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
+mod upkeep;
 mod watching;
 
 use watching::Watching;
@@ -38,10 +39,6 @@ pub use builder::PertoBuilder;
 
 /// How long a tombstone stays. It only has to outlive fills that were under way; nothing rests on it.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
-/// How often somebody looks whether the log wants trimming.
-const TRIM_INTERVAL: Duration = Duration::from_secs(60);
-/// Between two audits of a cache.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Fills of L2 under way at once; more are dropped and counted.
 const MAX_FILLS: usize = 4_096;
 /// Fills that are sent together.
@@ -192,32 +189,9 @@ impl Perto {
             let coherence = Arc::clone(&shared_too.coherence);
             shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
         });
+        shared.spawn_until_end(upkeep::trim(Arc::clone(shared)));
         if shared.settings.audit_rate > 0 {
-            shared.spawn_until_end(Self::audit(Arc::clone(shared)));
-        }
-        let shared_too = Arc::clone(shared);
-        shared.spawn_until_end(async move {
-            loop {
-                // A failed trim is tried again with the next; until then the log is longer.
-                let limit = TRIM_INTERVAL;
-                let retention = shared_too.settings.retention;
-                let trimmed = tokio::time::timeout(limit, shared_too.log.trim(retention)).await;
-                if let Err(error) = trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
-                    shared_too.counters.trim_errors.add(1);
-                    shared_too.signals.send(Event::TrimFailed { error: crate::error::chain(&error) });
-                }
-                tokio::time::sleep(TRIM_INTERVAL).await;
-            }
-        });
-    }
-
-    async fn audit(shared: Arc<Shared>) {
-        loop {
-            let caches = shared.caches();
-            caches.values().for_each(|cache| cache.sample(shared.settings.audit_rate));
-            tokio::time::sleep(AUDIT_INTERVAL).await;
-            // None waits for another's loader.
-            futures_util::future::join_all(caches.values().map(|cache| cache.audit())).await;
+            shared.spawn_until_end(upkeep::audit(Arc::clone(shared)));
         }
     }
 

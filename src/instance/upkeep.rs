@@ -1,0 +1,36 @@
+//! What an instance does beside serving: the log is trimmed, and what was served is audited. None of it ever ends by itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use crate::coherence::health::Event;
+use crate::error::LogError;
+
+/// How often somebody looks whether the log wants trimming.
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two audits of a cache.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn trim(shared: Arc<Shared>) {
+    loop {
+        // A failed trim is tried again with the next; until then the log is longer.
+        let limit = TRIM_INTERVAL;
+        let trimmed = tokio::time::timeout(limit, shared.log.trim(shared.settings.retention)).await;
+        if let Err(error) = trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
+            shared.counters.trim_errors.add(1);
+            shared.signals.send(Event::TrimFailed { error: crate::error::chain(&error) });
+        }
+        tokio::time::sleep(TRIM_INTERVAL).await;
+    }
+}
+
+pub(super) async fn audit(shared: Arc<Shared>) {
+    loop {
+        let caches = shared.caches();
+        caches.values().for_each(|cache| cache.sample(shared.settings.audit_rate));
+        tokio::time::sleep(AUDIT_INTERVAL).await;
+        // None waits for another's loader.
+        futures_util::future::join_all(caches.values().map(|cache| cache.audit())).await;
+    }
+}
