@@ -78,7 +78,7 @@ impl Window {
 pub struct Report {
     /// The whole history.
     pub all: Window,
-    /// By [`Judge::window`].
+    /// By [`Judge::window`](super::Judge::window).
     pub windows: Vec<Window>,
     /// The first hundred violations. [`Window::violations`] has their number.
     pub violations: Vec<Violation>,
