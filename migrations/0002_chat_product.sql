@@ -53,3 +53,11 @@ create table api_keys (
     created_at timestamptz not null default clock_timestamp(),
     revoked_at timestamptz
 );
+
+-- Whose a chat is, is known wherever it is cached.
+create function chat_stays() returns trigger language plpgsql as $$
+begin
+    raise exception 'a chat stays with its company';
+end $$;
+create trigger chat_stays before update of company_id on chats for each row
+    when (new.company_id <> old.company_id) execute function chat_stays();

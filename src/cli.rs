@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -10,6 +11,7 @@ mod connect;
 mod doctor;
 mod http;
 mod inspect;
+mod keys;
 mod migrate;
 mod replay;
 mod seed;
@@ -21,11 +23,13 @@ mod watch;
 #[command(version, about)]
 pub(crate) enum Command {
     /// Serve the caches over HTTP
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     /// Make or upgrade the tables of the invalidation log, and with --service those of the service
     Migrate(migrate::Migrate),
     /// Put demo data into the service's tables
     Seed(seed::Seed),
+    /// Make, list and revoke the API keys of companies
+    Keys(keys::Keys),
     /// Make every SQL write to a table invalidate a cache, or stop it
     Watch(watch::Watch),
     /// Look at Postgres and Redis, say what is wrong, and how to mend it
@@ -42,12 +46,28 @@ impl Command {
             Self::Serve(command) => command.run().await,
             Self::Migrate(command) => command.run().await,
             Self::Seed(command) => command.run().await,
+            Self::Keys(command) => command.run().await,
             Self::Watch(command) => command.run().await,
             Self::Doctor(command) => command.run().await,
             Self::Inspect(command) => command.run().await,
             Self::Replay(command) => command.run().await,
         }
     }
+}
+
+/// A time, as it is written in arguments.
+///
+/// # Errors
+/// What it should look like.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_600.0)];
+    let read = || {
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = text[..digits].parse().ok()?;
+        let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == &text[digits..])?;
+        Duration::try_from_secs_f64(number * unit).ok().filter(|time| *time <= Duration::from_hours(24 * 365))
+    };
+    read().ok_or_else(|| format!("{text:?} is no time; like 250ms, 2s, 5m or 1h"))
 }
 
 /// One line for a person: what is wrong, and why.

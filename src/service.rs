@@ -1,13 +1,16 @@
 //! The service: caches of a customer-chat product over HTTP, one process of several.
 //!
-//! So far one resource. The whole surface is on this screen; a resource is a file: types, SQL, loader, routes.
+//! The whole surface is on this screen. A resource is a file: types, SQL, loader, routes.
+#![expect(unused_qualifications, reason = "what utoipa expands to")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::extract::State as Shared;
+use axum::extract::{DefaultBodyLimit, Request, State as Shared};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use perto::{Event, Perto, State};
@@ -16,114 +19,143 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
+use utoipa_axum::router::OpenApiRouter;
 
+use access::{Access, AdminKey};
+use caches::Caches;
+use problem::{Kind, Problem};
+use settings::{PoolSettings, Settings};
+
+mod access;
+pub(crate) mod administration;
+mod answer;
+mod api;
+mod caches;
 mod companies;
-mod consistency;
-pub(crate) mod entries;
+mod contacts;
+mod input;
+pub(crate) mod keys;
+mod listen;
+mod messages;
+mod preload;
 mod problem;
+mod rules;
 pub(crate) mod schema;
-
-/// What an instance is told at its start.
-#[derive(Debug)]
-pub(crate) struct Settings {
-    pub(crate) instance: String,
-    pub(crate) bound: Duration,
-    pub(crate) database_url: String,
-    /// Without it, L1 and Postgres answer alone.
-    pub(crate) redis_url: Option<String>,
-}
+pub(crate) mod seed;
+pub(crate) mod settings;
+mod tool_results;
+mod users;
+mod validation;
 
 /// What every handler has.
 #[derive(Debug)]
 pub(crate) struct Service {
-    instance: String,
+    settings: Settings,
     perto: Perto,
+    /// For what requests write, and read past the caches.
     pool: PgPool,
-    companies: companies::Companies,
+    caches: Caches,
+    access: Access,
 }
 
 /// How long requests in progress may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
-fn router(service: Arc<Service>) -> Router {
+fn router(service: &Arc<Service>) -> Router {
+    let (resources, api) = OpenApiRouter::with_openapi(api::base())
+        .nest(
+            "/api/v1",
+            OpenApiRouter::new()
+                .merge(messages::routes())
+                .merge(tool_results::routes())
+                .merge(companies::routes())
+                .merge(users::routes())
+                .merge(contacts::routes())
+                .merge(validation::routes())
+                .merge(preload::routes())
+                .merge(administration::routes()),
+        )
+        .split_for_parts();
+    let limit = service.settings.access.request_timeout;
+    let resources = resources
+        .route("/api/v1/cache/instances", get(instances))
+        .layer(from_fn_with_state(Arc::clone(service), access::check))
+        .layer(from_fn(move |request: Request, next: Next| in_time(limit, request, next)));
     Router::new()
         .route("/", get(index))
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
-        .route("/api/v1/cache/instances", get(instances))
-        .route("/api/v1/cache/{cache}/entries/{key}", get(entries::read))
-        .route("/api/v1/companies", axum::routing::post(companies::create))
-        .route(
-            "/api/v1/companies/{id}",
-            get(companies::read).patch(companies::change).delete(companies::delete),
-        )
-        .fallback(async || problem::Problem::not_found("there is no such route"))
-        .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
-        .with_state(service)
+        .merge(api::routes(&api))
+        .merge(resources)
+        .fallback(async || Problem::not_found("there is no such route"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(Kind::MethodNotAllowed, "see the `allow` header for those that it has")
+        })
+        // Handlers say how much they take.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(Arc::clone(service))
 }
 
-/// Connections to Postgres, 20 in all. Loads have some to themselves: writers that wait for a row can't stop reads.
+async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
+    }
+}
+
+/// Connections to Postgres. Loads have some to themselves: writers that wait for a row can't stop reads. So has the upkeep
+/// of the service, which must go on when requests have taken all the others.
 #[derive(Debug)]
 pub(crate) struct Pools {
     pub(crate) requests: PgPool,
     pub(crate) loads: PgPool,
 }
 
-/// 30 s idle, 10 s to acquire.
-pub(crate) fn pool_options(connections: u32) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .idle_timeout(Duration::from_secs(30))
-        .acquire_timeout(Duration::from_secs(10))
+impl PoolSettings {
+    /// How the connections are shared out: to requests, to loads.
+    pub(crate) const fn shares(&self) -> (u32, u32) {
+        let loads = self.pool_size * 2 / 5;
+        (self.pool_size - loads, loads)
+    }
+
+    pub(crate) fn options(&self, connections: u32) -> PgPoolOptions {
+        PgPoolOptions::new()
+            .max_connections(connections)
+            .idle_timeout(self.pool_idle)
+            .acquire_timeout(self.pool_acquire)
+    }
+}
+
+/// Where an instance finds what it needs.
+#[derive(Debug)]
+pub(crate) struct Places {
+    pub(crate) database_url: String,
+    /// Without it, L1 and Postgres answer alone.
+    pub(crate) redis_url: Option<String>,
 }
 
 /// Serves until `end` completes, then finishes what is in progress.
 pub(crate) async fn run(
     listener: TcpListener,
     settings: Settings,
+    places: Places,
     pools: Pools,
-    end: impl Future<Output = ()> + Send + 'static,
+    end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .try_init()
-        .map_err(anyhow::Error::from_boxed)?;
-    let mut builder = Perto::builder("service").bound(settings.bound).postgres(&settings.database_url);
-    match &settings.redis_url {
-        Some(url) => builder = builder.redis(url),
-        None => tracing::warn!(
-            "REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"
-        ),
-    }
-    let perto = builder.build()?;
-    let companies = companies::cache(&perto, pools.loads.clone())?;
+    let perto = connect(&settings, &places)?;
+    let caches = Caches::new(&perto, &pools.loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
     reporting.spawn(report(perto.clone(), settings.instance.clone()));
     perto.start().await.context("DATABASE_URL")?;
+    let access = access(&settings, &pools.requests).await?;
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
-    let service = Arc::new(Service {
-        instance: settings.instance,
-        perto: perto.clone(),
-        pool: pools.requests.clone(),
-        companies,
-    });
-    let (ending, ended) = tokio::sync::oneshot::channel::<()>();
-    let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
-        end.await;
-        drop(ending);
-    });
-    tokio::select! {
-        served = serving.into_future() => served?,
-        () = async {
-            drop(ended.await);
-            tokio::time::sleep(GRACE).await;
-        } => tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for"),
+    let connections = usize::try_from(settings.access.max_connections)?;
+    let pool = pools.requests.clone();
+    let service = Arc::new(Service { settings, perto: perto.clone(), pool, caches, access });
+    if !listen::serve(listener, router(&service), connections, GRACE, end).await {
+        tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
     perto.shutdown().await;
     reporting.close();
@@ -132,6 +164,39 @@ pub(crate) async fn run(
     let closing = async { tokio::join!(pools.requests.close(), pools.loads.close()) };
     drop(tokio::time::timeout(GRACE, closing).await);
     Ok(())
+}
+
+fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
+    let mut builder = Perto::builder("service").bound(settings.bound).postgres(&places.database_url);
+    match &places.redis_url {
+        Some(url) => builder = builder.redis(url),
+        None => tracing::warn!(
+            "REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"
+        ),
+    }
+    Ok(builder.build()?)
+}
+
+/// Open only where nobody has configured a key.
+async fn access(settings: &Settings, pool: &PgPool) -> anyhow::Result<Access> {
+    let any = "select exists (select from api_keys where revoked_at is null)";
+    let keys: bool = sqlx::query_scalar(any)
+        .fetch_one(pool)
+        .await
+        .context("the service's tables: run `perto migrate --service`")?;
+    let admin = match &settings.access.admin_key {
+        Some(key) => Some(AdminKey::Hash(keys::KeyHash::of(key))),
+        None if keys => Some(AdminKey::Nobody),
+        None => None,
+    };
+    match admin {
+        None => tracing::warn!("no keys are configured: whoever reaches this address may do anything"),
+        Some(AdminKey::Nobody) => {
+            tracing::warn!("PERTO_ADMIN_KEY is not set: nobody can administer the caches");
+        }
+        Some(AdminKey::Hash(_)) => {}
+    }
+    Ok(Access::new(admin, settings.access.rate_limit))
 }
 
 /// Logs what happens to the instance. Ends when it is closed.
@@ -178,8 +243,8 @@ async fn report(perto: Perto, instance: String) {
 
 async fn index(Shared(service): Shared<Arc<Service>>) -> String {
     format!(
-        "Perto, {}\n\nGET   /api/v1/companies/1\nPATCH /api/v1/companies/1   {{\"name\": \"...\"}}\nGET   /api/v1/cache/instances\nGET   /api/v1/cache/company/entries/1\nGET   /readyz\n",
-        service.instance
+        "Perto, {}\n\n/docs/           the API, to try\n/openapi.json\n/readyz\n/api/v1/companies/1\n/api/v1/cache/instances\n",
+        service.settings.instance
     )
 }
 
@@ -192,10 +257,9 @@ async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {
 /// This instance; the others come with the fleet's figures.
 async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
     let (health, stats) = (service.perto.health(), service.perto.stats());
-    let cache = service.companies.stats();
     let audits = service.perto.audits();
     Json(json!([{
-        "instance": service.instance,
+        "instance": service.settings.instance,
         "state": health.state.to_string(),
         "leaseLeftMs": u64::try_from(health.lease_left.as_millis()).unwrap_or(u64::MAX),
         "remoteUp": health.remote_up,
@@ -204,7 +268,6 @@ async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
         "hints": stats.hints,
         "repairs": stats.repairs,
         "audits": { "5m": audited(audits.five_minutes), "1h": audited(audits.hour), "1d": audited(audits.day) },
-        "companies": { "l1Hits": cache.l1_hits, "l2Hits": cache.l2_hits, "loadHits": cache.load_hits, "loads": cache.loads },
     }]))
 }
 

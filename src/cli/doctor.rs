@@ -29,7 +29,7 @@ pub(crate) struct Doctor {
     #[arg(long, value_name = "URL")]
     replica: Option<String>,
     /// Tell of transactions that have been open for longer
-    #[arg(long, default_value = "5m", value_parser = super::replay::duration, value_name = "TIME")]
+    #[arg(long, default_value = "5m", value_parser = super::duration, value_name = "TIME")]
     long: Duration,
     /// For programs
     #[arg(long)]

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::columns::{bytes, table, time, wrapped};
 use super::connect::{Database, check_redis, host_and_port};
 use super::http;
-use crate::service::entries::{hash, in_remote, ms};
+use crate::service::administration::{hash, in_remote, ms};
 
 /// Newest rows of the log that are shown.
 const MOST_ROWS: usize = 10;

@@ -51,7 +51,7 @@ pub(crate) struct Replay {
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
     /// The bound on staleness
-    #[arg(long, default_value = "1s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, default_value = "1s", value_parser = super::duration, value_name = "TIME")]
     bound: Duration,
     /// Faults, like redis:cut@3s+4s,bus:drop@9s+6s,postgres:cut@16s+3s
     #[arg(long, value_delimiter = ',', value_name = "SPEC")]
@@ -76,10 +76,6 @@ pub(crate) struct Replay {
     redis_url: Option<String>,
     #[command(flatten)]
     database: Database,
-}
-
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    faults::duration(text).ok_or_else(|| format!("{text:?} is no time; like 250ms or 2s"))
 }
 
 /// How long after a fault its window stays open at most.

@@ -8,53 +8,40 @@ use tokio::net::TcpListener;
 
 use super::connect::{Database, RedisTrouble, check_redis};
 use crate::service;
+use crate::service::settings::{PoolSettings, Settings};
 
-/// Connections of an instance to Postgres, by what they are for.
-const REQUESTS: u32 = 12;
-const LOADS: u32 = 8;
 /// The tail has one, and the rest of the log two.
 const LOG: u32 = 3;
-/// Most that an instance opens.
-pub(super) const CONNECTIONS: u32 = REQUESTS + LOADS + LOG;
+/// Shortest key of an admin.
+const MIN_ADMIN_KEY: usize = 32;
 
 /// See the command's help.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Where to listen. Only on this machine: there are no keys yet
+    /// Where to listen: without an admin key, only on this machine
     #[arg(long, env = "PERTO_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// How this instance is called
-    #[arg(long, env = "PERTO_INSTANCE", default_value = "instance1", value_name = "NAME")]
-    instance: String,
-    /// The bound on staleness
-    #[arg(long, env = "PERTO_BOUND", default_value = "1s", value_parser = super::replay::duration, value_name = "TIME")]
-    bound: std::time::Duration,
     /// URL of Redis or Valkey; without it, L1 and Postgres answer alone
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<String>,
     #[command(flatten)]
     database: Database,
+    #[command(flatten)]
+    settings: Settings,
 }
 
+/// Most connections that an instance opens, by default.
+pub(super) const CONNECTIONS: u32 = PoolSettings::SIZE + LOG;
+
 impl Serve {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        if !self.listen.ip().is_loopback() {
-            bail!(
-                "--listen: {} is not a loopback address, and without keys anybody could read and write there",
-                self.listen
-            );
-        }
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        log();
+        self.check()?;
         let listener = TcpListener::bind(self.listen)
             .await
             .with_context(|| format!("--listen: {} can't be had", self.listen))?;
-        // Whoever holds a row for long must not hold the service too.
-        let limits =
-            [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
-        let pools = service::Pools {
-            requests: self.database.pool_with(service::pool_options(REQUESTS), &limits).await?,
-            loads: self.database.pool_with(service::pool_options(LOADS), &limits).await?,
-        };
-        let redis_url = self.redis_url.filter(|url| !url.is_empty());
+        let pools = self.pools().await?;
+        let redis_url = self.redis_url.take().filter(|url| !url.is_empty());
         if let Some(url) = &redis_url {
             match check_redis(url).await {
                 Ok(_) => {}
@@ -65,16 +52,53 @@ impl Serve {
                 }
             }
         }
-        let settings = service::Settings {
-            instance: self.instance,
-            bound: self.bound,
-            database_url: self.database.url()?.to_owned(),
-            redis_url,
+        let places = service::Places { database_url: self.database.url()?.to_owned(), redis_url };
+        service::run(listener, self.settings, places, pools, terminated()).await
+    }
+
+    fn check(&mut self) -> anyhow::Result<()> {
+        let key = &mut self.settings.access.admin_key;
+        *key = key.take().filter(|key| !key.is_empty());
+        match key {
+            Some(key) if key.len() < MIN_ADMIN_KEY => {
+                bail!(
+                    "PERTO_ADMIN_KEY has less than {MIN_ADMIN_KEY} characters; `perto keys generate` makes one"
+                )
+            }
+            None if !self.listen.ip().is_loopback() => bail!(
+                "--listen: {} is not a loopback address, and without PERTO_ADMIN_KEY anybody could read and write there",
+                self.listen
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    async fn pools(&self) -> anyhow::Result<service::Pools> {
+        let pool = &self.settings.pool;
+        // Whoever holds a row for long must not hold the service too. A pooler takes no settings at the start.
+        let limits: &[_] = match pool.prepared_statements {
+            true => {
+                &[("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")]
+            }
+            false => &[],
         };
-        service::run(listener, settings, pools, terminated()).await
+        let (requests, loads) = pool.shares();
+        Ok(service::Pools {
+            requests: self.database.pool_with(pool.options(requests), limits).await?,
+            loads: self.database.pool_with(pool.options(loads), limits).await?,
+        })
     }
 }
 
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into());
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
+    drop(logging);
+}
 /// Completes at Ctrl-C, and where the system asks for an end.
 async fn terminated() {
     #[cfg(unix)]

@@ -1,147 +1,190 @@
-//! Companies: by id, invalidated by any write to their row.
+//! Companies: the tenants. By id, invalidated by any write to their row.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::IntoResponse;
-use perto::{Cache, Load, Loaded, Perto, StartError, postgres};
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::response::Response;
+use perto::{Cache, CacheBuilder, Load, Loaded, ReadOptions, StartError, postgres};
 use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, PgPool};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::Service;
-use super::consistency::{self, Answer, Done};
+use super::access::{Admin, Caller};
+use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::input::{At, Body};
 use super::problem::Problem;
+use super::rules;
 
-pub(super) const CACHE: &str = "company";
+pub(crate) const CACHE: &str = "company";
 
-pub(super) type Companies = Cache<i64, Company>;
+pub(crate) type Companies = Cache<i64, Row<Company>>;
 
-/// A company, as it is cached and served.
-#[derive(Debug, Clone, Serialize, Deserialize, FromRow)]
+/// A company.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
 pub(crate) struct Company {
-    id: i64,
+    pub(crate) id: i64,
     name: String,
+    /// ISO 3166-1 alpha-2: the region of phone numbers without a country code.
+    pub(crate) region: String,
+}
+
+/// A new company.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewCompany {
+    #[schema(min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$", example = "Perto")]
+    name: String,
+    #[schema(pattern = "^[A-Z]{2}$", example = "PT")]
     region: String,
 }
 
-#[derive(Debug, Deserialize)]
+/// What to change of a company.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct New {
-    name: String,
-    region: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Change {
+struct CompanyChange {
+    #[schema(min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$", nullable = true)]
     name: Option<String>,
+    #[schema(pattern = "^[A-Z]{2}$", nullable = true)]
     region: Option<String>,
 }
 
-pub(super) fn cache(perto: &Perto, pool: PgPool) -> Result<Companies, StartError> {
-    perto
-        .cache(CACHE)
-        .tables(["companies"])
-        .ttl(Duration::from_mins(30))
-        .loader(move |load: Load<i64>| load_companies(pool.clone(), load))
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct CompanyPath {
+    #[param(minimum = 1)]
+    id: i64,
 }
 
-async fn load_companies(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Company>, sqlx::Error> {
+pub(super) fn cache(
+    settings: CacheBuilder<i64, Row<Company>>,
+    pool: PgPool,
+) -> Result<Companies, StartError> {
+    settings.tables(["companies"]).loader(move |load: Load<i64>| load_companies(pool.clone(), load))
+}
+
+async fn load_companies(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Row<Company>>, sqlx::Error> {
     let rows = postgres::query_as::<Company>("select id, name, region from companies where id = any($1)")
         .bind(load.keys)
         .fetch(&pool)
         .await?;
-    Ok(rows.by_key(|company| (company.id, company)))
+    Ok(rows.by_key(|company| (company.id, Row::from(company))))
 }
 
-pub(super) async fn read(
-    State(service): State<Arc<Service>>,
-    id: Result<Path<i64>, PathRejection>,
-    headers: HeaderMap,
-) -> Result<Answer<Company>, Problem> {
-    let read = service.companies.get_with(&company_id(id)?, consistency::options(&headers)?).await?;
-    Answer::new(read).ok_or_else(|| Problem::not_found("there is no such company"))
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(read, change, delete))
 }
 
-pub(super) async fn create(
+/// The company of a path `/companies/{company}/…`, if it is there for the caller.
+#[derive(Debug)]
+pub(crate) struct Tenant(pub(crate) Company);
+
+impl FromRequestParts<Arc<Service>> for Tenant {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Problem> {
+        #[derive(Deserialize)]
+        struct Of {
+            company: i64,
+        }
+        let caller = Caller::from_request_parts(parts, service).await?;
+        let At(Of { company }) = At::from_request_parts(parts, service).await?;
+        find(service, caller, company, ReadOptions::default())
+            .await
+            .map(|found| Self(found.value.row.clone()))
+    }
+}
+
+async fn find(
+    service: &Service,
+    caller: Caller,
+    id: i64,
+    options: ReadOptions,
+) -> Result<Found<Row<Company>>, Problem> {
+    let read = service.caches.companies.get_with(&id, options).await?;
+    Found::new(read, "company", |company| caller.may(company.row.id))
+}
+
+/// A company by its id
+#[utoipa::path(get, path = "/companies/{id}", tag = "companies", params(CompanyPath, ReadHeaders),
+    responses((status = 200, body = Company)))]
+async fn read(
     State(service): State<Arc<Service>>,
-    body: Result<Json<New>, JsonRejection>,
-) -> Result<impl IntoResponse, Problem> {
-    let Json(new) = body?;
-    check(Some(&new.name), Some(&new.region))?;
+    caller: Caller,
+    At(path): At<CompanyPath>,
+    wanted: Wanted,
+) -> Result<Answer, Problem> {
+    let found = find(&service, caller, path.id, wanted.options()).await?;
+    Ok(Answer::row(&found, &wanted))
+}
+
+/// Makes a company: for admins
+#[utoipa::path(post, path = "/companies", tag = "companies", request_body = NewCompany,
+    responses((status = 201, body = Company)))]
+async fn create(
+    State(service): State<Arc<Service>>,
+    _: Admin,
+    Body(new): Body<NewCompany>,
+) -> Result<Response, Problem> {
+    let (name, region) = (rules::name(&new.name)?, region(&new.region)?);
+    let sql = "insert into companies (name, region) values ($1, $2) returning id, name, region";
     let written = service
         .perto
         .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>(
-                "insert into companies (name, region) values ($1, $2) returning id, name, region",
-            )
-            .bind(new.name)
-            .bind(new.region)
-            .fetch_one(tx)
-            .await
+            sqlx::query_as::<_, Company>(sql).bind(name).bind(region).fetch_one(tx).await
         })
         .await?;
-    Ok((StatusCode::CREATED, Done(written)))
+    let location = format!("/api/v1/companies/{}", written.value.id);
+    Ok(Done(written).created(&location))
 }
 
-pub(super) async fn change(
+/// Changes a company
+#[utoipa::path(patch, path = "/companies/{id}", tag = "companies", params(CompanyPath), request_body = CompanyChange,
+    responses((status = 200, body = Company)))]
+async fn change(
     State(service): State<Arc<Service>>,
-    id: Result<Path<i64>, PathRejection>,
-    body: Result<Json<Change>, JsonRejection>,
+    caller: Caller,
+    At(path): At<CompanyPath>,
+    Body(change): Body<CompanyChange>,
 ) -> Result<Done<Company>, Problem> {
-    let (id, Json(change)) = (company_id(id)?, body?);
-    check(change.name.as_deref(), change.region.as_deref())?;
+    let name = change.name.as_deref().map(rules::name).transpose()?;
+    let region = change.region.as_deref().map(region).transpose()?;
+    let sql = "update companies set name = coalesce($3, name), region = coalesce($4, region) \
+               where id = $1 and ($2::bigint is null or id = $2) returning id, name, region";
     let written = service
         .perto
         .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>(
-                "update companies set name = coalesce($2, name), region = coalesce($3, region) where id = $1 \
-                 returning id, name, region",
-            )
-            .bind(id)
-            .bind(change.name)
-            .bind(change.region)
-            .fetch_optional(tx)
-            .await
+            let query = sqlx::query_as::<_, Company>(sql).bind(path.id).bind(caller.company());
+            query.bind(name).bind(region).fetch_optional(tx).await
         })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }
 
-pub(super) async fn delete(
+/// Deletes a company and all that it has: for admins
+#[utoipa::path(delete, path = "/companies/{id}", tag = "companies", params(CompanyPath),
+    responses((status = 200, body = Company)))]
+async fn delete(
     State(service): State<Arc<Service>>,
-    id: Result<Path<i64>, PathRejection>,
+    _: Admin,
+    At(path): At<CompanyPath>,
 ) -> Result<Done<Company>, Problem> {
-    let id = company_id(id)?;
+    let sql = "delete from companies where id = $1 returning id, name, region";
     let written = service
         .perto
         .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>("delete from companies where id = $1 returning id, name, region")
-                .bind(id)
-                .fetch_optional(tx)
-                .await
+            sqlx::query_as::<_, Company>(sql).bind(path.id).fetch_optional(tx).await
         })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }
 
-fn company_id(id: Result<Path<i64>, PathRejection>) -> Result<i64, Problem> {
-    match id {
-        Ok(Path(id)) => Ok(id),
-        Err(_rejected) => Err(Problem::bad_request("id: must be an integer")),
+fn region(text: &str) -> Result<&str, Problem> {
+    match text.len() == 2 && text.bytes().all(|b| b.is_ascii_uppercase()) {
+        true => Ok(text),
+        false => Err(Problem::invalid("region", "must be two capital letters, like PT")),
     }
-}
-
-fn check(name: Option<&str>, region: Option<&str>) -> Result<(), Problem> {
-    if name.is_some_and(|name| !(1..=200).contains(&name.chars().count()) || name.contains('\0')) {
-        return Err(Problem::unprocessable("name: must have 1 to 200 characters"));
-    }
-    if region.is_some_and(|region| region.len() != 2 || !region.bytes().all(|b| b.is_ascii_uppercase())) {
-        return Err(Problem::unprocessable("region: must be two capital letters, like PT"));
-    }
-    Ok(())
 }

@@ -1,79 +1,169 @@
 //! Errors as [problem+json](https://www.rfc-editor.org/rfc/rfc9457), made in one place.
+//!
+//! Types are stable: clients may compare them. Internal causes are logged, never sent.
+
+use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
-/// A problem: what a client is told. Internal causes are logged, never sent.
+/// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Problem {
-    status: StatusCode,
+pub(crate) struct Problem {
+    kind: Kind,
     detail: String,
+    field: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+/// Kinds of problems, by what a client can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    BadRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    Conflict,
+    TooLarge,
+    UnsupportedMediaType,
+    Invalid,
+    TooManyRequests,
+    Internal,
+    Unavailable,
+    Timeout,
+}
+
+impl Kind {
+    const fn parts(self) -> (&'static str, StatusCode, &'static str) {
+        match self {
+            Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "The request can't be read"),
+            Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED, "A key is needed"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "This key is not enough"),
+            Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is no such thing"),
+            Self::MethodNotAllowed => {
+                ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "This route has no such method")
+            }
+            Self::RequestTimeout => {
+                ("request-timeout", StatusCode::REQUEST_TIMEOUT, "The request came too slowly")
+            }
+            Self::Conflict => ("conflict", StatusCode::CONFLICT, "Something else is in the way"),
+            Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
+            Self::UnsupportedMediaType => (
+                "unsupported-media-type",
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "This type of body is not understood",
+            ),
+            Self::Invalid => ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "A value is not acceptable"),
+            Self::TooManyRequests => {
+                ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "Too much at a time")
+            }
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "Something is wrong here"),
+            Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Not at the moment"),
+            Self::Timeout => ("timeout", StatusCode::GATEWAY_TIMEOUT, "It took too long"),
+        }
+    }
+}
+
+/// As it is sent.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Document {
+    /// What kind of problem, for programs: `urn:perto:problem:not-found` and the like.
+    #[schema(pattern = "^urn:perto:problem:[a-z-]+$")]
+    r#type: String,
+    /// The same for people.
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What to change.
+    detail: String,
+    /// The field, parameter or header that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    field: Option<String>,
 }
 
 impl Problem {
-    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+    pub(crate) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), field: None, retry_after: None }
     }
 
-    pub(super) fn bad_request(detail: &str) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, detail)
+    /// About a field, a parameter or a header: `detail` begins with its name.
+    pub(crate) fn of(kind: Kind, field: &str, wrong: &str) -> Self {
+        Self { field: Some(field.to_owned()), ..Self::new(kind, format!("{field}: {wrong}")) }
     }
 
-    pub(super) fn unprocessable(detail: &str) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    pub(crate) fn bad(field: &str, wrong: &str) -> Self {
+        Self::of(Kind::BadRequest, field, wrong)
     }
 
-    pub(super) fn not_found(detail: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, detail)
+    pub(crate) fn invalid(field: &str, wrong: &str) -> Self {
+        Self::of(Kind::Invalid, field, wrong)
     }
 
-    pub(super) fn method_not_allowed() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route has no such method")
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, detail)
     }
 
-    fn unavailable(detail: &str) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(1))
     }
 
-    fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    pub(crate) fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "something is wrong here; it has been logged")
+        Self::new(Kind::Internal, "it has been logged")
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason(),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        let mut response = (self.status, Json(body)).into_response();
+        let (name, status, title) = self.kind.parts();
+        let document = Document {
+            r#type: format!("urn:perto:problem:{name}"),
+            title,
+            status: status.as_u16(),
+            detail: self.detail,
+            field: self.field,
+        };
+        let mut response = (status, Json(document)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(after) = self.retry_after {
+            headers.insert(
+                header::RETRY_AFTER,
+                after
+                    .as_secs_f64()
+                    .ceil()
+                    .max(1.0)
+                    .to_string()
+                    .parse()
+                    .unwrap_or(HeaderValue::from_static("1")),
+            );
+        }
+        if self.kind == Kind::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
-    }
-}
-
-impl From<JsonRejection> for Problem {
-    fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), format!("body: {}", rejection.body_text()))
     }
 }
 
 impl From<perto::Error> for Problem {
     fn from(error: perto::Error) -> Self {
         match &error {
-            perto::Error::TokenAhead => {
-                Self::bad_request("perto-at-least: the token is ahead of the database")
-            }
+            perto::Error::TokenAhead => Self::bad("perto-at-least", "the token is ahead of the database"),
+            perto::Error::KeyTooLong { .. } => Self::bad("key", "is longer than any key"),
             error if error.is_retryable() => {
                 tracing::warn!(error = error as &dyn std::error::Error, "read failed");
                 Self::unavailable("the database can't be read at the moment")
@@ -84,14 +174,53 @@ impl From<perto::Error> for Problem {
     }
 }
 
+impl From<perto::InvalidateError> for Problem {
+    fn from(error: perto::InvalidateError) -> Self {
+        match &error {
+            perto::InvalidateError::KeyTooLong { .. } => Self::bad("key", "is longer than any key"),
+            error => {
+                tracing::warn!(error = error as &dyn std::error::Error, "invalidation failed");
+                Self::unavailable("the invalidation could not be recorded; nothing is promised")
+            }
+        }
+    }
+}
+
+impl From<super::rules::Flaw> for Problem {
+    fn from(flaw: super::rules::Flaw) -> Self {
+        Self::invalid(flaw.field, flaw.wrong)
+    }
+}
+
+/// Constraints that a write may run into, and what to tell of them.
+const CONSTRAINTS: [(&str, Kind, &str, &str); 5] = [
+    ("users_company_id_email_key", Kind::Conflict, "email", "another user of this company has it"),
+    ("contacts_company_id_phone_key", Kind::Conflict, "phone", "another contact of this company has it"),
+    ("users_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
+    ("contacts_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
+    ("chats_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
+];
+
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::PoolClosed => {
+        let refused = error.as_database_error();
+        let constraint = refused.and_then(sqlx::error::DatabaseError::constraint);
+        if let Some((_, kind, field, wrong)) = CONSTRAINTS.iter().find(|(name, ..)| constraint == Some(name))
+        {
+            return Self::of(*kind, field, wrong);
+        }
+        let code = refused.and_then(|refused| refused.code()).map(|code| code.into_owned());
+        match (&error, code.as_deref()) {
+            // Nothing answers, no connection is left, a row is locked, a statement took too long, the server ends.
+            (sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::PoolClosed, _)
+            | (
+                _,
+                Some("53300" | "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "40001" | "40P01" | "25006"),
+            ) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "write failed");
                 Self::unavailable("the database can't be written at the moment")
             }
-            error => Self::internal(error),
+            _ => Self::internal(&error),
         }
     }
 }

@@ -4,11 +4,22 @@ use anyhow::Context;
 use perto::postgres::{self, Watch};
 use sqlx::PgConnection;
 
+use super::{companies, contacts, keys, messages, tool_results, users};
+
 /// The schema of the log.
 pub(crate) const LOG: &str = "perto";
 
 /// Which cache is invalidated by which table, and how its keys are written in SQL.
-pub(crate) const WATCHED: [(&str, &str, &str); 1] = [("companies", super::companies::CACHE, "id")];
+pub(crate) const WATCHED: [(&str, &str, &str); 8] = [
+    ("chats", messages::CACHE, "id"),
+    ("messages", messages::CACHE, "chat_id"),
+    ("companies", companies::CACHE, "id"),
+    ("users", users::CACHE, "id"),
+    ("contacts", contacts::CACHE, "id"),
+    ("contacts", contacts::CACHE_BY_PHONE, "company_id || ':' || phone"),
+    ("tool_results", tool_results::CACHE, "chat_id || ':' || tool"),
+    ("api_keys", keys::CACHE, "encode(hash, 'hex')"),
+];
 
 /// Makes or upgrades everything. Watching again is harmless: it clears the caches once.
 pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
@@ -24,17 +35,4 @@ pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()>
         postgres::watch(connection, &watch).await.with_context(|| format!("DATABASE_URL: watch {table}"))?;
     }
     Ok(())
-}
-
-/// Makes companies up to a number. Returns how many were made.
-pub(crate) async fn seed(connection: &mut PgConnection, companies: u32) -> anyhow::Result<u64> {
-    let made = sqlx::query(
-        "insert into companies (name, region) select 'Company ' || n, (array['DE', 'PT', 'US', 'BR'])[1 + n % 4] \
-         from generate_series((select count(*) from companies) + 1, $1) n",
-    )
-    .bind(i64::from(companies))
-    .execute(connection)
-    .await
-    .context("the service's tables are missing: run `perto migrate --service`")?;
-    Ok(made.rows_affected())
 }

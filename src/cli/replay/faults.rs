@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use perto::proxy::Fault;
 
+use crate::cli::duration;
+
 /// One fault of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Scheduled {
@@ -49,16 +51,16 @@ impl FromStr for Scheduled {
         let (target, kind) = what.split_once(':').ok_or_else(|| wrong("no target:kind"))?;
         let (start, length) = match when.split_once('+') {
             Some((start, length)) => {
-                (start, Some(duration(length).ok_or_else(|| wrong("the length is no time"))?))
+                (start, Some(duration(length).map_err(|_no_time| wrong("the length is no time"))?))
             }
             None => (when, None),
         };
-        let start = duration(start).ok_or_else(|| wrong("the start is no time"))?;
+        let start = duration(start).map_err(|_no_time| wrong("the start is no time"))?;
         let fault = match kind {
             "cut" => Some(Fault::Cut),
             "blackhole" => Some(Fault::BlackHole),
             "drop" if target == "bus" => Some(Fault::DropMessages),
-            _ => kind.strip_prefix("delay").and_then(duration).map(Fault::Delay),
+            _ => kind.strip_prefix("delay").and_then(|time| duration(time).ok()).map(Fault::Delay),
         };
         let place = target.strip_prefix("instance").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 0);
         let what = match (target, kind, fault, place) {
@@ -76,22 +78,6 @@ impl FromStr for Scheduled {
         };
         Ok(Self { name: text.to_owned(), what, start, length })
     }
-}
-
-/// Longest time that can be given.
-const MOST: Duration = Duration::from_hours(24);
-
-/// `3s`, `250ms`, `2m`; at most a day.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-    let number: f64 = text[..digits].parse().ok()?;
-    let unit = match &text[digits..] {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        _ => return None,
-    };
-    Duration::try_from_secs_f64(number * unit).ok().filter(|time| *time <= MOST)
 }
 
 #[cfg(test)]

@@ -1,0 +1,255 @@
+//! What a response says of its consistency, and what a request may ask for.
+//!
+//! A write answers with `perto-token`; a read that brings it as `perto-at-least` sees the write, on any instance. A
+//! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::FromRequestParts;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use perto::postgres::Written;
+use perto::{Freshness, Read, ReadOptions, Tier, Token};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+use utoipa::IntoParams;
+
+use super::problem::Problem;
+
+const AT_LEAST: &str = "perto-at-least";
+const TIER: HeaderName = HeaderName::from_static("perto-tier");
+const FRESHNESS: HeaderName = HeaderName::from_static("perto-freshness");
+const TOKEN: HeaderName = HeaderName::from_static("perto-token");
+const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What a read may be asked for by headers.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    at_least: Option<Token>,
+    if_none_match: Option<HeaderValue>,
+}
+
+/// As documented.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it says in the API's description what `Wanted` reads")]
+pub(crate) struct ReadHeaders {
+    /// The `perto-token` of a write that the answer must contain.
+    #[param(rename = "perto-at-least", pattern = "^[0-9a-f]{1,16}-[0-9a-f]{1,16}$", required = false)]
+    at_least: Option<String>,
+    /// `ETag`s that the client has: where the answer's is among them, it is `304` without a body.
+    #[param(rename = "if-none-match", required = false)]
+    if_none_match: Option<String>,
+}
+
+impl Wanted {
+    pub(crate) fn options(&self) -> ReadOptions {
+        self.at_least.map_or_else(ReadOptions::default, ReadOptions::at_least)
+    }
+
+    fn has(&self, tag: &HeaderValue) -> bool {
+        let Some(given) = self.if_none_match.as_ref().map(HeaderValue::as_bytes) else { return false };
+        given == tag.as_bytes()
+            || given.split(|byte| *byte == b',').any(|one| {
+                let one = one.trim_ascii();
+                one == b"*" || one.strip_prefix(b"W/").unwrap_or(one) == tag.as_bytes()
+            })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Wanted {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let at_least = match parts.headers.get(AT_LEAST) {
+            None => None,
+            Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
+                Some(token) => Some(token),
+                None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
+            },
+        };
+        Ok(Self { at_least, if_none_match: parts.headers.get(IF_NONE_MATCH).cloned() })
+    }
+}
+
+/// A row as it is cached: with the body that its answers have, made once for as long as it is in L1.
+#[derive(Debug)]
+pub(crate) struct Row<T> {
+    pub(crate) row: T,
+    rendered: OnceLock<Rendered>,
+}
+
+/// A body and its tag.
+#[derive(Debug, Clone)]
+pub(crate) struct Rendered {
+    pub(crate) body: Bytes,
+    pub(crate) tag: HeaderValue,
+}
+
+impl<T> From<T> for Row<T> {
+    fn from(row: T) -> Self {
+        Self { row, rendered: OnceLock::new() }
+    }
+}
+
+impl<T: Serialize> Row<T> {
+    fn rendered(&self) -> &Rendered {
+        self.rendered.get_or_init(|| {
+            let body = Bytes::from(serde_json::to_vec(&self.row).unwrap_or_default());
+            Rendered { tag: tag(&digest(&body), ""), body }
+        })
+    }
+}
+
+impl<T: Serialize> Serialize for Row<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.row.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Row<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(Self::from)
+    }
+}
+
+/// The same bytes have the same one on every instance.
+pub(crate) fn digest(bytes: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&Sha256::digest(bytes)[..16]);
+    short
+}
+
+pub(crate) fn tag(digest: &[u8; 16], of: &str) -> HeaderValue {
+    let text = format!("\"{:032x}{of}\"", u128::from_be_bytes(*digest));
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// A value that was read, on its way out.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    parts: Response,
+}
+
+impl Answer {
+    /// A row.
+    pub(crate) fn row<T: Serialize>(read: &Found<Row<T>>, wanted: &Wanted) -> Self {
+        let rendered = read.value.rendered();
+        let body = || (Body::from(rendered.body.clone()), JSON);
+        Self::tagged(read, wanted, rendered.tag.clone(), body)
+    }
+
+    /// Anything with a tag; the body is made only where the client lacks it.
+    pub(crate) fn tagged<V>(
+        read: &Found<V>,
+        wanted: &Wanted,
+        tag: HeaderValue,
+        body: impl FnOnce() -> (Body, HeaderValue),
+    ) -> Self {
+        let mut response = if wanted.has(&tag) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            response
+        } else {
+            let (body, content_type) = body();
+            let mut response = Response::new(body);
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
+            response
+        };
+        let headers = response.headers_mut();
+        consistency(headers, read.freshness, read.tier);
+        headers.insert(ETAG, tag);
+        Self { parts: response }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        self.parts
+    }
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(crate) struct Found<V> {
+    pub(crate) value: Arc<V>,
+    pub(crate) freshness: Freshness,
+    pub(crate) tier: Tier,
+}
+
+impl<V> Found<V> {
+    /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which.
+    pub(crate) fn new(read: Read<V>, what: &str, theirs: impl FnOnce(&V) -> bool) -> Result<Self, Problem> {
+        match read.value {
+            Some(value) if theirs(&value) => Ok(Self { value, freshness: read.freshness, tier: read.tier }),
+            _ => Err(Problem::not_found(format!("there is no such {what}"))),
+        }
+    }
+}
+
+fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
+    let tier = match tier {
+        Tier::Local => "l1",
+        Tier::Remote => "l2",
+        Tier::Load => "load",
+    };
+    let freshness = match freshness {
+        Freshness::Fresh => "fresh",
+        Freshness::Unverified { .. } => "unverified",
+        _ => "stale",
+    };
+    headers.insert(TIER, HeaderValue::from_static(tier));
+    headers.insert(FRESHNESS, HeaderValue::from_static(freshness));
+    headers.insert(CACHE_CONTROL, PRIVATE);
+}
+
+/// A value that was composed of others: as good as the worst of them.
+pub(crate) fn composed<T: Serialize>(value: T, freshness: Freshness, tier: Tier) -> Response {
+    let mut response = Json(value).into_response();
+    consistency(response.headers_mut(), freshness, tier);
+    response
+}
+
+/// A write that is committed.
+#[derive(Debug)]
+pub(crate) struct Done<V>(pub(crate) Written<V>);
+
+impl<V> Done<V> {
+    /// None where the write found no row.
+    pub(crate) fn some(written: Written<Option<V>>) -> Option<Self> {
+        let token = written.token;
+        written.value.map(|value| Self(Written { value, token }))
+    }
+
+    /// Made anew, at `location`.
+    pub(crate) fn created(self, location: &str) -> Response
+    where
+        V: Serialize,
+    {
+        let mut response = (StatusCode::CREATED, self).into_response();
+        if let Ok(location) = location.parse() {
+            response.headers_mut().insert(axum::http::header::LOCATION, location);
+        }
+        response
+    }
+}
+
+impl<V: Serialize> IntoResponse for Done<V> {
+    fn into_response(self) -> Response {
+        let mut response = Json(self.0.value).into_response();
+        put_token(response.headers_mut(), self.0.token);
+        response
+    }
+}
+
+pub(crate) fn put_token(headers: &mut HeaderMap, token: Option<Token>) {
+    if let Some(token) = token.and_then(|token| HeaderValue::try_from(token.to_string()).ok()) {
+        headers.insert(TOKEN, token);
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}

@@ -1,0 +1,122 @@
+//! All caches of the service, by name: for what is done with each of them alike.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use perto::{
+    Cache, CacheBuilder, CacheStats, Inspection, InvalidateError, Key, Perto, StartError, Token, Value,
+};
+use sqlx::PgPool;
+
+use super::problem::Problem;
+use super::settings::Settings;
+use super::{companies, contacts, keys, messages, tool_results, users, validation};
+
+/// Every cache that there is.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    pub(crate) messages: messages::Messages,
+    pub(crate) companies: companies::Companies,
+    pub(crate) users: users::Users,
+    pub(crate) contacts: contacts::Contacts,
+    pub(crate) contacts_by_phone: contacts::ContactsByPhone,
+    pub(crate) validations: validation::Validations,
+    pub(crate) tool_results: tool_results::ToolResults,
+    pub(crate) api_keys: keys::ApiKeys,
+}
+
+impl Caches {
+    pub(super) fn new(perto: &Perto, pool: &PgPool, settings: &Settings) -> Result<Self, StartError> {
+        let (ttls, pool) = (&settings.ttls, || pool.clone());
+        let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
+        let l1_bytes = settings.sizes.l1_mib << 20;
+        let of = Begin { perto, l1_bytes };
+        Ok(Self {
+            messages: messages::cache(of.begin(messages::CACHE, ttls.message), pool(), window)?,
+            companies: companies::cache(of.begin(companies::CACHE, ttls.company), pool())?,
+            users: users::cache(of.begin(users::CACHE, ttls.user), pool())?,
+            contacts: contacts::cache(of.begin(contacts::CACHE, ttls.contact), pool())?,
+            contacts_by_phone: contacts::cache_by_phone(
+                of.begin(contacts::CACHE_BY_PHONE, ttls.contact),
+                pool(),
+            )?,
+            validations: validation::cache(of.begin(validation::CACHE, ttls.validation))?,
+            tool_results: tool_results::cache(of.begin(tool_results::CACHE, ttls.tool_result), pool())?,
+            api_keys: keys::cache(of.begin(keys::CACHE, ttls.api_key), pool())?,
+        })
+    }
+
+    pub(crate) fn all(&self) -> [&dyn AnyCache; 8] {
+        [
+            &self.messages,
+            &self.companies,
+            &self.users,
+            &self.contacts,
+            &self.contacts_by_phone,
+            &self.validations,
+            &self.tool_results,
+            &self.api_keys,
+        ]
+    }
+
+    /// # Errors
+    /// 404 where there is none of that name.
+    pub(crate) fn find(&self, name: &str) -> Result<&dyn AnyCache, Problem> {
+        let found = self.all().into_iter().find(|cache| cache.name() == name);
+        found.ok_or_else(|| Problem::not_found("there is no such cache"))
+    }
+}
+
+/// What all caches begin with.
+struct Begin<'a> {
+    perto: &'a Perto,
+    l1_bytes: u64,
+}
+
+impl Begin<'_> {
+    fn begin<K: Key, V: Value>(&self, name: &str, ttl: Duration) -> CacheBuilder<K, V> {
+        self.perto.cache(name).ttl(ttl).capacity_bytes(self.l1_bytes)
+    }
+}
+
+/// A cache, whatever its keys and values are. Keys are texts.
+pub(crate) trait AnyCache: Send + Sync {
+    fn name(&self) -> &str;
+    fn stats(&self) -> CacheStats;
+    /// Entries of L1 and their bytes.
+    fn size(&self) -> (u64, u64);
+    /// None where the text is no key of this cache.
+    fn inspect<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Inspection, perto::Error>>>;
+    /// None where the text is no key of this cache.
+    fn invalidate<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Token, InvalidateError>>>;
+    fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>>;
+}
+
+impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn stats(&self) -> CacheStats {
+        self.stats()
+    }
+
+    fn size(&self) -> (u64, u64) {
+        self.size()
+    }
+
+    fn inspect<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Inspection, perto::Error>>> {
+        let key: K = key.parse().ok()?;
+        Some(Box::pin(async move { self.inspect(&key).await }))
+    }
+
+    fn invalidate<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Token, InvalidateError>>> {
+        let key: K = key.parse().ok()?;
+        Some(Box::pin(async move { self.invalidate(&key).await }))
+    }
+
+    fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>> {
+        Box::pin(self.clear())
+    }
+}

@@ -1,0 +1,259 @@
+//! Contacts: the people whom a company talks to. By id and by phone, each invalidated by any write to their row.
+
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use perto::{Cache, CacheBuilder, Load, Loaded, StartError, postgres};
+use serde::{Deserialize, Serialize};
+use sqlx::{FromRow, PgPool};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Service;
+use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::companies::Tenant;
+use super::input::{self, At, Body};
+use super::problem::Problem;
+use super::rules;
+
+pub(crate) const CACHE: &str = "contact";
+pub(crate) const CACHE_BY_PHONE: &str = "contact_by_phone";
+
+pub(crate) type Contacts = Cache<i64, Row<Contact>>;
+pub(crate) type ContactsByPhone = Cache<ByPhone, Row<Contact>>;
+
+/// A contact.
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow, ToSchema)]
+pub(crate) struct Contact {
+    pub(crate) id: i64,
+    #[serde(rename = "company")]
+    pub(crate) company_id: i64,
+    /// E.164.
+    pub(crate) phone: String,
+    name: Option<String>,
+    email: Option<String>,
+}
+
+/// A phone of a company's contact.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ByPhone {
+    pub(crate) company: i64,
+    /// E.164.
+    pub(crate) phone: String,
+}
+
+impl fmt::Display for ByPhone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.company, self.phone)
+    }
+}
+
+impl FromStr for ByPhone {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (company, phone) = text.split_once(':').unwrap_or(("", text));
+        Ok(Self { company: company.parse()?, phone: phone.to_owned() })
+    }
+}
+
+/// A new contact.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewContact {
+    /// In any usual form; without a country code it is of the company's region.
+    #[schema(min_length = 3, max_length = 64, example = "+351 912 345 678")]
+    phone: String,
+    #[schema(min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    name: Option<String>,
+    #[schema(min_length = 3, max_length = 254, format = "email")]
+    email: Option<String>,
+}
+
+/// What to change of a contact. `null` removes a name or an e-mail address.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::option_option, reason = "absent, null, and a value are three things")]
+struct ContactChange {
+    #[schema(min_length = 3, max_length = 64, nullable = true)]
+    phone: Option<String>,
+    #[serde(default, deserialize_with = "input::nullable")]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 200, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
+    name: Option<Option<String>>,
+    #[serde(default, deserialize_with = "input::nullable")]
+    #[schema(value_type = Option<String>, min_length = 3, max_length = 254, format = "email")]
+    email: Option<Option<String>>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct OfCompany {
+    #[param(minimum = 1)]
+    #[expect(dead_code, reason = "`Tenant` reads it")]
+    company: i64,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct ContactPath {
+    #[param(minimum = 1)]
+    #[expect(dead_code, reason = "`Tenant` reads it")]
+    company: i64,
+    #[param(minimum = 1)]
+    id: i64,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct PhonePath {
+    #[param(minimum = 1)]
+    #[expect(dead_code, reason = "`Tenant` reads it")]
+    company: i64,
+    /// In any usual form, `%2B351912345678` or national.
+    #[param(min_length = 3, max_length = 64)]
+    phone: String,
+}
+
+pub(super) fn cache(settings: CacheBuilder<i64, Row<Contact>>, pool: PgPool) -> Result<Contacts, StartError> {
+    settings.tables(["contacts"]).loader(move |load: Load<i64>| load_contacts(pool.clone(), load))
+}
+
+async fn load_contacts(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Row<Contact>>, sqlx::Error> {
+    let sql = "select id, company_id, phone, name, email from contacts where id = any($1)";
+    let rows = postgres::query_as::<Contact>(sql).bind(load.keys).fetch(&pool).await?;
+    Ok(rows.by_key(|contact| (contact.id, Row::from(contact))))
+}
+
+pub(super) fn cache_by_phone(
+    settings: CacheBuilder<ByPhone, Row<Contact>>,
+    pool: PgPool,
+) -> Result<ContactsByPhone, StartError> {
+    settings.tables(["contacts"]).loader(move |load: Load<ByPhone>| load_by_phone(pool.clone(), load))
+}
+
+async fn load_by_phone(
+    pool: PgPool,
+    load: Load<ByPhone>,
+) -> Result<Loaded<ByPhone, Row<Contact>>, sqlx::Error> {
+    let (companies, phones): (Vec<i64>, Vec<String>) =
+        load.keys.into_iter().map(|key| (key.company, key.phone)).unzip();
+    let sql = "select c.id, c.company_id, c.phone, c.name, c.email from unnest($1::bigint[], $2::text[]) k(company, phone) \
+               join contacts c on c.company_id = k.company and c.phone = k.phone";
+    let rows = postgres::query_as::<Contact>(sql).bind(companies).bind(phones).fetch(&pool).await?;
+    Ok(rows.by_key(|contact| {
+        let key = ByPhone { company: contact.company_id, phone: contact.phone.clone() };
+        (key, Row::from(contact))
+    }))
+}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new()
+        .routes(routes!(create))
+        .routes(routes!(read, change, delete))
+        .routes(routes!(read_by_phone))
+}
+
+/// A contact by its id
+#[utoipa::path(get, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath, ReadHeaders),
+    responses((status = 200, body = Contact)))]
+async fn read(
+    State(service): State<Arc<Service>>,
+    Tenant(company): Tenant,
+    At(path): At<ContactPath>,
+    wanted: Wanted,
+) -> Result<Answer, Problem> {
+    let read = service.caches.contacts.get_with(&path.id, wanted.options()).await?;
+    let found = Found::new(read, "contact", |contact| contact.row.company_id == company.id)?;
+    Ok(Answer::row(&found, &wanted))
+}
+
+/// A contact by its phone
+#[utoipa::path(get, path = "/companies/{company}/contacts/by-phone/{phone}", tag = "contacts",
+    params(PhonePath, ReadHeaders), responses((status = 200, body = Contact)))]
+async fn read_by_phone(
+    State(service): State<Arc<Service>>,
+    Tenant(company): Tenant,
+    At(path): At<PhonePath>,
+    wanted: Wanted,
+) -> Result<Answer, Problem> {
+    let phone = rules::phone(&path.phone, &company.region)?;
+    let key = ByPhone { company: company.id, phone };
+    let read = service.caches.contacts_by_phone.get_with(&key, wanted.options()).await?;
+    let found = Found::new(read, "contact", |_| true)?;
+    Ok(Answer::row(&found, &wanted))
+}
+
+/// Makes a contact
+#[utoipa::path(post, path = "/companies/{company}/contacts", tag = "contacts", params(OfCompany),
+    request_body = NewContact, responses((status = 201, body = Contact)))]
+async fn create(
+    State(service): State<Arc<Service>>,
+    Tenant(company): Tenant,
+    Body(new): Body<NewContact>,
+) -> Result<Response, Problem> {
+    let phone = rules::phone(&new.phone, &company.region)?;
+    let name = new.name.as_deref().map(rules::name).transpose()?;
+    let email = new.email.as_deref().map(rules::email).transpose()?;
+    let sql = "insert into contacts (company_id, phone, name, email) values ($1, $2, $3, $4) \
+               returning id, company_id, phone, name, email";
+    let written = service
+        .perto
+        .write(&service.pool, async |tx| {
+            let query = sqlx::query_as::<_, Contact>(sql).bind(company.id).bind(phone);
+            query.bind(name).bind(email).fetch_one(tx).await
+        })
+        .await?;
+    let location = format!("/api/v1/companies/{}/contacts/{}", company.id, written.value.id);
+    Ok(Done(written).created(&location))
+}
+
+/// Changes a contact
+#[utoipa::path(patch, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
+    request_body = ContactChange, responses((status = 200, body = Contact)))]
+async fn change(
+    State(service): State<Arc<Service>>,
+    Tenant(company): Tenant,
+    At(path): At<ContactPath>,
+    Body(change): Body<ContactChange>,
+) -> Result<Done<Contact>, Problem> {
+    let phone = change.phone.map(|phone| rules::phone(&phone, &company.region)).transpose()?;
+    let name = change.name.as_ref().map(|name| name.as_deref().map(rules::name).transpose()).transpose()?;
+    let email =
+        change.email.as_ref().map(|email| email.as_deref().map(rules::email).transpose()).transpose()?;
+    let sql = "update contacts set phone = coalesce($3, phone), name = case when $4 then $5 else name end, \
+               email = case when $6 then $7 else email end \
+               where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
+    let written = service
+        .perto
+        .write(&service.pool, async |tx| {
+            let query = sqlx::query_as::<_, Contact>(sql).bind(path.id).bind(company.id).bind(phone);
+            let query = query.bind(name.is_some()).bind(name.flatten());
+            query.bind(email.is_some()).bind(email.flatten()).fetch_optional(tx).await
+        })
+        .await?;
+    Done::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
+}
+
+/// Deletes a contact
+#[utoipa::path(delete, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
+    responses((status = 200, body = Contact)))]
+async fn delete(
+    State(service): State<Arc<Service>>,
+    Tenant(company): Tenant,
+    At(path): At<ContactPath>,
+) -> Result<Done<Contact>, Problem> {
+    let sql =
+        "delete from contacts where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
+    let written = service
+        .perto
+        .write(&service.pool, async |tx| {
+            sqlx::query_as::<_, Contact>(sql).bind(path.id).bind(company.id).fetch_optional(tx).await
+        })
+        .await?;
+    Done::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
+}

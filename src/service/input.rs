@@ -1,0 +1,148 @@
+//! What requests bring: paths, queries and bodies, each with a problem that names what is wrong with it.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
+use super::problem::{Kind, Problem};
+
+/// Largest body of a request, save of imports.
+pub(super) const MAX_BODY: usize = 1024 * 1024;
+/// How long a body may take to come.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+/// The parameters of a path.
+#[derive(Debug)]
+pub(crate) struct At<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(PathRejection::FailedToDeserializePathParams(error)) => Err(match error.kind() {
+                ErrorKind::ParseErrorAtKey { key, expected_type, .. } => {
+                    Problem::bad(key, &format!("must be {}", called(expected_type)))
+                }
+                ErrorKind::DeserializeError { key, message, .. } => Problem::bad(key, message),
+                ErrorKind::InvalidUtf8InPathParam { key } => Problem::bad(key, "is not UTF-8"),
+                _ => Problem::new(Kind::BadRequest, "the path can't be read"),
+            }),
+            Err(_) => Err(Problem::new(Kind::BadRequest, "the path can't be read")),
+        }
+    }
+}
+
+fn called(expected: &str) -> &str {
+    if expected == "i64" { "an integer" } else { expected }
+}
+
+/// The parameters of a query.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let read = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        serde_path_to_error::deserialize(read)
+            .map(Self)
+            .map_err(|error| of_field(Kind::BadRequest, "query", &error))
+    }
+}
+
+/// A body of JSON.
+#[derive(Debug)]
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let json =
+            request.headers().get(CONTENT_TYPE).and_then(|given| given.to_str().ok()).is_some_and(|given| {
+                let essence = given.split(';').next().unwrap_or_default().trim();
+                essence.eq_ignore_ascii_case("application/json")
+            });
+        if !json {
+            return Err(Problem::of(Kind::UnsupportedMediaType, "content-type", "must be application/json"));
+        }
+        parse(&bytes(request).await?).map(Self)
+    }
+}
+
+/// # Errors
+/// 400 where it is no JSON, 422 where it is not what is wanted, with the path of the field.
+pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+    let mut read = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut read).map_err(|error| {
+        let kind = if error.inner().is_data() { Kind::Invalid } else { Kind::BadRequest };
+        of_field(kind, "body", &error)
+    })?;
+    read.end().map_err(|error| Problem::bad("body", &error.to_string()))?;
+    Ok(value)
+}
+
+fn of_field<E: std::fmt::Display>(kind: Kind, whole: &str, error: &serde_path_to_error::Error<E>) -> Problem {
+    let wrong = error.inner().to_string();
+    match error.path().to_string().as_str() {
+        // What is unknown or missing is named in the message alone.
+        "." => match wrong.split('`').nth(1).filter(|_| wrong.contains("field `")) {
+            Some(field) => Problem::of(kind, field, &wrong),
+            None => Problem::of(kind, whole, &wrong),
+        },
+        field => Problem::of(kind, field, &wrong),
+    }
+}
+
+async fn bytes(request: Request) -> Result<Bytes, Problem> {
+    let reading = async {
+        let mut stream = request.into_body().into_data_stream();
+        let mut body = Vec::new();
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|_gone| Problem::bad("body", "ended before it was complete"))?;
+            if body.len() + piece.len() > MAX_BODY {
+                return Err(Problem::of(Kind::TooLarge, "body", &format!("has more than {MAX_BODY} bytes")));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.into())
+    };
+    match tokio::time::timeout(BODY_LIMIT, reading).await {
+        Ok(read) => read,
+        Err(_elapsed) => {
+            Err(Problem::of(Kind::RequestTimeout, "body", &format!("did not come within {BODY_LIMIT:?}")))
+        }
+    }
+}
+
+/// For fields of a change, where `null` is another thing than nothing at all.
+#[expect(clippy::option_option, reason = "absent, null, and a value are three things")]
+pub(crate) fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// Text that people wrote: of `least..=most` characters, none of which is a control character other than `besides`.
+pub(crate) fn text(field: &str, text: &str, most: usize, besides: &[char]) -> Result<(), Problem> {
+    let characters = text.chars().count();
+    if !(1..=most).contains(&characters) {
+        return Err(Problem::invalid(field, &format!("must have 1 to {most} characters")));
+    }
+    if text.chars().any(|c| c.is_control() && !besides.contains(&c)) {
+        return Err(Problem::invalid(field, "must not have control characters"));
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Message history. One entry a chat holds its newest messages, as the JSON that is served: any `limit`, `from_date` and
+//! `before` that they cover is a slice of it. Older pages come from Postgres.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::HeaderValue;
+use axum::response::Response;
+use chrono::{DateTime, NaiveDate, Utc};
+use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, StartError, Tier, postgres};
+use serde::{Deserialize, Deserializer, Serialize};
+use sqlx::{FromRow, PgPool};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::Service;
+use super::access::Caller;
+use super::answer::{Answer, Done, Found, ReadHeaders, Wanted};
+use super::input::{self, At, Query};
+use super::problem::Problem;
+use window::Window;
+
+pub(crate) mod window;
+
+pub(crate) const CACHE: &str = "message";
+
+pub(crate) type Messages = Cache<Uuid, Window>;
+
+/// Most messages of one answer.
+pub(crate) const MOST: usize = 500;
+
+/// A message.
+#[derive(Debug, Serialize, FromRow, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Message {
+    id: i64,
+    /// `contact`, `user` or `assistant`.
+    sender: String,
+    body: String,
+    created_at: DateTime<Utc>,
+}
+
+/// A page of a chat's history.
+#[derive(Debug, Serialize, ToSchema)]
+struct MessagePage {
+    chat: Uuid,
+    /// The newest first.
+    messages: Vec<Message>,
+    /// Whether there are older ones: ask again with `before` and the last one's id.
+    more: bool,
+}
+
+/// Who wrote a message.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum Sender {
+    Contact,
+    User,
+    Assistant,
+}
+
+impl Sender {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Contact => "contact",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// A new message. A chat begins with its first one.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewMessage {
+    sender: Sender,
+    #[schema(
+        min_length = 1,
+        max_length = 8_000,
+        pattern = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]+$",
+        example = "Hello"
+    )]
+    body: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct ChatPath {
+    /// Chosen by the client.
+    chat: Uuid,
+}
+
+/// Which messages.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    /// How many at most.
+    #[serde(default = "usual")]
+    #[param(minimum = 1, maximum = 500, default = 100)]
+    limit: usize,
+    /// None that are older: a time of RFC 3339, or a date in UTC.
+    #[serde(default, deserialize_with = "date")]
+    #[param(value_type = Option<String>, format = "date-time", required = false, nullable = false)]
+    from_date: Option<DateTime<Utc>>,
+    /// Only what is older than this message of the chat.
+    #[param(minimum = 1, required = false, nullable = false)]
+    before: Option<i64>,
+}
+
+const fn usual() -> usize {
+    100
+}
+
+fn date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let time = DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).ok();
+    let day = || Some(NaiveDate::parse_from_str(&text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0)?.and_utc());
+    // Postgres has no times much beyond these.
+    let time = time.or_else(day).filter(|time| (0..=9999).contains(&chrono::Datelike::year(time)));
+    time.map(Some).ok_or_else(|| serde::de::Error::custom("must be like 2026-01-31T12:00:00Z or 2026-01-31"))
+}
+
+pub(super) fn cache(
+    settings: CacheBuilder<Uuid, Window>,
+    pool: PgPool,
+    window: usize,
+) -> Result<Messages, StartError> {
+    let settings = settings.tables(["chats", "messages"]);
+    settings.loader(move |load: Load<Uuid>| load_windows(pool.clone(), load, window))
+}
+
+async fn load_windows(
+    pool: PgPool,
+    load: Load<Uuid>,
+    window: usize,
+) -> Result<Loaded<Uuid, Window>, sqlx::Error> {
+    // One more than is kept tells whether there are older ones.
+    let sql = "select c.id as chat, c.company_id, m.* from chats c left join lateral ( \
+                 select id, sender, body, created_at from messages where chat_id = c.id \
+                 order by created_at desc, id desc limit $2) m on true \
+               where c.id = any($1) order by c.id, m.created_at desc, m.id desc";
+    let rows = postgres::query_as::<window::Line>(sql)
+        .bind(load.keys)
+        .bind(i64::try_from(window).unwrap_or(i64::MAX).saturating_add(1))
+        .fetch(&pool)
+        .await?;
+    let windows = rows.rows.chunk_by(|a, b| a.chat == b.chat).map(|lines| Window::of(lines, window));
+    Ok(windows.fold(Loaded::new(rows.stamp), |loaded, (chat, window)| loaded.with(chat, window)))
+}
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::new().routes(routes!(read, create))
+}
+
+/// A chat's history, the newest first
+#[utoipa::path(get, path = "/chats/{chat}/messages", tag = "chats", params(ChatPath, Page, ReadHeaders),
+    responses((status = 200, body = MessagePage)))]
+async fn read(
+    State(service): State<Arc<Service>>,
+    caller: Caller,
+    At(path): At<ChatPath>,
+    Query(page): Query<Page>,
+    wanted: Wanted,
+) -> Result<Answer, Problem> {
+    if !(1..=MOST).contains(&page.limit) {
+        return Err(Problem::bad("limit", &format!("must be 1 to {MOST}")));
+    }
+    let read = service.caches.messages.get_with(&path.chat, wanted.options()).await?;
+    let found = Found::new(read, "chat", |window| caller.may(window.company))?;
+    match found.value.slice(&page) {
+        Some(slice) => {
+            let window = &found.value;
+            Ok(Answer::tagged(&found, &wanted, slice.tag(window), || (slice.body(window), JSON)))
+        }
+        None => older(&service, &path, &page, &wanted).await,
+    }
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What no window covers, from Postgres.
+async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted) -> Result<Answer, Problem> {
+    let sql = "select m.id, m.sender, m.body, m.created_at from messages m \
+               where m.chat_id = $1 and ($3::timestamptz is null or m.created_at >= $3) \
+               and ($4::bigint is null or (m.created_at, m.id) < \
+                 (select b.created_at, b.id from messages b where b.id = $4 and b.chat_id = $1)) \
+               order by m.created_at desc, m.id desc limit $2";
+    let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
+    let query = sqlx::query_as::<_, Message>(sql).bind(path.chat).bind(limit + 1);
+    let mut messages = query.bind(page.from_date).bind(page.before).fetch_all(&service.pool).await?;
+    let more = messages.len() > page.limit;
+    messages.truncate(page.limit);
+    let body = serde_json::to_vec(&MessagePage { chat: path.chat, messages, more }).unwrap_or_default();
+    let tag = super::answer::tag(&super::answer::digest(&body), "");
+    // The primary has just been asked.
+    let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
+    Ok(Answer::tagged(&found, wanted, tag, || (Body::from(Bytes::from(body)), JSON)))
+}
+
+/// Adds a message
+#[utoipa::path(post, path = "/chats/{chat}/messages", tag = "chats", params(ChatPath), request_body = NewMessage,
+    responses((status = 201, body = Message)))]
+async fn create(
+    State(service): State<Arc<Service>>,
+    caller: Caller,
+    At(path): At<ChatPath>,
+    input::Body(new): input::Body<NewMessage>,
+) -> Result<Response, Problem> {
+    input::text("body", &new.body, 8_000, &['\n', '\t'])?;
+    let sql = "insert into messages (chat_id, sender, body) \
+               select id, $3, $4 from chats where id = $1 and ($2::bigint is null or company_id = $2) \
+               returning id, sender, body, created_at";
+    let written = service
+        .perto
+        .write(&service.pool, async |tx| {
+            let insert = || {
+                let query = sqlx::query_as::<_, Message>(sql).bind(path.chat).bind(caller.company());
+                query.bind(new.sender.name()).bind(&new.body)
+            };
+            if let Some(message) = insert().fetch_optional(&mut *tx).await? {
+                return Ok(Some(message));
+            }
+            begin_chat(tx, path.chat, caller).await?;
+            Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
+        })
+        .await?;
+    let done = Done::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))?;
+    Ok(done.created(&format!("/api/v1/chats/{}/messages", path.chat)))
+}
+
+/// Makes a chat, unless there is one: then it may be another's.
+///
+/// # Errors
+/// 422 where the caller doesn't say for which company.
+pub(super) async fn begin_chat(
+    tx: &mut sqlx::PgConnection,
+    chat: Uuid,
+    caller: Caller,
+) -> Result<(), Problem> {
+    let sql = "insert into chats (id, company_id) values ($1, $2) on conflict (id) do nothing";
+    sqlx::query(sql).bind(chat).bind(caller.own_company()?).execute(tx).await?;
+    Ok(())
+}

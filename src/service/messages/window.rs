@@ -1,0 +1,173 @@
+//! The newest messages of a chat as they are served: JSON, and where each message ends in it.
+
+use axum::body::{Body, Bytes};
+use axum::http::HeaderValue;
+use chrono::{DateTime, Utc};
+use http_body::{Frame, SizeHint};
+use serde::{Deserialize, Serialize};
+use sqlx::FromRow;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use uuid::Uuid;
+
+use super::super::answer;
+use super::{Message, Page};
+
+/// What L1 and L2 hold of a chat.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Window {
+    pub(crate) company: i64,
+    /// Whether there are older messages than these.
+    older: bool,
+    digest: [u8; 16],
+    /// `{"chat":"…","messages":[` and then message after message, with commas in between.
+    json: Bytes,
+    /// Where the first message begins.
+    first: u32,
+    marks: Vec<Mark>,
+}
+
+/// A message of the window.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    id: i64,
+    created_at_us: i64,
+    /// Where it ends in the JSON.
+    end: u32,
+}
+
+/// A row of the load: a chat has one without a message where it has none.
+#[derive(Debug, FromRow)]
+pub(super) struct Line {
+    pub(super) chat: Uuid,
+    company_id: i64,
+    id: Option<i64>,
+    sender: Option<String>,
+    body: Option<String>,
+    created_at: Option<DateTime<Utc>>,
+}
+
+/// The messages of a window that answer a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slice {
+    from: usize,
+    to: usize,
+    more: bool,
+}
+
+impl Window {
+    /// Of the lines of one chat, the newest first, of which `size` are kept.
+    pub(super) fn of(lines: &[Line], size: usize) -> (Uuid, Self) {
+        let (chat, company) = lines.first().map_or((Uuid::nil(), 0), |line| (line.chat, line.company_id));
+        let mut json = format!("{{\"chat\":\"{chat}\",\"messages\":[").into_bytes();
+        let first = position(&json);
+        let mut marks = Vec::with_capacity(lines.len().min(size));
+        for line in lines.iter().take(size) {
+            let Some(message) = line.message() else { continue };
+            if !marks.is_empty() {
+                json.push(b',');
+            }
+            json.extend(serde_json::to_vec(&message).unwrap_or_default());
+            let created_at_us = message.created_at.timestamp_micros();
+            marks.push(Mark { id: message.id, created_at_us, end: position(&json) });
+        }
+        let older = lines.len() > size;
+        (chat, Self { company, older, digest: answer::digest(&json), json: json.into(), first, marks })
+    }
+
+    /// What answers a request, if the window covers it.
+    pub(super) fn slice(&self, page: &Page) -> Option<Slice> {
+        let from = match page.before {
+            None => 0,
+            Some(before) => match self.marks.iter().position(|mark| mark.id == before) {
+                Some(at) => at + 1,
+                // None of this chat's messages: nothing is older than it.
+                None if !self.older => return Some(Slice { from: 0, to: 0, more: false }),
+                None => return None,
+            },
+        };
+        let earliest = page.from_date.map(|date| date.timestamp_micros());
+        let wanted = earliest.map_or(self.marks.len(), |earliest| {
+            self.marks.partition_point(|mark| mark.created_at_us >= earliest)
+        });
+        let wanted = wanted.max(from);
+        let to = wanted.min(from + page.limit);
+        // The window ends where there may be more of what was asked for.
+        let cut_off = self.older && to == self.marks.len();
+        match cut_off && (to - from < page.limit || earliest.is_some()) {
+            true => None,
+            false => Some(Slice { from, to, more: to < wanted || cut_off }),
+        }
+    }
+
+    fn end(&self, messages: usize) -> usize {
+        let end =
+            messages.checked_sub(1).and_then(|last| self.marks.get(last)).map_or(self.first, |mark| mark.end);
+        usize::try_from(end).unwrap_or_default().min(self.json.len())
+    }
+}
+
+impl Slice {
+    /// Changes with anything in the window.
+    pub(super) fn tag(self, window: &Window) -> HeaderValue {
+        answer::tag(&window.digest, &format!("-{}-{}-{}", self.from, self.to, u8::from(self.more)))
+    }
+
+    /// Up to three pieces of what is there already.
+    pub(super) fn body(self, window: &Window) -> Body {
+        let tail: &'static [u8] = if self.more { b"],\"more\":true}" } else { b"],\"more\":false}" };
+        let head = window.end(0);
+        // After the first message there is a comma in between.
+        let begin = if self.from == 0 { head } else { (window.end(self.from) + 1).min(window.json.len()) };
+        let end = window.end(self.to).max(begin);
+        let mut pieces = VecDeque::with_capacity(3);
+        if self.from == 0 || self.from == self.to {
+            pieces.push_back(window.json.slice(..if self.from == self.to { head } else { end }));
+        } else {
+            pieces.push_back(window.json.slice(..head));
+            pieces.push_back(window.json.slice(begin..end));
+        }
+        pieces.push_back(Bytes::from_static(tail));
+        Body::new(Pieces(pieces))
+    }
+}
+
+impl Line {
+    fn message(&self) -> Option<Message> {
+        Some(Message {
+            id: self.id?,
+            sender: self.sender.clone()?,
+            body: self.body.clone()?,
+            created_at: self.created_at?,
+        })
+    }
+}
+
+fn position(json: &[u8]) -> u32 {
+    u32::try_from(json.len()).unwrap_or(u32::MAX)
+}
+
+/// A body of pieces that are there already: nothing is copied.
+struct Pieces(VecDeque<Bytes>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
