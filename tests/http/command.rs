@@ -51,6 +51,24 @@ pub(crate) fn succeed(command: &mut Command) -> Output {
     output
 }
 
+pub(crate) const ADMIN_KEY: &str = "the admin of the tests has this key, and nobody else";
+
+/// A database with the service's tables, and a little demo data: company 1 has the contacts 20, 40, ...
+pub(crate) fn seeded() -> Database {
+    let database = Database::new();
+    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    let amounts = ["--companies", "20", "--users", "40", "--contacts", "400", "--messages", "8000"];
+    succeed(perto(&database.url, "").arg("seed").args(amounts));
+    database
+}
+
+/// A new API key of a company.
+pub(crate) fn key_of(database: &Database, company: i64) -> String {
+    let company = company.to_string();
+    let made = succeed(perto(&database.url, "").args(["keys", "create", "--company", &company]));
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
 /// A served instance, ended with the test.
 pub(crate) struct Served {
     child: Child,
@@ -59,8 +77,18 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(database: &Database, name: &str) -> Self {
-        let mut child = perto(&database.url, &redis_url())
+        Self::start_with(&database.url, &redis_url(), name, &[])
+    }
+
+    /// With the admin's key: from then on every request needs one.
+    pub(crate) fn start_closed(database: &Database, name: &str) -> Self {
+        Self::start_with(&database.url, &redis_url(), name, &["--admin-key", ADMIN_KEY])
+    }
+
+    pub(crate) fn start_with(database: &str, redis: &str, name: &str, arguments: &[&str]) -> Self {
+        let mut child = perto(database, redis)
             .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -7,9 +7,16 @@
 #[expect(dead_code, reason = "other rings use the rest")]
 mod support;
 
+mod access;
 mod bad_input;
+mod bodies;
 mod command;
 mod doctor;
 mod inspect;
+mod messages;
+mod openapi;
+mod outages;
+mod pool;
 mod replay;
+mod resources;
 mod service;

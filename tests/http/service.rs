@@ -4,65 +4,77 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::command::{Database, Served, perto, succeed};
-use crate::support::engines::redis_url;
+use crate::command::{Database, Served, seeded};
 use crate::support::wait::{ends, eventually};
 
 pub(crate) struct Response {
     pub(crate) status: u16,
     head: String,
+    /// Null where it is no JSON.
     pub(crate) body: Value,
+    pub(crate) text: String,
 }
 
 impl Response {
+    /// By its name in lower case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
+
+    /// The header that asks for no answer older than this write.
+    pub(crate) fn at_least(&self) -> String {
+        format!("perto-at-least: {}\r\n", self.header("perto-token").expect("a token"))
+    }
 }
 
-/// One request on a connection of its own.
+/// One request on a connection of its own, with a body of JSON unless `headers` say another type.
 pub(crate) async fn request(
     served: &Served,
     method: &str,
     path: &str,
     headers: &str,
-    body: &str,
+    body: impl AsRef<[u8]>,
 ) -> Response {
-    let mut stream = TcpStream::connect(&served.address).await.unwrap();
+    let body = body.as_ref();
     let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n{headers}\r\n{body}"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    ends("a response", stream.read_to_string(&mut text)).await.unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let json = if headers.contains("content-type") { "" } else { "content-type: application/json\r\n" };
+    let mut bytes = format!(
+        "{method} {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\n{json}content-length: {length}\r\n{headers}\r\n"
+    )
+    .into_bytes();
+    bytes.extend_from_slice(body);
+    answer(served, &bytes).await
+}
+
+/// What comes back for these bytes.
+pub(crate) async fn answer(served: &Served, bytes: &[u8]) -> Response {
+    let mut stream = TcpStream::connect(&served.address).await.unwrap();
+    // Who is refused early may find the connection closed.
+    drop(stream.write_all(bytes).await);
+    let mut read = Vec::new();
+    drop(ends("a response", stream.read_to_end(&mut read)).await);
+    let text = String::from_utf8_lossy(&read);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Response { status, head: head.to_lowercase(), body: serde_json::from_str(body).unwrap_or(Value::Null) }
+    let head = head.to_lowercase();
+    let body = if head.contains("transfer-encoding: chunked") { unchunked(body) } else { body.to_owned() };
+    Response { status, head, body: serde_json::from_str(&body).unwrap_or(Value::Null), text: body }
+}
+
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap();
+        whole.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    whole
 }
 
 pub(crate) fn two_instances() -> (Database, Served, Served) {
-    let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
-    succeed(perto(&database.url, &redis_url()).args(["seed", "--companies", "10"]));
+    let database = seeded();
     let (a, b) = (Served::start(&database, "a"), Served::start(&database, "b"));
     (database, a, b)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_on_one_instance_is_read_on_the_other_by_its_token() {
-    let (_database, a, b) = two_instances();
-    for round in 0..100 {
-        let name = format!("name {round}");
-        let written =
-            request(&a, "PATCH", "/api/v1/companies/1", "", &json!({ "name": name }).to_string()).await;
-        assert_eq!(written.status, 200);
-        let token = format!("perto-at-least: {}\r\n", written.header("perto-token").unwrap());
-        let read = request(&b, "GET", "/api/v1/companies/1", &token, "").await;
-        assert_eq!((read.status, &read.body["name"]), (200, &json!(name)), "round {round}");
-        assert_eq!(read.header("perto-freshness"), Some("fresh"));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,9 +84,7 @@ async fn a_company_is_created_read_from_l1_changed_and_deleted() {
     let created = request(&a, "POST", "/api/v1/companies", "", &new).await;
     assert_eq!(created.status, 201);
     let path = format!("/api/v1/companies/{}", created.body["id"]);
-    let token =
-        |response: &Response| format!("perto-at-least: {}\r\n", response.header("perto-token").unwrap());
-    let read = request(&b, "GET", &path, &token(&created), "").await;
+    let read = request(&b, "GET", &path, &created.at_least(), "").await;
     assert_eq!(read.body, created.body);
     eventually("an answer from L1", async || {
         request(&b, "GET", &path, "", "").await.header("perto-tier") == Some("l1")
@@ -82,7 +92,7 @@ async fn a_company_is_created_read_from_l1_changed_and_deleted() {
     .await;
     let deleted = request(&a, "DELETE", &path, "", "").await;
     assert_eq!(deleted.status, 200);
-    assert_eq!(request(&b, "GET", &path, &token(&deleted), "").await.status, 404);
+    assert_eq!(request(&b, "GET", &path, &deleted.at_least(), "").await.status, 404);
     assert_eq!(request(&a, "DELETE", &path, "", "").await.status, 404);
 }
 
