@@ -137,14 +137,16 @@ struct Outcome<V> {
 enum From {
     Remote,
     Primary,
+    /// No row at all.
+    Computed,
     /// A loader that did not say, or that read a replica.
     Unknown,
     /// Such a loader, asked for the primary, and still behind.
     Behind,
 }
 
-/// A read that began before a flight took off may serve what the primary said, whatever is known by the time it
-/// lands; one that joined in mid-air may not.
+/// A read that began before a flight took off may serve what the primary said or what was computed, whatever is known by
+/// the time it lands; one that joined in mid-air may not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Boarded {
     BeforeTakeOff,
@@ -291,8 +293,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let coherence = &self.0.shared.coherence;
         let held = coherence.lease.held();
         let (entry, from) = (&outcome.entry, outcome.from);
-        // What the primary said after this read began misses nothing that was visible before it.
-        let first_hand = from == From::Primary && boarded == Boarded::BeforeTakeOff;
+        // What the primary said after this read began misses nothing that was visible before it. Nor does what was computed.
+        let first_hand = matches!(from, From::Primary | From::Computed) && boarded == Boarded::BeforeTakeOff;
         let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match first_hand {
             true => Judged::Fresh,
@@ -306,6 +308,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             // Transactions of another epoch can't be compared; what the primary says now contains the write, if it
             // still exists.
             Some(token) if first_hand && token.epoch != coherence.epoch() => {}
+            // Whoever has a token got it before this read began.
+            Some(_) if first_hand && from == From::Computed => {}
             token if contains(&entry.stamp, coherence.epoch(), token) => {}
             _ if first_hand || from == From::Behind => return Err(Error::TokenAhead),
             _ => return Ok(None),
@@ -377,7 +381,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     async fn look_up(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
-        if !self.may_use_cached(held)? {
+        if !self.may_use_cached(held)? || core.policy.local_only {
             self.load(led, began, options);
             return Ok(());
         }

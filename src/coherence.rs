@@ -77,6 +77,15 @@ impl Coherence {
         }
     }
 
+    /// What a value misses nothing of that depends on no row and is computed from now on: the last poll of this era.
+    ///
+    /// A poll of the era before is still there for a moment while a recovery is under way, and its numbers mean nothing in a
+    /// new epoch: it counts once a lease of this era rests on it. Hints don't count: one may come before its commit.
+    pub(crate) fn ended_by_now(&self, era: u64) -> Option<Arc<Snapshot>> {
+        let held = self.lease.held();
+        (held.era() == era && held.ever_valid()).then(|| self.buckets.poll()).flatten()
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -117,4 +126,26 @@ pub(crate) enum Judged {
     Unverified(Duration),
     /// It misses a write that is known here.
     Refused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    #[test]
+    fn a_poll_of_the_era_before_vouches_for_nothing_that_is_computed() {
+        let coherence = Coherence::new(Arc::new(SystemClock), Duration::from_secs(1));
+        let poll = Snapshot::all_below(1_000);
+        let era = || coherence.lease.held().era();
+        assert_eq!(coherence.ended_by_now(era()), None, "no poll yet");
+        coherence.buckets.complete(poll.clone());
+        coherence.lease.extend(1, coherence.bound);
+        assert_eq!(coherence.ended_by_now(era()).as_deref(), Some(&poll));
+        let before = era();
+        // As in the midst of a recovery: the poll has not been forgotten yet.
+        coherence.lease.begin_era();
+        assert_eq!(coherence.ended_by_now(era()), None);
+        assert_eq!(coherence.ended_by_now(before), None);
+    }
 }

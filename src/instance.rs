@@ -482,7 +482,9 @@ impl Shared {
         let caches = self.caches();
         let mut names = Vec::new();
         for change in changes {
-            let Some(cache) = caches.get(change.cache.as_str()) else { continue };
+            let Some(cache) = caches.get(change.cache.as_str()).filter(|cache| !cache.local_only()) else {
+                continue;
+            };
             let name = |key: &String| self.remote_key(token.epoch, &change.cache, cache.version(), key);
             names.extend(change.keys.iter().flatten().map(name));
         }

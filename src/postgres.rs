@@ -5,7 +5,9 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::{AssertSqlSafe, Encode, FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row as _, Type};
+use sqlx::{
+    Acquire, AssertSqlSafe, Connection as _, Encode, FromRow, PgConnection, PgPool, Postgres, Row as _, Type,
+};
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
 use crate::error::StartError;
@@ -28,7 +30,7 @@ pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched}
 /// # Errors
 /// If the URL or the schema's name makes no sense.
 pub fn log(url: &str, schema: &str) -> Result<Arc<dyn Log>, StartError> {
-    let log = PostgresLog::new(url, schema)
+    let log = PostgresLog::new(url, schema, true)
         .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
     Ok(Arc::new(log))
 }
@@ -79,31 +81,47 @@ impl<R> Query<R> {
         self
     }
 
-    /// Whether the statement is kept prepared on its connection. Off for poolers that don't keep them. Default: on.
+    /// Whether the statement is kept prepared on its connection. Default: on.
+    ///
+    /// Off for a transaction pooler that doesn't keep them (`PgBouncer` before 1.21; later ones were not tried): the query
+    /// then runs in a transaction, of its own unless the connection is in one that sqlx began. Without one the client prepares and runs it
+    /// in two steps, which the pooler may give to two servers: it would fail, or run what somebody else prepared.
     pub const fn persistent(mut self, persistent: bool) -> Self {
         self.persistent = persistent;
         self
     }
 
-    /// Runs the query. Dropping the future gives it up.
+    /// Runs the query, on a pool, a connection or a transaction. Dropping the future gives it up.
     ///
     /// # Errors
     /// Those of the query, and of rows that are not of type `R`.
-    pub async fn fetch<'e>(self, executor: impl PgExecutor<'e>) -> Result<Stamped<R>, sqlx::Error>
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the compiler does not find out that an `async fn` is Send here"
+    )]
+    pub fn fetch<'e>(
+        self,
+        place: impl Acquire<'e, Database = Postgres> + Send + 'e,
+    ) -> impl Future<Output = Result<Stamped<R>, sqlx::Error>> + Send + 'e
     where
-        R: for<'r> FromRow<'r, PgRow>,
+        R: for<'r> FromRow<'r, PgRow> + 'e,
     {
-        if let Some(error) = self.error {
-            return Err(sqlx::Error::Encode(error));
+        async move {
+            if let Some(error) = self.error {
+                return Err(sqlx::Error::Encode(error));
+            }
+            let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments).persistent(self.persistent);
+            let mut connection = place.acquire().await?;
+            let rows = if self.persistent || connection.is_in_transaction() {
+                query.fetch_all(&mut *connection).await?
+            } else {
+                let mut tx = sqlx::Connection::begin(&mut *connection).await?;
+                let rows = query.fetch_all(&mut *tx).await?;
+                tx.commit().await?;
+                rows
+            };
+            Stamped::read(&rows)
         }
-        let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments).persistent(self.persistent);
-        let rows = query.fetch_all(executor).await?;
-        let text: &str = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("perto_stamp")?;
-        let stamp = Stamp::parse(text).ok_or_else(|| sqlx::Error::Decode("not a stamp".into()))?;
-        let present =
-            |row: &&PgRow| row.try_get::<Option<bool>, _>("perto_row").is_ok_and(|row| row.is_some());
-        let rows = rows.iter().filter(present).map(R::from_row).collect::<Result<_, _>>()?;
-        Ok(Stamped { stamp, rows })
     }
 }
 
@@ -117,6 +135,18 @@ pub struct Stamped<R> {
 }
 
 impl<R> Stamped<R> {
+    fn read(rows: &[PgRow]) -> Result<Self, sqlx::Error>
+    where
+        R: for<'r> FromRow<'r, PgRow>,
+    {
+        let text: &str = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("perto_stamp")?;
+        let stamp = Stamp::parse(text).ok_or_else(|| sqlx::Error::Decode("not a stamp".into()))?;
+        let present =
+            |row: &&PgRow| row.try_get::<Option<bool>, _>("perto_row").is_ok_and(|row| row.is_some());
+        let rows = rows.iter().filter(present).map(R::from_row).collect::<Result<_, _>>()?;
+        Ok(Self { stamp, rows })
+    }
+
     /// One row a key.
     pub fn by_key<K, V>(self, split: impl Fn(R) -> (K, V)) -> Loaded<K, V> {
         self.rows.into_iter().fold(Loaded::new(self.stamp), |loaded, row| {
@@ -159,6 +189,9 @@ impl Perto {
     ///
     /// Dropping the future before the commit rolls back; after it, the rest is left to the tail of each instance.
     ///
+    /// Behind a transaction pooler that doesn't keep prepared statements, `work` must not keep any: `sqlx::raw_sql`, or
+    /// `sqlx::query(..).persistent(false)`. All of it runs on one server, for it is one transaction.
+    ///
     /// ```no_run
     /// # async fn rename(perto: perto::Perto, pool: sqlx::PgPool) -> Result<(), sqlx::Error> {
     /// let written = perto
@@ -189,7 +222,7 @@ impl Perto {
     }
 
     /// What your own transaction has invalidated so far; `None` where it changed no watched table. To be called last,
-    /// before its commit; give it to [`Perto::announce_pending`] after.
+    /// before its commit; give it to [`Perto::announce_pending`] after. It keeps no prepared statement.
     ///
     /// # Errors
     /// Those of the query.

@@ -9,6 +9,8 @@ use crate::coherence::rules::Learned;
 pub(crate) trait Applied: Auditable {
     fn name(&self) -> &str;
     fn version(&self) -> u16;
+    /// Whether its values never go to L2.
+    fn local_only(&self) -> bool;
     fn tables(&self) -> &[String];
     fn whole(&self) -> &Whole;
     /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
@@ -23,6 +25,10 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn version(&self) -> u16 {
         self.policy.version
+    }
+
+    fn local_only(&self) -> bool {
+        self.policy.local_only
     }
 
     fn tables(&self) -> &[String] {

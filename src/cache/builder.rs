@@ -81,6 +81,13 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
+    /// Keeps the values of this cache out of L2: no look-up, no fill, no tombstone. For what is cheaper to compute or to load
+    /// than to fetch. Invalidations reach every instance as ever.
+    pub const fn local_only(mut self) -> Self {
+        self.policy.local_only = true;
+        self
+    }
+
     /// How values are read from the source, many keys at a time; and with it, the cache.
     ///
     /// A loader must not read another cache of the instance: it would hold one of the places for loads while it waits for

@@ -104,14 +104,23 @@ impl<K: Key, V: Value> Core<K, V> {
             self.counters.loads.add(1);
             self.counters.keys_loaded.add(keys.len() as u64);
             let load = Load::new(keys.clone(), primary);
+            // Before the loader: what ends while it computes may be missed.
+            let ended = self.shared.coherence.ended_by_now(began.era);
             let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
-            let loaded = match loading {
+            let mut loaded = match loading {
                 Ok(Ok(loaded)) => loaded,
                 Ok(Err(source)) => {
                     return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
                 }
                 Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
             };
+            if loaded.computed {
+                // Without one it contains nothing: then it is not cached.
+                if let Some(ended) = ended {
+                    loaded.stamp.snapshot = (*ended).clone();
+                }
+                return Ok((loaded, From::Computed));
+            }
             if loaded.stamp.wrote {
                 // Its transaction may roll back, and then nothing would ever invalidate what it read.
                 let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
@@ -175,7 +184,9 @@ impl<K: Key, V: Value> Core<K, V> {
                 value: value.map(Arc::new),
             });
             self.insert(&leader.key, &text, &entry);
-            fills.extend(self.fill(&text, &entry, payload, ttl, began));
+            if !self.policy.local_only {
+                fills.extend(self.fill(&text, &entry, payload, ttl, began));
+            }
             leader.finish(Ok(Outcome { entry, from }));
         }
         self.shared.remote_fill(fills);
@@ -183,7 +194,8 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Bytes only where L2 will want them; else the size alone, for L1's weight.
     fn encode(&self, value: &V) -> Encoded {
-        let bytes = self.shared.remote_usable().then(|| wire::encode_payload(value)).flatten();
+        let wanted = !self.policy.local_only && self.shared.remote_usable();
+        let bytes = wanted.then(|| wire::encode_payload(value)).flatten();
         match bytes {
             Some(bytes) => Encoded::Bytes(bytes),
             None => Encoded::Size(wire::payload_size(value).unwrap_or(0)),

@@ -58,7 +58,7 @@ pub struct InLocal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InRemote {
-    /// L2 is not configured, or not used at the moment.
+    /// L2 is not configured, not used by this cache, or not used at the moment.
     NotUsed,
     /// Nothing.
     Nothing,
@@ -171,7 +171,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let text = self.texts(std::slice::from_ref(key))?.pop().unwrap_or_default();
         let slot = shared.coherence.buckets.slot(&core.name, &text);
         let name = core.remote_key(shared.coherence.epoch(), &text);
-        let bytes = shared.remote_get(std::slice::from_ref(&name)).await;
+        let bytes = match core.policy.local_only {
+            true => Vec::new(),
+            false => shared.remote_get(std::slice::from_ref(&name)).await,
+        };
         // All else after the wait, so that it is of one moment, or nearly.
         let (known, whole) = shared.coherence.buckets.known(slot, &core.whole);
         let remote = match bytes.first() {

@@ -101,6 +101,8 @@ impl Stamp {
 #[derive(Debug, Clone)]
 pub struct Loaded<K, V> {
     pub(crate) stamp: Stamp,
+    /// Depends on no row: the stamp says nothing, and the time of the load all.
+    pub(crate) computed: bool,
     pub(crate) found: Vec<Found<K, V>>,
 }
 
@@ -115,7 +117,27 @@ impl<K, V> Loaded<K, V> {
     /// Nothing found, as of `stamp`.
     #[must_use]
     pub const fn new(stamp: Stamp) -> Self {
-        Self { stamp, found: Vec::new() }
+        Self { stamp, computed: false, found: Vec::new() }
+    }
+
+    /// Nothing found, by a loader that reads no row of the database: values that are computed, or that come from somewhere
+    /// whose changes somebody announces by [`Cache::invalidate`](crate::Cache::invalidate) or
+    /// [`Cache::clear`](crate::Cache::clear), after the change. What it brings must have been computed for this very load.
+    ///
+    /// It costs no round trip: the stamp is the last poll of the log before the load. So after an invalidation values are
+    /// computed for each read until the next poll, which is within [`PertoBuilder::poll_interval`](crate::PertoBuilder::poll_interval),
+    /// and then cached again. The auditor skips them.
+    ///
+    /// ```
+    /// # use perto::{Load, Loaded};
+    /// fn squares(load: Load<u32>) -> Loaded<u32, u32> {
+    ///     load.keys.iter().fold(Loaded::computed(), |loaded, key| loaded.with(*key, key * key))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn computed() -> Self {
+        let stamp = Stamp { snapshot: Snapshot::all_below(0), origin: Origin::Unknown, wrote: false };
+        Self { stamp, computed: true, found: Vec::new() }
     }
 
     /// Adds a value.

@@ -34,6 +34,7 @@ pub(crate) struct Policy {
     pub(crate) load_timeout: Duration,
     pub(crate) outage: Outage,
     pub(crate) version: u16,
+    pub(crate) local_only: bool,
     pub(crate) tables: Vec<String>,
 }
 
@@ -47,6 +48,7 @@ impl Default for Policy {
             load_timeout: Duration::from_secs(5),
             outage: Outage::default(),
             version: 1,
+            local_only: false,
             tables: Vec::new(),
         }
     }

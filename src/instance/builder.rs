@@ -41,6 +41,8 @@ pub struct PertoBuilder {
     subscribe_at: Option<String>,
     #[cfg(feature = "postgres")]
     postgres: Option<String>,
+    #[cfg(feature = "postgres")]
+    prepared_statements: bool,
     remote: Option<Arc<dyn Remote>>,
     bus: Option<Arc<dyn Bus>>,
     log: Option<Arc<dyn Log>>,
@@ -64,6 +66,8 @@ impl PertoBuilder {
             subscribe_at: None,
             #[cfg(feature = "postgres")]
             postgres: None,
+            #[cfg(feature = "postgres")]
+            prepared_statements: true,
             remote: None,
             bus: None,
             log: None,
@@ -134,11 +138,31 @@ impl PertoBuilder {
         self
     }
 
-    /// The URL of Postgres, for the log: the primary, and no transaction pooler is needed. It takes one connection for
-    /// the tail, and a few at times for trimming and invalidations. Required, unless there is a [`PertoBuilder::log`].
+    /// The URL of Postgres, for the log: the primary. It takes one connection for the tail, and a few at times for
+    /// trimming and invalidations. Required, unless there is a [`PertoBuilder::log`].
+    ///
+    /// Best the server itself, also where loaders and writes go through a pooler: a poll that waits for a place in a pool
+    /// is a lease that is extended late. See [`PertoBuilder::prepared_statements`].
     #[cfg(feature = "postgres")]
     pub fn postgres(mut self, url: &str) -> Self {
         self.postgres = Some(url.to_owned());
+        self
+    }
+
+    /// Whether the log's own statements may be prepared outside of a transaction. Default: on.
+    ///
+    /// Off where the URL is that of a transaction pooler (tested with `PgBouncer` 1.18): an invalidation by hand then takes
+    /// two round trips more, polls and the rest are the same. The log needs no setting of the pooler's, and no state of a
+    /// session.
+    ///
+    /// Your own queries through such a pooler are yours to make safe. Loaders:
+    /// [`Query::persistent`](crate::postgres::Query::persistent) `(false)`. Writes: in a transaction ([`Perto::write`]), by
+    /// `sqlx::raw_sql` or `sqlx::query(..).persistent(false)`; no size of sqlx's statement cache does instead, not even 0.
+    /// Your pool: `PgConnectOptions::extra_float_digits(None)` and no `options`, which `PgBouncer` refuses unless its
+    /// `ignore_startup_parameters` names them. Without them a schema is named in the SQL, or set for the role.
+    #[cfg(feature = "postgres")]
+    pub const fn prepared_statements(mut self, prepared: bool) -> Self {
+        self.prepared_statements = prepared;
         self
     }
 
@@ -279,7 +303,7 @@ impl PertoBuilder {
         }
         #[cfg(feature = "postgres")]
         if let Some(url) = &self.postgres {
-            let log = crate::log::postgres::PostgresLog::new(url, &settings.schema)
+            let log = crate::log::postgres::PostgresLog::new(url, &settings.schema, self.prepared_statements)
                 .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
             return Ok(Arc::new(log));
         }

@@ -1,8 +1,11 @@
 //! The invalidation log in Postgres: triggers write it, polls read it.
 //!
-//! A poll is one statement of the simple protocol, so it has one snapshot and would work through any pooler. Two
+//! A poll is one statement of the simple protocol, so it has one snapshot and works through any pooler. Two
 //! statements would skip what commits between them. The tail's connection is its own, never one of the app's pool: an
-//! exhausted pool must not end the lease.
+//! exhausted pool must not end the lease. Nothing here rests on the state of a session, and no statement is kept
+//! prepared. The client prepares one with parameters and runs it in two steps all the same; a transaction pooler may give
+//! these to two servers unless they are in one transaction
+//! (`through_a_transaction_pooler_every_read_is_right_and_writes_are_seen_within_the_bound`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_000);
 pub(crate) struct PostgresLog {
     options: PgConnectOptions,
     schema: String,
+    /// Whether a statement may be prepared outside of a transaction.
+    prepared: bool,
     tail: Mutex<Option<PgConnection>>,
     /// For what is not a poll: invalidations by hand, trimming. Opened when first used.
     pool: PgPool,
@@ -36,15 +41,16 @@ pub(crate) struct PostgresLog {
 impl PostgresLog {
     /// # Errors
     /// What is wrong with the URL or the schema's name.
-    pub(crate) fn new(url: &str, schema: &str) -> Result<Self, String> {
+    pub(crate) fn new(url: &str, schema: &str, prepared: bool) -> Result<Self, String> {
         schema::check_name(schema)?;
-        let options = options(url)?.application_name("perto");
+        // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
+        let options = options(url)?.application_name("perto").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(Duration::from_secs(30))
             .connect_lazy_with(options.clone());
-        Ok(Self { options, schema: schema.to_owned(), tail: Mutex::default(), pool })
+        Ok(Self { options, schema: schema.to_owned(), prepared, tail: Mutex::default(), pool })
     }
 
     async fn poll_once(&self, cursor: Option<&Snapshot>) -> Result<Poll, LogError> {
@@ -81,6 +87,31 @@ impl PostgresLog {
             Ok(connected) => connected.map_err(refused),
             Err(_elapsed) => Err(LogError::Timeout(CONNECT_TIMEOUT)),
         }
+    }
+
+    /// Returns the text of the transaction's number.
+    async fn insert(&self, connection: &mut PgConnection, change: &Change) -> Result<String, sqlx::Error> {
+        let sql = format!(
+            "insert into {}.invalidation (cache, keys) values ($1, $2) returning xid::text",
+            self.schema
+        );
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(&change.cache)
+            .bind(change.keys.as_deref())
+            .fetch_one(connection)
+            .await
+    }
+
+    async fn append_once(&self, change: &Change) -> Result<String, sqlx::Error> {
+        let mut connection = self.pool.acquire().await?;
+        if self.prepared {
+            return self.insert(&mut connection, change).await;
+        }
+        let mut tx = connection.begin().await?;
+        let xid = self.insert(&mut tx, change).await?;
+        tx.commit().await?;
+        Ok(xid)
     }
 
     fn explain(&self, error: sqlx::Error) -> LogError {
@@ -154,19 +185,7 @@ impl Log for PostgresLog {
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
         Box::pin(async move {
-            let sql = format!(
-                "insert into {}.invalidation (cache, keys) values ($1, $2) returning xid::text",
-                self.schema
-            );
-            let keys = change.keys.as_deref();
-            let row = sqlx::query(AssertSqlSafe(sql))
-                .persistent(false)
-                .bind(&change.cache)
-                .bind(keys)
-                .fetch_one(&self.pool)
-                .await
-                .map_err(|error| self.explain(error))?;
-            let xid: &str = row.try_get(0).map_err(refused)?;
+            let xid = self.append_once(change).await.map_err(|error| self.explain(error))?;
             xid.parse().map_err(|_not_a_number| LogError::Schema("the log's xid can't be read".to_owned()))
         })
     }
@@ -187,7 +206,8 @@ impl Log for PostgresLog {
             if tables.is_empty() {
                 return Ok(Vec::new());
             }
-            watch::unwatched(&self.pool, &self.schema, cache, tables)
+            let mut connection = self.pool.acquire().await.map_err(refused)?;
+            watch::unwatched(&mut connection, &self.schema, cache, tables)
                 .await
                 .map_err(|error| self.explain(error))
         })

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
 mod audits;
+mod computed;
 mod corpus;
 mod documents;
 mod epochs;

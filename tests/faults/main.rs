@@ -15,6 +15,7 @@ mod epochs;
 mod garbage;
 mod hints;
 mod loads;
+mod pooler;
 mod postgres_down;
 mod race;
 mod redis_down;

@@ -1,6 +1,7 @@
 //! What tests on real engines share: the shared servers, private servers to break, and waiting for something.
 
 pub(crate) mod engines;
+pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod servers;

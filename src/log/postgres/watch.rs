@@ -3,7 +3,7 @@
 //! One function for each table and cache, with static SQL: a generic one would plan its statement anew at each call.
 //! Statement-level with transition tables: a row-level trigger costs several times as much on bulk writes.
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::super::MAX_KEYS_PER_ROW;
 use super::refused;
@@ -100,13 +100,15 @@ pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec
 /// Which of `tables`, partitions and inheriting tables included, lack an enabled trigger of this cache for any kind of
 /// statement.
 pub(crate) async fn unwatched(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     schema: &str,
     cache: &str,
     tables: &[String],
 ) -> Result<Vec<String>, sqlx::Error> {
     let names: Vec<String> = EVENTS.iter().map(|event| trigger_name(schema, cache, event)).collect();
-    sqlx::query_scalar(
+    // On one server, whatever is in between: see the log.
+    let mut tx = connection.begin().await?;
+    let unwatched = sqlx::query_scalar(
         "with recursive tree(name, relid) as ( \
            select name, to_regclass(name)::oid from unnest($1::text[]) name union \
            select t.name, i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid) \
@@ -118,8 +120,10 @@ pub(crate) async fn unwatched(
     .bind(tables)
     .bind(&names)
     .bind(i64::try_from(EVENTS.len()).unwrap_or(i64::MAX))
-    .fetch_all(pool)
-    .await
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(unwatched)
 }
 
 struct Table {

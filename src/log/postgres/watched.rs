@@ -3,8 +3,9 @@
 //! Reads the catalogue only: no right on the tables themselves is needed, but one to read the log's record.
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
+use super::refused;
 use super::schema;
 use super::schema::check_name;
 use super::watch::{EVENTS, SETTINGS, Watch, body};
@@ -136,13 +137,16 @@ impl FromRow<'_, PgRow> for Found {
 /// If Postgres refuses or can't be read, or has no such log.
 pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<Watched>, LogError> {
     check_name(schema).map_err(LogError::Schema)?;
+    // On one server, whatever is in between: see the log.
+    let mut tx = connection.begin().await.map_err(refused)?;
     let rows: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql(schema)))
         .persistent(false)
         .bind(schema)
         .bind(EVENTS.as_slice())
-        .fetch_all(connection)
+        .fetch_all(&mut *tx)
         .await
         .map_err(|error| schema::explain(error, schema))?;
+    tx.commit().await.map_err(refused)?;
     let mut all: Vec<Watched> = Vec::new();
     for group in rows.chunk_by(|a, b| (&a.cache, &a.name) == (&b.cache, &b.name)) {
         let first = &group[0];
