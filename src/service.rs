@@ -23,6 +23,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use access::{Access, AdminKey};
 use caches::Caches;
+use database::Database;
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
 
@@ -33,6 +34,7 @@ mod api;
 mod caches;
 mod companies;
 mod contacts;
+pub(crate) mod database;
 mod input;
 pub(crate) mod keys;
 mod listen;
@@ -53,7 +55,7 @@ pub(crate) struct Service {
     settings: Settings,
     perto: Perto,
     /// For what requests write, and read past the caches.
-    pool: PgPool,
+    database: Database,
     caches: Caches,
     access: Access,
 }
@@ -143,17 +145,18 @@ pub(crate) async fn run(
     end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
-    let caches = Caches::new(&perto, &pools.loads, &settings)?;
+    let on = |pool: &PgPool| Database { pool: pool.clone(), prepared: settings.pool.prepared_statements };
+    let (requests, loads) = (on(&pools.requests), on(&pools.loads));
+    let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
     reporting.spawn(report(perto.clone(), settings.instance.clone()));
     perto.start().await.context("DATABASE_URL")?;
-    let access = access(&settings, &pools.requests).await?;
+    let access = access(&settings, &requests).await?;
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let connections = usize::try_from(settings.access.max_connections)?;
-    let pool = pools.requests.clone();
-    let service = Arc::new(Service { settings, perto: perto.clone(), pool, caches, access });
+    let service = Arc::new(Service { settings, perto: perto.clone(), database: requests, caches, access });
     if !listen::serve(listener, router(&service), connections, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
@@ -167,7 +170,10 @@ pub(crate) async fn run(
 }
 
 fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
-    let mut builder = Perto::builder("service").bound(settings.bound).postgres(&places.database_url);
+    let mut builder = Perto::builder("service")
+        .bound(settings.bound)
+        .postgres(&places.database_url)
+        .prepared_statements(settings.pool.prepared_statements);
     match &places.redis_url {
         Some(url) => builder = builder.redis(url),
         None => tracing::warn!(
@@ -178,12 +184,10 @@ fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
 }
 
 /// Open only where nobody has configured a key.
-async fn access(settings: &Settings, pool: &PgPool) -> anyhow::Result<Access> {
-    let any = "select exists (select from api_keys where revoked_at is null)";
-    let keys: bool = sqlx::query_scalar(any)
-        .fetch_one(pool)
-        .await
-        .context("the service's tables: run `perto migrate --service`")?;
+async fn access(settings: &Settings, database: &Database) -> anyhow::Result<Access> {
+    let any = "select true from api_keys where revoked_at is null limit 1";
+    let found = database.read::<(bool,)>(any).fetch(&database.pool).await;
+    let keys = !found.context("the service's tables: run `perto migrate --service`")?.rows.is_empty();
     let admin = match &settings.access.admin_key {
         Some(key) => Some(AdminKey::Hash(keys::KeyHash::of(key))),
         None if keys => Some(AdminKey::Nobody),

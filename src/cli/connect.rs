@@ -37,10 +37,13 @@ impl Database {
     }
 
     pub(crate) async fn connect(&self) -> anyhow::Result<PgConnection> {
-        let options = self.options()?;
-        match tokio::time::timeout(LIMIT, PgConnection::connect_with(&options)).await {
-            Ok(connected) => connected.map_err(|error| explain(error, &options)),
-            Err(_elapsed) => bail!("DATABASE_URL: {} did not answer within {LIMIT:?}", address(&options)),
+        self.connect_with(&self.options()?).await
+    }
+
+    async fn connect_with(&self, options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
+        match tokio::time::timeout(LIMIT, PgConnection::connect_with(options)).await {
+            Ok(connected) => connected.map_err(|error| explain(error, options)),
+            Err(_elapsed) => bail!("DATABASE_URL: {} did not answer within {LIMIT:?}", address(options)),
         }
     }
 
@@ -67,18 +70,23 @@ impl Database {
     }
 
     pub(crate) async fn pool(&self, options: PgPoolOptions) -> anyhow::Result<PgPool> {
-        self.pool_with(options, &[]).await
+        self.pool_with(options, Some(&[])).await
     }
 
-    /// A pool whose connections begin with these settings of the server.
+    /// A pool whose connections begin with these settings of the server; `None` behind a transaction pooler, which takes
+    /// none.
     pub(crate) async fn pool_with(
         &self,
         options: PgPoolOptions,
-        settings: &[(&str, &str)],
+        settings: Option<&[(&str, &str)]>,
     ) -> anyhow::Result<PgPool> {
+        let connecting = match settings {
+            Some(settings) => self.options()?.options(settings.iter().copied()),
+            None => self.options()?.extra_float_digits(None),
+        };
         // One connection by hand first: a pool would try for its whole acquire timeout before it says what is wrong.
-        drop(self.connect().await?);
-        Ok(options.connect_lazy_with(self.options()?.options(settings.iter().copied())))
+        drop(self.connect_with(&connecting).await?);
+        Ok(options.connect_lazy_with(connecting))
     }
 }
 

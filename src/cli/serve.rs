@@ -76,12 +76,9 @@ impl Serve {
     async fn pools(&self) -> anyhow::Result<service::Pools> {
         let pool = &self.settings.pool;
         // Whoever holds a row for long must not hold the service too. A pooler takes no settings at the start.
-        let limits: &[_] = match pool.prepared_statements {
-            true => {
-                &[("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")]
-            }
-            false => &[],
-        };
+        let limits =
+            [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
+        let limits = pool.prepared_statements.then_some(&limits[..]);
         let (requests, loads) = pool.shares();
         Ok(service::Pools {
             requests: self.database.pool_with(pool.options(requests), limits).await?,

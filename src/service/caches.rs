@@ -7,8 +7,8 @@ use futures_util::future::BoxFuture;
 use perto::{
     Cache, CacheBuilder, CacheStats, Inspection, InvalidateError, Key, Perto, StartError, Token, Value,
 };
-use sqlx::PgPool;
 
+use super::database::Database;
 use super::problem::Problem;
 use super::settings::Settings;
 use super::{companies, contacts, keys, messages, tool_results, users, validation};
@@ -27,23 +27,23 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    pub(super) fn new(perto: &Perto, pool: &PgPool, settings: &Settings) -> Result<Self, StartError> {
-        let (ttls, pool) = (&settings.ttls, || pool.clone());
+    pub(super) fn new(perto: &Perto, database: &Database, settings: &Settings) -> Result<Self, StartError> {
+        let (ttls, database) = (&settings.ttls, || database.clone());
         let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
         let l1_bytes = settings.sizes.l1_mib << 20;
         let of = Begin { perto, l1_bytes };
         Ok(Self {
-            messages: messages::cache(of.begin(messages::CACHE, ttls.message), pool(), window)?,
-            companies: companies::cache(of.begin(companies::CACHE, ttls.company), pool())?,
-            users: users::cache(of.begin(users::CACHE, ttls.user), pool())?,
-            contacts: contacts::cache(of.begin(contacts::CACHE, ttls.contact), pool())?,
+            messages: messages::cache(of.begin(messages::CACHE, ttls.message), database(), window)?,
+            companies: companies::cache(of.begin(companies::CACHE, ttls.company), database())?,
+            users: users::cache(of.begin(users::CACHE, ttls.user), database())?,
+            contacts: contacts::cache(of.begin(contacts::CACHE, ttls.contact), database())?,
             contacts_by_phone: contacts::cache_by_phone(
                 of.begin(contacts::CACHE_BY_PHONE, ttls.contact),
-                pool(),
+                database(),
             )?,
             validations: validation::cache(of.begin(validation::CACHE, ttls.validation))?,
-            tool_results: tool_results::cache(of.begin(tool_results::CACHE, ttls.tool_result), pool())?,
-            api_keys: keys::cache(of.begin(keys::CACHE, ttls.api_key), pool())?,
+            tool_results: tool_results::cache(of.begin(tool_results::CACHE, ttls.tool_result), database())?,
+            api_keys: keys::cache(of.begin(keys::CACHE, ttls.api_key), database())?,
         })
     }
 

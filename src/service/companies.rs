@@ -5,9 +5,9 @@ use std::sync::Arc;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Load, Loaded, ReadOptions, StartError, postgres};
+use perto::{Cache, CacheBuilder, Load, Loaded, ReadOptions, StartError};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::{Admin, Caller};
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::database::Database;
 use super::input::{At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -61,15 +62,19 @@ struct CompanyPath {
 
 pub(super) fn cache(
     settings: CacheBuilder<i64, Row<Company>>,
-    pool: PgPool,
+    database: Database,
 ) -> Result<Companies, StartError> {
-    settings.tables(["companies"]).loader(move |load: Load<i64>| load_companies(pool.clone(), load))
+    settings.tables(["companies"]).loader(move |load: Load<i64>| load_companies(database.clone(), load))
 }
 
-async fn load_companies(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Row<Company>>, sqlx::Error> {
-    let rows = postgres::query_as::<Company>("select id, name, region from companies where id = any($1)")
+async fn load_companies(
+    database: Database,
+    load: Load<i64>,
+) -> Result<Loaded<i64, Row<Company>>, sqlx::Error> {
+    let rows = database
+        .read::<Company>("select id, name, region from companies where id = any($1)")
         .bind(load.keys)
-        .fetch(&pool)
+        .fetch(&database.pool)
         .await?;
     Ok(rows.by_key(|company| (company.id, Row::from(company))))
 }
@@ -133,8 +138,8 @@ async fn create(
     let sql = "insert into companies (name, region) values ($1, $2) returning id, name, region";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>(sql).bind(name).bind(region).fetch_one(tx).await
+        .write(&service.database.pool, async |tx| {
+            service.database.write::<Company>(sql).bind(name).bind(region).fetch_one(tx).await
         })
         .await?;
     let location = format!("/api/v1/companies/{}", written.value.id);
@@ -156,8 +161,8 @@ async fn change(
                where id = $1 and ($2::bigint is null or id = $2) returning id, name, region";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            let query = sqlx::query_as::<_, Company>(sql).bind(path.id).bind(caller.company());
+        .write(&service.database.pool, async |tx| {
+            let query = service.database.write::<Company>(sql).bind(path.id).bind(caller.company());
             query.bind(name).bind(region).fetch_optional(tx).await
         })
         .await?;
@@ -175,8 +180,8 @@ async fn delete(
     let sql = "delete from companies where id = $1 returning id, name, region";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Company>(sql).bind(path.id).fetch_optional(tx).await
+        .write(&service.database.pool, async |tx| {
+            service.database.write::<Company>(sql).bind(path.id).fetch_optional(tx).await
         })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Load, Loaded, StartError, postgres};
+use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -17,6 +17,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
 use super::companies::Tenant;
+use super::database::Database;
 use super::input::{self, At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -119,32 +120,38 @@ struct PhonePath {
     phone: String,
 }
 
-pub(super) fn cache(settings: CacheBuilder<i64, Row<Contact>>, pool: PgPool) -> Result<Contacts, StartError> {
-    settings.tables(["contacts"]).loader(move |load: Load<i64>| load_contacts(pool.clone(), load))
+pub(super) fn cache(
+    settings: CacheBuilder<i64, Row<Contact>>,
+    database: Database,
+) -> Result<Contacts, StartError> {
+    settings.tables(["contacts"]).loader(move |load: Load<i64>| load_contacts(database.clone(), load))
 }
 
-async fn load_contacts(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Row<Contact>>, sqlx::Error> {
+async fn load_contacts(
+    database: Database,
+    load: Load<i64>,
+) -> Result<Loaded<i64, Row<Contact>>, sqlx::Error> {
     let sql = "select id, company_id, phone, name, email from contacts where id = any($1)";
-    let rows = postgres::query_as::<Contact>(sql).bind(load.keys).fetch(&pool).await?;
+    let rows = database.read::<Contact>(sql).bind(load.keys).fetch(&database.pool).await?;
     Ok(rows.by_key(|contact| (contact.id, Row::from(contact))))
 }
 
 pub(super) fn cache_by_phone(
     settings: CacheBuilder<ByPhone, Row<Contact>>,
-    pool: PgPool,
+    database: Database,
 ) -> Result<ContactsByPhone, StartError> {
-    settings.tables(["contacts"]).loader(move |load: Load<ByPhone>| load_by_phone(pool.clone(), load))
+    settings.tables(["contacts"]).loader(move |load: Load<ByPhone>| load_by_phone(database.clone(), load))
 }
 
 async fn load_by_phone(
-    pool: PgPool,
+    database: Database,
     load: Load<ByPhone>,
 ) -> Result<Loaded<ByPhone, Row<Contact>>, sqlx::Error> {
     let (companies, phones): (Vec<i64>, Vec<String>) =
         load.keys.into_iter().map(|key| (key.company, key.phone)).unzip();
     let sql = "select c.id, c.company_id, c.phone, c.name, c.email from unnest($1::bigint[], $2::text[]) k(company, phone) \
                join contacts c on c.company_id = k.company and c.phone = k.phone";
-    let rows = postgres::query_as::<Contact>(sql).bind(companies).bind(phones).fetch(&pool).await?;
+    let rows = database.read::<Contact>(sql).bind(companies).bind(phones).fetch(&database.pool).await?;
     Ok(rows.by_key(|contact| {
         let key = ByPhone { company: contact.company_id, phone: contact.phone.clone() };
         (key, Row::from(contact))
@@ -203,8 +210,8 @@ async fn create(
                returning id, company_id, phone, name, email";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            let query = sqlx::query_as::<_, Contact>(sql).bind(company.id).bind(phone);
+        .write(&service.database.pool, async |tx| {
+            let query = service.database.write::<Contact>(sql).bind(company.id).bind(phone);
             query.bind(name).bind(email).fetch_one(tx).await
         })
         .await?;
@@ -230,8 +237,8 @@ async fn change(
                where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            let query = sqlx::query_as::<_, Contact>(sql).bind(path.id).bind(company.id).bind(phone);
+        .write(&service.database.pool, async |tx| {
+            let query = service.database.write::<Contact>(sql).bind(path.id).bind(company.id).bind(phone);
             let query = query.bind(name.is_some()).bind(name.flatten());
             query.bind(email.is_some()).bind(email.flatten()).fetch_optional(tx).await
         })
@@ -251,8 +258,8 @@ async fn delete(
         "delete from contacts where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, Contact>(sql).bind(path.id).bind(company.id).fetch_optional(tx).await
+        .write(&service.database.pool, async |tx| {
+            service.database.write::<Contact>(sql).bind(path.id).bind(company.id).fetch_optional(tx).await
         })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))

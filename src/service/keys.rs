@@ -4,10 +4,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use perto::{Cache, CacheBuilder, Load, Loaded, StartError, postgres};
+use super::database::Database;
+use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 
 pub(crate) const CACHE: &str = "api_key";
 const PREFIX: &str = "perto_";
@@ -69,15 +70,18 @@ impl FromStr for KeyHash {
     }
 }
 
-pub(super) fn cache(settings: CacheBuilder<KeyHash, ApiKey>, pool: PgPool) -> Result<ApiKeys, StartError> {
-    settings.tables(["api_keys"]).loader(move |load: Load<KeyHash>| load_keys(pool.clone(), load))
+pub(super) fn cache(
+    settings: CacheBuilder<KeyHash, ApiKey>,
+    database: Database,
+) -> Result<ApiKeys, StartError> {
+    settings.tables(["api_keys"]).loader(move |load: Load<KeyHash>| load_keys(database.clone(), load))
 }
 
-async fn load_keys(pool: PgPool, load: Load<KeyHash>) -> Result<Loaded<KeyHash, ApiKey>, sqlx::Error> {
+async fn load_keys(database: Database, load: Load<KeyHash>) -> Result<Loaded<KeyHash, ApiKey>, sqlx::Error> {
     let hashes: Vec<&[u8]> = load.keys.iter().map(KeyHash::bytes).collect();
     let sql =
         "select encode(hash, 'hex'), company_id from api_keys where hash = any($1) and revoked_at is null";
-    let rows = postgres::query_as::<(String, i64)>(sql).bind(hashes).fetch(&pool).await?;
+    let rows = database.read::<(String, i64)>(sql).bind(hashes).fetch(&database.pool).await?;
     let found = rows
         .rows
         .into_iter()

@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::http::HeaderValue;
 use axum::response::Response;
 use chrono::{DateTime, NaiveDate, Utc};
-use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, StartError, Tier, postgres};
+use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, StartError, Tier};
 use serde::{Deserialize, Deserializer, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Wanted};
+use super::database::Database;
 use super::input::{self, At, Query};
 use super::problem::Problem;
 use window::Window;
@@ -126,15 +127,15 @@ fn date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Ut
 
 pub(super) fn cache(
     settings: CacheBuilder<Uuid, Window>,
-    pool: PgPool,
+    database: Database,
     window: usize,
 ) -> Result<Messages, StartError> {
     let settings = settings.tables(["chats", "messages"]);
-    settings.loader(move |load: Load<Uuid>| load_windows(pool.clone(), load, window))
+    settings.loader(move |load: Load<Uuid>| load_windows(database.clone(), load, window))
 }
 
 async fn load_windows(
-    pool: PgPool,
+    database: Database,
     load: Load<Uuid>,
     window: usize,
 ) -> Result<Loaded<Uuid, Window>, sqlx::Error> {
@@ -143,10 +144,11 @@ async fn load_windows(
                  select id, sender, body, created_at from messages where chat_id = c.id \
                  order by created_at desc, id desc limit $2) m on true \
                where c.id = any($1) order by c.id, m.created_at desc, m.id desc";
-    let rows = postgres::query_as::<window::Line>(sql)
+    let rows = database
+        .read::<window::Line>(sql)
         .bind(load.keys)
         .bind(i64::try_from(window).unwrap_or(i64::MAX).saturating_add(1))
-        .fetch(&pool)
+        .fetch(&database.pool)
         .await?;
     let windows = rows.rows.chunk_by(|a, b| a.chat == b.chat).map(|lines| Window::of(lines, window));
     Ok(windows.fold(Loaded::new(rows.stamp), |loaded, (chat, window)| loaded.with(chat, window)))
@@ -190,8 +192,8 @@ async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted)
                  (select b.created_at, b.id from messages b where b.id = $4 and b.chat_id = $1)) \
                order by m.created_at desc, m.id desc limit $2";
     let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
-    let query = sqlx::query_as::<_, Message>(sql).bind(path.chat).bind(limit + 1);
-    let mut messages = query.bind(page.from_date).bind(page.before).fetch_all(&service.pool).await?;
+    let query = service.database.read::<Message>(sql).bind(path.chat).bind(limit + 1);
+    let mut messages = query.bind(page.from_date).bind(page.before).fetch(&service.database.pool).await?.rows;
     let more = messages.len() > page.limit;
     messages.truncate(page.limit);
     let body = serde_json::to_vec(&MessagePage { chat: path.chat, messages, more }).unwrap_or_default();
@@ -216,15 +218,15 @@ async fn create(
                returning id, sender, body, created_at";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
+        .write(&service.database.pool, async |tx| {
             let insert = || {
-                let query = sqlx::query_as::<_, Message>(sql).bind(path.chat).bind(caller.company());
+                let query = service.database.write::<Message>(sql).bind(path.chat).bind(caller.company());
                 query.bind(new.sender.name()).bind(&new.body)
             };
             if let Some(message) = insert().fetch_optional(&mut *tx).await? {
                 return Ok(Some(message));
             }
-            begin_chat(tx, path.chat, caller).await?;
+            begin_chat(&service, tx, path.chat, caller).await?;
             Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
         })
         .await?;
@@ -237,11 +239,13 @@ async fn create(
 /// # Errors
 /// 422 where the caller doesn't say for which company.
 pub(super) async fn begin_chat(
+    service: &Service,
     tx: &mut sqlx::PgConnection,
     chat: Uuid,
     caller: Caller,
 ) -> Result<(), Problem> {
-    let sql = "insert into chats (id, company_id) values ($1, $2) on conflict (id) do nothing";
-    sqlx::query(sql).bind(chat).bind(caller.own_company()?).execute(tx).await?;
+    let sql = "insert into chats (id, company_id) values ($1, $2) on conflict (id) do nothing returning id";
+    let query = service.database.write::<(Uuid,)>(sql).bind(chat).bind(caller.own_company()?);
+    query.fetch_optional(tx).await?;
     Ok(())
 }

@@ -58,8 +58,8 @@ async fn preload(
         return Err(Problem::invalid("limit", &format!("must be 1 to {MOST}")));
     }
     let sql = "select id, phone from contacts where company_id = $1 order by id desc limit $2";
-    let query = sqlx::query_as::<_, (i64, String)>(sql).bind(company.id).bind(wanted.limit);
-    let contacts = query.fetch_all(&service.pool).await?;
+    let query = service.database.read::<(i64, String)>(sql).bind(company.id).bind(wanted.limit);
+    let contacts = query.fetch(&service.database.pool).await?.rows;
     let mut done = Preloaded { preloaded: 0, already: 0 };
     for batch in contacts.chunks(BATCH) {
         let ids: Vec<i64> = batch.iter().map(|(id, _)| *id).collect();

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use axum::extract::State;
 use chrono::{DateTime, Utc};
-use perto::{Cache, CacheBuilder, Load, Loaded, StartError, postgres};
+use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::database::Database;
 use super::input::{At, Body};
 use super::messages::begin_chat;
 use super::problem::Problem;
@@ -98,13 +99,13 @@ struct ToolPath {
 
 pub(super) fn cache(
     settings: CacheBuilder<ChatTool, Row<ToolResult>>,
-    pool: PgPool,
+    database: Database,
 ) -> Result<ToolResults, StartError> {
-    settings.tables(["tool_results"]).loader(move |load: Load<ChatTool>| load_results(pool.clone(), load))
+    settings.tables(["tool_results"]).loader(move |load: Load<ChatTool>| load_results(database.clone(), load))
 }
 
 async fn load_results(
-    pool: PgPool,
+    database: Database,
     load: Load<ChatTool>,
 ) -> Result<Loaded<ChatTool, Row<ToolResult>>, sqlx::Error> {
     let (chats, tools): (Vec<Uuid>, Vec<String>) =
@@ -112,7 +113,7 @@ async fn load_results(
     let sql = "select r.chat_id, r.tool, r.result::text as result, r.stored_at, r.expires_at, c.company_id \
                from unnest($1::uuid[], $2::text[]) k(chat, tool) \
                join tool_results r on r.chat_id = k.chat and r.tool = k.tool join chats c on c.id = r.chat_id";
-    let rows = postgres::query_as::<ToolResult>(sql).bind(chats).bind(tools).fetch(&pool).await?;
+    let rows = database.read::<ToolResult>(sql).bind(chats).bind(tools).fetch(&database.pool).await?;
     let now = Utc::now();
     Ok(rows.rows.into_iter().fold(Loaded::new(rows.stamp), |loaded, found| {
         let key = ChatTool { chat: found.chat, tool: found.tool.clone() };
@@ -169,15 +170,15 @@ async fn store(
     let life = service.settings.ttls.tool_result.as_secs_f64();
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
+        .write(&service.database.pool, async |tx| {
             let insert = || {
-                let query = sqlx::query_as::<_, ToolResult>(sql).bind(path.chat).bind(caller.company());
+                let query = service.database.write::<ToolResult>(sql).bind(path.chat).bind(caller.company());
                 query.bind(&path.tool).bind(result.get()).bind(life)
             };
             if let Some(stored) = insert().fetch_optional(&mut *tx).await? {
                 return Ok(Some(stored));
             }
-            begin_chat(tx, path.chat, caller).await?;
+            begin_chat(&service, tx, path.chat, caller).await?;
             Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
         })
         .await?;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Load, Loaded, StartError, postgres};
+use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
-use sqlx::{FromRow, PgPool};
+use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::database::Database;
 use super::input::{At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -80,13 +81,13 @@ struct UserPath {
     id: i64,
 }
 
-pub(super) fn cache(settings: CacheBuilder<i64, Row<User>>, pool: PgPool) -> Result<Users, StartError> {
-    settings.tables(["users"]).loader(move |load: Load<i64>| load_users(pool.clone(), load))
+pub(super) fn cache(settings: CacheBuilder<i64, Row<User>>, database: Database) -> Result<Users, StartError> {
+    settings.tables(["users"]).loader(move |load: Load<i64>| load_users(database.clone(), load))
 }
 
-async fn load_users(pool: PgPool, load: Load<i64>) -> Result<Loaded<i64, Row<User>>, sqlx::Error> {
+async fn load_users(database: Database, load: Load<i64>) -> Result<Loaded<i64, Row<User>>, sqlx::Error> {
     let sql = "select id, company_id, name, email, role from users where id = any($1)";
-    let rows = postgres::query_as::<User>(sql).bind(load.keys).fetch(&pool).await?;
+    let rows = database.read::<User>(sql).bind(load.keys).fetch(&database.pool).await?;
     Ok(rows.by_key(|user| (user.id, Row::from(user))))
 }
 
@@ -121,8 +122,8 @@ async fn create(
                returning id, company_id, name, email, role";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            let query = sqlx::query_as::<_, User>(sql).bind(company).bind(name).bind(email);
+        .write(&service.database.pool, async |tx| {
+            let query = service.database.write::<User>(sql).bind(company).bind(name).bind(email);
             query.bind(new.role.unwrap_or(Role::Agent).name()).fetch_one(tx).await
         })
         .await?;
@@ -145,8 +146,8 @@ async fn change(
                where id = $1 and ($2::bigint is null or company_id = $2) returning id, company_id, name, email, role";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            let query = sqlx::query_as::<_, User>(sql).bind(path.id).bind(caller.company());
+        .write(&service.database.pool, async |tx| {
+            let query = service.database.write::<User>(sql).bind(path.id).bind(caller.company());
             let query = query.bind(name).bind(email).bind(change.role.map(Role::name));
             query.fetch_optional(tx).await
         })
@@ -166,8 +167,8 @@ async fn delete(
                returning id, company_id, name, email, role";
     let written = service
         .perto
-        .write(&service.pool, async |tx| {
-            sqlx::query_as::<_, User>(sql).bind(path.id).bind(caller.company()).fetch_optional(tx).await
+        .write(&service.database.pool, async |tx| {
+            service.database.write::<User>(sql).bind(path.id).bind(caller.company()).fetch_optional(tx).await
         })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such user"))

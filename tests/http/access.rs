@@ -47,7 +47,11 @@ async fn what_belongs_to_another_tenant_is_not_there_by_any_route() {
     let before = request(&a, "GET", &format!("/api/v1/chats/{CHAT}/messages"), &owner, "").await;
     for (method, path, body) in routes() {
         let refused = request(&a, method, &path, &stranger, text(&body)).await;
-        assert_eq!((refused.status, &refused.body["type"]), (404, &json!("urn:perto:problem:not-found")), "{method} {path}");
+        assert_eq!(
+            (refused.status, &refused.body["type"]),
+            (404, &json!("urn:perto:problem:not-found")),
+            "{method} {path}"
+        );
     }
     let after = request(&a, "GET", &format!("/api/v1/chats/{CHAT}/messages"), &owner, "").await;
     assert_eq!(before.body, after.body, "nothing was written");
@@ -59,7 +63,14 @@ async fn what_belongs_to_another_tenant_is_not_there_by_any_route() {
     // Nor does another's id help under one's own company.
     let crossed = request(&a, "GET", "/api/v1/companies/1/contacts/21", &stranger, "").await;
     assert_eq!(crossed.status, 404);
-    let own = request(&a, "POST", "/api/v1/users", &stranger, json!({ "name": "N", "email": "n@example.com" }).to_string()).await;
+    let own = request(
+        &a,
+        "POST",
+        "/api/v1/users",
+        &stranger,
+        json!({ "name": "N", "email": "n@example.com" }).to_string(),
+    )
+    .await;
     assert_eq!((own.status, &own.body["company"]), (201, &json!(1)));
 }
 
@@ -79,12 +90,24 @@ async fn without_a_key_nothing_is_answered_and_without_the_admins_nothing_is_adm
         ("GET", "/api/v1/cache/alerts", Value::Null),
         ("GET", "/api/v1/cache/instances", Value::Null),
     ];
-    let all = routes().into_iter().chain(administration.clone().map(|(method, path, body)| (method, path.to_owned(), body)));
+    let all = routes()
+        .into_iter()
+        .chain(administration.clone().map(|(method, path, body)| (method, path.to_owned(), body)));
     let unknown = format!("perto_{}", "0".repeat(64));
     for (method, path, body) in all {
-        for headers in ["".to_owned(), "authorization: Basic eDp5\r\n".to_owned(), bearer("x"), bearer(&unknown), "authorization: \u{e9}\r\n".to_owned()] {
+        for headers in [
+            "".to_owned(),
+            "authorization: Basic eDp5\r\n".to_owned(),
+            bearer("x"),
+            bearer(&unknown),
+            "authorization: \u{e9}\r\n".to_owned(),
+        ] {
             let refused = request(&a, method, &path, &headers, text(&body)).await;
-            assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("bearer")), "{method} {path} {headers}");
+            assert_eq!(
+                (refused.status, refused.header("www-authenticate")),
+                (401, Some("bearer")),
+                "{method} {path} {headers}"
+            );
             assert!(!refused.text.contains(&unknown), "{}", refused.text);
         }
     }
@@ -119,13 +142,18 @@ async fn a_revoked_key_is_refused_on_every_instance_while_it_is_in_use() {
             assert_eq!(request(served, "GET", "/api/v1/companies/2", &key, "").await.status, 200);
         }
     }
-    let list = String::from_utf8(succeed(perto(&database.url, "").args(["keys", "list", "--company", "2"])).stdout).unwrap();
+    let list =
+        String::from_utf8(succeed(perto(&database.url, "").args(["keys", "list", "--company", "2"])).stdout)
+            .unwrap();
     assert_eq!(list.lines().count(), 3, "{list}");
     assert!(!list.contains("perto_"), "{list}");
     let revoked = std::time::Instant::now();
     succeed(perto(&database.url, "").args(["keys", "revoke", "1"]));
     for served in [&a, &b] {
-        eventually("the key is refused", async || request(served, "GET", "/api/v1/companies/2", &key, "").await.status == 401).await;
+        eventually("the key is refused", async || {
+            request(served, "GET", "/api/v1/companies/2", &key, "").await.status == 401
+        })
+        .await;
     }
     // The command's own time counts too: it is no writer of the service's.
     assert!(revoked.elapsed() < std::time::Duration::from_secs(3), "{:?}", revoked.elapsed());

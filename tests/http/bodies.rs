@@ -13,10 +13,12 @@ use crate::support::wait::ends;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
     let (_database, a, _b) = two_instances();
-    let (messages, tool) = (format!("/api/v1/chats/{CHAT}/messages"), format!("/api/v1/chats/{CHAT}/tool-results/w"));
+    let (messages, tool) =
+        (format!("/api/v1/chats/{CHAT}/messages"), format!("/api/v1/chats/{CHAT}/tool-results/w"));
     let page = |query: &str| format!("{messages}?{query}");
     let contacts = "/api/v1/companies/1/contacts";
-    let (bad_utf8, long): (&[u8], _) = (b"{\"name\": \"\xff\"}", json!({ "name": "x".repeat(201) }).to_string());
+    let (bad_utf8, long): (&[u8], _) =
+        (b"{\"name\": \"\xff\"}", json!({ "name": "x".repeat(201) }).to_string());
     let deep = "[".repeat(100_000);
     let many = json!(vec![json!({ "phone": "1" }); 1_001]).to_string();
     let before = request(&a, "GET", &messages, "", "").await.body;
@@ -43,10 +45,38 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
         ("PATCH", "/api/v1/companies/1".into(), "content-type: text/plain\r\n", b"{}", 415, "content-type"),
         ("PATCH", "/api/v1/companies/0".into(), "", br#"{"region": "PT"}"#, 404, ""),
         ("POST", "/api/v1/companies".into(), "", br#"{"name": "x"}"#, 422, "region"),
-        ("POST", "/api/v1/users".into(), "perto-company: 1\r\n", br#"{"name": "x", "email": "x"}"#, 422, "email"),
-        ("POST", "/api/v1/users".into(), "perto-company: 1\r\n", br#"{"name": "x", "email": "x@y.zz", "role": "king"}"#, 422, "role"),
-        ("POST", "/api/v1/users".into(), "perto-company: 999\r\n", br#"{"name": "x", "email": "x@y.zz"}"#, 404, "company"),
-        ("POST", "/api/v1/users".into(), "perto-company: 2\r\n", br#"{"name": "x", "email": "user1@example.com"}"#, 409, "email"),
+        (
+            "POST",
+            "/api/v1/users".into(),
+            "perto-company: 1\r\n",
+            br#"{"name": "x", "email": "x"}"#,
+            422,
+            "email",
+        ),
+        (
+            "POST",
+            "/api/v1/users".into(),
+            "perto-company: 1\r\n",
+            br#"{"name": "x", "email": "x@y.zz", "role": "king"}"#,
+            422,
+            "role",
+        ),
+        (
+            "POST",
+            "/api/v1/users".into(),
+            "perto-company: 999\r\n",
+            br#"{"name": "x", "email": "x@y.zz"}"#,
+            404,
+            "company",
+        ),
+        (
+            "POST",
+            "/api/v1/users".into(),
+            "perto-company: 2\r\n",
+            br#"{"name": "x", "email": "user1@example.com"}"#,
+            409,
+            "email",
+        ),
         ("GET", page("limit=0"), "", b"", 400, "limit"),
         ("GET", page("limit=501"), "", b"", 400, "limit"),
         ("GET", page("limit=-1"), "", b"", 400, "limit"),
@@ -63,7 +93,14 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
         ("POST", messages.clone(), "", br#"{"sender": "king", "body": "x"}"#, 422, "sender"),
         ("POST", messages.clone(), "", br#"{"sender": "user", "body": "a\u0000b"}"#, 422, "body"),
         ("POST", messages.clone(), "", br#"{"sender": "user", "body": "x", "id": 1}"#, 422, "id"),
-        ("POST", "/api/v1/chats/00000000-0000-4000-9000-000000000001/messages".into(), "", br#"{"sender": "user", "body": "x"}"#, 422, "perto-company"),
+        (
+            "POST",
+            "/api/v1/chats/00000000-0000-4000-9000-000000000001/messages".into(),
+            "",
+            br#"{"sender": "user", "body": "x"}"#,
+            422,
+            "perto-company",
+        ),
         ("PUT", tool.clone(), "", b"{", 400, "body"),
         ("PUT", tool.clone(), "", deep.as_bytes(), 400, "body"),
         ("PUT", "/api/v1/chats/x/tool-results/w".into(), "", b"1", 400, "chat"),
@@ -109,7 +146,9 @@ async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
     let huge = request(&a, "PUT", &path, "", result(1024 * 1024 + 1)).await;
     assert_eq!((huge.status, &huge.body["field"]), (413, &json!("body")));
     // One that says that it will be huge, and one that doesn't say how long it will be.
-    let head = format!("PUT {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n");
+    let head = format!(
+        "PUT {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    );
     let piece = "x".repeat(64 * 1024);
     let chunks = format!("10000\r\n{piece}\r\n").repeat(20);
     let endless = answer(&a, format!("{head}transfer-encoding: chunked\r\n\r\n{chunks}").as_bytes()).await;

@@ -25,7 +25,13 @@ fn contact(field: &str, round: usize) -> Value {
 const RESOURCES: [Resource; 7] = [
     Resource {
         name: "message",
-        write: |round| ("POST", format!("/api/v1/chats/{CHAT}/messages"), json!({ "sender": "user", "body": round.to_string() })),
+        write: |round| {
+            (
+                "POST",
+                format!("/api/v1/chats/{CHAT}/messages"),
+                json!({ "sender": "user", "body": round.to_string() }),
+            )
+        },
         read: || ("GET", format!("/api/v1/chats/{CHAT}/messages?limit=1"), Value::Null),
         shows: |body| body["messages"][0]["body"].clone(),
         wanted: |round| json!(round.to_string()),
@@ -54,21 +60,37 @@ const RESOURCES: [Resource; 7] = [
     Resource {
         name: "contact by phone",
         // The phone goes to and fro between two contacts' numbers: old and new are both invalidated.
-        write: |round| ("PATCH", "/api/v1/companies/1/contacts/40".to_owned(), json!({ "phone": format!("91200000{}", round % 2) })),
+        write: |round| {
+            (
+                "PATCH",
+                "/api/v1/companies/1/contacts/40".to_owned(),
+                json!({ "phone": format!("91200000{}", round % 2) }),
+            )
+        },
         read: || ("GET", "/api/v1/companies/1/contacts/by-phone/912000001".to_owned(), Value::Null),
         shows: |body| body["id"].clone(),
         wanted: |round| if round % 2 == 1 { json!(40) } else { Value::Null },
     },
     Resource {
         name: "validation",
-        write: |round| ("PATCH", "/api/v1/companies/1/contacts/60".to_owned(), json!({ "phone": format!("91300000{}", round % 2) })),
-        read: || ("POST", "/api/v1/companies/1/contacts/validate".to_owned(), json!([{ "phone": "913 000 001" }])),
+        write: |round| {
+            (
+                "PATCH",
+                "/api/v1/companies/1/contacts/60".to_owned(),
+                json!({ "phone": format!("91300000{}", round % 2) }),
+            )
+        },
+        read: || {
+            ("POST", "/api/v1/companies/1/contacts/validate".to_owned(), json!([{ "phone": "913 000 001" }]))
+        },
         shows: |body| body[0]["exists"].clone(),
         wanted: |round| json!(round % 2 == 1),
     },
     Resource {
         name: "tool result",
-        write: |round| ("PUT", format!("/api/v1/chats/{CHAT}/tool-results/weather"), json!({ "round": round })),
+        write: |round| {
+            ("PUT", format!("/api/v1/chats/{CHAT}/tool-results/weather"), json!({ "round": round }))
+        },
         read: || ("GET", format!("/api/v1/chats/{CHAT}/tool-results/weather"), Value::Null),
         shows: |body| body["result"]["round"].clone(),
         wanted: |round| json!(round),
@@ -113,7 +135,12 @@ async fn what_is_read_again_comes_from_l1_and_not_at_all_where_the_client_has_it
         for known in [tag.to_owned(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
             let same = send(&a, (resource.read)(), &format!("if-none-match: {known}\r\n")).await;
             assert_eq!((same.status, same.text.as_str()), (304, ""), "{}, {known}", resource.name);
-            assert_eq!((same.header("etag"), same.header("perto-tier")), (Some(tag), Some("l1")), "{}", resource.name);
+            assert_eq!(
+                (same.header("etag"), same.header("perto-tier")),
+                (Some(tag), Some("l1")),
+                "{}",
+                resource.name
+            );
         }
         // After a write the tag is another one, on the other instance too.
         let written = send(&a, (resource.write)(3), "").await;
@@ -128,7 +155,10 @@ async fn contacts_are_made_changed_found_by_phone_and_deleted() {
     let (_database, a, b) = two_instances();
     let new = json!({ "phone": "912 345 678", "name": " Ana ", "email": "ana@example.com" });
     let made = send(&a, ("POST", "/api/v1/companies/1/contacts".to_owned(), new.clone()), "").await;
-    assert_eq!((made.status, &made.body["phone"], &made.body["name"]), (201, &json!("+351912345678"), &json!("Ana")));
+    assert_eq!(
+        (made.status, &made.body["phone"], &made.body["name"]),
+        (201, &json!("+351912345678"), &json!("Ana"))
+    );
     let path = made.header("location").unwrap().to_owned();
     assert_eq!(request(&b, "GET", &path, &made.at_least(), "").await.body, made.body);
     let again = send(&b, ("POST", "/api/v1/companies/1/contacts".to_owned(), new), "").await;
@@ -136,7 +166,8 @@ async fn contacts_are_made_changed_found_by_phone_and_deleted() {
     let change = json!({ "email": null, "phone": "+1 212 555 2368" });
     let changed = send(&b, ("PATCH", path.clone(), change), "").await;
     assert_eq!((&changed.body["email"], &changed.body["name"]), (&Value::Null, &json!("Ana")));
-    let by_phone = |phone: &str| ("GET", format!("/api/v1/companies/1/contacts/by-phone/{phone}"), Value::Null);
+    let by_phone =
+        |phone: &str| ("GET", format!("/api/v1/companies/1/contacts/by-phone/{phone}"), Value::Null);
     let token = changed.at_least();
     assert_eq!(send(&a, by_phone("912345678"), &token).await.status, 404);
     assert_eq!(send(&a, by_phone("%2B12125552368"), &token).await.body, changed.body);
@@ -162,7 +193,8 @@ async fn a_thousand_contacts_are_validated_in_one_call_and_preloaded_in_another(
     let said = said.body.as_array().unwrap();
     assert_eq!(said.len(), 1_000);
     for (n, said) in said.iter().enumerate() {
-        let flaws: Vec<&str> = said["flaws"].as_array().unwrap().iter().map(|flaw| flaw["field"].as_str().unwrap()).collect();
+        let flaws: Vec<&str> =
+            said["flaws"].as_array().unwrap().iter().map(|flaw| flaw["field"].as_str().unwrap()).collect();
         // Company 1 has every twentieth of 400 contacts, numbered like their phones.
         let number = n * 5;
         let (flawed, exists) = match n % 4 {
@@ -171,12 +203,20 @@ async fn a_thousand_contacts_are_validated_in_one_call_and_preloaded_in_another(
             2 => (vec![], false),
             _ => (vec!["name"], false),
         };
-        assert_eq!((flaws, &said["valid"], &said["exists"]), (flawed.clone(), &json!(flawed.is_empty()), &json!(exists)), "{n}");
+        assert_eq!(
+            (flaws, &said["valid"], &said["exists"]),
+            (flawed.clone(), &json!(flawed.is_empty()), &json!(exists)),
+            "{n}"
+        );
         assert_eq!(said["contact"], if exists { json!(number) } else { Value::Null }, "{n}");
     }
     let one = send(&a, ("POST", path.clone(), json!({ "phone": "91 000 0020" })), "").await;
-    assert_eq!((&one.body["valid"], &one.body["contact"], &one.body["phone"]), (&json!(true), &json!(20), &json!("+351910000020")));
-    let preload = |limit: Value| send(&a, ("POST", "/api/v1/companies/2/contacts/preload".to_owned(), limit), "");
+    assert_eq!(
+        (&one.body["valid"], &one.body["contact"], &one.body["phone"]),
+        (&json!(true), &json!(20), &json!("+351910000020"))
+    );
+    let preload =
+        |limit: Value| send(&a, ("POST", "/api/v1/companies/2/contacts/preload".to_owned(), limit), "");
     assert_eq!(preload(json!({ "limit": 5 })).await.body, json!({ "preloaded": 5, "already": 0 }));
     assert_eq!(preload(json!({})).await.body, json!({ "preloaded": 20, "already": 5 }));
     let read = request(&a, "GET", "/api/v1/companies/2/contacts/1", "", "").await;

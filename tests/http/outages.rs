@@ -1,0 +1,153 @@
+//! Redis down, Postgres down: what every route does then.
+
+use std::time::Duration;
+
+use perto::proxy::{Fault, FaultProxy};
+use serde_json::{Value, json};
+
+use crate::command::{Database, Served, seeded};
+use crate::resources::CHAT;
+use crate::service::{Response, request};
+use crate::support::engines::{moved_to, place_of, redis_url};
+use crate::support::wait::eventually;
+
+/// What is read and what is written, of each resource.
+fn routes() -> (Vec<String>, Vec<(&'static str, String, Value)>) {
+    let reads = vec![
+        format!("/api/v1/chats/{CHAT}/messages"),
+        "/api/v1/companies/1".to_owned(),
+        "/api/v1/users/1".to_owned(),
+        "/api/v1/companies/1/contacts/20".to_owned(),
+        "/api/v1/companies/1/contacts/by-phone/910000020".to_owned(),
+        format!("/api/v1/chats/{CHAT}/tool-results/weather"),
+    ];
+    let writes = vec![
+        ("POST", format!("/api/v1/chats/{CHAT}/messages"), json!({ "sender": "user", "body": "hello" })),
+        ("PATCH", "/api/v1/companies/1".to_owned(), json!({ "name": "Other" })),
+        ("PATCH", "/api/v1/users/1".to_owned(), json!({ "name": "Other" })),
+        ("PATCH", "/api/v1/companies/1/contacts/20".to_owned(), json!({ "name": "Other" })),
+        ("PUT", format!("/api/v1/chats/{CHAT}/tool-results/weather"), json!({ "t": 2 })),
+    ];
+    (reads, writes)
+}
+
+async fn send(served: &Served, (method, path, body): &(&'static str, String, Value)) -> Response {
+    request(served, method, path, "", body.to_string()).await
+}
+
+async fn get(served: &Served, path: &str) -> Response {
+    request(served, "GET", path, "", "").await
+}
+
+async fn state(served: &Served) -> String {
+    get(served, "/readyz").await.text.trim().to_owned()
+}
+
+struct World {
+    _database: Database,
+    postgres: FaultProxy,
+    redis: FaultProxy,
+    a: Served,
+    b: Served,
+}
+
+async fn world() -> World {
+    let database = seeded();
+    let (postgres, redis) = (
+        FaultProxy::start(place_of(&database.url)).await.unwrap(),
+        FaultProxy::start(place_of(&redis_url())).await.unwrap(),
+    );
+    let through = moved_to(&database.url, &postgres.address().to_string());
+    let redis_through = moved_to(&redis_url(), &redis.address().to_string());
+    let brief = ["--pool-acquire", "1s"];
+    let a = Served::start_with(&through, &redis_through, "a", &brief);
+    let b = Served::start_with(&database.url, &redis_through, "b", &brief);
+    for served in [&a, &b] {
+        eventually("it is coherent", async || state(served).await == "coherent").await;
+    }
+    send(&a, &routes().1[4]).await;
+    World { _database: database, postgres, redis, a, b }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_redis_down_every_route_goes_on_and_writes_are_seen_on_the_other_instance() {
+    let World { _database, redis, a, b, postgres: _postgres } = world().await;
+    let (reads, writes) = routes();
+    redis.set(Fault::Cut);
+    for served in [&a, &b] {
+        eventually("it is isolated", async || state(served).await == "isolated").await;
+    }
+    for path in &reads {
+        for served in [&a, &b] {
+            let read = get(served, path).await;
+            assert_eq!(
+                (read.status, read.header("perto-freshness")),
+                (200, Some("fresh")),
+                "{path}: {}",
+                read.text
+            );
+        }
+        eventually("L1 answers", async || get(&a, path).await.header("perto-tier") == Some("l1")).await;
+    }
+    for write in &writes {
+        let written = send(&a, write).await;
+        assert!(matches!(written.status, 200 | 201), "{}: {}", write.1, written.text);
+        let read = if write.0 == "POST" { format!("{}?limit=1", write.1) } else { write.1.clone() };
+        let read = request(&b, "GET", &read, &written.at_least(), "").await;
+        let shown = if write.0 == "POST" { &read.body["messages"][0] } else { &read.body };
+        assert_eq!(shown, &written.body, "{}", write.1);
+    }
+    redis.set(Fault::None);
+    for served in [&a, &b] {
+        eventually("it is coherent again", async || state(served).await == "coherent").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_postgres_down_what_is_cached_is_served_and_flagged_and_the_rest_is_a_503() {
+    let World { _database, postgres, a, b: _b, redis: _redis } = world().await;
+    let (reads, writes) = routes();
+    for path in &reads {
+        get(&a, path).await;
+    }
+    postgres.set(Fault::Cut);
+    eventually("it is unverified", async || state(&a).await == "unverified").await;
+    assert_eq!(get(&a, "/readyz").await.status, 200, "there is something to serve");
+    for path in &reads {
+        let read = get(&a, path).await;
+        assert_eq!(
+            (read.status, read.header("perto-freshness")),
+            (200, Some("unverified")),
+            "{path}: {}",
+            read.text
+        );
+    }
+    let unknown = get(&a, "/api/v1/companies/17").await;
+    assert_eq!((unknown.status, unknown.header("retry-after")), (503, Some("1")), "{}", unknown.text);
+    for write in &writes {
+        let refused = send(&a, write).await;
+        assert_eq!(refused.status, 503, "{}: {}", write.1, refused.text);
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert!(!refused.text.contains("127.0.0.1"), "{}", refused.text);
+    }
+    assert_eq!(get(&a, "/livez").await.status, 200);
+    postgres.set(Fault::None);
+    eventually("it is coherent again", async || state(&a).await == "coherent").await;
+    for path in &reads {
+        let read = get(&a, path).await;
+        assert_eq!((read.status, read.header("perto-freshness")), (200, Some("fresh")), "{path}");
+    }
+    assert!(matches!(send(&a, &writes[0]).await.status, 201));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_database_costs_a_request_its_limit_and_no_more() {
+    let World { _database, postgres, a, b: _b, redis: _redis } = world().await;
+    postgres.set(Fault::BlackHole);
+    let began = std::time::Instant::now();
+    let (read, write) =
+        tokio::join!(get(&a, "/api/v1/companies/16"), async { send(&a, &routes().1[1]).await });
+    assert!(matches!(read.status, 503 | 504), "{}", read.text);
+    assert!(matches!(write.status, 503 | 504), "{}", write.text);
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+}
