@@ -40,10 +40,15 @@ pub(crate) struct Wanted {
 #[expect(dead_code, reason = "it says in the API's description what `Wanted` reads")]
 pub(crate) struct ReadHeaders {
     /// The `perto-token` of a write that the answer must contain.
-    #[param(rename = "perto-at-least", pattern = "^[0-9a-f]{1,16}-[0-9a-f]{1,16}$", required = false)]
+    #[param(
+        rename = "perto-at-least",
+        pattern = "^[0-9a-f]{1,16}-[0-9a-f]{1,16}$",
+        required = false,
+        nullable = false
+    )]
     at_least: Option<String>,
     /// `ETag`s that the client has: where the answer's is among them, it is `304` without a body.
-    #[param(rename = "if-none-match", required = false)]
+    #[param(rename = "if-none-match", required = false, nullable = false)]
     if_none_match: Option<String>,
 }
 

@@ -7,7 +7,7 @@ use axum::extract::Path;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{Router, get};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::openapi::OpenApi;
 use utoipa::{OpenApi as _, PartialSchema};
 use utoipa_swagger_ui::Config;
@@ -76,9 +76,13 @@ fn complete(api: &OpenApi) -> Value {
         "key": { "type": "http", "scheme": "bearer", "description": "An API key of a company, or the admin's" }
     });
     document["security"] = json!([{ "key": [] }]);
-    let paths = document["paths"].as_object_mut().into_iter().flat_map(Map::values_mut);
-    for (method, operation) in paths.filter_map(Value::as_object_mut).flat_map(Map::iter_mut) {
-        describe(method, operation);
+    for (path, item) in document["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            // Handlers of several resources have one name.
+            let name = path.trim_start_matches("/api/v1").replace(['{', '}'], "").replace('/', "-");
+            operation["operationId"] = format!("{method}{name}").into();
+            describe(method, operation);
+        }
     }
     document
 }

@@ -98,7 +98,7 @@ fn of_field<E: std::fmt::Display>(kind: Kind, whole: &str, error: &serde_path_to
     let wrong = error.inner().to_string();
     match error.path().to_string().as_str() {
         // What is unknown or missing is named in the message alone.
-        "." => match wrong.split('`').nth(1).filter(|_| wrong.contains("field `")) {
+        "." | "?" => match wrong.split('`').nth(1).filter(|_| wrong.contains("field `")) {
             Some(field) => Problem::of(kind, field, &wrong),
             None => Problem::of(kind, whole, &wrong),
         },
@@ -113,6 +113,7 @@ async fn bytes(request: Request) -> Result<Bytes, Problem> {
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|_gone| Problem::bad("body", "ended before it was complete"))?;
             if body.len() + piece.len() > MAX_BODY {
+                swallow(stream).await;
                 return Err(Problem::of(Kind::TooLarge, "body", &format!("has more than {MAX_BODY} bytes")));
             }
             body.extend_from_slice(&piece);
@@ -125,6 +126,20 @@ async fn bytes(request: Request) -> Result<Bytes, Problem> {
             Err(Problem::of(Kind::RequestTimeout, "body", &format!("did not come within {BODY_LIMIT:?}")))
         }
     }
+}
+
+/// Reads on for a little: a client that is still writing when the connection ends may never see the answer.
+async fn swallow(mut rest: axum::body::BodyDataStream) {
+    let mut left = 8 * MAX_BODY;
+    let reading = async {
+        while let Some(Ok(piece)) = rest.next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(Duration::from_secs(1), reading).await);
 }
 
 /// For fields of a change, where `null` is another thing than nothing at all.

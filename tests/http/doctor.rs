@@ -219,7 +219,18 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
     let database = migrated();
-    succeed(perto(&database.url, "").args(["watch", "companies", "--cache", "company", "--remove"]));
+    for (table, cache) in [
+        ("chats", "message"),
+        ("messages", "message"),
+        ("companies", "company"),
+        ("users", "user"),
+        ("contacts", "contact"),
+        ("contacts", "contact_by_phone"),
+        ("tool_results", "tool_result"),
+        ("api_keys", "api_key"),
+    ] {
+        succeed(perto(&database.url, "").args(["watch", table, "--cache", cache, "--remove"]));
+    }
     let said = doctor(&database.url, "", &[]).await;
     said.tells(
         "service",
