@@ -171,3 +171,88 @@ impl http_body::Body for Pieces {
         SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn line(id: i64, created_at_us: i64) -> Line {
+        Line {
+            chat: Uuid::nil(),
+            company_id: 7,
+            id: Some(id),
+            sender: Some("user".to_owned()),
+            body: Some(format!("\"{id}\"\n,],")),
+            created_at: DateTime::from_timestamp_micros(created_at_us),
+        }
+    }
+
+    /// What the body of a slice says.
+    fn shown(window: &Window, slice: Slice) -> (Vec<i64>, bool) {
+        let Ok(bytes) =
+            futures_util::FutureExt::now_or_never(axum::body::to_bytes(slice.body(window), usize::MAX))
+                .expect("a body of pieces doesn't wait")
+        else {
+            panic!("a body of pieces doesn't fail")
+        };
+        let page: Value = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
+        let ids = page["messages"].as_array().unwrap().iter().map(|message| message["id"].as_i64().unwrap());
+        (ids.collect(), page["more"].as_bool().unwrap())
+    }
+
+    #[test]
+    fn a_chat_without_messages_is_an_empty_page() {
+        let none = Line { id: None, sender: None, body: None, created_at: None, ..line(0, 0) };
+        let (_, window) = Window::of(&[none], 10);
+        let page = Page { limit: 5, from_date: None, before: None };
+        assert_eq!(shown(&window, window.slice(&page).unwrap()), (vec![], false));
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_window_covers_is_what_all_messages_would_say(
+            mut times in prop::collection::vec(0_i64..20, 0..40),
+            size in 1_usize..30,
+            limit in 1_usize..40,
+            from_date in prop::option::of(0_i64..21),
+            before in prop::option::of(0_usize..40),
+        ) {
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            // The newest first; among those of one time, the one with the greatest number.
+            let all: Vec<(i64, i64)> = (1..).zip(times.iter().rev().copied()).collect::<Vec<_>>().into_iter().rev().collect();
+            let lines: Vec<Line> = all.iter().take(size + 1).map(|(id, time)| line(*id, *time)).collect();
+            prop_assume!(!lines.is_empty());
+            let (_, window) = Window::of(&lines, size);
+            let before = before.and_then(|at| all.get(at)).map(|(id, _)| *id);
+            let page = Page { limit, from_date: from_date.and_then(DateTime::from_timestamp_micros), before };
+            let matching: Vec<i64> = all
+                .iter()
+                .filter(|(id, time)| before.is_none_or(|before| *id < before) && from_date.is_none_or(|from| *time >= from))
+                .map(|(id, _)| *id)
+                .collect();
+            match window.slice(&page) {
+                Some(slice) => {
+                    let wanted = (matching.iter().copied().take(limit).collect(), matching.len() > limit);
+                    prop_assert_eq!(shown(&window, slice), wanted);
+                }
+                // Only what may lie beyond its end is asked of Postgres.
+                None => {
+                    let last = before.map_or(0, |before| all.iter().position(|(id, _)| *id == before).unwrap_or(0) + 1);
+                    prop_assert!(all.len() > size && last + limit >= size, "it was there");
+                }
+            }
+        }
+
+        #[test]
+        fn a_window_is_the_same_after_it_was_in_l2(times in prop::collection::vec(0_i64..9, 1..9)) {
+            let lines: Vec<Line> = (1..).zip(times).map(|(id, time)| line(id, time)).collect();
+            let (_, window) = Window::of(&lines, 5);
+            let bytes = bincode::serde::encode_to_vec(&window, bincode::config::standard()).unwrap();
+            let (read, _): (Window, usize) = bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
+            prop_assert_eq!(format!("{window:?}"), format!("{read:?}"));
+        }
+    }
+}
