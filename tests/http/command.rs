@@ -100,10 +100,15 @@ impl Served {
         Self { address: address.unwrap_or_else(|| panic!("not served: {line:?}")).to_owned(), child }
     }
 
+    pub(crate) fn ask_to_end(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        // Asked twice, it may have ended.
+        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+    }
+
     /// Asks for an end and waits for it. Returns whether it ended well.
     pub(crate) fn end(mut self) -> bool {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.ask_to_end();
         self.child.wait().unwrap().success()
     }
 }

@@ -1,6 +1,7 @@
 //! The service over HTTP.
 
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -107,4 +108,32 @@ async fn an_instance_ends_in_order_when_it_is_asked_to() {
         assert_eq!(instances.body[0]["audits"][stretch]["violations"], 0, "{}", instances.body);
     }
     assert!(tokio::task::spawn_blocking(move || a.end() && b.end()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_progress_when_the_end_is_asked_for_is_finished() {
+    let (database, a, b) = two_instances();
+    let mut holder = PgConnection::connect(&database.url).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::query("update companies set name = 'held' where id = 1").execute(&mut *held).await.unwrap();
+    let address = a.address.clone();
+    let (path, body) = ("/api/v1/companies/1", json!({ "name": "after all" }).to_string());
+    let (written, ended) = tokio::join!(request(&a, "PATCH", path, "", &body), async {
+        let mut watcher = PgConnection::connect(&database.url).await.unwrap();
+        let waits = "select true from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("the write waits for the row", async || {
+            sqlx::query(waits).fetch_optional(&mut watcher).await.unwrap().is_some()
+        })
+        .await;
+        a.ask_to_end();
+        eventually("no more connections are taken", async || TcpStream::connect(&address).await.is_err())
+            .await;
+        held.rollback().await.unwrap();
+        true
+    });
+    assert!(ended);
+    assert_eq!((written.status, &written.body["name"]), (200, &json!("after all")), "{}", written.text);
+    let read = request(&b, "GET", path, &written.at_least(), "").await;
+    assert_eq!(read.body["name"], "after all");
+    assert!(tokio::task::spawn_blocking(move || a.end()).await.unwrap());
 }
