@@ -20,7 +20,9 @@ use tokio::sync::broadcast::error::RecvError;
 mod companies;
 mod consistency;
 pub(crate) mod entries;
+pub(crate) mod imports;
 mod problem;
+mod rules;
 pub(crate) mod schema;
 
 /// What an instance is told at its start.
@@ -31,6 +33,7 @@ pub(crate) struct Settings {
     pub(crate) database_url: String,
     /// Without it, L1 and Postgres answer alone.
     pub(crate) redis_url: Option<String>,
+    pub(crate) imports: imports::Settings,
 }
 
 /// What every handler has.
@@ -40,6 +43,7 @@ pub(crate) struct Service {
     perto: Perto,
     pool: PgPool,
     companies: companies::Companies,
+    imports: Arc<imports::Imports>,
 }
 
 /// How long requests in progress may take after the end was asked for.
@@ -57,6 +61,7 @@ fn router(service: Arc<Service>) -> Router {
             "/api/v1/companies/{id}",
             get(companies::read).patch(companies::change).delete(companies::delete),
         )
+        .nest("/api/v1", Router::from(imports::routes()))
         .fallback(async || problem::Problem::not_found("there is no such route"))
         .method_not_allowed_fallback(async || problem::Problem::method_not_allowed())
         .with_state(service)
@@ -107,15 +112,20 @@ pub(crate) async fn run(
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
+    let imports =
+        imports::Imports::start(pools.requests.clone(), settings.instance.clone(), settings.imports);
     let service = Arc::new(Service {
         instance: settings.instance,
         perto: perto.clone(),
         pool: pools.requests.clone(),
         companies,
+        imports: Arc::clone(&imports),
     });
+    let working = Arc::clone(&imports);
     let (ending, ended) = tokio::sync::oneshot::channel::<()>();
     let serving = axum::serve(listener, router(service)).with_graceful_shutdown(async move {
         end.await;
+        working.stop();
         drop(ending);
     });
     tokio::select! {
@@ -124,6 +134,9 @@ pub(crate) async fn run(
             drop(ended.await);
             tokio::time::sleep(GRACE).await;
         } => tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for"),
+    }
+    if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {
+        tracing::warn!("an import was still being written {GRACE:?} after the end was asked for");
     }
     perto.shutdown().await;
     reporting.close();

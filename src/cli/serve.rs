@@ -33,6 +33,8 @@ pub(crate) struct Serve {
     #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
     redis_url: Option<String>,
     #[command(flatten)]
+    imports: service::imports::Settings,
+    #[command(flatten)]
     database: Database,
 }
 
@@ -70,6 +72,7 @@ impl Serve {
             bound: self.bound,
             database_url: self.database.url()?.to_owned(),
             redis_url,
+            imports: self.imports,
         };
         service::run(listener, settings, pools, terminated()).await
     }

@@ -59,8 +59,13 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(database: &Database, name: &str) -> Self {
+        Self::start_with(database, name, &[])
+    }
+
+    pub(crate) fn start_with(database: &Database, name: &str, arguments: &[&str]) -> Self {
         let mut child = perto(&database.url, &redis_url())
             .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -10,6 +10,7 @@ mod support;
 mod bad_input;
 mod command;
 mod doctor;
+mod imports;
 mod inspect;
 mod replay;
 mod service;
