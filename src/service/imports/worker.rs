@@ -15,7 +15,7 @@ use super::{Format, Imports, LEASE};
 /// How often to look whether there is something to do. An upload to this instance is told of at once.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long an import is worked on while others wait.
-const TURN: Duration = Duration::from_secs(5);
+const TURN: Duration = Duration::from_secs(1);
 /// An import that was taken so often without a chunk going through has failed.
 const ATTEMPTS: i32 = 20;
 
@@ -56,14 +56,19 @@ macro_rules! waiting {
 }
 
 /// An import that was taken.
+#[derive(sqlx::FromRow)]
 struct Taken {
-    claim: Claim,
-    shape: Shape,
+    id: Uuid,
+    company_id: i64,
+    owner: Uuid,
+    format: String,
+    columns: Vec<String>,
+    region: String,
     attempts: i32,
 }
 
 async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
-    let claimed: Option<(Uuid, i64, Uuid, String, Vec<String>, String, i32)> = sqlx::query_as(concat!(
+    sqlx::query_as(concat!(
         "update imports set state = 'running', owner = gen_random_uuid(), instance = $1, attempts = attempts + 1, ",
         "leased_until = clock_timestamp() + make_interval(secs => $2), ",
         "started_at = coalesce(started_at, clock_timestamp()) ",
@@ -77,19 +82,17 @@ async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
     .bind(&imports.instance)
     .bind(LEASE.as_secs_f64())
     .fetch_optional(&imports.pool)
-    .await?;
-    Ok(claimed.map(|(import, company, owner, format, columns, region, attempts)| Taken {
-        claim: Claim { import, company, owner },
-        shape: Shape { format: Format::named(&format), columns, region },
-        attempts,
-    }))
+    .await
 }
 
 /// One turn, and what is to be said of it.
-async fn take(imports: &Arc<Imports>, Taken { claim, shape, attempts }: Taken) {
+async fn take(imports: &Arc<Imports>, taken: Taken) {
+    let claim = Claim { import: taken.id, company: taken.company_id, owner: taken.owner };
+    let shape = Shape { format: Format::named(&taken.format), columns: taken.columns, region: taken.region };
+    let again = taken.attempts <= ATTEMPTS;
     let turn = tokio::select! {
-        turn = work(imports, claim, Arc::new(shape)), if attempts <= ATTEMPTS => turn,
-        never = renew(imports, claim), if attempts <= ATTEMPTS => match never {},
+        turn = work(imports, claim, Arc::new(shape)), if again => turn,
+        never = renew(imports, claim), if again => match never {},
         else => Err("instances ended while they worked on it".into()),
     };
     let told = match turn {
