@@ -45,6 +45,14 @@ pub(crate) struct Settings {
     #[arg(long = "imports-per-company", env = "PERTO_IMPORTS_PER_COMPANY", default_value_t = 2, value_name = "NUMBER",
         value_parser = clap::value_parser!(u32).range(1..=100))]
     per_company: u32,
+    /// Rejected rows of an import that are kept for its file; more are only counted
+    #[arg(
+        long = "import-max-rejects",
+        env = "PERTO_IMPORT_MAX_REJECTS",
+        default_value_t = 1_000_000,
+        value_name = "NUMBER"
+    )]
+    max_rejects: u32,
     /// Imports that this instance works on at a time
     #[arg(long = "imports-at-once", env = "PERTO_IMPORTS_AT_ONCE", default_value_t = 2, value_name = "NUMBER",
         value_parser = clap::value_parser!(u32).range(0..=16))]

@@ -331,6 +331,17 @@ async fn a_file_or_request_that_cannot_be_an_import_is_a_problem_and_leaves_noth
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_rejected_rows_the_first_are_kept_and_all_are_counted() {
+    let database = prepared();
+    let served = Served::start_with(&database, "a", &["--import-max-rejects", "5100"]);
+    let import = upload(&served, 1, NDJSON, "1\n".repeat(12_000).as_bytes()).await;
+    assert_eq!(ended(&served, &import).await["rejected"], 12_000);
+    let file = rejected(&served, &import).await;
+    assert_eq!(file.lines().count(), 5_101);
+    assert!(file.lines().last().unwrap().starts_with("5100,"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_import_is_another_companys_secret() {
     let database = prepared();
     let served = Served::start(&database, "a");

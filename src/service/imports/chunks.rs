@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::LEASE;
 use super::rows::{Batch, Contact, Reject};
+use super::{Imports, LEASE};
 use crate::service::rules::Flaw;
 
 /// Contacts of one statement. The statement's keys in the log are as many, of each cache: more than
@@ -111,24 +111,25 @@ pub(super) struct Claim {
 
 /// Applies a chunk: all of it or nothing. Returns whether it was: not where the import is no longer the claim's.
 pub(super) async fn apply(
-    pool: &PgPool,
+    imports: &Imports,
     claim: Claim,
     (seq, bytes): (i32, usize),
     batch: &Batch,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = imports.pool.begin().await?;
     // In the order in which a company's deletion locks them.
     sqlx::query("select 1 from companies where id = $1 for key share")
         .bind(claim.company)
         .execute(&mut *tx)
         .await?;
-    if !count(&mut tx, claim, bytes, &Counts::of(&batch.rejects, batch.accepted)).await? {
-        return Ok(false);
-    }
+    let counts = Counts::of(&batch.rejects, batch.accepted);
+    let Some(rejected) = count(&mut tx, claim, bytes, &counts).await? else { return Ok(false) };
     for contacts in batch.contacts.chunks(CONTACTS_PER_STATEMENT) {
         upsert(&mut tx, claim.company, contacts).await?;
     }
-    put_rejects(&mut tx, claim.import, &batch.rejects).await?;
+    let most = i64::from(imports.settings.max_rejects);
+    let kept = usize::try_from(most - (rejected - counts.rejected)).unwrap_or(0).min(batch.rejects.len());
+    put_rejects(&mut tx, claim.import, &batch.rejects[..kept]).await?;
     let delete = "delete from import_chunks where import_id = $1 and seq = $2";
     let deleted = sqlx::query(delete).bind(claim.import).bind(seq).execute(&mut *tx).await?;
     // Who has the lease is alone, so it is there: else it was applied before, and nothing of this is kept.
@@ -139,18 +140,18 @@ pub(super) async fn apply(
     Ok(true)
 }
 
-/// Adds the figures. First of all: it holds the import's row until the end, so nobody takes the import away meanwhile.
+/// Adds the figures, and returns how many are rejected now; none where the import is not the claim's. First of all: it holds the import's row until the end, so nobody takes the import away meanwhile.
 async fn count(
     tx: &mut PgConnection,
     claim: Claim,
     bytes: usize,
     counts: &Counts,
-) -> Result<bool, sqlx::Error> {
-    let mine = sqlx::query(concat!(
+) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar(concat!(
         "update imports set bytes_done = bytes_done + $3, attempts = 0, ",
         "leased_until = clock_timestamp() + make_interval(secs => $4), ",
         counted!("$5", "$6", "$7", "$8"),
-        " where id = $1 and owner = $2 and state = 'running'"
+        " where id = $1 and owner = $2 and state = 'running' returning rejected"
     ))
     .bind(claim.import)
     .bind(claim.owner)
@@ -160,9 +161,8 @@ async fn count(
     .bind(counts.rejected)
     .bind(&counts.reasons)
     .bind(&counts.times)
-    .execute(tx)
-    .await?;
-    Ok(mine.rows_affected() == 1)
+    .fetch_optional(tx)
+    .await
 }
 
 async fn upsert(tx: &mut PgConnection, company: i64, contacts: &[Contact]) -> Result<(), sqlx::Error> {

@@ -101,7 +101,7 @@ async fn cancel(
 
 /// The rows that an import rejected, with their lines and reasons, as a CSV file
 ///
-/// A record is cut at 1 KiB. One that begins like a spreadsheet's formula has an apostrophe before it.
+/// The first million, if not set otherwise. A record is cut at 1 KiB; one that begins like a spreadsheet's formula has an apostrophe before it.
 #[utoipa::path(get, path = "/companies/{company}/contacts/imports/{id}/rejected", tag = "imports",
     params(("company" = i64, Path, description = "The company"), ("id" = Uuid, Path, description = "The import")),
     responses((status = 200, body = String, content_type = "text/csv")))]

@@ -335,3 +335,65 @@ async fn fail(pool: &PgPool, id: Uuid, problem: &str) {
         tracing::warn!(import = %id, error = &error as &dyn std::error::Error, "an upload that broke off is left to the sweep");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Pieces = stream::Iter<std::vec::IntoIter<Result<Bytes, ()>>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_or_grows_too_large_is_refused() {
+        let began = tokio::time::Instant::now();
+        let mut silent = Body { stream: stream::pending::<Result<Bytes, ()>>(), taken: 0, most: 10 };
+        assert!(matches!(silent.next().await, Err(Refusal::Idle)));
+        assert_eq!(began.elapsed().as_secs(), IDLE.as_secs());
+        let pieces: Vec<Result<Bytes, ()>> = vec![Ok(Bytes::from_static(b"12345")); 3];
+        let mut large: Body<Pieces> = Body { stream: stream::iter(pieces), taken: 0, most: 10 };
+        assert!(large.next().await.is_ok() && large.next().await.is_ok());
+        assert!(matches!(large.next().await, Err(Refusal::TooLarge(10))));
+    }
+
+    /// What is stored of pieces: first line and bytes of each chunk, and the lines of records that are too long.
+    fn stored(pieces: &[&[u8]]) -> (Vec<(i32, u64, Vec<u8>)>, Vec<u64>) {
+        let (mut cutter, mut cuts) = (Cutter::new(Format::Csv), Vec::new());
+        for mut piece in pieces.iter().copied() {
+            while let Some(cut) = cutter.cut(&mut piece) {
+                cuts.push(cut);
+            }
+        }
+        cuts.push(cutter.last());
+        let too_long = cuts.iter().filter_map(|cut| Some(cut.too_long.as_ref()?.line)).collect();
+        let chunks = cuts.into_iter().filter_map(|cut| cut.chunk);
+        (chunks.map(|chunk| (chunk.seq, chunk.first_line, chunk.data)).collect(), too_long)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn chunks_are_the_same_however_a_file_comes(
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..40),
+            ended in any::<bool>(),
+        ) {
+            let long = "x".repeat(100_000);
+            let rows: String = (0..12_000_usize).map(|row| format!("{row},\"a\nb\"\n")).collect();
+            let mut file = format!("{rows}{long}\n{long}\nlast\n{}\n{long}", "y".repeat(60_000));
+            if ended {
+                file.push('\n');
+            }
+            let bytes = file.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+            let (chunks, too_long) = stored(&pieces);
+            prop_assert_eq!((&chunks, &too_long), (&stored(&[bytes]).0, &vec![24_001, 24_002, 24_005]));
+            let lines: Vec<u64> = chunks.iter().map(|(_, line, _)| *line).collect();
+            prop_assert_eq!(lines, [1, 10_001, 20_001, 24_003]);
+            prop_assert!(chunks.iter().all(|(_, _, data)| data.ends_with(b"\n")));
+        }
+    }
+}

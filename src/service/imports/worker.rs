@@ -118,7 +118,7 @@ async fn work(imports: &Imports, claim: Claim, shape: Arc<Shape>) -> Result<Turn
     let mut ready = prepare(imports, claim.import, i32::MIN, &shape).await?;
     while let Some((seq, bytes, batch)) = ready {
         let (applied, next) = tokio::join!(
-            chunks::apply(&imports.pool, claim, (seq, bytes), &batch),
+            chunks::apply(imports, claim, (seq, bytes), &batch),
             prepare(imports, claim.import, seq, &shape)
         );
         if !applied? {
