@@ -17,15 +17,22 @@ create table imports (
     accepted     bigint not null default 0,
     rejected     bigint not null default 0,
     reasons      jsonb not null default '{}',
-    -- Who works on it, and until when nobody else may.
-    owner        text,
+    -- Who works on it: a number of its own for each time that somebody takes it up, and the instance, for people. Until
+    -- `leased_until` nobody else may; null is nobody.
+    owner        uuid,
+    instance     text,
     leased_until timestamptz,
+    -- How often it was taken up since the last chunk that went through.
+    attempts     integer not null default 0,
     created_at   timestamptz not null default clock_timestamp(),
+    -- When it last made room for another: turns are taken by it.
+    worked_at    timestamptz,
     started_at   timestamptz,
     finished_at  timestamptz
 );
 create index imports_company on imports (company_id, created_at desc);
 create index imports_open on imports (created_at) where state in ('uploading', 'queued', 'running');
+create index imports_finished on imports (finished_at) where finished_at is not null;
 
 create table import_chunks (
     import_id  uuid not null references imports on delete cascade,

@@ -35,6 +35,7 @@ mod caches;
 mod companies;
 mod contacts;
 pub(crate) mod database;
+pub(crate) mod imports;
 mod input;
 pub(crate) mod keys;
 mod listen;
@@ -58,31 +59,31 @@ pub(crate) struct Service {
     database: Database,
     caches: Caches,
     access: Access,
+    imports: Arc<imports::Imports>,
 }
 
 /// How long requests in progress may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
 fn router(service: &Arc<Service>) -> Router {
-    let (resources, api) = OpenApiRouter::with_openapi(api::base())
-        .nest(
-            "/api/v1",
-            OpenApiRouter::new()
-                .merge(messages::routes())
-                .merge(tool_results::routes())
-                .merge(companies::routes())
-                .merge(users::routes())
-                .merge(contacts::routes())
-                .merge(validation::routes())
-                .merge(preload::routes())
-                .merge(administration::routes()),
-        )
-        .split_for_parts();
     let limit = service.settings.access.request_timeout;
+    let resources = OpenApiRouter::new()
+        .merge(messages::routes())
+        .merge(tool_results::routes())
+        .merge(companies::routes())
+        .merge(users::routes())
+        .merge(contacts::routes())
+        .merge(validation::routes())
+        .merge(preload::routes())
+        .merge(administration::routes())
+        .layer(from_fn(move |request: Request, next: Next| in_time(limit, request, next)))
+        // A file may take as long as it comes.
+        .merge(imports::routes());
+    let (resources, api) =
+        OpenApiRouter::with_openapi(api::base()).nest("/api/v1", resources).split_for_parts();
     let resources = resources
         .route("/api/v1/cache/instances", get(instances))
-        .layer(from_fn_with_state(Arc::clone(service), access::check))
-        .layer(from_fn(move |request: Request, next: Next| in_time(limit, request, next)));
+        .layer(from_fn_with_state(Arc::clone(service), access::check));
     Router::new()
         .route("/", get(index))
         .route("/livez", get(async || "alive\n"))
@@ -156,9 +157,25 @@ pub(crate) async fn run(
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let connections = usize::try_from(settings.access.max_connections)?;
-    let service = Arc::new(Service { settings, perto: perto.clone(), database: requests, caches, access });
+    let imports = imports::Imports::start(requests.pool.clone(), settings.instance.clone(), settings.imports);
+    let working = Arc::clone(&imports);
+    let end = async move {
+        end.await;
+        working.stop();
+    };
+    let service = Arc::new(Service {
+        settings,
+        perto: perto.clone(),
+        database: requests,
+        caches,
+        access,
+        imports: Arc::clone(&imports),
+    });
     if !listen::serve(listener, router(&service), connections, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
+    }
+    if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {
+        tracing::warn!("an import was still being written {GRACE:?} after the end was asked for");
     }
     perto.shutdown().await;
     reporting.close();

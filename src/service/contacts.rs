@@ -93,7 +93,7 @@ struct ContactChange {
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
-pub(super) struct OfCompany {
+pub(crate) struct OfCompany {
     #[param(minimum = 1)]
     #[expect(dead_code, reason = "`Tenant` reads it")]
     company: i64,

@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) ttls: Ttls,
     #[command(flatten, next_help_heading = "Caches")]
     pub(crate) sizes: Sizes,
+    #[command(flatten, next_help_heading = "Imports")]
+    pub(crate) imports: super::imports::Settings,
     #[command(flatten, next_help_heading = "Postgres")]
     pub(crate) pool: PoolSettings,
 }

@@ -169,7 +169,7 @@ async fn a_revoked_key_is_refused_on_every_instance_while_it_is_in_use() {
 async fn a_tenant_that_asks_too_much_is_told_when_to_come_back_and_others_are_served() {
     let database = seeded();
     let limit = ["--admin-key", ADMIN_KEY, "--rate-limit", "5"];
-    let a = Served::start_with(&database.url, &redis_url(), "a", &limit);
+    let a = Served::start_on(&database.url, &redis_url(), "a", &limit);
     let (greedy, modest) = (bearer(&key_of(&database, 2)), bearer(&key_of(&database, 3)));
     let mut refused = 0;
     for _ in 0..40 {

@@ -77,15 +77,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(database: &Database, name: &str) -> Self {
-        Self::start_with(&database.url, &redis_url(), name, &[])
+        Self::start_with(database, name, &[])
+    }
+
+    pub(crate) fn start_with(database: &Database, name: &str, arguments: &[&str]) -> Self {
+        Self::start_on(&database.url, &redis_url(), name, arguments)
     }
 
     /// With the admin's key: from then on every request needs one.
     pub(crate) fn start_closed(database: &Database, name: &str) -> Self {
-        Self::start_with(&database.url, &redis_url(), name, &["--admin-key", ADMIN_KEY])
+        Self::start_with(database, name, &["--admin-key", ADMIN_KEY])
     }
 
-    pub(crate) fn start_with(database: &str, redis: &str, name: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start_on(database: &str, redis: &str, name: &str, arguments: &[&str]) -> Self {
         let mut child = perto(database, redis)
             .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
             .args(arguments)
@@ -103,7 +107,7 @@ impl Served {
     pub(crate) fn ask_to_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         // Asked twice, it may have ended.
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::TERM));
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 
     /// Asks for an end and waits for it. Returns whether it ended well.

@@ -38,7 +38,7 @@ async fn every_page_is_what_sql_says() {
     let more = "insert into messages (chat_id, sender, body, created_at) select $1::uuid, 'user', 'é \"' || n, \
                 timestamptz '2026-03-01' + make_interval(hours => n / 4) from generate_series(1, 320) n";
     sqlx::query(more).bind(CHAT).execute(&mut connection).await.unwrap();
-    let a = Served::start_with(&database.url, &redis_url(), "a", &["--message-window", "100"]);
+    let a = Served::start_on(&database.url, &redis_url(), "a", &["--message-window", "100"]);
     let (all, _) = oracle(&database.url, 1_000, None, None).await;
     let mut tiers = std::collections::HashSet::new();
     for limit in [1, 7, 99, 100, 101, 340, 500] {
@@ -108,8 +108,7 @@ async fn a_chat_begins_with_its_first_message_and_ends_with_its_row() {
 async fn a_tool_result_expires_and_an_expired_one_is_none() {
     let database = seeded();
     let brief = ["--ttl-tool-result", "1500ms"];
-    let (a, b) =
-        (Served::start_with(&database.url, &redis_url(), "a", &brief), Served::start(&database, "b"));
+    let (a, b) = (Served::start_on(&database.url, &redis_url(), "a", &brief), Served::start(&database, "b"));
     let path = format!("/api/v1/chats/{CHAT}/tool-results/search");
     let stored = request(&a, "PUT", &path, "", r#"{"kept":  "as it came", "n": 1e400}"#).await;
     assert_eq!(stored.status, 200, "{}", stored.text);

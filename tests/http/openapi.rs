@@ -74,7 +74,7 @@ fn numbered(path: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_to_try_it_needs_nothing_from_elsewhere() {
     let database = seeded();
-    let a = Served::start_with(&database.url, "", "a", &["--admin-key", ADMIN_KEY]);
+    let a = Served::start_on(&database.url, "", "a", &["--admin-key", ADMIN_KEY]);
     let page = request(&a, "GET", "/docs/", "", "").await;
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html")));
     assert!(!page.text.contains("://"), "{}", page.text);

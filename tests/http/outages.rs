@@ -60,8 +60,8 @@ async fn world() -> World {
     let through = moved_to(&database.url, &postgres.address().to_string());
     let redis_through = moved_to(&redis_url(), &redis.address().to_string());
     let brief = ["--pool-acquire", "1s"];
-    let a = Served::start_with(&through, &redis_through, "a", &brief);
-    let b = Served::start_with(&database.url, &redis_through, "b", &brief);
+    let a = Served::start_on(&through, &redis_through, "a", &brief);
+    let b = Served::start_on(&database.url, &redis_through, "b", &brief);
     for served in [&a, &b] {
         eventually("it is coherent", async || state(served).await == "coherent").await;
     }

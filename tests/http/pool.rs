@@ -16,7 +16,7 @@ use crate::support::postgres::PrivatePostgres;
 async fn an_exhausted_pool_is_a_503_that_says_when_to_come_back_while_reads_go_on() {
     let database = seeded();
     let small = ["--pool-size", "4", "--pool-acquire", "500ms"];
-    let a = Served::start_with(&database.url, &redis_url(), "a", &small);
+    let a = Served::start_on(&database.url, &redis_url(), "a", &small);
     // Somebody holds the row that all want to write.
     let mut holder = PgConnection::connect(&database.url).await.unwrap();
     let mut held = holder.begin().await.unwrap();
@@ -53,7 +53,7 @@ async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
     let bouncer = PrivateBouncer::start(server.port, 4).await;
     let pooled = bouncer.url("service");
     let unprepared = ["--prepared-statements", "false"];
-    let start = |name: &str| Served::start_with(&pooled, &redis_url(), name, &unprepared);
+    let start = |name: &str| Served::start_on(&pooled, &redis_url(), name, &unprepared);
     let (a, b) = (start("a"), start("b"));
     let contacts = "/api/v1/companies/1/contacts";
     let round = async |worker: usize| {

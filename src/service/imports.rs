@@ -1,0 +1,142 @@
+//! Imports of contacts: a file of any size, CSV or NDJSON, worked through in the background by any instance.
+//!
+//! An upload is cut into chunks at the ends of records, and each is stored as it comes. When all are there, an instance
+//! takes the import for a while, by a lease, and turns one chunk after the other into contacts: what a chunk says, what
+//! is counted of it and its removal are one transaction, and only of whoever has the lease. So every row is applied once,
+//! whoever dies when, and another instance goes on where the last one stopped.
+//!
+//! A row without a name or an e-mail address leaves those of its contact as they are. Hints are not sent: every instance
+//! sees the contacts within the bound, by the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod chunks;
+mod http;
+mod receive;
+mod records;
+mod rejected;
+mod rows;
+mod status;
+mod sweep;
+mod worker;
+
+pub(super) use http::routes;
+
+/// Longest time that a client may let pass without sending a byte of an upload.
+const IDLE: Duration = Duration::from_secs(30);
+/// How long an upload is left alone that nobody goes on with.
+const UPLOAD_LEASE: Duration = Duration::from_secs(60);
+/// How long a running import is left to its instance.
+const LEASE: Duration = Duration::from_secs(10);
+
+/// What an operator may set.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Settings {
+    /// Largest file of an import in bytes
+    #[arg(long = "import-max-bytes", env = "PERTO_IMPORT_MAX_BYTES", default_value_t = 10 << 30, value_name = "BYTES")]
+    max_bytes: u64,
+    /// Imports that a company may have under way
+    #[arg(long = "imports-per-company", env = "PERTO_IMPORTS_PER_COMPANY", default_value_t = 2, value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    per_company: u32,
+    /// Rejected rows of an import that are kept for its file; more are only counted
+    #[arg(
+        long = "import-max-rejects",
+        env = "PERTO_IMPORT_MAX_REJECTS",
+        default_value_t = 1_000_000,
+        value_name = "NUMBER"
+    )]
+    max_rejects: u32,
+    /// Imports that this instance works on at a time
+    #[arg(long = "imports-at-once", env = "PERTO_IMPORTS_AT_ONCE", default_value_t = 2, value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(0..=16))]
+    at_once: u32,
+}
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    Csv,
+    Ndjson,
+}
+
+impl Format {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Ndjson => "ndjson",
+        }
+    }
+
+    fn named(name: &str) -> Self {
+        if name == "ndjson" { Self::Ndjson } else { Self::Csv }
+    }
+}
+
+/// Why an upload is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("header: {0}")]
+    Header(String),
+    #[error("{0} imports of this company are under way: one has to end first")]
+    TooMany(u32),
+    #[error("the file has more than {0} bytes")]
+    TooLarge(u64),
+    #[error("nothing came for {IDLE:?}")]
+    Idle,
+    #[error("ended before it was complete")]
+    BrokenOff,
+    #[error("the import was cancelled")]
+    Cancelled,
+    #[error("there is no such company")]
+    NoCompany,
+    #[error("the database refused")]
+    Database(#[from] sqlx::Error),
+}
+
+/// The imports of an instance: its share in the work, and what its routes need.
+#[derive(Debug)]
+pub(crate) struct Imports {
+    pool: PgPool,
+    instance: String,
+    settings: Settings,
+    /// There may be an import to take.
+    queued: Notify,
+    /// There may be chunks to throw away.
+    untidy: Notify,
+    tasks: TaskTracker,
+    ending: CancellationToken,
+}
+
+impl Imports {
+    /// Begins to work on what is queued.
+    pub(crate) fn start(pool: PgPool, instance: String, settings: Settings) -> Arc<Self> {
+        let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
+        let (queued, untidy) = (Notify::new(), Notify::new());
+        let imports = Arc::new(Self { pool, instance, settings, queued, untidy, tasks, ending });
+        for _ in 0..settings.at_once {
+            imports.tasks.spawn(worker::run(Arc::clone(&imports)));
+        }
+        imports.tasks.spawn(sweep::run(Arc::clone(&imports)));
+        imports
+    }
+
+    /// Asks for the end: what is being written is written, the rest is left to other instances at once.
+    pub(crate) fn stop(&self) {
+        self.ending.cancel();
+    }
+
+    /// Waits for the end of the work, and of what is to be written of uploads that broke off.
+    pub(crate) async fn shutdown(&self) {
+        self.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,399 @@
+//! An upload, stored chunk by chunk as it comes.
+//!
+//! What is in memory at a time is one chunk and one piece of the body. Whoever stops in the middle, client or instance,
+//! leaves an import that has failed, and no contact of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Bytes;
+use futures_util::{Stream, StreamExt};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::chunks::{self, Chunk, Counts};
+use super::records::{Found, Scanner};
+use super::rows::{self, Reject, TOO_LONG};
+use super::{Format, IDLE, Imports, Refusal, UPLOAD_LEASE};
+
+/// A chunk is cut at the first record that ends behind so many bytes, or at so many records.
+const CHUNK_BYTES: usize = 256 * 1024;
+const CHUNK_RECORDS: usize = 5_000;
+
+const BROKEN_OFF: &str = "the upload broke off";
+
+/// Takes a file. The import is queued when all of it is stored.
+///
+/// Dropping the future fails the import.
+pub(super) async fn receive<S, E>(
+    imports: &Arc<Imports>,
+    company: i64,
+    region: &str,
+    format: Format,
+    body: S,
+) -> Result<Uuid, Refusal>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+{
+    let mut body = Body { stream: body, taken: 0, most: imports.settings.max_bytes };
+    let mut cutter = Cutter::new(format);
+    let (columns, mut rest) = match format {
+        Format::Csv => header(&mut body, &mut cutter).await?,
+        Format::Ndjson => (Vec::new(), Bytes::new()),
+    };
+    let upload = Upload::open(imports, company, region, format, &columns).await?;
+    let taking = async {
+        let mut renewed = Instant::now();
+        loop {
+            let mut bytes = &rest[..];
+            while let Some(cut) = cutter.cut(&mut bytes) {
+                upload.store(cut).await?;
+                renewed = Instant::now();
+            }
+            // A slow client fills no chunk in time.
+            if renewed.elapsed() > UPLOAD_LEASE / 4 {
+                upload.store(Cut::default()).await?;
+                renewed = Instant::now();
+            }
+            match body.next().await? {
+                Some(piece) => rest = piece,
+                None => break,
+            }
+        }
+        upload.store(cutter.last()).await?;
+        upload.complete(body.taken).await
+    };
+    let taken = taking.await;
+    upload.end(taken).await
+}
+
+/// The body, within its limits.
+struct Body<S> {
+    stream: S,
+    taken: u64,
+    most: u64,
+}
+
+impl<S: Stream<Item = Result<Bytes, E>> + Unpin, E> Body<S> {
+    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        let piece = match tokio::time::timeout(IDLE, self.stream.next()).await {
+            Err(_elapsed) => return Err(Refusal::Idle),
+            Ok(Some(Err(_gone))) => return Err(Refusal::BrokenOff),
+            Ok(None) => return Ok(None),
+            Ok(Some(Ok(piece))) => piece,
+        };
+        self.taken += piece.len() as u64;
+        if self.taken > self.most {
+            return Err(Refusal::TooLarge(self.most));
+        }
+        Ok(Some(piece))
+    }
+}
+
+/// Reads the header, and returns with it what came behind it.
+async fn header<S, E>(body: &mut Body<S>, cutter: &mut Cutter) -> Result<(Vec<String>, Bytes), Refusal>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+{
+    let mut record = Vec::new();
+    while let Some(mut piece) = body.next().await? {
+        loop {
+            match cutter.scanner.scan(&piece) {
+                Found::Record(end) => {
+                    record.extend_from_slice(&piece.split_to(end));
+                    if record.trim_ascii().is_empty() {
+                        record.clear();
+                        continue;
+                    }
+                    return Ok((rows::header(&record).map_err(Refusal::Header)?, piece));
+                }
+                Found::More => {
+                    record.extend_from_slice(&piece);
+                    break;
+                }
+                _ => return Err(Refusal::Header("is longer than any".to_owned())),
+            }
+        }
+    }
+    if record.trim_ascii().is_empty() {
+        return Err(Refusal::Header(
+            "is missing: the first line must name the columns phone, name, email".to_owned(),
+        ));
+    }
+    record.push(b'\n');
+    *cutter = Cutter::new(Format::Csv);
+    Ok((rows::header(&record).map_err(Refusal::Header)?, Bytes::new()))
+}
+
+/// What is to be stored at once.
+#[derive(Debug, Default)]
+struct Cut {
+    chunk: Option<Chunk>,
+    too_long: Option<Reject>,
+}
+
+/// Cuts a stream into chunks of whole records whose lines follow each other.
+#[derive(Debug)]
+struct Cutter {
+    scanner: Scanner,
+    chunk: Vec<u8>,
+    /// How many bytes of the chunk are whole records, and how many records.
+    whole: usize,
+    records: usize,
+    first_line: u64,
+    seq: i32,
+}
+
+impl Cutter {
+    fn new(format: Format) -> Self {
+        Self { scanner: Scanner::new(format), chunk: Vec::new(), whole: 0, records: 0, first_line: 1, seq: 0 }
+    }
+
+    /// Takes from `bytes` until there is something to store, or nothing left.
+    fn cut(&mut self, bytes: &mut &[u8]) -> Option<Cut> {
+        while !bytes.is_empty() {
+            if self.chunk.is_empty() {
+                self.first_line = self.scanner.line();
+            }
+            let line = self.scanner.line();
+            match self.scanner.scan(bytes) {
+                Found::Record(end) => {
+                    self.take(bytes, end);
+                    self.whole = self.chunk.len();
+                    self.records += 1;
+                    if self.whole >= CHUNK_BYTES || self.records >= CHUNK_RECORDS {
+                        return Some(Cut { chunk: self.chunk(), too_long: None });
+                    }
+                }
+                Found::TooLong(end) => {
+                    self.take(bytes, end);
+                    let too_long = Reject::new(line, TOO_LONG, &self.chunk[self.whole..]);
+                    self.chunk.truncate(self.whole);
+                    return Some(Cut { chunk: self.chunk(), too_long: Some(too_long) });
+                }
+                Found::Skipped(end) => *bytes = &bytes[end..],
+                Found::More => {
+                    if self.scanner.is_inside() {
+                        self.take(bytes, bytes.len());
+                    }
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// What is left at the end of the file. A last record without its line end gets one.
+    fn last(&mut self) -> Cut {
+        if self.chunk.len() > self.whole {
+            self.chunk.push(b'\n');
+        }
+        Cut { chunk: self.chunk(), too_long: None }
+    }
+
+    fn take(&mut self, bytes: &mut &[u8], end: usize) {
+        self.chunk.extend_from_slice(&bytes[..end]);
+        *bytes = &bytes[end..];
+    }
+
+    fn chunk(&mut self) -> Option<Chunk> {
+        if self.chunk.is_empty() {
+            return None;
+        }
+        let data = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES + 4096));
+        (self.whole, self.records) = (0, 0);
+        self.seq += 1;
+        Some(Chunk { seq: self.seq, first_line: self.first_line, data })
+    }
+}
+
+/// An import that is being uploaded: it fails where it is dropped.
+struct Upload {
+    id: Uuid,
+    imports: Arc<Imports>,
+    done: bool,
+}
+
+impl Upload {
+    async fn open(
+        imports: &Arc<Imports>,
+        company: i64,
+        region: &str,
+        format: Format,
+        columns: &[String],
+    ) -> Result<Self, Refusal> {
+        let mut tx = imports.pool.begin().await?;
+        // One at a time of a company counts and adds; contacts may refer to it meanwhile.
+        let lock = "select id from companies where id = $1 for no key update";
+        if sqlx::query(lock).bind(company).fetch_optional(&mut *tx).await?.is_none() {
+            return Err(Refusal::NoCompany);
+        }
+        let id: Option<Uuid> = sqlx::query_scalar(
+            "insert into imports (company_id, format, columns, region, instance, leased_until) \
+             select $1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6) \
+             where (select count(*) from imports \
+               where company_id = $1 and state in ('uploading', 'queued', 'running')) < $7 \
+             returning id",
+        )
+        .bind(company)
+        .bind(format.name())
+        .bind(columns)
+        .bind(region)
+        .bind(&imports.instance)
+        .bind(UPLOAD_LEASE.as_secs_f64())
+        .bind(i64::from(imports.settings.per_company))
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        let id = id.ok_or(Refusal::TooMany(imports.settings.per_company))?;
+        Ok(Self { id, imports: Arc::clone(imports), done: false })
+    }
+
+    async fn store(&self, cut: Cut) -> Result<(), Refusal> {
+        let rejects: Vec<Reject> = cut.too_long.into_iter().collect();
+        let counts = Counts::of(&rejects, 0);
+        let bytes = cut.chunk.as_ref().map_or(0, |chunk| chunk.data.len());
+        let mut tx = self.imports.pool.begin().await?;
+        let mine = sqlx::query(concat!(
+            "update imports set bytes = bytes + $2, leased_until = clock_timestamp() + make_interval(secs => $3), ",
+            chunks::counted!("$4", "$5", "$6", "$7"),
+            " where id = $1 and state = 'uploading'"
+        ))
+        .bind(self.id)
+        .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+        .bind(UPLOAD_LEASE.as_secs_f64())
+        .bind(counts.accepted)
+        .bind(counts.rejected)
+        .bind(&counts.reasons)
+        .bind(&counts.times)
+        .execute(&mut *tx)
+        .await?;
+        if mine.rows_affected() == 0 {
+            return Err(Refusal::Cancelled);
+        }
+        chunks::put_rejects(&mut tx, self.id, &rejects).await?;
+        if let Some(chunk) = cut.chunk {
+            chunks::put(&mut tx, self.id, &chunk).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    async fn complete(&self, bytes: u64) -> Result<(), Refusal> {
+        let queued = sqlx::query(
+            "update imports set state = 'queued', bytes = $2, instance = null, leased_until = null \
+             where id = $1 and state = 'uploading'",
+        )
+        .bind(self.id)
+        .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+        .execute(&self.imports.pool)
+        .await?;
+        if queued.rows_affected() == 0 {
+            return Err(Refusal::Cancelled);
+        }
+        self.imports.queued.notify_one();
+        Ok(())
+    }
+
+    async fn end(mut self, outcome: Result<(), Refusal>) -> Result<Uuid, Refusal> {
+        self.done = true;
+        if let Err(refusal) = outcome {
+            let problem = match &refusal {
+                Refusal::TooLarge(_) | Refusal::Idle => format!("upload: {refusal}"),
+                _ => BROKEN_OFF.to_owned(),
+            };
+            fail(&self.imports.pool, self.id, &problem).await;
+            self.imports.untidy.notify_one();
+            return Err(refusal);
+        }
+        Ok(self.id)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.done {
+            let (imports, id) = (Arc::clone(&self.imports), self.id);
+            self.imports.tasks.spawn(async move {
+                fail(&imports.pool, id, BROKEN_OFF).await;
+                imports.untidy.notify_one();
+            });
+        }
+    }
+}
+
+/// Where this can't be written either, the sweep does it when the lease has ended.
+async fn fail(pool: &PgPool, id: Uuid, problem: &str) {
+    let failed = sqlx::query(
+        "update imports set state = 'failed', problem = $2, leased_until = null, instance = null, \
+         finished_at = clock_timestamp() where id = $1 and state = 'uploading'",
+    )
+    .bind(id)
+    .bind(problem)
+    .execute(pool)
+    .await;
+    if let Err(error) = failed {
+        tracing::warn!(import = %id, error = &error as &dyn std::error::Error, "an upload that broke off is left to the sweep");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Pieces = stream::Iter<std::vec::IntoIter<Result<Bytes, ()>>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_or_grows_too_large_is_refused() {
+        let began = tokio::time::Instant::now();
+        let mut silent = Body { stream: stream::pending::<Result<Bytes, ()>>(), taken: 0, most: 10 };
+        assert!(matches!(silent.next().await, Err(Refusal::Idle)));
+        assert_eq!(began.elapsed().as_secs(), IDLE.as_secs());
+        let pieces: Vec<Result<Bytes, ()>> = vec![Ok(Bytes::from_static(b"12345")); 3];
+        let mut large: Body<Pieces> = Body { stream: stream::iter(pieces), taken: 0, most: 10 };
+        assert!(large.next().await.is_ok() && large.next().await.is_ok());
+        assert!(matches!(large.next().await, Err(Refusal::TooLarge(10))));
+    }
+
+    /// What is stored of pieces: first line and bytes of each chunk, and the lines of records that are too long.
+    fn stored(pieces: &[&[u8]]) -> (Vec<(i32, u64, Vec<u8>)>, Vec<u64>) {
+        let (mut cutter, mut cuts) = (Cutter::new(Format::Csv), Vec::new());
+        for mut piece in pieces.iter().copied() {
+            while let Some(cut) = cutter.cut(&mut piece) {
+                cuts.push(cut);
+            }
+        }
+        cuts.push(cutter.last());
+        let too_long = cuts.iter().filter_map(|cut| Some(cut.too_long.as_ref()?.line)).collect();
+        let chunks = cuts.into_iter().filter_map(|cut| cut.chunk);
+        (chunks.map(|chunk| (chunk.seq, chunk.first_line, chunk.data)).collect(), too_long)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn chunks_are_the_same_however_a_file_comes(
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..40),
+            ended in any::<bool>(),
+        ) {
+            let long = "x".repeat(100_000);
+            let rows: String = (0..12_000_usize).map(|row| format!("{row},\"a\nb\"\n")).collect();
+            let mut file = format!("{rows}{long}\n{long}\nlast\n{}\n{long}", "y".repeat(60_000));
+            if ended {
+                file.push('\n');
+            }
+            let bytes = file.as_bytes();
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+            let (chunks, too_long) = stored(&pieces);
+            prop_assert_eq!((&chunks, &too_long), (&stored(&[bytes]).0, &vec![24_001, 24_002, 24_005]));
+            let lines: Vec<u64> = chunks.iter().map(|(_, line, _)| *line).collect();
+            prop_assert_eq!(lines, [1, 10_001, 20_001, 24_003]);
+            prop_assert!(chunks.iter().all(|(_, _, data)| data.ends_with(b"\n")));
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The rejected rows of an import as a CSV file, read a page at a time as it is sent.
+
+use axum::body::Bytes;
+use futures_util::{Stream, stream};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+const PAGE: i64 = 1_000;
+
+/// The file in pieces: `line,reason,record`, in the order of the lines.
+pub(super) fn file(pool: PgPool, import: Uuid) -> impl Stream<Item = Result<Bytes, sqlx::Error>> {
+    stream::try_unfold(Some(-1), move |behind: Option<i64>| {
+        let pool = pool.clone();
+        async move {
+            let Some(behind) = behind else { return Ok(None) };
+            let rejects: Vec<(i64, String, String)> = sqlx::query_as(
+                "select line, reason, record from import_rejects where import_id = $1 and line > $2 \
+                 order by line limit $3",
+            )
+            .bind(import)
+            .bind(behind)
+            .bind(PAGE)
+            .fetch_all(&pool)
+            .await?;
+            let mut text = if behind < 0 { "line,reason,record\r\n".to_owned() } else { String::new() };
+            for (line, reason, record) in &rejects {
+                text.push_str(&format!("{line},{},{}\r\n", field(reason), field(record)));
+            }
+            let next = rejects.last().map(|(line, ..)| *line);
+            Ok(Some((Bytes::from(text), next)))
+        }
+    })
+}
+
+/// Always in quotes. A spreadsheet takes what begins like a formula for one, and anybody may have written the record: an
+/// apostrophe before it makes it a text.
+fn field(text: &str) -> String {
+    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    format!("\"{}{}\"", if formula { "'" } else { "" }, text.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_record_is_a_formula_or_leaves_its_field() {
+        for (text, shown) in [
+            ("a,\"b\"", "\"a,\"\"b\"\"\""),
+            ("=1+1", "\"'=1+1\""),
+            ("+351,x", "\"'+351,x\""),
+            ("", "\"\""),
+            ("a\r\nb", "\"a\r\nb\""),
+        ] {
+            assert_eq!(field(text), shown);
+        }
+    }
+}

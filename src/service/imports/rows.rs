@@ -1,0 +1,229 @@
+//! A chunk of a file becomes what is to be written: contacts, each once, and rejects. Pure, and all of the work that
+//! takes a processor's time.
+
+use std::collections::BTreeMap;
+
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
+use serde::Deserialize;
+
+use super::Format;
+use super::records::{Found, LONGEST, Scanner};
+use crate::service::rules::{self, Flaw};
+
+/// Bytes of a rejected record that are kept.
+const KEPT: usize = 1024;
+const BOM: &[u8] = b"\xef\xbb\xbf";
+const COLUMNS: [&str; 3] = ["phone", "name", "email"];
+/// Most columns that a header is read of.
+const MOST_COLUMNS: usize = 64;
+
+pub(super) const TOO_LONG: Flaw = Flaw { field: "record", wrong: "is longer than 64 KiB" };
+const NOT_UTF8: Flaw = Flaw { field: "record", wrong: "is not UTF-8" };
+const UNCLOSED: Flaw = Flaw { field: "record", wrong: "has a quote that is not closed" };
+const FIELDS: Flaw = Flaw { field: "record", wrong: "has more or fewer fields than the header" };
+const NOT_JSON: Flaw = Flaw { field: "record", wrong: "is not JSON" };
+const SHAPE: Flaw =
+    Flaw { field: "record", wrong: "is not an object of phone, name and email, each a text and once" };
+
+/// What is known of an import where its chunks are worked on.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    pub(super) format: Format,
+    /// What the columns are called, in their order. For CSV.
+    pub(super) columns: Vec<String>,
+    pub(super) region: String,
+}
+
+/// What is to be written of a chunk. Contacts are in the order of their phones: imports that write the same ones at once
+/// lock them in one order.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) contacts: Vec<Contact>,
+    pub(super) rejects: Vec<Reject>,
+    /// Records that became contacts: several may be one contact.
+    pub(super) accepted: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Contact {
+    pub(super) phone: String,
+    pub(super) name: Option<String>,
+    pub(super) email: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reject {
+    pub(super) line: u64,
+    pub(super) flaw: Flaw,
+    pub(super) record: String,
+}
+
+impl Reject {
+    pub(super) fn new(line: u64, flaw: Flaw, record: &[u8]) -> Self {
+        let end = record.strip_suffix(b"\n").unwrap_or(record);
+        let end = end.strip_suffix(b"\r").unwrap_or(end);
+        let mut text = String::from_utf8_lossy(&end[..end.len().min(KEPT)]).replace('\0', "");
+        if end.len() > KEPT {
+            text.push('…');
+        }
+        Self { line, flaw, record: text }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    phone: Option<String>,
+    name: Option<String>,
+    email: Option<String>,
+}
+
+/// The names of a header's columns, in their order.
+///
+/// # Errors
+/// In words: which column is unknown, missing or there twice.
+pub(super) fn header(record: &[u8]) -> Result<Vec<String>, String> {
+    let record = record.strip_prefix(BOM).unwrap_or(record);
+    let mut reader = CsvReader::new(MOST_COLUMNS);
+    let Some(names) = reader.fields(record) else {
+        return Err("can't be read as the names of columns".to_owned());
+    };
+    let mut columns: Vec<String> = Vec::new();
+    for name in names {
+        let name = String::from_utf8_lossy(name).trim().to_lowercase();
+        let shown: String = name.chars().take(40).collect();
+        if !COLUMNS.contains(&name.as_str()) {
+            return Err(format!("has the column {shown:?}; there may be phone, name and email"));
+        }
+        if columns.contains(&name) {
+            return Err(format!("has the column {shown:?} twice"));
+        }
+        columns.push(name);
+    }
+    if !columns.iter().any(|name| name == "phone") {
+        return Err("lacks the column \"phone\"".to_owned());
+    }
+    Ok(columns)
+}
+
+/// Works through the records of a chunk.
+pub(super) fn batch(shape: &Shape, first_line: u64, data: &[u8]) -> Batch {
+    let mut batch = Batch::default();
+    let mut contacts = BTreeMap::new();
+    let mut reader = CsvReader::new(COLUMNS.len() + 1);
+    let mut scanner = Scanner::again(shape.format, first_line);
+    let mut rest = data;
+    while !rest.is_empty() {
+        let line = scanner.line();
+        let end = match scanner.scan(rest) {
+            Found::Record(end) => end,
+            _ => rest.len(),
+        };
+        let (record, after) = rest.split_at(end);
+        rest = after;
+        if record.trim_ascii().is_empty() {
+            continue;
+        }
+        let read = match shape.format {
+            Format::Csv => reader.row(record, &shape.columns),
+            Format::Ndjson => {
+                json(if line == 1 { record.strip_prefix(BOM).unwrap_or(record) } else { record })
+            }
+        };
+        match read.and_then(|row| contact(&row, &shape.region)) {
+            Ok((phone, name, email)) => {
+                batch.accepted += 1;
+                let known: &mut (Option<String>, Option<String>) = contacts.entry(phone).or_default();
+                // The last one in the file wins; what it leaves out, it leaves as it is.
+                known.0 = name.or_else(|| known.0.take());
+                known.1 = email.or_else(|| known.1.take());
+            }
+            Err(flaw) => batch.rejects.push(Reject::new(line, flaw, record)),
+        }
+    }
+    batch.contacts =
+        contacts.into_iter().map(|(phone, (name, email))| Contact { phone, name, email }).collect();
+    batch
+}
+
+type Fields = (String, Option<String>, Option<String>);
+
+fn contact(row: &Row, region: &str) -> Result<Fields, Flaw> {
+    let given = |text: &Option<String>| {
+        text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let phone = rules::phone(row.phone.as_deref().unwrap_or_default(), region)?;
+    let (name, email) = (given(&row.name), given(&row.email));
+    name.as_deref().map(rules::name).transpose()?;
+    email.as_deref().map(rules::email).transpose()?;
+    Ok((phone, name, email))
+}
+
+fn json(record: &[u8]) -> Result<Row, Flaw> {
+    let text = str::from_utf8(record).map_err(|_not_utf8| NOT_UTF8)?;
+    // A list of values would be taken for the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
+            SHAPE
+        } else {
+            NOT_JSON
+        });
+    }
+    serde_json::from_str(text).map_err(|error| if error.is_data() { SHAPE } else { NOT_JSON })
+}
+
+/// Splits records into fields.
+struct CsvReader {
+    reader: Reader,
+    text: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl CsvReader {
+    fn new(most_fields: usize) -> Self {
+        let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
+        Self { reader, text: vec![0; LONGEST + 1], ends: vec![0; most_fields] }
+    }
+
+    /// None where a quote is not closed or there are too many.
+    fn fields(&mut self, record: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+        let (result, _, _, fields) = self.reader.read_record(record, &mut self.text, &mut self.ends);
+        if result != ReadRecordResult::Record {
+            self.reader.reset();
+            return None;
+        }
+        let text = &self.text;
+        let starts = std::iter::once(0).chain(self.ends[..fields].iter().copied());
+        Some(starts.zip(&self.ends[..fields]).map(|(start, end)| &text[start..*end]))
+    }
+
+    fn row(&mut self, record: &[u8], columns: &[String]) -> Result<Row, Flaw> {
+        if str::from_utf8(record).is_err() {
+            return Err(NOT_UTF8);
+        }
+        let (result, _, _, fields) = self.reader.read_record(record, &mut self.text, &mut self.ends);
+        match result {
+            ReadRecordResult::Record if fields == columns.len() => {}
+            ReadRecordResult::Record => return Err(FIELDS),
+            ReadRecordResult::InputEmpty => {
+                self.reader.reset();
+                return Err(UNCLOSED);
+            }
+            _ => {
+                self.reader.reset();
+                return Err(FIELDS);
+            }
+        }
+        let (mut row, mut start) = (Row::default(), 0);
+        for (column, end) in columns.iter().zip(&self.ends) {
+            let text = String::from_utf8_lossy(&self.text[start..*end]).into_owned();
+            start = *end;
+            match column.as_str() {
+                "phone" => row.phone = Some(text),
+                "name" => row.name = Some(text),
+                _ => row.email = Some(text),
+            }
+        }
+        Ok(row)
+    }
+}
