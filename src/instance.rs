@@ -30,6 +30,7 @@ use crate::remote::{self, Breaker, Remote};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
+pub(crate) mod fills;
 mod upkeep;
 mod watching;
 
@@ -39,10 +40,6 @@ pub use builder::PertoBuilder;
 
 /// How long a tombstone stays. It only has to outlive fills that were under way; nothing rests on it.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
-/// Fills of L2 under way at once; more are dropped and counted.
-const MAX_FILLS: usize = 4_096;
-/// Fills that are sent together.
-const FILLS_AT_ONCE: usize = 128;
 /// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to itself.
 const KEYS_AT_ONCE: usize = 1_000;
 
@@ -375,50 +372,18 @@ impl Shared {
         }
     }
 
-    /// Fills L2 in the background, with all that one load brought.
-    pub(crate) fn remote_fill(self: &Arc<Self>, fills: Vec<Fill>) {
-        let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
-        let places = u32::try_from(fills.len().min(MAX_FILLS)).unwrap_or(u32::MAX);
-        if places == 0 {
-            return;
-        }
-        let Ok(places) = Arc::clone(&self.fills).try_acquire_many_owned(places) else {
-            return self.counters.fills_dropped.add(fills.len() as u64);
-        };
-        let shared = Arc::clone(self);
-        self.spawn(async move {
-            let _places = places;
-            for batch in fills.chunks(FILLS_AT_ONCE) {
-                // They go out on one connection without waiting for each other: a round trip a batch.
-                let fill = |fill: &Fill| {
-                    let (remote, name, value, ttl) =
-                        (Arc::clone(&remote), fill.name.clone(), fill.value.clone(), fill.ttl);
-                    let shared = &shared;
-                    async move { shared.guard(remote.fill(&name, value, ttl)).await }
-                };
-                futures_util::future::join_all(batch.iter().map(fill)).await;
-                if !shared.breaker.is_closed() {
-                    return;
-                }
-            }
-        });
-    }
-
-    /// Removes damaged bytes from L2, in the background.
-    pub(crate) fn remote_discard(self: &Arc<Self>, name: String, seen: Bytes) {
-        let Some(remote) = self.remote.clone() else { return };
-        let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else { return };
-        let shared = Arc::clone(self);
-        self.spawn(async move {
-            let _place = place;
-            shared.guard(remote.discard(&name, seen)).await;
-        });
-    }
-
     /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a server that
     /// refuses one operation is up.
     async fn guard<T>(&self, operation: impl Future<Output = Result<T, RemoteError>>) -> Option<T> {
-        match tokio::time::timeout(self.settings.remote_timeout, operation).await {
+        self.guard_for(self.settings.remote_timeout, operation).await
+    }
+
+    async fn guard_for<T>(
+        &self,
+        limit: Duration,
+        operation: impl Future<Output = Result<T, RemoteError>>,
+    ) -> Option<T> {
+        match tokio::time::timeout(limit, operation).await {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(RemoteError::Refused(_))) => {}
             Ok(Err(_)) | Err(_) => {
@@ -495,13 +460,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// A value on its way to L2.
-pub(crate) struct Fill {
-    pub(crate) name: String,
-    pub(crate) value: Bytes,
-    pub(crate) ttl: Duration,
 }
 
 /// A number that no other instance has, for hints.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
@@ -36,6 +37,21 @@ pub trait Remote: Debug + Send + Sync + 'static {
         value: Bytes,
         ttl: Duration,
     ) -> BoxFuture<'a, Result<bool, RemoteError>>;
+
+    /// [`Remote::fill`] for each of `fills`, a key, its value and its time to live, in one round trip. By default each goes
+    /// its own way, at the same time. `fills` is never empty.
+    ///
+    /// # Errors
+    /// If the remote can't be used. Some may have been put then.
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(String, Bytes, Duration)],
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        let each = fills.iter().map(|(key, value, ttl)| self.fill(key, value.clone(), *ttl));
+        Box::pin(
+            futures_util::future::join_all(each).map(|put| put.into_iter().try_for_each(|put| put.map(drop))),
+        )
+    }
 
     /// Puts tombstones for transaction `xid` in place of those values of `keys` that do not contain it, in one round
     /// trip.

@@ -14,7 +14,7 @@ use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::Origin;
 use crate::error::{Cause, Error};
-use crate::instance::Fill;
+use crate::instance::fills::Fill;
 use crate::local::Entry;
 use crate::wire::{self, Refused, Stored};
 
@@ -232,7 +232,7 @@ impl<K: Key, V: Value> Core<K, V> {
             payload,
         };
         let value = stored.encode(&name);
-        Some(Fill { name, value, ttl })
+        Some((name, value, ttl))
     }
 
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {

@@ -216,7 +216,7 @@ impl PertoBuilder {
             caches: Default::default(),
             started: Default::default(),
             loads: Semaphore::new(max_loads),
-            fills: Arc::new(Semaphore::new(super::MAX_FILLS)),
+            fills: Arc::new(Semaphore::new(super::fills::MAX_FILLS)),
             tasks: Default::default(),
             ending: Default::default(),
         };

@@ -1,4 +1,5 @@
-//! L2 on Redis or Valkey, and the connection that it shares with the bus.
+//! L2 on Redis or Valkey, and the connections that it shares with the bus: one that somebody waits for, and one for fills.
+//! On one connection a look-up would wait behind all the fills of a bulk load.
 //!
 //! The connection's life is ours: the client's own manager retries for seconds before an operation comes back while
 //! Redis is down. Here an operation without a connection fails at once, and only [`Link::ping`] connects.
@@ -23,14 +24,32 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long an existing connection may take to answer before another is made.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// One multiplexed connection for L2 and for publishing.
+/// The multiplexed connections for L2 and for publishing.
 pub(crate) struct Link {
     client: Client,
-    connection: RwLock<Option<MultiplexedConnection>>,
+    connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
     fill: Script,
     invalidate: Script,
     discard: Script,
+}
+
+#[derive(Clone)]
+struct Connections {
+    awaited: MultiplexedConnection,
+    fills: MultiplexedConnection,
+}
+
+impl Connections {
+    async fn answer(self) -> bool {
+        let ping = async |mut connection: MultiplexedConnection| {
+            let ping = redis::cmd("PING");
+            let answered = tokio::time::timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await;
+            matches!(answered, Ok(Ok(())))
+        };
+        let (awaited, fills) = tokio::join!(ping(self.awaited), ping(self.fills));
+        awaited && fills
+    }
 }
 
 impl Link {
@@ -44,7 +63,7 @@ impl Link {
         let client = Client::open(info).map_err(|error| format!("not usable: {}", error.kind_text()))?;
         Ok(Arc::new(Self {
             client,
-            connection: RwLock::default(),
+            connections: RwLock::default(),
             connecting: Mutex::default(),
             fill: Script::new(include_str!("fill.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
@@ -57,7 +76,11 @@ impl Link {
     }
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
-        self.connection.read().clone().ok_or(RemoteError::Disconnected)
+        self.connections().map(|connections| connections.awaited)
+    }
+
+    fn connections(&self) -> Result<Connections, RemoteError> {
+        self.connections.read().clone().ok_or(RemoteError::Disconnected)
     }
 
     async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<(), RemoteError> {
@@ -69,21 +92,19 @@ impl Link {
 
     async fn ping(&self) -> Result<(), RemoteError> {
         let _one_at_a_time = self.connecting.lock().await;
-        if let Ok(mut connection) = self.connection() {
-            let ping = redis::cmd("PING");
-            let answered = tokio::time::timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await;
-            if matches!(answered, Ok(Ok(()))) {
+        if let Ok(connections) = self.connections() {
+            if connections.answer().await {
                 return Ok(());
             }
-            *self.connection.write() = None;
+            *self.connections.write() = None;
         }
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
-        self.load_scripts(&mut connection).await?;
-        *self.connection.write() = Some(connection);
+        let connect = || self.client.get_multiplexed_async_connection_with_config(&config);
+        let (mut awaited, fills) = tokio::try_join!(connect(), connect()).map_err(failed)?;
+        self.load_scripts(&mut awaited).await?;
+        *self.connections.write() = Some(Connections { awaited, fills });
         Ok(())
     }
 }
@@ -123,14 +144,30 @@ impl RedisRemote {
     }
 
     /// Runs scripts by their hash; loads them and runs them again where the server has forgotten them.
-    async fn run(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
-        let mut connection = self.link.connection()?;
+    async fn run(
+        &self,
+        pipeline: &Pipeline,
+        mut connection: MultiplexedConnection,
+    ) -> Result<Vec<i64>, RemoteError> {
         match pipeline.query_async(&mut connection).await {
             Err(error) if is_forgotten(&error) => {
                 self.link.load_scripts(&mut connection).await?;
                 pipeline.query_async(&mut connection).await.map_err(failed)
             }
             answered => answered.map_err(failed),
+        }
+    }
+
+    fn add_fill(&self, pipeline: &mut Pipeline, key: &str, value: &Bytes, ttl: Duration) {
+        let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
+        pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]).arg(ttl_ms);
+    }
+
+    async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
+        match self.run(pipeline, self.link.connections()?.fills).await {
+            // Full, and evicting nothing. It is up: hints and what it holds are as good as ever.
+            Err(RemoteError::Refused(cause)) if cause.to_string().contains("OOM") => Ok(Vec::new()),
+            put => put,
         }
     }
 }
@@ -164,14 +201,21 @@ impl Remote for RedisRemote {
     ) -> BoxFuture<'a, Result<bool, RemoteError>> {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(1);
-            let ttl_ms = ttl.as_millis().max(1);
-            pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]);
-            pipeline.arg(u64::try_from(ttl_ms).unwrap_or(u64::MAX));
-            match self.run(&pipeline).await {
-                // Full, and evicting nothing. It is up: hints and what it holds are as good as ever.
-                Err(RemoteError::Refused(cause)) if cause.to_string().contains("OOM") => Ok(false),
-                put => Ok(put? == [1]),
+            self.add_fill(&mut pipeline, key, &value, ttl);
+            Ok(self.fill_all(&pipeline).await? == [1])
+        })
+    }
+
+    fn fill_many<'a>(
+        &'a self,
+        fills: &'a [(String, Bytes, Duration)],
+    ) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let mut pipeline = Pipeline::with_capacity(fills.len());
+            for (key, value, ttl) in fills {
+                self.add_fill(&mut pipeline, key, value, *ttl);
             }
+            self.fill_all(&pipeline).await.map(drop)
         })
     }
 
@@ -193,7 +237,7 @@ impl Remote for RedisRemote {
                     .arg(xid)
                     .arg(ttl_ms);
             }
-            self.run(&pipeline).await.map(drop)
+            self.run(&pipeline, self.link.connection()?).await.map(drop)
         })
     }
 
@@ -201,7 +245,7 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(1);
             pipeline.cmd("EVALSHA").arg(self.link.discard.get_hash()).arg(1).arg(key).arg(&seen[..]);
-            self.run(&pipeline).await.map(drop)
+            self.run(&pipeline, self.link.connections()?.fills).await.map(drop)
         })
     }
 
@@ -213,6 +257,6 @@ impl Remote for RedisRemote {
 impl fmt::Debug for Link {
     /// Without the URL: it may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("connected", &self.connection.read().is_some()).finish_non_exhaustive()
+        f.debug_struct("Link").field("connected", &self.connections.read().is_some()).finish_non_exhaustive()
     }
 }

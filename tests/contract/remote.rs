@@ -39,6 +39,7 @@ both!(
     a_value_ends_with_its_time,
     a_tombstone_ends_with_its_time,
     an_older_value_never_replaces_a_newer_one,
+    fills_that_go_together_are_judged_one_by_one,
     a_tombstone_refuses_what_misses_its_transactions,
     a_tombstone_holds_the_two_highest_transactions,
     a_value_that_contains_the_transaction_survives_its_invalidation,
@@ -153,6 +154,18 @@ async fn an_older_value_never_replaces_a_newer_one(tier: Tier) {
     }
     assert!(tier.fill("k", stamps[4]).await && !tier.fill("k", stamps[5]).await);
     assert_eq!(tier.bytes("k").await, Some(value(stamps[4])));
+}
+
+async fn fills_that_go_together_are_judged_one_by_one(tier: Tier) {
+    assert!(tier.fill("newer", "20:20:").await);
+    tier.invalidate("buried", 10).await;
+    let fills = ["newer", "buried", "none", "none"].map(|name| (tier.key(name), value("10:10:"), TTL));
+    tier.remote.fill_many(&fills).await.unwrap();
+    assert_eq!(tier.bytes("newer").await, Some(value("20:20:")));
+    assert_eq!(tier.lies("buried").await, Lies::Tombstone(10, 0));
+    assert_eq!(tier.bytes("none").await, Some(value("10:10:")));
+    tier.remote.fill_many(&[(tier.key("buried"), value("11:11:"), TTL)]).await.unwrap();
+    assert_eq!(tier.bytes("buried").await, Some(value("11:11:")));
 }
 
 async fn a_tombstone_refuses_what_misses_its_transactions(tier: Tier) {

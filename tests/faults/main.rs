@@ -20,6 +20,7 @@ mod postgres_down;
 mod race;
 mod redis_down;
 mod replicas;
+mod round_trips;
 mod stale_fills;
 mod states;
 mod tokens;
