@@ -12,7 +12,7 @@ macro_rules! counts {
         /// Since the last reset.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
         #[serde(rename_all = "camelCase", default)]
-        pub(crate) struct Counts { $($(#[$help])* pub(crate) $name: u64),* }
+        pub(crate) struct Counts { $($(#[$help])* #[schema(required = true)] pub(crate) $name: u64),* }
 
         impl From<CacheStats> for Counts {
             fn from(stats: CacheStats) -> Self {
@@ -82,8 +82,10 @@ impl Counts {
 #[serde(default)]
 pub(crate) struct Tally {
     /// Entries of L1.
+    #[schema(required = true)]
     entries: u64,
     /// Bytes of L1.
+    #[schema(required = true)]
     bytes: u64,
     #[serde(flatten)]
     pub(crate) counts: Counts,
@@ -99,23 +101,31 @@ impl Tally {
     }
 }
 
-/// One number for each cache.
+/// Every cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
-pub(crate) struct PerCache<T: Default> {
-    pub(crate) message: T,
-    pub(crate) user: T,
-    pub(crate) company: T,
+pub(crate) struct Tallies {
+    #[schema(required = true)]
+    pub(crate) message: Tally,
+    #[schema(required = true)]
+    pub(crate) user: Tally,
+    #[schema(required = true)]
+    pub(crate) company: Tally,
     /// By id.
-    pub(crate) contact: T,
-    pub(crate) contact_by_phone: T,
-    pub(crate) validation: T,
-    pub(crate) tool_result: T,
-    pub(crate) api_key: T,
+    #[schema(required = true)]
+    pub(crate) contact: Tally,
+    #[schema(required = true)]
+    pub(crate) contact_by_phone: Tally,
+    #[schema(required = true)]
+    pub(crate) validation: Tally,
+    #[schema(required = true)]
+    pub(crate) tool_result: Tally,
+    #[schema(required = true)]
+    pub(crate) api_key: Tally,
 }
 
-impl<T: Default> PerCache<T> {
-    fn at(&mut self, name: &str) -> Option<&mut T> {
+impl Tallies {
+    fn at(&mut self, name: &str) -> Option<&mut Tally> {
         Some(match name {
             messages::CACHE => &mut self.message,
             users::CACHE => &mut self.user,
@@ -128,9 +138,7 @@ impl<T: Default> PerCache<T> {
             _ => return None,
         })
     }
-}
 
-impl PerCache<Tally> {
     /// Since the start of this instance.
     pub(crate) fn now(service: &Service) -> Self {
         let mut tallies = Self::default();
@@ -183,10 +191,11 @@ mod tests {
 
     #[test]
     fn a_reset_takes_off_what_was_counted_and_nothing_of_what_is_held() {
-        let tally = |hits| Tally { entries: 3, bytes: 9, counts: Counts { l1_hits: hits, ..Counts::default() } };
+        let tally =
+            |hits| Tally { entries: 3, bytes: 9, counts: Counts { l1_hits: hits, ..Counts::default() } };
         let (then, now) = (
-            PerCache { user: tally(5), api_key: tally(2), ..PerCache::default() },
-            PerCache { user: tally(7), contact: tally(1), api_key: tally(2), ..PerCache::default() },
+            Tallies { user: tally(5), api_key: tally(2), ..Tallies::default() },
+            Tallies { user: tally(7), contact: tally(1), api_key: tally(2), ..Tallies::default() },
         );
         let since = now.since(then);
         assert_eq!((since.user, since.contact, since.api_key), (tally(2), tally(1), tally(0)));
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn rows_of_other_versions_are_read_for_what_they_have() {
-        let read: PerCache<Tally> =
+        let read: Tallies =
             serde_json::from_str(r#"{"user": {"l1Hits": 4, "bytes": 2, "later": 1}, "other": {}}"#).unwrap();
         assert_eq!((read.user.counts.l1_hits, read.user.bytes, read.company), (4, 2, Tally::default()));
     }

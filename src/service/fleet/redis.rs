@@ -39,7 +39,8 @@ impl Redis {
     /// # Errors
     /// If the URL makes no sense; what is said does not quote it.
     pub(crate) fn new(url: Option<&str>) -> anyhow::Result<Self> {
-        let open = |url| Client::open(url).map_err(|_quotes_it| anyhow::anyhow!("REDIS_URL is not a Redis URL"));
+        let open =
+            |url| Client::open(url).map_err(|_quotes_it| anyhow::anyhow!("REDIS_URL is not a Redis URL"));
         Ok(Self { client: url.map(open).transpose()?, asked: Mutex::default() })
     }
 
@@ -88,10 +89,12 @@ async fn ask(
 
 impl Info {
     fn of(text: &str) -> Self {
-        let said: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
+        let said: HashMap<&str, &str> =
+            text.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
         let number = |name: &str| said.get(name)?.parse::<u64>().ok();
         let used = number("used_memory");
-        let most = [number("maxmemory"), number("total_system_memory")].into_iter().flatten().find(|most| *most > 0);
+        let most =
+            [number("maxmemory"), number("total_system_memory")].into_iter().flatten().find(|most| *most > 0);
         let (hits, misses) = (number("keyspace_hits"), number("keyspace_misses"));
         Self {
             used_memory: used,
