@@ -23,10 +23,8 @@ use utoipa_axum::router::OpenApiRouter;
 
 use access::{Access, AdminKey};
 use caches::Caches;
-    let fleet = Fleet::new(&settings, &pools, places.redis_url.as_deref(), address)?;
-    let service = Service { settings, perto: perto.clone(), database: requests, caches, access, fleet };
-    let (service, ending) = (Arc::new(service), CancellationToken::new());
-    reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
+use database::Database;
+use fleet::Fleet;
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
 
@@ -37,11 +35,8 @@ mod api;
 mod caches;
 mod companies;
 mod contacts;
-<<<<<<< HEAD
 pub(crate) mod database;
-=======
 mod fleet;
->>>>>>> fb1db52 (Serve the fleet's figures, alerts and instances)
 mod input;
 pub(crate) mod keys;
 mod listen;
@@ -157,7 +152,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
     let on = |pool: &PgPool| Database { pool: pool.clone(), prepared: settings.pool.prepared_statements };
-    let (requests, loads) = (on(&pools.requests), on(&pools.loads));
+    let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
     reporting.spawn(report(perto.clone(), settings.instance.clone()));
@@ -167,15 +162,10 @@ pub(crate) async fn run(
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let connections = usize::try_from(settings.access.max_connections)?;
-<<<<<<< HEAD
-    let service = Arc::new(Service { settings, perto: perto.clone(), database: requests, caches, access });
-=======
-    let pool = pools.requests.clone();
-    let fleet = Fleet::new(&settings, &pools, places.redis_url.as_deref(), address)?;
-    let service = Arc::new(Service { settings, perto: perto.clone(), pool, caches, access, fleet });
-    let ending = CancellationToken::new();
+    let fleet = Fleet::new(&settings, &pools, upkeep, places.redis_url.as_deref(), address)?;
+    let service = Service { settings, perto: perto.clone(), database: requests, caches, access, fleet };
+    let (service, ending) = (Arc::new(service), CancellationToken::new());
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
->>>>>>> fb1db52 (Serve the fleet's figures, alerts and instances)
     if !listen::serve(listener, router(&service), connections, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }

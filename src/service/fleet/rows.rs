@@ -6,8 +6,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool, Row as _};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres, Row as _};
 use uuid::Uuid;
+
+use crate::service::database::Database;
 
 /// Of a connection, and of a transaction.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -20,11 +23,7 @@ const MOST: i64 = 1_000;
 
 /// The table of instances.
 #[derive(Debug)]
-pub(crate) struct Rows {
-    pool: PgPool,
-    /// Whether statements may be kept prepared.
-    prepared: bool,
-}
+pub(crate) struct Rows(Database);
 
 /// What an instance writes.
 #[derive(Debug)]
@@ -65,8 +64,8 @@ pub(crate) enum Unanswered {
 }
 
 impl Rows {
-    pub(crate) const fn new(pool: PgPool, prepared: bool) -> Self {
-        Self { pool, prepared }
+    pub(crate) const fn new(upkeep: Database) -> Self {
+        Self(upkeep)
     }
 
     /// Writes this instance's row, takes away those of the dead, and hears which reset is the last.
@@ -91,7 +90,7 @@ impl Rows {
         self.within(async |connection| {
             let query =
                 sqlx::query_as(AssertSqlSafe(sql)).bind(beat.id).bind(beat.name).bind(beat.started_at);
-            let query = query.bind(beat.generation).bind(beat.figures).persistent(self.prepared);
+            let query = query.bind(beat.generation).bind(beat.figures).persistent(self.0.prepared);
             query.fetch_one(connection).await
         })
         .await
@@ -109,7 +108,7 @@ impl Rows {
             FORGOTTEN.as_secs()
         );
         self.within(async |connection| {
-            let query = sqlx::query(AssertSqlSafe(sql)).bind(than).persistent(self.prepared);
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(than).persistent(self.0.prepared);
             let rows = query.fetch_all(connection).await?;
             let last = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("last")?;
             let there = rows.iter().filter(|row| matches!(row.try_get("name"), Ok(Some::<&str>(_))));
@@ -124,7 +123,7 @@ impl Rows {
         let sql = "update figures_reset set generation = \
                    1 + greatest(generation, $1, (select max(generation) from instances)) returning generation";
         self.within(async |connection| {
-            sqlx::query_scalar(sql).bind(known).persistent(self.prepared).fetch_one(connection).await
+            sqlx::query_scalar(sql).bind(known).persistent(self.0.prepared).fetch_one(connection).await
         })
         .await
     }
@@ -133,31 +132,38 @@ impl Rows {
     pub(crate) async fn leave(&self, id: Uuid) -> Result<(), Unanswered> {
         self.within(async |connection| {
             let delete = sqlx::query("delete from instances where id = $1").bind(id);
-            delete.persistent(self.prepared).execute(connection).await.map(drop)
+            delete.persistent(self.0.prepared).execute(connection).await.map(drop)
         })
         .await
     }
 
-    /// Nothing has happened if the future is dropped, or it has without our knowing.
+    /// Where the future is dropped, or is late, it may have happened all the same.
     async fn within<T>(
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Unanswered> {
-        let acquired = tokio::time::timeout(LIMIT, self.pool.acquire()).await;
-        let mut connection = acquired.map_err(|_elapsed| Unanswered::Late)??;
+        let acquired = tokio::time::timeout(LIMIT, self.0.pool.acquire()).await;
+        let mut lent = Lent(Some(acquired.map_err(|_elapsed| Unanswered::Late)??));
+        let connection = lent.0.as_deref_mut().ok_or(sqlx::Error::PoolClosed)?;
         let working = async {
-            let mut tx = sqlx::Connection::begin(&mut *connection).await?;
+            let mut tx = sqlx::Connection::begin(connection).await?;
             let outcome = work(&mut tx).await?;
             tx.commit().await?;
-            Ok(outcome)
+            Ok::<_, sqlx::Error>(outcome)
         };
-        let outcome = match tokio::time::timeout(LIMIT, working).await {
-            Ok(Ok(outcome)) => return Ok(outcome),
-            Ok(Err(error)) => Unanswered::Failed(error),
-            Err(_elapsed) => Unanswered::Late,
-        };
-        // It may be in the middle of a statement that never ends: it goes, and its place is free at once.
-        drop(connection.detach());
-        Err(outcome)
+        let outcome = tokio::time::timeout(LIMIT, working).await.map_err(|_elapsed| Unanswered::Late)??;
+        // In order, and back it goes.
+        drop(lent.0.take());
+        Ok(outcome)
+    }
+}
+
+/// Whatever did not end in order may be in the middle of a statement that never ends: such a connection goes, and its place
+/// is free at once.
+struct Lent(Option<PoolConnection<Postgres>>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        drop(self.0.take().map(PoolConnection::detach));
     }
 }

@@ -15,6 +15,7 @@ use super::report::{Gauge, Report, Start};
 use super::requests::Requests;
 use super::rows::{Beat, Rows};
 use super::{Baseline, Fleet};
+use crate::service::database::Database;
 use crate::service::settings::Settings;
 use crate::service::{Pools, Service};
 
@@ -30,6 +31,7 @@ impl Fleet {
     pub(crate) fn new(
         settings: &Settings,
         pools: &Pools,
+        upkeep: Database,
         redis_url: Option<&str>,
         address: std::net::SocketAddr,
     ) -> anyhow::Result<Self> {
@@ -44,7 +46,7 @@ impl Fleet {
                 at,
             },
             began: Instant::now(),
-            rows: Rows::new(pools.upkeep.clone(), settings.pool.prepared_statements),
+            rows: Rows::new(upkeep),
             others: Others::default(),
             baseline: parking_lot::Mutex::new(Baseline {
                 generation: 0,
