@@ -25,7 +25,7 @@ use super::problem::Problem;
 use alerts::{Alert, Alerts};
 use counts::Tallies;
 use metrics::{Metrics, RedisMetrics, Scope};
-use others::Others;
+use others::{Other, Others};
 use redis::Redis;
 use report::{Gauge, Instance, Report, Start};
 use requests::Requests;
@@ -149,7 +149,7 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
     let known = fleet.baseline.lock().generation;
     let generation = fleet.others.alone(fleet.rows.reset(known)).await.map_err(|error| {
         tracing::warn!(error = &error as &dyn std::error::Error, "figures could not be reset");
-        Problem::unavailable("the database can't be written at the moment; nothing was reset")
+        Problem::unavailable("the database does not say that it was done; reset again")
     })?;
     fleet.begin_anew(&service, generation);
     fleet.changed.notify_one();
@@ -157,11 +157,13 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
     let began = Instant::now();
     loop {
         let others = fleet.others(&service, Duration::ZERO).await;
-        let waiting =
-            others.iter().flat_map(|others| others.iter()).filter(|other| other.generation < generation);
-        let behind: Vec<String> = waiting.map(|other| other.name.clone()).collect();
-        let complete = others.is_some() && behind.is_empty();
-        if complete || began.elapsed() > RESET_LIMIT {
+        let behind = others.iter().flat_map(|others| others.iter());
+        let behind: Vec<&Other> = behind.filter(|other| other.generation < generation).collect();
+        // Who is silent won't say anything now either.
+        let settled = others.is_some() && behind.iter().all(|other| other.silent);
+        if settled || began.elapsed() > RESET_LIMIT {
+            let complete = others.is_some() && behind.is_empty();
+            let behind = behind.into_iter().map(|other| other.name.clone()).collect();
             return Ok(Json(Reset { since, complete, behind }));
         }
         tokio::time::sleep(RESET_PAUSE).await;
