@@ -146,6 +146,14 @@ impl Histogram {
         self.max_ns.fetch_max(other.max_ns.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// Takes out all that was added: this one begins again. What is added meanwhile is in one of both.
+    #[must_use]
+    pub fn take(&self) -> Self {
+        let taken = |bucket: &AtomicU64| AtomicU64::new(bucket.swap(0, Ordering::Relaxed));
+        let buckets = self.buckets.iter().map(taken).collect();
+        Self { buckets, max_ns: AtomicU64::new(self.max_ns.swap(0, Ordering::Relaxed)) }
+    }
+
     /// How many durations were added.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -212,6 +220,15 @@ mod tests {
         }
         assert_eq!(histogram.max(), Duration::from_millis(10));
         assert_eq!(histogram.count(), 10_000);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_not_there_any_more() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::from_millis(3));
+        let taken = histogram.take();
+        assert_eq!((taken.count(), taken.max()), (1, Duration::from_millis(3)));
+        assert_eq!((histogram.count(), histogram.max()), (0, Duration::ZERO));
     }
 
     #[test]

@@ -7,23 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
 use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use perto::{Event, Perto, State};
-use serde_json::{Value, json};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use access::{Access, AdminKey};
 use caches::Caches;
 use database::Database;
+use fleet::Fleet;
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
 
@@ -35,6 +36,7 @@ mod caches;
 mod companies;
 mod contacts;
 pub(crate) mod database;
+mod fleet;
 pub(crate) mod imports;
 mod input;
 pub(crate) mod keys;
@@ -60,13 +62,13 @@ pub(crate) struct Service {
     caches: Caches,
     access: Access,
     imports: Arc<imports::Imports>,
+    fleet: Fleet,
 }
 
 /// How long requests in progress may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
 fn router(service: &Arc<Service>) -> Router {
-    let limit = service.settings.access.request_timeout;
     let resources = OpenApiRouter::new()
         .merge(messages::routes())
         .merge(tool_results::routes())
@@ -75,15 +77,14 @@ fn router(service: &Arc<Service>) -> Router {
         .merge(contacts::routes())
         .merge(validation::routes())
         .merge(preload::routes())
+        .merge(fleet::routes())
         .merge(administration::routes())
-        .layer(from_fn(move |request: Request, next: Next| in_time(limit, request, next)))
+        .layer(from_fn_with_state(Arc::clone(service), in_time))
         // A file may take as long as it comes.
         .merge(imports::routes());
     let (resources, api) =
         OpenApiRouter::with_openapi(api::base()).nest("/api/v1", resources).split_for_parts();
-    let resources = resources
-        .route("/api/v1/cache/instances", get(instances))
-        .layer(from_fn_with_state(Arc::clone(service), access::check));
+    let resources = resources.layer(from_fn_with_state(Arc::clone(service), access::check));
     Router::new()
         .route("/", get(index))
         .route("/livez", get(async || "alive\n"))
@@ -99,7 +100,9 @@ fn router(service: &Arc<Service>) -> Router {
         .with_state(Arc::clone(service))
 }
 
-async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
+async fn in_time(Shared(service): Shared<Arc<Service>>, request: Request, next: Next) -> Response {
+    let limit = service.settings.access.request_timeout;
+    let _timed = service.fleet.requests.begin();
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
@@ -112,13 +115,15 @@ async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
 pub(crate) struct Pools {
     pub(crate) requests: PgPool,
     pub(crate) loads: PgPool,
+    pub(crate) upkeep: PgPool,
 }
 
 impl PoolSettings {
-    /// How the connections are shared out: to requests, to loads.
-    pub(crate) const fn shares(&self) -> (u32, u32) {
+    /// How the connections are shared out: to requests, to loads, to the upkeep.
+    pub(crate) const fn shares(&self) -> (u32, u32, u32) {
+        let upkeep = if self.pool_size < 8 { 1 } else { 2 };
         let loads = self.pool_size * 2 / 5;
-        (self.pool_size - loads, loads)
+        (self.pool_size - loads - upkeep, loads, upkeep)
     }
 
     pub(crate) fn options(&self, connections: u32) -> PgPoolOptions {
@@ -147,7 +152,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
     let on = |pool: &PgPool| Database { pool: pool.clone(), prepared: settings.pool.prepared_statements };
-    let (requests, loads) = (on(&pools.requests), on(&pools.loads));
+    let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
     reporting.spawn(report(perto.clone(), settings.instance.clone()));
@@ -163,6 +168,7 @@ pub(crate) async fn run(
         end.await;
         working.stop();
     };
+    let fleet = Fleet::new(&settings, &pools, upkeep, places.redis_url.as_deref(), address)?;
     let service = Arc::new(Service {
         settings,
         perto: perto.clone(),
@@ -170,18 +176,22 @@ pub(crate) async fn run(
         caches,
         access,
         imports: Arc::clone(&imports),
+        fleet,
     });
+    let ending = CancellationToken::new();
+    reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
     if !listen::serve(listener, router(&service), connections, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
     if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {
         tracing::warn!("an import was still being written {GRACE:?} after the end was asked for");
     }
+    ending.cancel();
     perto.shutdown().await;
     reporting.close();
     reporting.wait().await;
     // What still holds a connection, a row lock elsewhere keeps waiting: the server ends it by its own limits.
-    let closing = async { tokio::join!(pools.requests.close(), pools.loads.close()) };
+    let closing = async { tokio::join!(pools.requests.close(), pools.loads.close(), pools.upkeep.close()) };
     drop(tokio::time::timeout(GRACE, closing).await);
     Ok(())
 }
@@ -273,26 +283,4 @@ async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {
     let state = service.perto.health().state;
     let ready = matches!(state, State::Coherent | State::Isolated | State::Unverified);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, format!("{state}\n"))
-}
-
-/// This instance; the others come with the fleet's figures.
-async fn instances(Shared(service): Shared<Arc<Service>>) -> Json<Value> {
-    let (health, stats) = (service.perto.health(), service.perto.stats());
-    let audits = service.perto.audits();
-    Json(json!([{
-        "instance": service.settings.instance,
-        "state": health.state.to_string(),
-        "leaseLeftMs": u64::try_from(health.lease_left.as_millis()).unwrap_or(u64::MAX),
-        "remoteUp": health.remote_up,
-        "busUp": health.bus_up,
-        "polls": stats.polls,
-        "hints": stats.hints,
-        "repairs": stats.repairs,
-        "audits": { "5m": audited(audits.five_minutes), "1h": audited(audits.hour), "1d": audited(audits.day) },
-    }]))
-}
-
-/// How much of what was served was right, of what was looked at.
-fn audited(audited: perto::Audited) -> Value {
-    json!({ "audits": audited.audits, "violations": audited.violations, "nines": (audited.nines() * 10.0).round() / 10.0 })
 }

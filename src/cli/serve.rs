@@ -79,10 +79,11 @@ impl Serve {
         let limits =
             [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
         let limits = pool.prepared_statements.then_some(&limits[..]);
-        let (requests, loads) = pool.shares();
+        let (requests, loads, upkeep) = pool.shares();
         Ok(service::Pools {
             requests: self.database.pool_with(pool.options(requests), limits).await?,
             loads: self.database.pool_with(pool.options(loads), limits).await?,
+            upkeep: self.database.pool_with(pool.options(upkeep), limits).await?,
         })
     }
 }

@@ -95,6 +95,8 @@ fn describe(method: &str, operation: &mut Value) {
     };
     let (tagged, composed) = (takes("if-none-match"), takes("perto-at-least"));
     let administers = operation["tags"][0] == "cache";
+    // Of figures: no write of what is cached.
+    let resets = operation["operationId"] == "reset_metrics";
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     for (status, response) in &mut *responses {
         if !status.starts_with('2') {
@@ -108,7 +110,7 @@ fn describe(method: &str, operation: &mut Value) {
         if tagged {
             response["headers"]["etag"] = text("Of this body, on every instance");
         }
-        if method != "get" && !composed && (!administers || method == "delete") {
+        if method != "get" && !composed && !resets && (!administers || method == "delete") {
             response["headers"]["perto-token"] = text("Of this write, for `perto-at-least`");
         }
     }

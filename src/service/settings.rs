@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) imports: super::imports::Settings,
     #[command(flatten, next_help_heading = "Postgres")]
     pub(crate) pool: PoolSettings,
+    #[command(flatten, next_help_heading = "Alerts")]
+    pub(crate) alerts: AlertSettings,
 }
 
 /// Who may ask, and how much.
@@ -103,6 +105,23 @@ pub(crate) struct PoolSettings {
     #[arg(long, env = "PERTO_PREPARED_STATEMENTS", default_value_t = true, value_name = "BOOL",
         action = clap::ArgAction::Set)]
     pub(crate) prepared_statements: bool,
+}
+
+/// When `/api/v1/cache/alerts` says something.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AlertSettings {
+    /// Hit rate of the last minute, in percent: under it
+    #[arg(long = "alert-hit-rate", env = "PERTO_ALERT_HIT_RATE", default_value_t = 60, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) hit_rate: u32,
+    /// Memory of Redis, in percent of what it may use: over it
+    #[arg(long = "alert-redis-memory", env = "PERTO_ALERT_REDIS_MEMORY", default_value_t = 80, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) redis_memory: u32,
+    /// Time of a response: over it for more than one of a hundred in the last minute
+    #[arg(long = "alert-response-time", env = "PERTO_ALERT_RESPONSE_TIME", default_value = "2s", value_parser = duration,
+        value_name = "TIME")]
+    pub(crate) response_time: Duration,
 }
 
 impl PoolSettings {

@@ -12,6 +12,7 @@ mod bad_input;
 mod bodies;
 mod command;
 mod doctor;
+mod fleet;
 mod imports;
 mod inspect;
 mod messages;

@@ -1,0 +1,235 @@
+//! What an instance says of itself: its row for the others, and its part of what the fleet is asked.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use perto::Perto;
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::alerts::Alert;
+use super::counts::Tallies;
+use crate::service::Service;
+use crate::service::administration::ms;
+
+/// As it lies in the instance's row. Those of other versions are read for what they have.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) instance: Instance,
+    pub(crate) alerts: Vec<Alert>,
+}
+
+/// One instance. Its counters begin with its start, those of its caches with the last reset.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Instance {
+    /// Its name.
+    pub(crate) instance: String,
+    /// Of this start: two instances of one name are told apart by it.
+    pub(crate) id: Uuid,
+    /// Where it listens.
+    pub(crate) address: String,
+    pub(crate) version: String,
+    pub(crate) started_at: DateTime<Utc>,
+    /// When it was last heard of.
+    pub(crate) seen_at: DateTime<Utc>,
+    /// `recovering`, `coherent`, `isolated`, `unverified` or `closed`; `silent` where it was not heard of for 5 seconds.
+    pub(crate) state: String,
+    /// Postgres could not be asked: there may be others that are not shown.
+    pub(crate) alone: bool,
+    /// How much longer what is cached may be served as fresh, without another poll of the log.
+    lease_left_ms: u64,
+    /// Whether L2 is used.
+    remote_up: bool,
+    /// Whether hints are received.
+    bus_up: bool,
+    polls: u64,
+    hints: u64,
+    /// What the log had to put right, because hints did not come.
+    repairs: u64,
+    audits: Audits,
+    propagation: Propagation,
+    /// From when the caches' figures are counted.
+    pub(crate) since: DateTime<Utc>,
+    pub(crate) caches: Tallies,
+    pool: Pools,
+    requests: Requests,
+}
+
+/// Served values that were compared with what the primary says.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct Audits {
+    #[serde(rename = "5m")]
+    five_minutes: Audited,
+    #[serde(rename = "1h")]
+    hour: Audited,
+    #[serde(rename = "1d")]
+    day: Audited,
+}
+
+/// How much of what was served was right, of what was looked at.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct Audited {
+    audits: u64,
+    violations: u64,
+    /// 3.0 is one violation in a thousand audits; without a violation, what so many audits can vouch for.
+    nines: f64,
+}
+
+/// From a commit on another instance to the eviction here, since the start, by the clocks of both.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Propagation {
+    count: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+/// Connections to Postgres.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+struct Pools {
+    requests: Pool,
+    loads: Pool,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Pool {
+    max: u32,
+    size: u32,
+    idle: u32,
+    in_use: u32,
+    /// How often, looking once a second, it had none to give for a tenth of a second.
+    exhausted: u64,
+}
+
+/// Requests under `/api/v1`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Requests {
+    /// Since the start.
+    count: u64,
+    last_minute: Minute,
+}
+
+/// The last minute, and up to five seconds more.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Minute {
+    count: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Those that took longer than `--alert-response-time`: 2 seconds.
+    slow: u64,
+}
+
+/// What is known of the process from its start.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) at: DateTime<Utc>,
+}
+
+/// Looks whether a pool has connections to give.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    pub(crate) what: &'static str,
+    pub(crate) pool: PgPool,
+    exhausted: AtomicU64,
+}
+
+/// How long nobody gets a connection where there is none.
+const NONE_FOR: Duration = Duration::from_millis(100);
+
+impl Gauge {
+    pub(crate) const fn new(what: &'static str, pool: PgPool) -> Self {
+        Self { what, pool, exhausted: AtomicU64::new(0) }
+    }
+
+    /// Stands in line like any other, where there seems to be one.
+    pub(crate) async fn is_exhausted(&self) -> bool {
+        let full = || self.pool.size() >= self.max() && self.pool.num_idle() == 0;
+        let exhausted =
+            full() && tokio::time::timeout(NONE_FOR, self.pool.acquire()).await.is_err() && full();
+        self.exhausted.fetch_add(exhausted.into(), Ordering::Relaxed);
+        exhausted
+    }
+
+    fn max(&self) -> u32 {
+        self.pool.options().get_max_connections()
+    }
+
+    fn shown(&self) -> Pool {
+        let size = self.pool.size();
+        let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX).min(size);
+        let exhausted = self.exhausted.load(Ordering::Relaxed);
+        Pool { max: self.max(), size, idle, in_use: size - idle, exhausted }
+    }
+}
+
+impl Instance {
+    pub(crate) fn now(service: &Service, since: DateTime<Utc>, caches: Tallies) -> Self {
+        let (fleet, perto) = (&service.fleet, &service.perto);
+        let (health, stats, start) = (perto.health(), perto.stats(), &fleet.start);
+        let minute = fleet.requests.minute();
+        Self {
+            instance: start.name.clone(),
+            id: start.id,
+            address: start.address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: start.at,
+            seen_at: Utc::now(),
+            state: health.state.to_string(),
+            alone: false,
+            lease_left_ms: ms(health.lease_left),
+            remote_up: health.remote_up,
+            bus_up: health.bus_up,
+            polls: stats.polls,
+            hints: stats.hints,
+            repairs: stats.repairs,
+            audits: audits(perto),
+            propagation: propagation(perto),
+            since,
+            caches,
+            pool: Pools { requests: fleet.gauges[0].shown(), loads: fleet.gauges[1].shown() },
+            requests: Requests {
+                count: fleet.requests.count(),
+                last_minute: Minute {
+                    count: minute.count,
+                    p50_ms: precise_ms(minute.p50),
+                    p99_ms: precise_ms(minute.p99),
+                    slow: minute.slow,
+                },
+            },
+        }
+    }
+}
+
+fn audits(perto: &Perto) -> Audits {
+    let shown = |audited: perto::Audited| Audited {
+        audits: audited.audits,
+        violations: audited.violations,
+        nines: (audited.nines() * 10.0).round() / 10.0,
+    };
+    let audits = perto.audits();
+    Audits { five_minutes: shown(audits.five_minutes), hour: shown(audits.hour), day: shown(audits.day) }
+}
+
+fn propagation(perto: &Perto) -> Propagation {
+    let times = perto.propagation();
+    Propagation {
+        count: times.count(),
+        p50_ms: precise_ms(times.quantile(0.5)),
+        p99_ms: precise_ms(times.quantile(0.99)),
+    }
+}
+
+/// To the microsecond.
+fn precise_ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
