@@ -37,7 +37,7 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// What an operator may set.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct Settings {
+pub(crate) struct ImportSettings {
     /// Largest file of an import in bytes
     #[arg(long = "import-max-bytes", env = "PERTO_IMPORT_MAX_BYTES", default_value_t = 10 << 30, value_name = "BYTES")]
     max_bytes: u64,
@@ -106,7 +106,7 @@ pub(crate) enum Refusal {
 pub(crate) struct Imports {
     pool: PgPool,
     instance: String,
-    settings: Settings,
+    settings: ImportSettings,
     /// There may be an import to take.
     queued: Notify,
     /// There may be chunks to throw away.
@@ -117,7 +117,7 @@ pub(crate) struct Imports {
 
 impl Imports {
     /// Begins to work on what is queued.
-    pub(crate) fn start(pool: PgPool, instance: String, settings: Settings) -> Arc<Self> {
+    pub(crate) fn start(pool: PgPool, instance: String, settings: ImportSettings) -> Arc<Self> {
         let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
         let (queued, untidy) = (Notify::new(), Notify::new());
         let imports = Arc::new(Self { pool, instance, settings, queued, untidy, tasks, ending });

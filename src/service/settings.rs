@@ -22,7 +22,7 @@ pub(crate) struct Settings {
     #[command(flatten, next_help_heading = "Caches")]
     pub(crate) sizes: Sizes,
     #[command(flatten, next_help_heading = "Imports")]
-    pub(crate) imports: super::imports::Settings,
+    pub(crate) imports: super::imports::ImportSettings,
     #[command(flatten, next_help_heading = "Postgres")]
     pub(crate) pool: PoolSettings,
     #[command(flatten, next_help_heading = "Alerts")]
