@@ -1,6 +1,8 @@
 //! The fleet's figures, alerts and instances.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -144,26 +146,43 @@ async fn after_a_reset_exactly_what_came_after_it_is_counted_on_every_instance()
     assert_eq!(get(&a, METRICS).await["instances"], 2);
 }
 
-/// Readers that never stop: each read is counted before a reset or after it.
+/// Reads that run through a reset: what ended before it was asked for is gone, what began after its answer is counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reset_under_load_loses_nothing_that_came_after_its_answer() {
+async fn a_reset_under_load_takes_off_what_was_before_it_and_nothing_of_what_came_after() {
     let (_database, a, b) = two_instances();
     eventually("they know each other", async || names(&a).await.len() == 2).await;
-    let reading = async |served: &Served| {
-        for _ in 0..40 {
-            read_companies(served, 1..=5).await;
+    let (both, done) = ([&a, &b], AtomicBool::new(false));
+    let (begun, ended) = ([const { AtomicU64::new(0) }; 2], [const { AtomicU64::new(0) }; 2]);
+    let now = |counts: &[AtomicU64; 2]| counts.each_ref().map(|count| count.load(SeqCst));
+    let reading = async |at: usize| {
+        while !done.load(SeqCst) {
+            begun[at].fetch_add(1, SeqCst);
+            read_companies(both[at], 1..=1).await;
+            ended[at].fetch_add(1, SeqCst);
         }
     };
-    let (done, (), ()) = tokio::join!(reset(&a), reading(&a), reading(&b));
-    assert_eq!(done["complete"], true);
-    let (own_a, own_b) =
-        (counted(&get(&a, OWN).await, "overall").2, counted(&get(&b, OWN).await, "overall").2);
-    assert!(own_a <= 200 && own_b <= 200, "{own_a} {own_b}");
-    for served in [&a, &b] {
-        eventually("the sum of both", async || {
-            counted(&get(served, METRICS).await, "overall").2 == own_a + own_b
-        })
-        .await;
+    let resetting = async {
+        eventually("some reads", async || now(&ended).iter().all(|count| *count > 50)).await;
+        let before = now(&ended);
+        assert_eq!(reset(&a).await["complete"], true);
+        let after = now(&begun);
+        eventually("more reads", async || now(&ended).iter().zip(after).all(|(now, then)| *now > then + 50))
+            .await;
+        done.store(true, SeqCst);
+        (before, after)
+    };
+    let ((before, after), (), ()) = tokio::join!(resetting, reading(0), reading(1));
+    let all = now(&ended);
+    let mut sum = 0;
+    for at in 0..2 {
+        let own = counted(&get(both[at], OWN).await, "overall").2;
+        let (least, most) = (all[at] - after[at], all[at] - before[at]);
+        assert!((least..=most).contains(&own), "{own}, not within {least}..={most}");
+        sum += own;
+    }
+    for served in both {
+        eventually("the sum of both", async || counted(&get(served, METRICS).await, "overall").2 == sum)
+            .await;
     }
 }
 
