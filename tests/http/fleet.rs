@@ -125,8 +125,15 @@ async fn after_a_reset_exactly_what_came_after_it_is_counted_on_every_instance()
         }
         let done = reset(if round % 2 == 0 { &a } else { &b }).await;
         assert_eq!((&done["complete"], &done["behind"]), (&json!(true), &json!([])), "round {round}");
-        for served in [&a, &b] {
-            assert_eq!((total(served, METRICS).await, total(served, OWN).await), (0, 0), "round {round}");
+        for served in [&b, &a] {
+            let all = get(served, METRICS).await;
+            assert_eq!(
+                (&all["complete"], &all["instances"]),
+                (&json!(true), &json!(2)),
+                "round {round}: {all}"
+            );
+            assert_eq!(counted(&all, "overall").2, 0, "round {round}: {all}");
+            assert_eq!(total(served, OWN).await, 0, "round {round}");
         }
         read_companies(&a, 1..=3).await;
         read_companies(&b, 1..=4).await;
