@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
 
+use perto::proxy::{Fault, FaultProxy};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::command::{ADMIN_KEY, Served, key_of, perto, seeded, succeed};
 use crate::service::{request, two_instances};
-use crate::support::engines::redis_url;
+use crate::support::engines::{moved_to, place_of, redis_url};
 use crate::support::pgbouncer::PrivateBouncer;
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
@@ -467,6 +469,36 @@ async fn with_postgres_down_an_instance_speaks_for_itself_and_says_so() {
     .await;
     eventually("all is well again", async || alerts(&b, "instance-not-coherent").await.is_empty()).await;
     assert_eq!(reset(&b).await["complete"], true);
+}
+
+/// It accepts and says nothing: statements never end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_hangs_costs_these_routes_their_limit_and_is_found_again() {
+    let database = seeded();
+    let proxy = FaultProxy::start(place_of(&database.url)).await.unwrap();
+    let through = moved_to(&database.url, &proxy.address().to_string());
+    let a = Served::start_with(&through, &redis_url(), "a", &[]);
+    let b = Served::start(&database, "b");
+    eventually("they know each other", async || names(&a).await.len() == 2 && names(&b).await.len() == 2)
+        .await;
+    proxy.set(Fault::BlackHole);
+    eventually("the other has not heard of it for a while", async || {
+        // Each takes a connection that is never answered.
+        let began = Instant::now();
+        get(&a, METRICS).await;
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        instances(&b).await[1]["state"] == "silent"
+    })
+    .await;
+    let refused = request(&a, "DELETE", METRICS, "", "").await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert_eq!((instances(&a).await[0]["alone"].clone(), names(&a).await.len()), (json!(true), 1));
+    assert_eq!(reset(&b).await["behind"], json!(["a"]));
+    proxy.set(Fault::None);
+    eventually("all are counted again", async || {
+        get(&a, METRICS).await["complete"] == true && get(&b, METRICS).await["complete"] == true
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
