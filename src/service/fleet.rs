@@ -152,8 +152,8 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
         Problem::unavailable("the database does not say that it was done; reset again")
     })?;
     fleet.begin_anew(&service, generation);
-    fleet.changed.notify_one();
     let since = fleet.baseline.lock().since;
+    let told = fleet.others.alone(upkeep::beat_once(&service)).await.is_ok();
     let began = Instant::now();
     loop {
         let others = fleet.others(&service, Duration::ZERO).await;
@@ -162,7 +162,7 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
         // Who is silent won't say anything now either.
         let settled = others.is_some() && behind.iter().all(|other| other.silent);
         if settled || began.elapsed() > RESET_LIMIT {
-            let complete = others.is_some() && behind.is_empty();
+            let complete = told && others.is_some() && behind.is_empty();
             let behind = behind.into_iter().map(|other| other.name.clone()).collect();
             return Ok(Json(Reset { since, complete, behind }));
         }

@@ -1,13 +1,17 @@
 //! The fleet's figures, alerts and instances.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
 
+use perto::proxy::{Fault, FaultProxy};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::command::{ADMIN_KEY, Served, key_of, perto, seeded, succeed};
 use crate::service::{request, two_instances};
-use crate::support::engines::redis_url;
+use crate::support::engines::{moved_to, place_of, redis_url};
 use crate::support::pgbouncer::PrivateBouncer;
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
@@ -123,8 +127,15 @@ async fn after_a_reset_exactly_what_came_after_it_is_counted_on_every_instance()
         }
         let done = reset(if round % 2 == 0 { &a } else { &b }).await;
         assert_eq!((&done["complete"], &done["behind"]), (&json!(true), &json!([])), "round {round}");
-        for served in [&a, &b] {
-            assert_eq!((total(served, METRICS).await, total(served, OWN).await), (0, 0), "round {round}");
+        for served in [&b, &a] {
+            let all = get(served, METRICS).await;
+            assert_eq!(
+                (&all["complete"], &all["instances"]),
+                (&json!(true), &json!(2)),
+                "round {round}: {all}"
+            );
+            assert_eq!(counted(&all, "overall").2, 0, "round {round}: {all}");
+            assert_eq!(total(served, OWN).await, 0, "round {round}");
         }
         read_companies(&a, 1..=3).await;
         read_companies(&b, 1..=4).await;
@@ -144,26 +155,43 @@ async fn after_a_reset_exactly_what_came_after_it_is_counted_on_every_instance()
     assert_eq!(get(&a, METRICS).await["instances"], 2);
 }
 
-/// Readers that never stop: each read is counted before a reset or after it.
+/// Reads that run through a reset: what ended before it was asked for is gone, what began after its answer is counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reset_under_load_loses_nothing_that_came_after_its_answer() {
+async fn a_reset_under_load_takes_off_what_was_before_it_and_nothing_of_what_came_after() {
     let (_database, a, b) = two_instances();
     eventually("they know each other", async || names(&a).await.len() == 2).await;
-    let reading = async |served: &Served| {
-        for _ in 0..40 {
-            read_companies(served, 1..=5).await;
+    let (both, done) = ([&a, &b], AtomicBool::new(false));
+    let (begun, ended) = ([const { AtomicU64::new(0) }; 2], [const { AtomicU64::new(0) }; 2]);
+    let now = |counts: &[AtomicU64; 2]| counts.each_ref().map(|count| count.load(SeqCst));
+    let reading = async |at: usize| {
+        while !done.load(SeqCst) {
+            begun[at].fetch_add(1, SeqCst);
+            read_companies(both[at], 1..=1).await;
+            ended[at].fetch_add(1, SeqCst);
         }
     };
-    let (done, (), ()) = tokio::join!(reset(&a), reading(&a), reading(&b));
-    assert_eq!(done["complete"], true);
-    let (own_a, own_b) =
-        (counted(&get(&a, OWN).await, "overall").2, counted(&get(&b, OWN).await, "overall").2);
-    assert!(own_a <= 200 && own_b <= 200, "{own_a} {own_b}");
-    for served in [&a, &b] {
-        eventually("the sum of both", async || {
-            counted(&get(served, METRICS).await, "overall").2 == own_a + own_b
-        })
-        .await;
+    let resetting = async {
+        eventually("some reads", async || now(&ended).iter().all(|count| *count > 50)).await;
+        let before = now(&ended);
+        assert_eq!(reset(&a).await["complete"], true);
+        let after = now(&begun);
+        eventually("more reads", async || now(&ended).iter().zip(after).all(|(now, then)| *now > then + 50))
+            .await;
+        done.store(true, SeqCst);
+        (before, after)
+    };
+    let ((before, after), (), ()) = tokio::join!(resetting, reading(0), reading(1));
+    let all = now(&ended);
+    let mut sum = 0;
+    for at in 0..2 {
+        let own = counted(&get(both[at], OWN).await, "overall").2;
+        let (least, most) = (all[at] - after[at], all[at] - before[at]);
+        assert!((least..=most).contains(&own), "{own}, not within {least}..={most}");
+        sum += own;
+    }
+    for served in both {
+        eventually("the sum of both", async || counted(&get(served, METRICS).await, "overall").2 == sum)
+            .await;
     }
 }
 
@@ -441,6 +469,36 @@ async fn with_postgres_down_an_instance_speaks_for_itself_and_says_so() {
     .await;
     eventually("all is well again", async || alerts(&b, "instance-not-coherent").await.is_empty()).await;
     assert_eq!(reset(&b).await["complete"], true);
+}
+
+/// It accepts and says nothing: statements never end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_hangs_costs_these_routes_their_limit_and_is_found_again() {
+    let database = seeded();
+    let proxy = FaultProxy::start(place_of(&database.url)).await.unwrap();
+    let through = moved_to(&database.url, &proxy.address().to_string());
+    let a = Served::start_with(&through, &redis_url(), "a", &[]);
+    let b = Served::start(&database, "b");
+    eventually("they know each other", async || names(&a).await.len() == 2 && names(&b).await.len() == 2)
+        .await;
+    proxy.set(Fault::BlackHole);
+    eventually("the other has not heard of it for a while", async || {
+        // Each takes a connection that is never answered.
+        let began = Instant::now();
+        get(&a, METRICS).await;
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        instances(&b).await[1]["state"] == "silent"
+    })
+    .await;
+    let refused = request(&a, "DELETE", METRICS, "", "").await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert_eq!((instances(&a).await[0]["alone"].clone(), names(&a).await.len()), (json!(true), 1));
+    assert_eq!(reset(&b).await["behind"], json!(["a"]));
+    proxy.set(Fault::None);
+    eventually("all are counted again", async || {
+        get(&a, METRICS).await["complete"] == true && get(&b, METRICS).await["complete"] == true
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -217,7 +217,7 @@ impl Window<'_> {
 
     fn pools(&self) -> Option<Raised> {
         let full = || self.last(RECENTLY).filter(|sample| !sample.exhausted.is_empty());
-        let which = full().last()?.exhausted.join(" and for ");
+        let which = full().next_back()?.exhausted.join(" and for ");
         let times = u32::try_from(full().count()).unwrap_or(u32::MAX);
         Some(Raised {
             name: "postgres-pool-exhausted",

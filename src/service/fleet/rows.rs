@@ -68,7 +68,8 @@ impl Rows {
         Self(upkeep)
     }
 
-    /// Writes this instance's row, takes away those of the dead, and hears which reset is the last.
+    /// Writes this instance's row, takes away those of the dead, and hears which reset is the last. Of two at a time, the one
+    /// that has heard of a reset stays.
     pub(crate) async fn beat(&self, beat: Beat<'_>) -> Result<Heard, Unanswered> {
         let sql = format!(
             "with beat as (
@@ -76,6 +77,7 @@ impl Rows {
                  values ($1, $2, $3, now(), $4, $5::jsonb)
                  on conflict (id) do update
                  set seen_at = excluded.seen_at, generation = excluded.generation, figures = excluded.figures
+                 where instances.generation <= excluded.generation
              ), swept as (
                  delete from instances where id in (
                      select id from instances where id <> $1 and seen_at < now() - interval '{} s'

@@ -149,7 +149,7 @@ async fn beat(service: &Service) {
     }
 }
 
-async fn beat_once(service: &Service) -> Result<i64, Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) async fn beat_once(service: &Service) -> Result<i64, Box<dyn std::error::Error + Send + Sync>> {
     let fleet = &service.fleet;
     let (report, generation) = fleet.report(service);
     let figures = serde_json::to_string::<Report>(&report)?;
