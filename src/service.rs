@@ -162,7 +162,7 @@ pub(crate) async fn run(
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let connections = usize::try_from(settings.access.max_connections)?;
-    let imports = imports::Imports::start(requests.pool.clone(), settings.instance.clone(), settings.imports);
+    let imports = imports::Imports::start(requests.clone(), settings.instance.clone(), settings.imports);
     let working = Arc::clone(&imports);
     let end = async move {
         end.await;

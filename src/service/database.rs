@@ -2,7 +2,7 @@
 
 use perto::postgres::{self, Query, sqlx};
 use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::QueryAs;
+use sqlx::query::{Query as Statement, QueryAs};
 use sqlx::{FromRow, PgPool, Postgres};
 
 /// A pool, and how to ask it.
@@ -19,7 +19,37 @@ impl Database {
         postgres::query_as(sql).persistent(self.prepared)
     }
 
-    /// A statement of a transaction.
+    /// A statement that brings nothing: of a transaction, or for [`Database::run`].
+    pub(crate) fn statement<'q>(&self, sql: &'static str) -> Statement<'q, Postgres, PgArguments> {
+        sqlx::query(sql).persistent(self.prepared)
+    }
+
+    /// Runs one in a transaction of its own. Returns how many rows it changed.
+    pub(crate) async fn run(
+        &self,
+        statement: Statement<'_, Postgres, PgArguments>,
+    ) -> Result<u64, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let done = statement.execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Runs one of [`Database::write`] in a transaction of its own.
+    pub(crate) async fn fetch<R>(
+        &self,
+        query: QueryAs<'_, Postgres, R, PgArguments>,
+    ) -> Result<Vec<R>, sqlx::Error>
+    where
+        R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let mut tx = self.pool.begin().await?;
+        let rows = query.fetch_all(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(rows)
+    }
+
+    /// A statement of a transaction, or for [`Database::fetch`].
     pub(crate) fn write<'q, R>(&self, sql: &'static str) -> QueryAs<'q, Postgres, R, PgArguments>
     where
         R: for<'r> FromRow<'r, PgRow>,

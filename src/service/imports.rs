@@ -11,10 +11,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::database::Database;
 
 mod chunks;
 mod http;
@@ -104,7 +105,7 @@ pub(crate) enum Refusal {
 /// The imports of an instance: its share in the work, and what its routes need.
 #[derive(Debug)]
 pub(crate) struct Imports {
-    pool: PgPool,
+    database: Database,
     instance: String,
     settings: ImportSettings,
     /// There may be an import to take.
@@ -117,10 +118,10 @@ pub(crate) struct Imports {
 
 impl Imports {
     /// Begins to work on what is queued.
-    pub(crate) fn start(pool: PgPool, instance: String, settings: ImportSettings) -> Arc<Self> {
+    pub(crate) fn start(database: Database, instance: String, settings: ImportSettings) -> Arc<Self> {
         let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
         let (queued, untidy) = (Notify::new(), Notify::new());
-        let imports = Arc::new(Self { pool, instance, settings, queued, untidy, tasks, ending });
+        let imports = Arc::new(Self { database, instance, settings, queued, untidy, tasks, ending });
         for _ in 0..settings.at_once {
             imports.tasks.spawn(worker::run(Arc::clone(&imports)));
         }

@@ -477,7 +477,7 @@ async fn a_postgres_that_hangs_costs_these_routes_their_limit_and_is_found_again
     let database = seeded();
     let proxy = FaultProxy::start(place_of(&database.url)).await.unwrap();
     let through = moved_to(&database.url, &proxy.address().to_string());
-    let a = Served::start_with(&through, &redis_url(), "a", &[]);
+    let a = Served::start_on(&through, &redis_url(), "a", &[]);
     let b = Served::start(&database, "b");
     eventually("they know each other", async || names(&a).await.len() == 2 && names(&b).await.len() == 2)
         .await;

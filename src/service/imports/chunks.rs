@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::rows::{Batch, Contact, Reject};
 use super::{Imports, LEASE};
+use crate::service::database::Database;
 use crate::service::rules::Flaw;
 
 /// Contacts of one statement. The statement's keys in the log are as many, of each cache: more than
@@ -56,8 +57,14 @@ macro_rules! counted {
 }
 pub(super) use counted;
 
-pub(super) async fn put(tx: &mut PgConnection, import: Uuid, chunk: &Chunk) -> Result<(), sqlx::Error> {
-    sqlx::query("insert into import_chunks (import_id, seq, first_line, data) values ($1, $2, $3, $4)")
+pub(super) async fn put(
+    database: &Database,
+    tx: &mut PgConnection,
+    import: Uuid,
+    chunk: &Chunk,
+) -> Result<(), sqlx::Error> {
+    database
+        .statement("insert into import_chunks (import_id, seq, first_line, data) values ($1, $2, $3, $4)")
         .bind(import)
         .bind(chunk.seq)
         .bind(i64::try_from(chunk.first_line).unwrap_or(i64::MAX))
@@ -68,18 +75,22 @@ pub(super) async fn put(tx: &mut PgConnection, import: Uuid, chunk: &Chunk) -> R
 }
 
 /// The first chunk behind one.
-pub(super) async fn next(pool: &PgPool, import: Uuid, behind: i32) -> Result<Option<Chunk>, sqlx::Error> {
-    let chunk: Option<(i32, i64, Vec<u8>)> = sqlx::query_as(
-        "select seq, first_line, data from import_chunks where import_id = $1 and seq > $2 order by seq limit 1",
-    )
-    .bind(import)
-    .bind(behind)
-    .fetch_optional(pool)
-    .await?;
-    Ok(chunk.map(|(seq, first_line, data)| Chunk { seq, first_line: first_line.unsigned_abs(), data }))
+pub(super) async fn next(
+    database: &Database,
+    import: Uuid,
+    behind: i32,
+) -> Result<Option<Chunk>, sqlx::Error> {
+    let sql = "select seq, first_line, data from import_chunks where import_id = $1 and seq > $2 order by seq limit 1";
+    let query = database.write::<(i32, i64, Vec<u8>)>(sql).bind(import).bind(behind);
+    Ok(database.fetch(query).await?.pop().map(|(seq, first_line, data)| Chunk {
+        seq,
+        first_line: first_line.unsigned_abs(),
+        data,
+    }))
 }
 
 pub(super) async fn put_rejects(
+    database: &Database,
     tx: &mut PgConnection,
     import: Uuid,
     rejects: &[Reject],
@@ -88,17 +99,18 @@ pub(super) async fn put_rejects(
         return Ok(());
     }
     let line = |reject: &Reject| i64::try_from(reject.line).unwrap_or(i64::MAX);
-    sqlx::query(
-        "insert into import_rejects (import_id, line, reason, record) \
+    database
+        .statement(
+            "insert into import_rejects (import_id, line, reason, record) \
          select $1, u.* from unnest($2::bigint[], $3::text[], $4::text[]) u",
-    )
-    .bind(import)
-    .bind(rejects.iter().map(line).collect::<Vec<_>>())
-    .bind(rejects.iter().map(|reject| reject.flaw.to_string()).collect::<Vec<_>>())
-    .bind(rejects.iter().map(|reject| reject.record.as_str()).collect::<Vec<_>>())
-    .execute(tx)
-    .await
-    .map(drop)
+        )
+        .bind(import)
+        .bind(rejects.iter().map(line).collect::<Vec<_>>())
+        .bind(rejects.iter().map(|reject| reject.flaw.to_string()).collect::<Vec<_>>())
+        .bind(rejects.iter().map(|reject| reject.record.as_str()).collect::<Vec<_>>())
+        .execute(tx)
+        .await
+        .map(drop)
 }
 
 /// Who works on which import.
@@ -116,22 +128,24 @@ pub(super) async fn apply(
     (seq, bytes): (i32, usize),
     batch: &Batch,
 ) -> Result<bool, sqlx::Error> {
-    let mut tx = imports.pool.begin().await?;
+    let database = &imports.database;
+    let mut tx = database.pool.begin().await?;
     // In the order in which a company's deletion locks them.
-    sqlx::query("select 1 from companies where id = $1 for key share")
+    database
+        .statement("select 1 from companies where id = $1 for key share")
         .bind(claim.company)
         .execute(&mut *tx)
         .await?;
     let counts = Counts::of(&batch.rejects, batch.accepted);
-    let Some(rejected) = count(&mut tx, claim, bytes, &counts).await? else { return Ok(false) };
+    let Some(rejected) = count(database, &mut tx, claim, bytes, &counts).await? else { return Ok(false) };
     for contacts in batch.contacts.chunks(CONTACTS_PER_STATEMENT) {
-        upsert(&mut tx, claim.company, contacts).await?;
+        upsert(database, &mut tx, claim.company, contacts).await?;
     }
     let most = i64::from(imports.settings.max_rejects);
     let kept = usize::try_from(most - (rejected - counts.rejected)).unwrap_or(0).min(batch.rejects.len());
-    put_rejects(&mut tx, claim.import, &batch.rejects[..kept]).await?;
+    put_rejects(database, &mut tx, claim.import, &batch.rejects[..kept]).await?;
     let delete = "delete from import_chunks where import_id = $1 and seq = $2";
-    let deleted = sqlx::query(delete).bind(claim.import).bind(seq).execute(&mut *tx).await?;
+    let deleted = database.statement(delete).bind(claim.import).bind(seq).execute(&mut *tx).await?;
     // Who has the lease is alone, so it is there: else it was applied before, and nothing of this is kept.
     if deleted.rows_affected() == 0 {
         return Ok(false);
@@ -142,31 +156,37 @@ pub(super) async fn apply(
 
 /// Adds the figures, and returns how many are rejected now; none where the import is not the claim's. First of all: it holds the import's row until the end, so nobody takes the import away meanwhile.
 async fn count(
+    database: &Database,
     tx: &mut PgConnection,
     claim: Claim,
     bytes: usize,
     counts: &Counts,
 ) -> Result<Option<i64>, sqlx::Error> {
-    sqlx::query_scalar(concat!(
-        "update imports set bytes_done = bytes_done + $3, attempts = 0, ",
-        "leased_until = clock_timestamp() + make_interval(secs => $4), ",
-        counted!("$5", "$6", "$7", "$8"),
-        " where id = $1 and owner = $2 and state = 'running' returning rejected"
-    ))
-    .bind(claim.import)
-    .bind(claim.owner)
-    .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
-    .bind(LEASE.as_secs_f64())
-    .bind(counts.accepted)
-    .bind(counts.rejected)
-    .bind(&counts.reasons)
-    .bind(&counts.times)
-    .fetch_optional(tx)
-    .await
+    let query = database
+        .write::<(i64,)>(concat!(
+            "update imports set bytes_done = bytes_done + $3, attempts = 0, ",
+            "leased_until = clock_timestamp() + make_interval(secs => $4), ",
+            counted!("$5", "$6", "$7", "$8"),
+            " where id = $1 and owner = $2 and state = 'running' returning rejected"
+        ))
+        .bind(claim.import)
+        .bind(claim.owner)
+        .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
+        .bind(LEASE.as_secs_f64())
+        .bind(counts.accepted)
+        .bind(counts.rejected)
+        .bind(&counts.reasons)
+        .bind(&counts.times);
+    Ok(query.fetch_optional(tx).await?.map(|(rejected,)| rejected))
 }
 
-async fn upsert(tx: &mut PgConnection, company: i64, contacts: &[Contact]) -> Result<(), sqlx::Error> {
-    sqlx::query(
+async fn upsert(
+    database: &Database,
+    tx: &mut PgConnection,
+    company: i64,
+    contacts: &[Contact],
+) -> Result<(), sqlx::Error> {
+    database.statement(
         "insert into contacts as c (company_id, phone, name, email) \
          select $1, u.* from unnest($2::text[], $3::text[], $4::text[]) u \
          on conflict (company_id, phone) do update \

@@ -64,7 +64,7 @@ async fn create(
         return Err(Refusal::TooLarge(imports.settings.max_bytes).into());
     }
     let id = receive::receive(imports, company.id, &company.region, format, body.into_data_stream()).await?;
-    let import = status::find(&service.database.pool, company.id, id).await?.ok_or_else(no_import)?;
+    let import = status::find(&service.database, company.id, id).await?.ok_or_else(no_import)?;
     let location = format!("/api/v1/companies/{}/contacts/imports/{id}", company.id);
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(import)).into_response())
 }
@@ -76,7 +76,7 @@ async fn list(
     State(service): State<Arc<Service>>,
     Tenant(company): Tenant,
 ) -> Result<Json<Vec<Import>>, Problem> {
-    Ok(Json(status::list(&service.database.pool, company.id).await?))
+    Ok(Json(status::list(&service.database, company.id).await?))
 }
 
 /// How far an import is
@@ -87,7 +87,7 @@ async fn read(
     Tenant(company): Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
-    status::find(&service.database.pool, company.id, id).await?.map(Json).ok_or_else(no_import)
+    status::find(&service.database, company.id, id).await?.map(Json).ok_or_else(no_import)
 }
 
 /// Stops an import; the rows that were applied stay
@@ -98,7 +98,7 @@ async fn cancel(
     Tenant(company): Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
-    let import = status::cancel(&service.database.pool, company.id, id).await?.ok_or_else(no_import)?;
+    let import = status::cancel(&service.database, company.id, id).await?.ok_or_else(no_import)?;
     service.imports.untidy.notify_one();
     Ok(Json(import))
 }
@@ -113,13 +113,13 @@ async fn read_rejected(
     Tenant(company): Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Response, Problem> {
-    status::find(&service.database.pool, company.id, id).await?.ok_or_else(no_import)?;
+    status::find(&service.database, company.id, id).await?.ok_or_else(no_import)?;
     let headers = [
         (header::CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
         (header::CONTENT_DISPOSITION, format!("attachment; filename=\"rejected-{id}.csv\"")),
         (header::CACHE_CONTROL, "no-store".to_owned()),
     ];
-    Ok((headers, Body::from_stream(rejected::file(service.database.pool.clone(), id))).into_response())
+    Ok((headers, Body::from_stream(rejected::file(service.database.clone(), id))).into_response())
 }
 
 /// By the content type. Only UTF-8, and as it is.

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use axum::body::Bytes;
 use futures_util::{Stream, StreamExt};
-use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::chunks::{self, Chunk, Counts};
 use super::records::{Found, Scanner};
 use super::rows::{self, Reject, TOO_LONG};
 use super::{Format, IDLE, Imports, Refusal, UPLOAD_LEASE};
+use crate::service::database::Database;
 
 /// A chunk is cut at the first record that ends behind so many bytes, or at so many records.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -222,30 +222,32 @@ impl Upload {
         format: Format,
         columns: &[String],
     ) -> Result<Self, Refusal> {
-        let mut tx = imports.pool.begin().await?;
+        let mut tx = imports.database.pool.begin().await?;
         // One at a time of a company counts and adds; contacts may refer to it meanwhile.
         let lock = "select id from companies where id = $1 for no key update";
-        if sqlx::query(lock).bind(company).fetch_optional(&mut *tx).await?.is_none() {
+        let locked = imports.database.write::<(i64,)>(lock).bind(company).fetch_optional(&mut *tx).await?;
+        if locked.is_none() {
             return Err(Refusal::NoCompany);
         }
-        let id: Option<Uuid> = sqlx::query_scalar(
-            "insert into imports (company_id, format, columns, region, instance, leased_until) \
+        let query = imports
+            .database
+            .write::<(Uuid,)>(
+                "insert into imports (company_id, format, columns, region, instance, leased_until) \
              select $1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6) \
              where (select count(*) from imports \
                where company_id = $1 and state in ('uploading', 'queued', 'running')) < $7 \
              returning id",
-        )
-        .bind(company)
-        .bind(format.name())
-        .bind(columns)
-        .bind(region)
-        .bind(&imports.instance)
-        .bind(UPLOAD_LEASE.as_secs_f64())
-        .bind(i64::from(imports.settings.per_company))
-        .fetch_optional(&mut *tx)
-        .await?;
+            )
+            .bind(company)
+            .bind(format.name())
+            .bind(columns)
+            .bind(region)
+            .bind(&imports.instance)
+            .bind(UPLOAD_LEASE.as_secs_f64())
+            .bind(i64::from(imports.settings.per_company));
+        let id = query.fetch_optional(&mut *tx).await?;
         tx.commit().await?;
-        let id = id.ok_or(Refusal::TooMany(imports.settings.per_company))?;
+        let (id,) = id.ok_or(Refusal::TooMany(imports.settings.per_company))?;
         Ok(Self { id, imports: Arc::clone(imports), done: false })
     }
 
@@ -253,8 +255,9 @@ impl Upload {
         let rejects: Vec<Reject> = cut.too_long.into_iter().collect();
         let counts = Counts::of(&rejects, 0);
         let bytes = cut.chunk.as_ref().map_or(0, |chunk| chunk.data.len());
-        let mut tx = self.imports.pool.begin().await?;
-        let mine = sqlx::query(concat!(
+        let mut tx = self.imports.database.pool.begin().await?;
+        let database = &self.imports.database;
+        let statement = database.statement(concat!(
             "update imports set bytes = bytes + $2, leased_until = clock_timestamp() + make_interval(secs => $3), ",
             chunks::counted!("$4", "$5", "$6", "$7"),
             " where id = $1 and state = 'uploading'"
@@ -265,29 +268,28 @@ impl Upload {
         .bind(counts.accepted)
         .bind(counts.rejected)
         .bind(&counts.reasons)
-        .bind(&counts.times)
-        .execute(&mut *tx)
-        .await?;
-        if mine.rows_affected() == 0 {
+        .bind(&counts.times);
+        if statement.execute(&mut *tx).await?.rows_affected() == 0 {
             return Err(Refusal::Cancelled);
         }
-        chunks::put_rejects(&mut tx, self.id, &rejects).await?;
+        chunks::put_rejects(database, &mut tx, self.id, &rejects).await?;
         if let Some(chunk) = cut.chunk {
-            chunks::put(&mut tx, self.id, &chunk).await?;
+            chunks::put(database, &mut tx, self.id, &chunk).await?;
         }
         Ok(tx.commit().await?)
     }
 
     async fn complete(&self, bytes: u64) -> Result<(), Refusal> {
-        let queued = sqlx::query(
-            "update imports set state = 'queued', bytes = $2, instance = null, leased_until = null \
+        let statement = self
+            .imports
+            .database
+            .statement(
+                "update imports set state = 'queued', bytes = $2, instance = null, leased_until = null \
              where id = $1 and state = 'uploading'",
-        )
-        .bind(self.id)
-        .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
-        .execute(&self.imports.pool)
-        .await?;
-        if queued.rows_affected() == 0 {
+            )
+            .bind(self.id)
+            .bind(i64::try_from(bytes).unwrap_or(i64::MAX));
+        if self.imports.database.run(statement).await? == 0 {
             return Err(Refusal::Cancelled);
         }
         self.imports.queued.notify_one();
@@ -301,7 +303,7 @@ impl Upload {
                 Refusal::TooLarge(_) | Refusal::Idle => format!("upload: {refusal}"),
                 _ => BROKEN_OFF.to_owned(),
             };
-            fail(&self.imports.pool, self.id, &problem).await;
+            fail(&self.imports.database, self.id, &problem).await;
             self.imports.untidy.notify_one();
             return Err(refusal);
         }
@@ -314,7 +316,7 @@ impl Drop for Upload {
         if !self.done {
             let (imports, id) = (Arc::clone(&self.imports), self.id);
             self.imports.tasks.spawn(async move {
-                fail(&imports.pool, id, BROKEN_OFF).await;
+                fail(&imports.database, id, BROKEN_OFF).await;
                 imports.untidy.notify_one();
             });
         }
@@ -322,16 +324,15 @@ impl Drop for Upload {
 }
 
 /// Where this can't be written either, the sweep does it when the lease has ended.
-async fn fail(pool: &PgPool, id: Uuid, problem: &str) {
-    let failed = sqlx::query(
-        "update imports set state = 'failed', problem = $2, leased_until = null, instance = null, \
+async fn fail(database: &Database, id: Uuid, problem: &str) {
+    let statement = database
+        .statement(
+            "update imports set state = 'failed', problem = $2, leased_until = null, instance = null, \
          finished_at = clock_timestamp() where id = $1 and state = 'uploading'",
-    )
-    .bind(id)
-    .bind(problem)
-    .execute(pool)
-    .await;
-    if let Err(error) = failed {
+        )
+        .bind(id)
+        .bind(problem);
+    if let Err(error) = database.run(statement).await {
         tracing::warn!(import = %id, error = &error as &dyn std::error::Error, "an upload that broke off is left to the sweep");
     }
 }

@@ -2,26 +2,22 @@
 
 use axum::body::Bytes;
 use futures_util::{Stream, stream};
-use sqlx::PgPool;
 use uuid::Uuid;
+
+use crate::service::database::Database;
 
 const PAGE: i64 = 1_000;
 
 /// The file in pieces: `line,reason,record`, in the order of the lines.
-pub(super) fn file(pool: PgPool, import: Uuid) -> impl Stream<Item = Result<Bytes, sqlx::Error>> {
+pub(super) fn file(database: Database, import: Uuid) -> impl Stream<Item = Result<Bytes, sqlx::Error>> {
     stream::try_unfold(Some(-1), move |behind: Option<i64>| {
-        let pool = pool.clone();
+        let database = database.clone();
         async move {
             let Some(behind) = behind else { return Ok(None) };
-            let rejects: Vec<(i64, String, String)> = sqlx::query_as(
-                "select line, reason, record from import_rejects where import_id = $1 and line > $2 \
-                 order by line limit $3",
-            )
-            .bind(import)
-            .bind(behind)
-            .bind(PAGE)
-            .fetch_all(&pool)
-            .await?;
+            let sql = "select line, reason, record from import_rejects where import_id = $1 and line > $2 \
+                       order by line limit $3";
+            let query = database.write::<(i64, String, String)>(sql).bind(import).bind(behind).bind(PAGE);
+            let rejects = database.fetch(query).await?;
             let mut text = if behind < 0 { "line,reason,record\r\n".to_owned() } else { String::new() };
             for (line, reason, record) in &rejects {
                 text.push_str(&format!("{line},{},{}\r\n", field(reason), field(record)));

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgPool, Row};
+use sqlx::{FromRow, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Format;
+use crate::service::database::Database;
 
 /// An import of contacts.
 #[derive(Debug, Serialize, ToSchema)]
@@ -69,40 +70,35 @@ macro_rules! columns {
 }
 
 /// An import of this company.
-pub(super) async fn find(pool: &PgPool, company: i64, id: Uuid) -> Result<Option<Import>, sqlx::Error> {
-    sqlx::query_as(concat!("select ", columns!(), " from imports where company_id = $1 and id = $2"))
-        .bind(company)
-        .bind(id)
-        .fetch_optional(pool)
-        .await
+pub(super) async fn find(database: &Database, company: i64, id: Uuid) -> Result<Option<Import>, sqlx::Error> {
+    let sql = concat!("select ", columns!(), " from imports where company_id = $1 and id = $2");
+    Ok(database.fetch(database.write(sql).bind(company).bind(id)).await?.pop())
 }
 
 /// The newest imports of a company.
-pub(super) async fn list(pool: &PgPool, company: i64) -> Result<Vec<Import>, sqlx::Error> {
-    sqlx::query_as(concat!(
+pub(super) async fn list(database: &Database, company: i64) -> Result<Vec<Import>, sqlx::Error> {
+    let sql = concat!(
         "select ",
         columns!(),
         " from imports where company_id = $1 order by created_at desc limit 100"
-    ))
-    .bind(company)
-    .fetch_all(pool)
-    .await
+    );
+    database.fetch(database.write(sql).bind(company)).await
 }
 
 /// Stops it where it is; what was applied stays. One that has ended stays as it is.
-pub(super) async fn cancel(pool: &PgPool, company: i64, id: Uuid) -> Result<Option<Import>, sqlx::Error> {
-    let cancelled = sqlx::query_as(concat!(
+pub(super) async fn cancel(
+    database: &Database,
+    company: i64,
+    id: Uuid,
+) -> Result<Option<Import>, sqlx::Error> {
+    let sql = concat!(
         "update imports set state = 'cancelled', owner = null, instance = null, leased_until = null, \
          finished_at = clock_timestamp() \
          where company_id = $1 and id = $2 and state in ('uploading', 'queued', 'running') returning ",
         columns!()
-    ))
-    .bind(company)
-    .bind(id)
-    .fetch_optional(pool)
-    .await?;
-    match cancelled {
+    );
+    match database.fetch(database.write(sql).bind(company).bind(id)).await?.pop() {
         Some(import) => Ok(Some(import)),
-        None => find(pool, company, id).await,
+        None => find(database, company, id).await,
     }
 }

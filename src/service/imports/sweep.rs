@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
-
 use super::Imports;
+use crate::service::database::Database;
 
 const OFTEN: Duration = Duration::from_secs(10);
 
@@ -29,9 +28,9 @@ pub(super) async fn run(imports: Arc<Imports>) {
 }
 
 async fn sweep(imports: &Imports) -> Result<(), sqlx::Error> {
-    let pool = &imports.pool;
+    let database = &imports.database;
     run_one(
-        pool,
+        database,
         "update imports set state = 'failed', problem = 'the upload broke off', instance = null, leased_until = null, \
          finished_at = clock_timestamp() where id in (select id from imports where state = 'uploading' \
          and leased_until < clock_timestamp() limit 100 for update skip locked)",
@@ -49,11 +48,11 @@ async fn sweep(imports: &Imports) -> Result<(), sqlx::Error> {
          where finished_at < clock_timestamp() - interval '7 days' \
          and not exists (select from import_rejects where import_id = i.id) limit 100)",
     ] {
-        while !imports.ending.is_cancelled() && run_one(pool, statement).await? > 0 {}
+        while !imports.ending.is_cancelled() && run_one(database, statement).await? > 0 {}
     }
     Ok(())
 }
 
-async fn run_one(pool: &PgPool, sql: &'static str) -> Result<u64, sqlx::Error> {
-    sqlx::query(sql).execute(pool).await.map(|done| done.rows_affected())
+async fn run_one(database: &Database, sql: &'static str) -> Result<u64, sqlx::Error> {
+    database.run(database.statement(sql)).await
 }

@@ -68,7 +68,8 @@ struct Taken {
 }
 
 async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
-    sqlx::query_as(concat!(
+    let database = &imports.database;
+    let query = database.write(concat!(
         "update imports set state = 'running', owner = gen_random_uuid(), instance = $1, attempts = attempts + 1, ",
         "leased_until = clock_timestamp() + make_interval(secs => $2), ",
         "started_at = coalesce(started_at, clock_timestamp()) ",
@@ -78,11 +79,8 @@ async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
         "and o.leased_until > clock_timestamp()), coalesce(i.worked_at, i.created_at) ",
         "limit 1 for update of i skip locked) ",
         "returning id, company_id, owner, format, columns, region, attempts"
-    ))
-    .bind(&imports.instance)
-    .bind(LEASE.as_secs_f64())
-    .fetch_optional(&imports.pool)
-    .await
+    ));
+    Ok(database.fetch(query.bind(&imports.instance).bind(LEASE.as_secs_f64())).await?.pop())
 }
 
 /// One turn, and what is to be said of it.
@@ -139,7 +137,7 @@ async fn prepare(
     behind: i32,
     shape: &Arc<Shape>,
 ) -> Result<Option<(i32, usize, Batch)>, Failure> {
-    let Some(chunk) = chunks::next(&imports.pool, import, behind).await? else { return Ok(None) };
+    let Some(chunk) = chunks::next(&imports.database, import, behind).await? else { return Ok(None) };
     let (shape, seq, bytes) = (Arc::clone(shape), chunk.seq, chunk.data.len());
     // Off the threads that serve requests.
     let reading = imports.tasks.spawn_blocking(move || rows::batch(&shape, chunk.first_line, &chunk.data));
@@ -152,7 +150,8 @@ async fn others_wait(imports: &Imports) -> Result<bool, sqlx::Error> {
         waiting!(),
         ")"
     );
-    sqlx::query_scalar(wait).fetch_one(&imports.pool).await
+    let waiting = imports.database.fetch(imports.database.write::<(bool,)>(wait)).await?;
+    Ok(waiting.first().is_some_and(|(waiting,)| *waiting))
 }
 
 /// Keeps the lease while a chunk takes long. The chunk's own transaction holds the row, and needs none of this.
@@ -162,50 +161,45 @@ async fn renew(imports: &Imports, claim: Claim) -> std::convert::Infallible {
     often.tick().await;
     loop {
         often.tick().await;
-        let renewed = sqlx::query(
+        let statement = imports.database.statement(
             "update imports set leased_until = clock_timestamp() + make_interval(secs => $3) where id = \
              (select id from imports where id = $1 and owner = $2 and state = 'running' for update skip locked)",
         )
         .bind(claim.import)
         .bind(claim.owner)
-        .bind(LEASE.as_secs_f64())
-        .execute(&imports.pool)
-        .await;
-        if let Err(error) = renewed {
+        .bind(LEASE.as_secs_f64());
+        if let Err(error) = imports.database.run(statement).await {
             tracing::warn!(import = %claim.import, error = &error as &dyn std::error::Error, "can't renew the lease");
         }
     }
 }
 
 async fn finish(imports: &Imports, claim: Claim) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    let statement = imports.database.statement(
         "update imports set state = 'done', bytes_done = bytes, owner = null, instance = null, leased_until = null, \
          finished_at = clock_timestamp() where id = $1 and owner = $2 and state = 'running'",
     )
     .bind(claim.import)
-    .bind(claim.owner)
-    .execute(&imports.pool)
-    .await?;
+    .bind(claim.owner);
+    imports.database.run(statement).await?;
     tracing::info!(import = %claim.import, "an import is done");
     Ok(())
 }
 
 /// Leaves it to whoever comes next.
 async fn release(imports: &Imports, claim: Claim) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    let statement = imports.database.statement(
         "update imports set owner = null, instance = null, leased_until = null, worked_at = clock_timestamp() \
          where id = $1 and owner = $2 and state = 'running'",
     )
     .bind(claim.import)
-    .bind(claim.owner)
-    .execute(&imports.pool)
-    .await
-    .map(drop)
+    .bind(claim.owner);
+    imports.database.run(statement).await.map(drop)
 }
 
 /// Leaves it alone for a while, longer each time, and gives it up at last.
 async fn put_off(imports: &Imports, claim: Claim) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    let statement = imports.database.statement(
         "update imports set owner = null, instance = null, worked_at = clock_timestamp(), \
          leased_until = clock_timestamp() + make_interval(secs => least(attempts, 15)), \
          state = case when attempts < $3 then 'running' else 'failed' end, \
@@ -215,8 +209,6 @@ async fn put_off(imports: &Imports, claim: Claim) -> Result<(), sqlx::Error> {
     )
     .bind(claim.import)
     .bind(claim.owner)
-    .bind(ATTEMPTS)
-    .execute(&imports.pool)
-    .await
-    .map(drop)
+    .bind(ATTEMPTS);
+    imports.database.run(statement).await.map(drop)
 }
