@@ -191,7 +191,7 @@ impl Bed {
         let (path, _) = first.upload(file);
         let at = loop {
             let done = first.get(&path)["rows"].as_u64().unwrap();
-            if done as usize >= rows / 3 {
+            if done >= (rows / 3) as u64 {
                 break done;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

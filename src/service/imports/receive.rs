@@ -358,8 +358,11 @@ mod tests {
         assert!(matches!(large.next().await, Err(Refusal::TooLarge(10))));
     }
 
+    /// Number, first line and bytes of a chunk.
+    type Stored = (i32, u64, Vec<u8>);
+
     /// What is stored of pieces: first line and bytes of each chunk, and the lines of records that are too long.
-    fn stored(pieces: &[&[u8]]) -> (Vec<(i32, u64, Vec<u8>)>, Vec<u64>) {
+    fn stored(pieces: &[&[u8]]) -> (Vec<Stored>, Vec<u64>) {
         let (mut cutter, mut cuts) = (Cutter::new(Format::Csv), Vec::new());
         for mut piece in pieces.iter().copied() {
             while let Some(cut) = cutter.cut(&mut piece) {
