@@ -116,7 +116,7 @@ async fn load(address: &str, request: &[u8], length: Duration) -> f64 {
         .map(|_| {
             let (address, request, ending) = (address.to_owned(), request.to_vec(), Arc::clone(&ending));
             tokio::spawn(async move {
-                let mut stream = TcpStream::connect(address).await.unwrap();
+                let mut stream = TcpStream::connect(&address).await.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let (mut buffer, mut answers) = (Vec::with_capacity(64 << 10), 0_u64);
                 stream.write_all(&request).await.unwrap();
@@ -127,7 +127,7 @@ async fn load(address: &str, request: &[u8], length: Duration) -> f64 {
                     while read < wanted {
                         buffer.clear();
                         read += match stream.read_buf(&mut buffer).await.unwrap() {
-                            0 => panic!("the server ended a connection"),
+                            0 => panic!("{address} ended a connection, {read} of {wanted}"),
                             bytes => bytes,
                         };
                     }

@@ -10,6 +10,9 @@ use crate::resources::CHAT;
 use crate::service::{answer, request, two_instances};
 use crate::support::wait::ends;
 
+/// Method, path, headers and body; the status, and the field that is named.
+type Case<'a> = (&'a str, String, &'a str, &'a [u8], u16, &'a str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
     let (_database, a, _b) = two_instances();
@@ -22,7 +25,7 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
     let deep = "[".repeat(100_000);
     let many = json!(vec![json!({ "phone": "1" }); 1_001]).to_string();
     let before = request(&a, "GET", &messages, "", "").await.body;
-    let cases: Vec<(&str, String, &str, &[u8], u16, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("GET", "/api/v1/companies/x".into(), "", b"", 400, "id"),
         ("GET", "/api/v1/companies/99999999999999999999".into(), "", b"", 400, "id"),
         ("GET", "/api/v1/companies/%FF".into(), "", b"", 400, "id"),

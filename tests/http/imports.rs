@@ -85,7 +85,8 @@ async fn rejected(served: &Served, import: &str) -> String {
 fn prepared() -> Database {
     let database = Database::new();
     succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
-    succeed(perto(&database.url, &redis_url()).args(["seed", "--companies", "10"]));
+    let companies = ["--companies", "10", "--users", "0", "--contacts", "0", "--messages", "0"];
+    succeed(perto(&database.url, &redis_url()).arg("seed").args(companies));
     database
 }
 
