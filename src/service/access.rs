@@ -4,10 +4,9 @@
 //! where it is open, may say `perto-company` to act for one company.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
@@ -126,9 +125,9 @@ impl Access {
 /// How many seconds' worth of requests may come at once.
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
-/// Goes before every route under `/api/v1`.
-pub(crate) async fn check(State(service): State<Arc<Service>>, mut request: Request, next: Next) -> Response {
-    match caller(&service, request.headers()).await {
+/// Goes on with a request whose key is in use, and remembers whose it is.
+pub(crate) async fn check(service: &Service, mut request: Request, next: Next) -> Response {
+    match caller(service, request.headers()).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

@@ -176,7 +176,7 @@ async fn read(
     match found.value.slice(&page) {
         Some(slice) => {
             let window = &found.value;
-            Ok(Answer::tagged(&found, &wanted, slice.tag(window), || (slice.body(window), JSON)))
+            Ok(Answer::tagged(&found, &wanted, slice.tag(window), || (Body::from(slice.body(window)), JSON)))
         }
         None => older(&service, &path, &page, &wanted).await,
     }
