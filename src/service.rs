@@ -13,9 +13,10 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use perto::postgres::Written;
 use perto::{Event, Perto, State};
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,16 @@ pub(crate) struct Service {
     access: Access,
     imports: Arc<imports::Imports>,
     fleet: Fleet,
+}
+
+impl Service {
+    /// Writes in a transaction, and has every instance evict what it changed.
+    pub(crate) async fn write<T, E: From<sqlx::Error>>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<Written<T>, E> {
+        self.perto.write(&self.database.pool, work).await
+    }
 }
 
 /// How long requests in progress may take after the end was asked for.

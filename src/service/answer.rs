@@ -96,6 +96,13 @@ pub(crate) struct Rendered {
     pub(crate) tag: HeaderValue,
 }
 
+impl Rendered {
+    /// JSON, with a tag of its own.
+    pub(crate) fn new(json: Vec<u8>) -> Self {
+        Self { tag: tag(&digest(&json), ""), body: json.into() }
+    }
+}
+
 impl<T> From<T> for Row<T> {
     fn from(row: T) -> Self {
         Self { row, rendered: OnceLock::new() }
@@ -104,10 +111,7 @@ impl<T> From<T> for Row<T> {
 
 impl<T: Serialize> Row<T> {
     fn rendered(&self) -> &Rendered {
-        self.rendered.get_or_init(|| {
-            let body = Bytes::from(serde_json::to_vec(&self.row).unwrap_or_default());
-            Rendered { tag: tag(&digest(&body), ""), body }
-        })
+        self.rendered.get_or_init(|| Rendered::new(serde_json::to_vec(&self.row).unwrap_or_default()))
     }
 }
 
@@ -144,31 +148,24 @@ pub(crate) struct Answer {
 impl Answer {
     /// A row.
     pub(crate) fn row<T: Serialize>(read: &Found<Row<T>>, wanted: &Wanted) -> Self {
-        let rendered = read.value.rendered();
-        let body = || (Body::from(rendered.body.clone()), JSON);
-        Self::tagged(read, wanted, rendered.tag.clone(), body)
+        Self::rendered(read, wanted, read.value.rendered())
     }
 
-    /// Anything with a tag; the body is made only where the client lacks it.
-    pub(crate) fn tagged<V>(
-        read: &Found<V>,
-        wanted: &Wanted,
-        tag: HeaderValue,
-        body: impl FnOnce() -> (Body, HeaderValue),
-    ) -> Self {
-        let mut response = if wanted.has(&tag) {
+    /// A body with its tag; the tag alone where the client has the body.
+    pub(crate) fn rendered<V>(read: &Found<V>, wanted: &Wanted, rendered: &Rendered) -> Self {
+        let mut response = if wanted.has(&rendered.tag) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            let (body, content_type) = body();
-            let mut response = Response::new(body);
-            response.headers_mut().insert(CONTENT_TYPE, content_type);
+            let mut response = Response::new(Body::from(rendered.body.clone()));
+            response.headers_mut().reserve(6);
+            response.headers_mut().insert(CONTENT_TYPE, JSON);
             response
         };
         let headers = response.headers_mut();
         consistency(headers, read.freshness, read.tier);
-        headers.insert(ETAG, tag);
+        headers.insert(ETAG, rendered.tag.clone());
         Self { parts: response }
     }
 }

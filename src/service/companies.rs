@@ -137,10 +137,7 @@ async fn create(
     let (name, region) = (rules::name(&new.name)?, region(&new.region)?);
     let sql = "insert into companies (name, region) values ($1, $2) returning id, name, region";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
-            service.database.write::<Company>(sql).bind(name).bind(region).fetch_one(tx).await
-        })
+        .write(async |tx| service.database.write::<Company>(sql).bind(name).bind(region).fetch_one(tx).await)
         .await?;
     let location = format!("/api/v1/companies/{}", written.value.id);
     Ok(Done(written).created(&location))
@@ -160,8 +157,7 @@ async fn change(
     let sql = "update companies set name = coalesce($3, name), region = coalesce($4, region) \
                where id = $1 and ($2::bigint is null or id = $2) returning id, name, region";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let query = service.database.write::<Company>(sql).bind(path.id).bind(caller.company());
             query.bind(name).bind(region).fetch_optional(tx).await
         })
@@ -179,10 +175,7 @@ async fn delete(
 ) -> Result<Done<Company>, Problem> {
     let sql = "delete from companies where id = $1 returning id, name, region";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
-            service.database.write::<Company>(sql).bind(path.id).fetch_optional(tx).await
-        })
+        .write(async |tx| service.database.write::<Company>(sql).bind(path.id).fetch_optional(tx).await)
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }

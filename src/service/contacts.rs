@@ -209,8 +209,7 @@ async fn create(
     let sql = "insert into contacts (company_id, phone, name, email) values ($1, $2, $3, $4) \
                returning id, company_id, phone, name, email";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let query = service.database.write::<Contact>(sql).bind(company.id).bind(phone);
             query.bind(name).bind(email).fetch_one(tx).await
         })
@@ -236,8 +235,7 @@ async fn change(
                email = case when $6 then $7 else email end \
                where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let query = service.database.write::<Contact>(sql).bind(path.id).bind(company.id).bind(phone);
             let query = query.bind(name.is_some()).bind(name.flatten());
             query.bind(email.is_some()).bind(email.flatten()).fetch_optional(tx).await
@@ -257,8 +255,7 @@ async fn delete(
     let sql =
         "delete from contacts where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             service.database.write::<Contact>(sql).bind(path.id).bind(company.id).fetch_optional(tx).await
         })
         .await?;

@@ -55,8 +55,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = parts.uri.query().unwrap_or_default();
-        let read = serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
-        serde_path_to_error::deserialize(read)
+        let read = || serde_urlencoded::Deserializer::new(form_urlencoded::parse(query.as_bytes()));
+        if let Ok(value) = T::deserialize(read()) {
+            return Ok(Self(value));
+        }
+        // Once more, to say which it is.
+        serde_path_to_error::deserialize(read())
             .map(Self)
             .map_err(|error| of_field(Kind::BadRequest, "query", &error))
     }

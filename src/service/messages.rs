@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::HeaderValue;
 use axum::response::Response;
 use chrono::{DateTime, NaiveDate, Utc};
 use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, StartError, Tier};
@@ -18,7 +16,7 @@ use uuid::Uuid;
 
 use super::Service;
 use super::access::Caller;
-use super::answer::{Answer, Done, Found, ReadHeaders, Wanted};
+use super::answer::{Answer, Done, Found, ReadHeaders, Rendered, Wanted};
 use super::database::Database;
 use super::input::{self, At, Query};
 use super::problem::Problem;
@@ -174,15 +172,10 @@ async fn read(
     let read = service.caches.messages.get_with(&path.chat, wanted.options()).await?;
     let found = Found::new(read, "chat", |window| caller.may(window.company))?;
     match found.value.slice(&page) {
-        Some(slice) => {
-            let window = &found.value;
-            Ok(Answer::tagged(&found, &wanted, slice.tag(window), || (Body::from(slice.body(window)), JSON)))
-        }
+        Some(slice) => Ok(Answer::rendered(&found, &wanted, &found.value.rendered(slice))),
         None => older(&service, &path, &page, &wanted).await,
     }
 }
-
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What no window covers, from Postgres.
 async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted) -> Result<Answer, Problem> {
@@ -197,10 +190,9 @@ async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted)
     let more = messages.len() > page.limit;
     messages.truncate(page.limit);
     let body = serde_json::to_vec(&MessagePage { chat: path.chat, messages, more }).unwrap_or_default();
-    let tag = super::answer::tag(&super::answer::digest(&body), "");
     // The primary has just been asked.
     let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
-    Ok(Answer::tagged(&found, wanted, tag, || (Body::from(Bytes::from(body)), JSON)))
+    Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))
 }
 
 /// Adds a message
@@ -217,8 +209,7 @@ async fn create(
                select id, $3, $4 from chats where id = $1 and ($2::bigint is null or company_id = $2) \
                returning id, sender, body, created_at";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let insert = || {
                 let query = service.database.write::<Message>(sql).bind(path.chat).bind(caller.company());
                 query.bind(new.sender.name()).bind(&new.body)

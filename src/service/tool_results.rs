@@ -169,8 +169,7 @@ async fn store(
                  (select company_id from chats where id = chat_id) as company_id";
     let life = service.settings.ttls.tool_result.as_secs_f64();
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let insert = || {
                 let query = service.database.write::<ToolResult>(sql).bind(path.chat).bind(caller.company());
                 query.bind(&path.tool).bind(result.get()).bind(life)

@@ -121,8 +121,7 @@ async fn create(
     let sql = "insert into users (company_id, name, email, role) values ($1, $2, $3, $4) \
                returning id, company_id, name, email, role";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let query = service.database.write::<User>(sql).bind(company).bind(name).bind(email);
             query.bind(new.role.unwrap_or(Role::Agent).name()).fetch_one(tx).await
         })
@@ -145,8 +144,7 @@ async fn change(
     let sql = "update users set name = coalesce($3, name), email = coalesce($4, email), role = coalesce($5, role) \
                where id = $1 and ($2::bigint is null or company_id = $2) returning id, company_id, name, email, role";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             let query = service.database.write::<User>(sql).bind(path.id).bind(caller.company());
             let query = query.bind(name).bind(email).bind(change.role.map(Role::name));
             query.fetch_optional(tx).await
@@ -166,8 +164,7 @@ async fn delete(
     let sql = "delete from users where id = $1 and ($2::bigint is null or company_id = $2) \
                returning id, company_id, name, email, role";
     let written = service
-        .perto
-        .write(&service.database.pool, async |tx| {
+        .write(async |tx| {
             service.database.write::<User>(sql).bind(path.id).bind(caller.company()).fetch_optional(tx).await
         })
         .await?;

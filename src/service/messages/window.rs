@@ -1,13 +1,15 @@
 //! The newest messages of a chat as they are served: JSON, and where each message ends in it.
 
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
 use axum::body::Bytes;
-use axum::http::HeaderValue;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::super::answer;
+use super::super::answer::{self, Rendered};
 use super::{Message, Page};
 
 /// What L1 and L2 hold of a chat.
@@ -22,6 +24,9 @@ pub(crate) struct Window {
     /// Where the first message begins.
     first: u32,
     marks: Vec<Mark>,
+    /// The page that was asked for first, in L1 only: those who poll ask for it again and again.
+    #[serde(skip)]
+    usual: OnceLock<(Slice, Rendered)>,
 }
 
 /// A message of the window.
@@ -69,7 +74,18 @@ impl Window {
             marks.push(Mark { id: message.id, created_at_us, end: position(&json) });
         }
         let older = lines.len() > size;
-        (chat, Self { company, older, digest: answer::digest(&json), json: json.into(), first, marks })
+        (
+            chat,
+            Self {
+                company,
+                older,
+                digest: answer::digest(&json),
+                json: json.into(),
+                first,
+                marks,
+                usual: OnceLock::new(),
+            },
+        )
     }
 
     /// What answers a request, if the window covers it.
@@ -97,6 +113,19 @@ impl Window {
         }
     }
 
+    /// The body of a slice, and its tag: which changes with anything in the window.
+    pub(super) fn rendered(&self, slice: Slice) -> Cow<'_, Rendered> {
+        let render = || {
+            let Slice { from, to, more } = slice;
+            let tag = answer::tag(&self.digest, &format!("-{from}-{to}-{}", u8::from(more)));
+            Rendered { body: slice.body(self), tag }
+        };
+        match self.usual.get_or_init(|| (slice, render())) {
+            (usual, rendered) if *usual == slice => Cow::Borrowed(rendered),
+            _ => Cow::Owned(render()),
+        }
+    }
+
     fn end(&self, messages: usize) -> usize {
         let end =
             messages.checked_sub(1).and_then(|last| self.marks.get(last)).map_or(self.first, |mark| mark.end);
@@ -105,13 +134,8 @@ impl Window {
 }
 
 impl Slice {
-    /// Changes with anything in the window.
-    pub(super) fn tag(self, window: &Window) -> HeaderValue {
-        answer::tag(&window.digest, &format!("-{}-{}-{}", self.from, self.to, u8::from(self.more)))
-    }
-
     /// What is there already, copied together: cheaper to send in one piece than in several.
-    pub(super) fn body(self, window: &Window) -> Bytes {
+    fn body(self, window: &Window) -> Bytes {
         let head = window.end(0);
         // After the first message there is a comma in between.
         let begin = if self.from == 0 { head } else { (window.end(self.from) + 1).min(window.json.len()) };
@@ -156,13 +180,8 @@ mod tests {
 
     /// What the body of a slice says.
     fn shown(window: &Window, slice: Slice) -> (Vec<i64>, bool) {
-        let Ok(bytes) =
-            futures_util::FutureExt::now_or_never(axum::body::to_bytes(slice.body(window), usize::MAX))
-                .expect("a body of pieces doesn't wait")
-        else {
-            panic!("a body of pieces doesn't fail")
-        };
-        let page: Value = serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
+        let bytes = &window.rendered(slice).body;
+        let page: Value = serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
         let ids = page["messages"].as_array().unwrap().iter().map(|message| message["id"].as_i64().unwrap());
         (ids.collect(), page["more"].as_bool().unwrap())
     }
