@@ -10,7 +10,6 @@ use anyhow::Context;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
 use axum::http::{Method, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perto::postgres::Written;
@@ -80,7 +79,7 @@ impl Service {
 const GRACE: Duration = Duration::from_secs(10);
 
 fn router(service: &Arc<Service>) -> Router {
-    let resources = OpenApiRouter::new()
+    let (resources, api) = OpenApiRouter::with_openapi(api::base())
         .merge(messages::routes())
         .merge(tool_results::routes())
         .merge(companies::routes())
@@ -88,12 +87,10 @@ fn router(service: &Arc<Service>) -> Router {
         .merge(contacts::routes())
         .merge(validation::routes())
         .merge(preload::routes())
-        .merge(fleet::routes())
         .merge(imports::routes())
-        .merge(administration::routes());
-    let (resources, api) =
-        OpenApiRouter::with_openapi(api::base()).nest("/api/v1", resources).split_for_parts();
-    let resources = resources.layer(from_fn_with_state(Arc::clone(service), guard));
+        .merge(fleet::routes())
+        .merge(administration::routes())
+        .split_for_parts();
     Router::new()
         .route("/", get(index))
         .route("/livez", get(async || "alive\n"))
@@ -109,15 +106,20 @@ fn router(service: &Arc<Service>) -> Router {
         .with_state(Arc::clone(service))
 }
 
-/// Goes before every route of the API: who asks, and for how long.
-async fn guard(Shared(service): Shared<Arc<Service>>, request: Request, next: Next) -> Response {
+/// What every request goes through: who asks, and for how long. Before the router and not as layers of it, which cost each
+/// request a copy of its route.
+async fn answer(service: &Service, router: Router, request: Request) -> Response {
+    let path = request.uri().path();
+    if !path.starts_with("/api/") {
+        return listen::routed(router, request).await;
+    }
     // A file may take as long as it comes.
-    if request.method() == Method::POST && request.uri().path().ends_with("/contacts/imports") {
-        return access::check(&service, request, next).await;
+    if request.method() == Method::POST && path.ends_with("/contacts/imports") {
+        return access::check(service, router, request).await;
     }
     let limit = service.settings.access.request_timeout;
     let _timed = service.fleet.requests.begin();
-    match tokio::time::timeout(limit, access::check(&service, request, next)).await {
+    match tokio::time::timeout(limit, access::check(service, router, request)).await {
         Ok(response) => response,
         Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
     }
@@ -194,7 +196,12 @@ pub(crate) async fn run(
     });
     let ending = CancellationToken::new();
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
-    if !listen::serve(listener, router(&service), connections, GRACE, end).await {
+    let (serving, router) = (Arc::clone(&service), router(&service));
+    let answered = move |request| {
+        let (service, router) = (Arc::clone(&serving), router.clone());
+        async move { answer(&service, router, request).await }
+    };
+    if !listen::serve(listener, answered, connections, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
     if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {

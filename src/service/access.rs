@@ -6,17 +6,18 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::Service;
 use super::keys::{self, KeyHash};
+use super::listen;
 use super::problem::{Kind, Problem};
 
 const COMPANY: &str = "perto-company";
@@ -126,11 +127,11 @@ impl Access {
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// Goes on with a request whose key is in use, and remembers whose it is.
-pub(crate) async fn check(service: &Service, mut request: Request, next: Next) -> Response {
+pub(crate) async fn check(service: &Service, router: Router, mut request: Request) -> Response {
     match caller(service, request.headers()).await {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            listen::routed(router, request).await
         }
         Err(problem) => problem.into_response(),
     }

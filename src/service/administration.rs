@@ -50,7 +50,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 /// One entry through all tiers, as this instance sees it
 ///
 /// Never the value, only what is known of it.
-#[utoipa::path(get, path = "/cache/{cache}/entries/{key}", tag = "cache", params(EntryPath),
+#[utoipa::path(get, path = "/api/v1/cache/{cache}/entries/{key}", tag = "cache", params(EntryPath),
     responses((status = 200, body = serde_json::Value)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -62,7 +62,7 @@ async fn read(
 }
 
 /// Invalidates one key on every instance
-#[utoipa::path(delete, path = "/cache/{cache}/{key}", tag = "cache", params(EntryPath),
+#[utoipa::path(delete, path = "/api/v1/cache/{cache}/{key}", tag = "cache", params(EntryPath),
     responses((status = 200, body = Invalidated)))]
 async fn invalidate(
     State(service): State<Arc<Service>>,
@@ -74,7 +74,7 @@ async fn invalidate(
 }
 
 /// Invalidates a whole cache on every instance
-#[utoipa::path(delete, path = "/cache/{cache}", tag = "cache", params(CachePath),
+#[utoipa::path(delete, path = "/api/v1/cache/{cache}", tag = "cache", params(CachePath),
     responses((status = 200, body = Invalidated)))]
 async fn clear(
     State(service): State<Arc<Service>>,

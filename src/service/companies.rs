@@ -114,7 +114,7 @@ async fn find(
 }
 
 /// A company by its id
-#[utoipa::path(get, path = "/companies/{id}", tag = "companies", params(CompanyPath, ReadHeaders),
+#[utoipa::path(get, path = "/api/v1/companies/{id}", tag = "companies", params(CompanyPath, ReadHeaders),
     responses((status = 200, body = Company)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -127,7 +127,7 @@ async fn read(
 }
 
 /// Makes a company: for admins
-#[utoipa::path(post, path = "/companies", tag = "companies", request_body = NewCompany,
+#[utoipa::path(post, path = "/api/v1/companies", tag = "companies", request_body = NewCompany,
     responses((status = 201, body = Company)))]
 async fn create(
     State(service): State<Arc<Service>>,
@@ -144,7 +144,7 @@ async fn create(
 }
 
 /// Changes a company
-#[utoipa::path(patch, path = "/companies/{id}", tag = "companies", params(CompanyPath), request_body = CompanyChange,
+#[utoipa::path(patch, path = "/api/v1/companies/{id}", tag = "companies", params(CompanyPath), request_body = CompanyChange,
     responses((status = 200, body = Company)))]
 async fn change(
     State(service): State<Arc<Service>>,
@@ -166,7 +166,7 @@ async fn change(
 }
 
 /// Deletes a company and all that it has: for admins
-#[utoipa::path(delete, path = "/companies/{id}", tag = "companies", params(CompanyPath),
+#[utoipa::path(delete, path = "/api/v1/companies/{id}", tag = "companies", params(CompanyPath),
     responses((status = 200, body = Company)))]
 async fn delete(
     State(service): State<Arc<Service>>,

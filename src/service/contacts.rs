@@ -166,7 +166,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// A contact by its id
-#[utoipa::path(get, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath, ReadHeaders),
+#[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath, ReadHeaders),
     responses((status = 200, body = Contact)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -180,7 +180,7 @@ async fn read(
 }
 
 /// A contact by its phone
-#[utoipa::path(get, path = "/companies/{company}/contacts/by-phone/{phone}", tag = "contacts",
+#[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/by-phone/{phone}", tag = "contacts",
     params(PhonePath, ReadHeaders), responses((status = 200, body = Contact)))]
 async fn read_by_phone(
     State(service): State<Arc<Service>>,
@@ -196,7 +196,7 @@ async fn read_by_phone(
 }
 
 /// Makes a contact
-#[utoipa::path(post, path = "/companies/{company}/contacts", tag = "contacts", params(OfCompany),
+#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts", tag = "contacts", params(OfCompany),
     request_body = NewContact, responses((status = 201, body = Contact)))]
 async fn create(
     State(service): State<Arc<Service>>,
@@ -219,7 +219,7 @@ async fn create(
 }
 
 /// Changes a contact
-#[utoipa::path(patch, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
+#[utoipa::path(patch, path = "/api/v1/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
     request_body = ContactChange, responses((status = 200, body = Contact)))]
 async fn change(
     State(service): State<Arc<Service>>,
@@ -245,7 +245,7 @@ async fn change(
 }
 
 /// Deletes a contact
-#[utoipa::path(delete, path = "/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
+#[utoipa::path(delete, path = "/api/v1/companies/{company}/contacts/{id}", tag = "contacts", params(ContactPath),
     responses((status = 200, body = Contact)))]
 async fn delete(
     State(service): State<Arc<Service>>,

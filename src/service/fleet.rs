@@ -114,7 +114,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// What the caches have counted
-#[utoipa::path(get, path = "/cache/metrics", tag = "cache", params(Wanted), responses((status = 200, body = Metrics)))]
+#[utoipa::path(get, path = "/api/v1/cache/metrics", tag = "cache", params(Wanted), responses((status = 200, body = Metrics)))]
 async fn read_metrics(
     State(service): State<Arc<Service>>,
     _: Admin,
@@ -143,7 +143,7 @@ async fn read_metrics(
 }
 
 /// Has every instance count from zero
-#[utoipa::path(delete, path = "/cache/metrics", tag = "cache", responses((status = 200, body = Reset)))]
+#[utoipa::path(delete, path = "/api/v1/cache/metrics", tag = "cache", responses((status = 200, body = Reset)))]
 async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<Json<Reset>, Problem> {
     let fleet = &service.fleet;
     let known = fleet.baseline.lock().generation;
@@ -171,7 +171,7 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
 }
 
 /// What somebody should look at, on any instance
-#[utoipa::path(get, path = "/cache/alerts", tag = "cache", responses((status = 200, body = ActiveAlerts)))]
+#[utoipa::path(get, path = "/api/v1/cache/alerts", tag = "cache", responses((status = 200, body = ActiveAlerts)))]
 async fn read_alerts(State(service): State<Arc<Service>>, _: Admin) -> Json<ActiveAlerts> {
     let fleet = &service.fleet;
     let others = fleet.others(&service, RECENT).await;
@@ -196,7 +196,7 @@ async fn read_alerts(State(service): State<Arc<Service>>, _: Admin) -> Json<Acti
 /// The instances, the one that answers first
 ///
 /// One that was not heard of for 5 seconds is shown as `silent`, and after a minute not at all.
-#[utoipa::path(get, path = "/cache/instances", tag = "cache", responses((status = 200, body = Vec<Instance>)))]
+#[utoipa::path(get, path = "/api/v1/cache/instances", tag = "cache", responses((status = 200, body = Vec<Instance>)))]
 async fn read_instances(State(service): State<Arc<Service>>, _: Admin) -> Json<Vec<Instance>> {
     let fleet = &service.fleet;
     let others = fleet.others(&service, RECENT).await;

@@ -157,7 +157,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// A chat's history, the newest first
-#[utoipa::path(get, path = "/chats/{chat}/messages", tag = "chats", params(ChatPath, Page, ReadHeaders),
+#[utoipa::path(get, path = "/api/v1/chats/{chat}/messages", tag = "chats", params(ChatPath, Page, ReadHeaders),
     responses((status = 200, body = MessagePage)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -196,7 +196,7 @@ async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted)
 }
 
 /// Adds a message
-#[utoipa::path(post, path = "/chats/{chat}/messages", tag = "chats", params(ChatPath), request_body = NewMessage,
+#[utoipa::path(post, path = "/api/v1/chats/{chat}/messages", tag = "chats", params(ChatPath), request_body = NewMessage,
     responses((status = 201, body = Message)))]
 async fn create(
     State(service): State<Arc<Service>>,

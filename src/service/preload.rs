@@ -47,7 +47,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// Brings a company's contacts into the caches
-#[utoipa::path(post, path = "/companies/{company}/contacts/preload", tag = "contacts", params(OfCompany),
+#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/preload", tag = "contacts", params(OfCompany),
     request_body = Preload, responses((status = 200, body = Preloaded)))]
 async fn preload(
     State(service): State<Arc<Service>>,

@@ -128,7 +128,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// A tool's last result
-#[utoipa::path(get, path = "/chats/{chat}/tool-results/{tool}", tag = "chats", params(ToolPath, ReadHeaders),
+#[utoipa::path(get, path = "/api/v1/chats/{chat}/tool-results/{tool}", tag = "chats", params(ToolPath, ReadHeaders),
     responses((status = 200, body = StoredToolResult)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -148,7 +148,7 @@ async fn read(
 /// Stores a tool's result
 ///
 /// The body is the result: any JSON of at most 256 KiB.
-#[utoipa::path(put, path = "/chats/{chat}/tool-results/{tool}", tag = "chats", params(ToolPath),
+#[utoipa::path(put, path = "/api/v1/chats/{chat}/tool-results/{tool}", tag = "chats", params(ToolPath),
     request_body = serde_json::Value, responses((status = 200, body = StoredToolResult)))]
 async fn store(
     State(service): State<Arc<Service>>,

@@ -96,7 +96,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// A user by its id
-#[utoipa::path(get, path = "/users/{id}", tag = "users", params(UserPath, ReadHeaders),
+#[utoipa::path(get, path = "/api/v1/users/{id}", tag = "users", params(UserPath, ReadHeaders),
     responses((status = 200, body = User)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -110,7 +110,7 @@ async fn read(
 }
 
 /// Makes a user of the caller's company
-#[utoipa::path(post, path = "/users", tag = "users", request_body = NewUser, responses((status = 201, body = User)))]
+#[utoipa::path(post, path = "/api/v1/users", tag = "users", request_body = NewUser, responses((status = 201, body = User)))]
 async fn create(
     State(service): State<Arc<Service>>,
     caller: Caller,
@@ -131,7 +131,7 @@ async fn create(
 }
 
 /// Changes a user
-#[utoipa::path(patch, path = "/users/{id}", tag = "users", params(UserPath), request_body = UserChange,
+#[utoipa::path(patch, path = "/api/v1/users/{id}", tag = "users", params(UserPath), request_body = UserChange,
     responses((status = 200, body = User)))]
 async fn change(
     State(service): State<Arc<Service>>,
@@ -154,7 +154,7 @@ async fn change(
 }
 
 /// Deletes a user
-#[utoipa::path(delete, path = "/users/{id}", tag = "users", params(UserPath),
+#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "users", params(UserPath),
     responses((status = 200, body = User)))]
 async fn delete(
     State(service): State<Arc<Service>>,

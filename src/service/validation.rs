@@ -133,7 +133,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 /// Whether one candidate, or each of up to 1,000, would do as a contact
 ///
 /// The answer to one is one, and to an array an array, in its order.
-#[utoipa::path(post, path = "/companies/{company}/contacts/validate", tag = "contacts", params(OfCompany),
+#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/validate", tag = "contacts", params(OfCompany),
     request_body = OneOrMany<Candidate>, responses((status = 200, body = OneOrMany<Validation>)))]
 async fn validate(
     State(service): State<Arc<Service>>,

@@ -47,7 +47,7 @@ fn no_import() -> Problem {
 /// CSV has a header that names its columns: `phone`, and `name` and `email` if there are any. NDJSON has an object of the
 /// same on each line. A contact that exists gets the name and the e-mail address of the file; what a row leaves out or
 /// empty stays as it is. Of several rows with one phone number the last one counts.
-#[utoipa::path(post, path = "/companies/{company}/contacts/imports", tag = "contacts",
+#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/imports", tag = "contacts",
     params(OfCompany),
     request_body(content((String = "text/csv"), (String = "application/x-ndjson"))),
     responses((status = 202, body = Import, headers(("location" = String, description = "Where its state is")))))]
@@ -70,7 +70,7 @@ async fn create(
 }
 
 /// The newest imports of a company
-#[utoipa::path(get, path = "/companies/{company}/contacts/imports", tag = "contacts",
+#[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/imports", tag = "contacts",
     params(OfCompany), responses((status = 200, body = Vec<Import>)))]
 async fn list(
     State(service): State<Arc<Service>>,
@@ -80,7 +80,7 @@ async fn list(
 }
 
 /// How far an import is
-#[utoipa::path(get, path = "/companies/{company}/contacts/imports/{id}", tag = "contacts",
+#[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/imports/{id}", tag = "contacts",
     params(ImportPath), responses((status = 200, body = Import)))]
 async fn read(
     State(service): State<Arc<Service>>,
@@ -91,7 +91,7 @@ async fn read(
 }
 
 /// Stops an import; the rows that were applied stay
-#[utoipa::path(delete, path = "/companies/{company}/contacts/imports/{id}", tag = "contacts",
+#[utoipa::path(delete, path = "/api/v1/companies/{company}/contacts/imports/{id}", tag = "contacts",
     params(ImportPath), responses((status = 200, body = Import)))]
 async fn cancel(
     State(service): State<Arc<Service>>,
@@ -106,7 +106,7 @@ async fn cancel(
 /// The rows that an import rejected, with their lines and reasons, as a CSV file
 ///
 /// The first million, if not set otherwise. A record is cut at 1 KiB; one that begins like a spreadsheet's formula has an apostrophe before it.
-#[utoipa::path(get, path = "/companies/{company}/contacts/imports/{id}/rejected", tag = "contacts",
+#[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/imports/{id}/rejected", tag = "contacts",
     params(ImportPath), responses((status = 200, body = String, content_type = "text/csv")))]
 async fn read_rejected(
     State(service): State<Arc<Service>>,
