@@ -231,24 +231,24 @@ fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
     Ok(builder.build()?)
 }
 
-/// Open only where nobody has configured a key.
+/// Open only where there has never been a key: to revoke the last one opens nothing.
 async fn access(settings: &Settings, database: &Database) -> anyhow::Result<Access> {
-    let any = "select true from api_keys where revoked_at is null limit 1";
-    let found = database.read::<(bool,)>(any).fetch(&database.pool).await;
-    let keys = !found.context("the service's tables: run `perto migrate --service`")?.rows.is_empty();
+    let any = database.has_keys().await.context("the service's tables: run `perto migrate --service`")?;
     let admin = match &settings.access.admin_key {
-        Some(key) => Some(AdminKey::Hash(keys::KeyHash::of(key))),
-        None if keys => Some(AdminKey::Nobody),
-        None => None,
+        Some(key) => AdminKey::Hash(keys::KeyHash::of(key)),
+        None => AdminKey::Nobody,
     };
+    let open = matches!(admin, AdminKey::Nobody) && !any;
     match admin {
-        None => tracing::warn!("no keys are configured: whoever reaches this address may do anything"),
-        Some(AdminKey::Nobody) => {
+        AdminKey::Nobody if open => {
+            tracing::warn!("no keys are configured: whoever reaches this address may do anything");
+        }
+        AdminKey::Nobody => {
             tracing::warn!("PERTO_ADMIN_KEY is not set: nobody can administer the caches");
         }
-        Some(AdminKey::Hash(_)) => {}
+        AdminKey::Hash(_) => {}
     }
-    Ok(Access::new(admin, settings.access.rate_limit))
+    Ok(Access::new(admin, open, settings.access.rate_limit))
 }
 
 /// Logs what happens to the instance. Ends when it is closed.

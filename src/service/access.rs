@@ -3,17 +3,21 @@
 //! Without an admin key and without any API key the service is open, and listens on loopback only. An admin, and anybody
 //! where it is open, may say `perto-company` to act for one company.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderMap;
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use perto::Tier;
 
 use super::Service;
 use super::keys::{self, KeyHash};
@@ -80,8 +84,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Admin {
 
 /// Checks keys and rates.
 pub(crate) struct Access {
-    /// None where the service is open.
-    admin: Option<AdminKey>,
+    admin: AdminKey,
+    /// Whether there are no keys at all.
+    open: AtomicBool,
+    /// Keys that were in use a while ago: they are no guesses, also where L1 can't vouch for them.
+    known: moka::sync::Cache<KeyHash, ()>,
     rates: Option<DefaultKeyedRateLimiter<i64>>,
     unknown: DefaultDirectRateLimiter,
 }
@@ -90,20 +97,31 @@ pub(crate) struct Access {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum AdminKey {
     Hash(KeyHash),
-    /// There are API keys and no admin's: nobody is one.
+    /// It is not set: where there are keys, nobody is an admin.
     Nobody,
 }
 
 impl Access {
     /// `rate` is the requests a second that one tenant may make of this instance; 0 for any number.
-    pub(crate) fn new(admin: Option<AdminKey>, rate: u32) -> Self {
+    pub(crate) fn new(admin: AdminKey, open: bool, rate: u32) -> Self {
         Self {
             admin,
+            open: AtomicBool::new(open),
+            known: moka::sync::Cache::builder().max_capacity(100_000).time_to_idle(KNOWN_FOR).build(),
             rates: NonZeroU32::new(rate).map(|rate| {
                 RateLimiter::keyed(Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST)))
             }),
             unknown: RateLimiter::direct(Quota::per_second(UNKNOWN_KEYS)),
         }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// From now on every request needs a key: there is one.
+    pub(crate) fn close(&self) {
+        self.open.store(false, Ordering::Relaxed);
     }
 
     /// Forgets tenants that have been quiet. To be called now and then.
@@ -123,6 +141,8 @@ impl Access {
     }
 }
 
+/// How long a key that nobody presents is remembered as no guess.
+const KNOWN_FOR: Duration = Duration::from_hours(24);
 /// How many seconds' worth of requests may come at once.
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
@@ -138,14 +158,18 @@ pub(crate) async fn check(service: &Service, router: Router, mut request: Reques
 }
 
 async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Problem> {
-    let Some(admin) = service.access.admin else { return acting(headers) };
+    let access = &service.access;
+    if access.is_open() {
+        check_origin(headers)?;
+        return acting(headers);
+    }
     let presented = headers
         .get(AUTHORIZATION)
         .ok_or_else(|| Problem::of(Kind::Unauthorized, "authorization", "must be `Bearer` and an API key"))?;
     let refused = || Problem::of(Kind::Unauthorized, "authorization", "is no key that is in use");
     let key = presented.to_str().ok().and_then(keys::bearer).ok_or_else(refused)?;
     let hash = KeyHash::of(key);
-    if matches!(admin, AdminKey::Hash(known) if known.is(&hash)) {
+    if matches!(access.admin, AdminKey::Hash(known) if known.is(&hash)) {
         return acting(headers);
     }
     if !keys::looks_right(key) {
@@ -153,15 +177,40 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     }
     let known = match service.caches.api_keys.get_if_cached(&hash) {
         Some(read) => read,
-        None if service.access.unknown.check().is_err() => {
+        None if !access.known.contains_key(&hash) && access.unknown.check().is_err() => {
             let problem = Problem::new(Kind::TooManyRequests, "too many keys that nobody knows");
             return Err(problem.retry_after(Duration::from_secs(1)));
         }
         None => service.caches.api_keys.get(&hash).await?,
     };
-    let company = known.value.ok_or_else(refused)?.company_id;
-    service.access.check_rate(company)?;
+    let Some(key) = known.value else {
+        access.known.invalidate(&hash);
+        return Err(refused());
+    };
+    if known.tier != Tier::Local {
+        access.known.insert(hash, ());
+    }
+    let company = key.company_id;
+    access.check_rate(company)?;
     Ok(Caller { admin: false, company: Some(company) })
+}
+
+/// Where it is open, a page of any site that the same machine shows could ask too, if its name were made to lead here.
+fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
+    let given = |name| headers.get(name).map(|given| given.to_str().unwrap_or_default());
+    let host = given(HOST).unwrap_or_default();
+    let name = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map_or(host, |(name, _)| name);
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    if !(name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())) {
+        let wrong = "must be localhost or a loopback address, since no keys are configured";
+        return Err(Problem::of(Kind::Forbidden, "host", wrong));
+    }
+    match given(ORIGIN) {
+        Some(origin) if origin.split_once("://").is_none_or(|(_, from)| from != host) => {
+            Err(Problem::of(Kind::Forbidden, "origin", "is another site, and no keys are configured"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An admin, or anybody where it is open; for one company where the request says so.
@@ -178,6 +227,6 @@ fn acting(headers: &HeaderMap) -> Result<Caller, Problem> {
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Access").field("open", &self.admin.is_none()).finish_non_exhaustive()
+        f.debug_struct("Access").field("open", &self.is_open()).finish_non_exhaustive()
     }
 }

@@ -194,6 +194,18 @@ impl<V> Found<V> {
     }
 }
 
+impl<V> Found<V> {
+    /// As good as the worse of the two.
+    pub(crate) fn no_fresher_than(self, other: Freshness) -> Self {
+        Self { freshness: worse(self.freshness, other), ..self }
+    }
+}
+
+/// Of two, the one that promises less.
+pub(crate) fn worse(one: Freshness, other: Freshness) -> Freshness {
+    if one == Freshness::Fresh { other } else { one }
+}
+
 fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
     let tier = match tier {
         Tier::Local => "l1",

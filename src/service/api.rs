@@ -81,22 +81,21 @@ fn complete(api: &OpenApi) -> Value {
             // Handlers of several resources have one name.
             let name = path.trim_start_matches("/api/v1").replace(['{', '}'], "").replace('/', "-");
             operation["operationId"] = format!("{method}{name}").into();
-            describe(method, operation);
+            describe(path, method, operation);
         }
     }
     document
 }
 
-fn describe(method: &str, operation: &mut Value) {
+fn describe(path: &str, method: &str, operation: &mut Value) {
     let text = |what: &str| json!({ "description": what, "schema": { "type": "string" } });
     let takes = |header: &str| {
         let parameters = operation["parameters"].as_array();
         parameters.into_iter().flatten().any(|parameter| parameter["name"] == header)
     };
-    let (tagged, composed) = (takes("if-none-match"), takes("perto-at-least"));
-    let administers = operation["tags"][0] == "cache";
-    // Of figures: no write of what is cached.
-    let resets = operation["operationId"] == "reset_metrics";
+    let (tagged, composed) = (takes("if-none-match") && method == "get", takes("perto-at-least"));
+    // The others write nothing that is cached, or not yet.
+    let writes = !["preload", "imports", "metrics"].iter().any(|part| path.contains(part));
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     for (status, response) in &mut *responses {
         if !status.starts_with('2') {
@@ -110,7 +109,7 @@ fn describe(method: &str, operation: &mut Value) {
         if tagged {
             response["headers"]["etag"] = text("Of this body, on every instance");
         }
-        if method != "get" && !composed && !resets && (!administers || method == "delete") {
+        if method != "get" && !composed && writes {
             response["headers"]["perto-token"] = text("Of this write, for `perto-at-least`");
         }
     }

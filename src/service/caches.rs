@@ -68,6 +68,11 @@ impl Caches {
     }
 }
 
+/// A text that is no key of a cache.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("not a key of this cache")]
+pub(crate) struct NotAKey;
+
 /// What all caches begin with.
 struct Begin<'a> {
     perto: &'a Perto,

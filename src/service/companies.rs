@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Load, Loaded, ReadOptions, StartError};
+use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, ReadOptions, StartError};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
@@ -83,9 +83,14 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::new().routes(routes!(create)).routes(routes!(read, change, delete))
 }
 
-/// The company of a path `/companies/{company}/…`, if it is there for the caller.
+/// The company of a path `/companies/{company}/…`, if it is there for the caller; as of the write that the request names.
 #[derive(Debug)]
-pub(crate) struct Tenant(pub(crate) Company);
+pub(crate) struct Tenant {
+    pub(crate) company: Company,
+    /// Of what depends on it.
+    pub(crate) freshness: Freshness,
+    pub(crate) wanted: Wanted,
+}
 
 impl FromRequestParts<Arc<Service>> for Tenant {
     type Rejection = Problem;
@@ -97,9 +102,9 @@ impl FromRequestParts<Arc<Service>> for Tenant {
         }
         let caller = Caller::from_request_parts(parts, service).await?;
         let At(Of { company }) = At::from_request_parts(parts, service).await?;
-        find(service, caller, company, ReadOptions::default())
-            .await
-            .map(|found| Self(found.value.row.clone()))
+        let wanted = Wanted::from_request_parts(parts, service).await?;
+        let found = find(service, caller, company, wanted.options()).await?;
+        Ok(Self { company: found.value.row.clone(), freshness: found.freshness, wanted })
     }
 }
 
@@ -171,11 +176,16 @@ async fn change(
 async fn delete(
     State(service): State<Arc<Service>>,
     _: Admin,
+    caller: Caller,
     At(path): At<CompanyPath>,
 ) -> Result<Done<Company>, Problem> {
-    let sql = "delete from companies where id = $1 returning id, name, region";
+    let sql =
+        "delete from companies where id = $1 and ($2::bigint is null or id = $2) returning id, name, region";
     let written = service
-        .write(async |tx| service.database.write::<Company>(sql).bind(path.id).fetch_optional(tx).await)
+        .write(async |tx| {
+            let query = service.database.write::<Company>(sql).bind(path.id).bind(caller.company());
+            query.fetch_optional(tx).await
+        })
         .await?;
     Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }

@@ -1,7 +1,6 @@
 //! Contacts: the people whom a company talks to. By id and by phone, each invalidated by any write to their row.
 
 use std::fmt;
-use std::num::ParseIntError;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -15,7 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Service;
-use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::answer::{Answer, Done, Found, ReadHeaders, Row};
+use super::caches::NotAKey;
 use super::companies::Tenant;
 use super::database::Database;
 use super::input::{self, At, Body};
@@ -55,11 +55,15 @@ impl fmt::Display for ByPhone {
 }
 
 impl FromStr for ByPhone {
-    type Err = ParseIntError;
+    type Err = NotAKey;
 
-    fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        let (company, phone) = text.split_once(':').unwrap_or(("", text));
-        Ok(Self { company: company.parse()?, phone: phone.to_owned() })
+    fn from_str(text: &str) -> Result<Self, NotAKey> {
+        let (company, phone) = text.split_once(':').ok_or(NotAKey)?;
+        let company = company.parse().map_err(|_no_number| NotAKey)?;
+        match phone.contains(char::is_control) {
+            true => Err(NotAKey),
+            false => Ok(Self { company, phone: phone.to_owned() }),
+        }
     }
 }
 
@@ -170,9 +174,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     responses((status = 200, body = Contact)))]
 async fn read(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, wanted, .. }: Tenant,
     At(path): At<ContactPath>,
-    wanted: Wanted,
 ) -> Result<Answer, Problem> {
     let read = service.caches.contacts.get_with(&path.id, wanted.options()).await?;
     let found = Found::new(read, "contact", |contact| contact.row.company_id == company.id)?;
@@ -184,14 +187,14 @@ async fn read(
     params(PhonePath, ReadHeaders), responses((status = 200, body = Contact)))]
 async fn read_by_phone(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, freshness, wanted }: Tenant,
     At(path): At<PhonePath>,
-    wanted: Wanted,
 ) -> Result<Answer, Problem> {
     let phone = rules::phone(&path.phone, &company.region)?;
     let key = ByPhone { company: company.id, phone };
     let read = service.caches.contacts_by_phone.get_with(&key, wanted.options()).await?;
-    let found = Found::new(read, "contact", |_| true)?;
+    // Which number it is depends on the company's region.
+    let found = Found::new(read, "contact", |_| true)?.no_fresher_than(freshness);
     Ok(Answer::row(&found, &wanted))
 }
 
@@ -200,7 +203,7 @@ async fn read_by_phone(
     request_body = NewContact, responses((status = 201, body = Contact)))]
 async fn create(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     Body(new): Body<NewContact>,
 ) -> Result<Response, Problem> {
     let phone = rules::phone(&new.phone, &company.region)?;
@@ -223,7 +226,7 @@ async fn create(
     request_body = ContactChange, responses((status = 200, body = Contact)))]
 async fn change(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     At(path): At<ContactPath>,
     Body(change): Body<ContactChange>,
 ) -> Result<Done<Contact>, Problem> {
@@ -249,7 +252,7 @@ async fn change(
     responses((status = 200, body = Contact)))]
 async fn delete(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     At(path): At<ContactPath>,
 ) -> Result<Done<Contact>, Problem> {
     let sql =

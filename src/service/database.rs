@@ -19,6 +19,12 @@ impl Database {
         postgres::query_as(sql).persistent(self.prepared)
     }
 
+    /// Whether there is an API key, or was one.
+    pub(crate) async fn has_keys(&self) -> Result<bool, sqlx::Error> {
+        let any = self.fetch(self.write::<(bool,)>("select exists (select from api_keys)")).await?;
+        Ok(any.first().is_some_and(|(any,)| *any))
+    }
+
     /// A statement that brings nothing: of a transaction, or for [`Database::run`].
     pub(crate) fn statement<'q>(&self, sql: &'static str) -> Statement<'q, Postgres, PgArguments> {
         sqlx::query(sql).persistent(self.prepared)

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::caches::NotAKey;
 use super::database::Database;
 use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
@@ -55,16 +56,16 @@ impl fmt::Debug for KeyHash {
 }
 
 impl FromStr for KeyHash {
-    type Err = perto::NotAToken;
+    type Err = NotAKey;
 
-    fn from_str(text: &str) -> Result<Self, perto::NotAToken> {
+    fn from_str(text: &str) -> Result<Self, NotAKey> {
         let mut hash = [0; 32];
         if text.len() != DIGITS || !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            return Err(perto::NotAToken);
+            return Err(NotAKey);
         }
         for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_not_ascii| perto::NotAToken)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_no_digits| perto::NotAToken)?;
+            let digits = std::str::from_utf8(digits).map_err(|_not_ascii| NotAKey)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_no_digits| NotAKey)?;
         }
         Ok(Self(hash))
     }

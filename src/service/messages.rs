@@ -173,23 +173,38 @@ async fn read(
     let found = Found::new(read, "chat", |window| caller.may(window.company))?;
     match found.value.slice(&page) {
         Some(slice) => Ok(Answer::rendered(&found, &wanted, &found.value.rendered(slice))),
-        None => older(&service, &path, &page, &wanted).await,
+        None => older(&service, path.chat, &found, &page, &wanted).await,
     }
 }
 
-/// What no window covers, from Postgres.
-async fn older(service: &Service, path: &ChatPath, page: &Page, wanted: &Wanted) -> Result<Answer, Problem> {
-    let sql = "select m.id, m.sender, m.body, m.created_at from messages m \
-               where m.chat_id = $1 and ($3::timestamptz is null or m.created_at >= $3) \
+/// What no window covers, from Postgres: if the chat is still whose it was in the window.
+async fn older(
+    service: &Service,
+    chat: Uuid,
+    found: &Found<Window>,
+    page: &Page,
+    wanted: &Wanted,
+) -> Result<Answer, Problem> {
+    let database = &service.database;
+    if let Some(before) = page.before {
+        let sql = "select id from messages where id = $2 and chat_id = $1";
+        let query = database.read::<(i64,)>(sql).bind(chat).bind(before);
+        if query.fetch(&database.pool).await?.rows.is_empty() {
+            return Err(Problem::bad("before", "is no message of this chat, or no longer"));
+        }
+    }
+    let sql = "select m.id, m.sender, m.body, m.created_at from messages m join chats c on c.id = m.chat_id \
+               where m.chat_id = $1 and c.company_id = $5 and ($3::timestamptz is null or m.created_at >= $3) \
                and ($4::bigint is null or (m.created_at, m.id) < \
                  (select b.created_at, b.id from messages b where b.id = $4 and b.chat_id = $1)) \
                order by m.created_at desc, m.id desc limit $2";
     let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
-    let query = service.database.read::<Message>(sql).bind(path.chat).bind(limit + 1);
-    let mut messages = query.bind(page.from_date).bind(page.before).fetch(&service.database.pool).await?.rows;
+    let query = database.read::<Message>(sql).bind(chat).bind(limit + 1);
+    let query = query.bind(page.from_date).bind(page.before).bind(found.value.company);
+    let mut messages = query.fetch(&database.pool).await?.rows;
     let more = messages.len() > page.limit;
     messages.truncate(page.limit);
-    let body = serde_json::to_vec(&MessagePage { chat: path.chat, messages, more }).unwrap_or_default();
+    let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     // The primary has just been asked.
     let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
     Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))

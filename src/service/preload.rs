@@ -51,7 +51,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     request_body = Preload, responses((status = 200, body = Preloaded)))]
 async fn preload(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     Body(wanted): Body<Preload>,
 ) -> Result<Json<Preloaded>, Problem> {
     if !(1..=MOST).contains(&wanted.limit) {

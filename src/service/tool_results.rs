@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::caches::NotAKey;
 use super::database::Database;
 use super::input::{At, Body};
 use super::messages::begin_chat;
@@ -33,6 +34,9 @@ pub(crate) type ToolResults = Cache<ChatTool, Row<ToolResult>>;
 
 /// Largest result, as JSON.
 const MAX_RESULT: usize = 256 * 1024;
+
+/// Deepest nesting of a result: whoever reads it has a stack.
+const MAX_DEPTH: usize = 128;
 
 /// A tool of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,11 +52,12 @@ impl fmt::Display for ChatTool {
 }
 
 impl FromStr for ChatTool {
-    type Err = uuid::Error;
+    type Err = NotAKey;
 
-    fn from_str(text: &str) -> Result<Self, uuid::Error> {
-        let (chat, tool) = text.split_once(':').unwrap_or((text, ""));
-        Ok(Self { chat: chat.parse()?, tool: tool.to_owned() })
+    fn from_str(text: &str) -> Result<Self, NotAKey> {
+        let (chat, tool) = text.split_once(':').ok_or(NotAKey)?;
+        check(tool).map_err(|_no_tool| NotAKey)?;
+        Ok(Self { chat: chat.parse().map_err(|_no_chat| NotAKey)?, tool: tool.to_owned() })
     }
 }
 
@@ -160,6 +165,9 @@ async fn store(
     if result.get().len() > MAX_RESULT {
         return Err(Problem::invalid("body", &format!("must have at most {MAX_RESULT} bytes")));
     }
+    if deeper_than(result.get(), MAX_DEPTH) {
+        return Err(Problem::invalid("body", &format!("must not be nested deeper than {MAX_DEPTH}")));
+    }
     let sql = "insert into tool_results (chat_id, tool, result, expires_at) \
                select id, $3, $4::json, clock_timestamp() + make_interval(secs => $5) from chats \
                where id = $1 and ($2::bigint is null or company_id = $2) \
@@ -192,6 +200,22 @@ fn check(tool: &str) -> Result<(), Problem> {
     }
 }
 
+/// Whether JSON, which this must be, is nested deeper.
+fn deeper_than(json: &str, most: usize) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match (in_text, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_text = !in_text,
+            (false, b'[' | b'{') => depth += 1,
+            (false, b']' | b'}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > most
+    })
+}
+
 impl Serialize for Json {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // Of the two formats only JSON is for people.
@@ -218,5 +242,20 @@ impl sqlx::Type<sqlx::Postgres> for Json {
 impl<'r> sqlx::Decode<'r, sqlx::Postgres> for Json {
     fn decode(value: sqlx::postgres::PgValueRef<'r>) -> Result<Self, sqlx::error::BoxDynError> {
         Ok(Self(RawValue::from_string(String::decode(value)?)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_brackets_outside_of_texts_are_depth() {
+        for (json, depth) in
+            [("1", 0), ("[]", 1), (r#"{"a":[{"b":"[[[\\\"[["}]}"#, 3), ("[[],[[]]]", 3), (r#""\"[""#, 0)]
+        {
+            assert!(!deeper_than(json, depth), "{json}");
+            assert!(depth == 0 || deeper_than(json, depth - 1), "{json}");
+        }
     }
 }

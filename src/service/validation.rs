@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Service;
-use super::answer::{self, Row, Wanted};
+use super::answer::{self, ReadHeaders, Row};
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
 use super::input::{self, Body};
@@ -133,35 +133,32 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 /// Whether one candidate, or each of up to 1,000, would do as a contact
 ///
 /// The answer to one is one, and to an array an array, in its order.
-#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/validate", tag = "contacts", params(OfCompany),
+#[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/validate", tag = "contacts", params(OfCompany, ReadHeaders),
     request_body = OneOrMany<Candidate>, responses((status = 200, body = OneOrMany<Validation>)))]
 async fn validate(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
-    wanted: Wanted,
+    tenant: Tenant,
     Body(asked): Body<Box<RawValue>>,
 ) -> Result<Response, Problem> {
     let json = asked.get().trim_start().as_bytes();
     if !json.starts_with(b"[") {
         let candidate: Candidate = input::parse(json)?;
-        let (mut validations, freshness, tier) =
-            validations(&service, &company, vec![candidate], &wanted).await?;
+        let (mut validations, freshness, tier) = validations(&service, &tenant, vec![candidate]).await?;
         return Ok(answer::composed(validations.pop().map(OneOrMany::One), freshness, tier));
     }
     let candidates: Vec<Candidate> = input::parse(json)?;
     if !(1..=MOST).contains(&candidates.len()) {
         return Err(Problem::invalid("body", &format!("must have 1 to {MOST} contacts")));
     }
-    let (validations, freshness, tier) = validations(&service, &company, candidates, &wanted).await?;
+    let (validations, freshness, tier) = validations(&service, &tenant, candidates).await?;
     Ok(answer::composed(OneOrMany::Many(validations), freshness, tier))
 }
 
 /// One look-up of what the rules have said, and one of who exists.
 async fn validations(
     service: &Service,
-    company: &Company,
+    Tenant { company, freshness, wanted }: &Tenant,
     candidates: Vec<Candidate>,
-    wanted: &Wanted,
 ) -> Result<(Vec<Validation>, Freshness, Tier), Problem> {
     let verdicts = verdicts(service, company, candidates).await?;
     let phone = |verdict: &Verdict| Some(ByPhone { company: company.id, phone: verdict.phone.clone()? });
@@ -169,7 +166,7 @@ async fn validations(
     phones.sort_unstable_by(|a, b| a.phone.cmp(&b.phone));
     phones.dedup();
     let reads = service.caches.contacts_by_phone.get_many_with(&phones, wanted.options()).await?;
-    let freshness = reads.iter().map(|read| read.freshness).find(|it| *it != Freshness::Fresh);
+    let freshness = reads.iter().map(|read| read.freshness).fold(*freshness, answer::worse);
     let tier =
         [Tier::Load, Tier::Remote].into_iter().find(|tier| reads.iter().any(|read| read.tier == *tier));
     let known: std::collections::HashMap<ByPhone, Read<Row<Contact>>> =
@@ -185,7 +182,7 @@ async fn validations(
             flaws: verdict.flaws.clone(),
         }
     });
-    Ok((answers.collect(), freshness.unwrap_or(Freshness::Fresh), tier.unwrap_or(Tier::Local)))
+    Ok((answers.collect(), freshness, tier.unwrap_or(Tier::Local)))
 }
 
 async fn verdicts(

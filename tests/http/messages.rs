@@ -56,12 +56,13 @@ async fn every_page_is_what_sql_says() {
                 let to = before.map_or(String::new(), |id| format!("&before={id}"));
                 let path = format!("/api/v1/chats/{CHAT}/messages?limit={limit}{from}{to}");
                 let read = request(&a, "GET", &path, "", "").await;
+                if before == Some(1) {
+                    // Another chat's.
+                    assert_eq!((read.status, &read.body["field"]), (400, &json!("before")), "{path}");
+                    continue;
+                }
                 let date = from_date.map(|date| date.replace("%2B", "+"));
-                // Message 1 is another chat's: nothing of this one is older than it.
-                let wanted = match before {
-                    Some(1) => (vec![], false),
-                    _ => oracle(&database.url, limit, date.as_deref(), before).await,
-                };
+                let wanted = oracle(&database.url, limit, date.as_deref(), before).await;
                 assert_eq!(
                     (ids(&read.body), read.body["more"].as_bool()),
                     (wanted.0, Some(wanted.1)),

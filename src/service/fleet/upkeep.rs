@@ -23,6 +23,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often Redis is asked, where nobody else does.
 const REDIS: Duration = Duration::from_secs(5);
 /// How often tenants that have been quiet are forgotten.
+/// How long to look whether there are keys.
+const LOOK: Duration = Duration::from_millis(500);
 const SWEEP: Duration = Duration::from_mins(1);
 
 impl Fleet {
@@ -86,11 +88,23 @@ async fn watch(service: &Service) {
     loop {
         ticks.tick().await;
         fleet.requests.turn(Instant::now());
+        close(service).await;
         let sample = sample(service).await;
         fleet.alerts.lock().see(sample, &fleet.start.name, Utc::now());
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             service.access.sweep();
+        }
+    }
+}
+
+/// Where no key was configured at the start, one may be by now.
+async fn close(service: &Service) {
+    if service.access.is_open() {
+        let looking = tokio::time::timeout(LOOK, service.database.has_keys());
+        if matches!(looking.await, Ok(Ok(true))) {
+            tracing::info!("there is an API key now: from here on every request needs one");
+            service.access.close();
         }
     }
 }

@@ -53,7 +53,7 @@ fn no_import() -> Problem {
     responses((status = 202, body = Import, headers(("location" = String, description = "Where its state is")))))]
 async fn create(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -74,7 +74,7 @@ async fn create(
     params(OfCompany), responses((status = 200, body = Vec<Import>)))]
 async fn list(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
 ) -> Result<Json<Vec<Import>>, Problem> {
     Ok(Json(status::list(&service.database, company.id).await?))
 }
@@ -84,7 +84,7 @@ async fn list(
     params(ImportPath), responses((status = 200, body = Import)))]
 async fn read(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
     status::find(&service.database, company.id, id).await?.map(Json).ok_or_else(no_import)
@@ -95,7 +95,7 @@ async fn read(
     params(ImportPath), responses((status = 200, body = Import)))]
 async fn cancel(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
     let import = status::cancel(&service.database, company.id, id).await?.ok_or_else(no_import)?;
@@ -110,7 +110,7 @@ async fn cancel(
     params(ImportPath), responses((status = 200, body = String, content_type = "text/csv")))]
 async fn read_rejected(
     State(service): State<Arc<Service>>,
-    Tenant(company): Tenant,
+    Tenant { company, .. }: Tenant,
     At(ImportPath { id, .. }): At<ImportPath>,
 ) -> Result<Response, Problem> {
     status::find(&service.database, company.id, id).await?.ok_or_else(no_import)?;

@@ -92,12 +92,7 @@ impl Window {
     pub(super) fn slice(&self, page: &Page) -> Option<Slice> {
         let from = match page.before {
             None => 0,
-            Some(before) => match self.marks.iter().position(|mark| mark.id == before) {
-                Some(at) => at + 1,
-                // None of this chat's messages: nothing is older than it.
-                None if !self.older => return Some(Slice { from: 0, to: 0, more: false }),
-                None => return None,
-            },
+            Some(before) => self.marks.iter().position(|mark| mark.id == before)? + 1,
         };
         let earliest = page.from_date.map(|date| date.timestamp_micros());
         let wanted = earliest.map_or(self.marks.len(), |earliest| {
