@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// Where there is no such answer; what is said does not quote the URL's user and password.
-pub(super) async fn get(url: &str, path: &str) -> anyhow::Result<(u16, Value)> {
+pub(super) async fn get(url: &str, path: &str, key: Option<&str>) -> anyhow::Result<(u16, Value)> {
     let rest = url.strip_prefix("http://").ok_or_else(|| anyhow!("not a URL like http://127.0.0.1:8080"))?;
     let (authority, prefix) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     if authority.contains('@') {
@@ -22,7 +22,10 @@ pub(super) async fn get(url: &str, path: &str) -> anyhow::Result<(u16, Value)> {
     }
     let host = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
     let path = format!("{}{path}", prefix.trim_end_matches('/'));
-    let answer = tokio::time::timeout(LIMIT, ask(&host, &path))
+    if key.is_some_and(|key| key.contains(char::is_control)) {
+        bail!("the key has control characters");
+    }
+    let answer = tokio::time::timeout(LIMIT, ask(&host, &path, key))
         .await
         .map_err(|_elapsed| anyhow!("no answer within {LIMIT:?}"))?
         .context("can't be reached")?;
@@ -36,9 +39,10 @@ pub(super) async fn get(url: &str, path: &str) -> anyhow::Result<(u16, Value)> {
 }
 
 /// HTTP/1.0: the answer ends with the connection, and comes in one piece.
-async fn ask(host: &str, path: &str) -> std::io::Result<Vec<u8>> {
+async fn ask(host: &str, path: &str, key: Option<&str>) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(host).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n\r\n");
+    let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n{key}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(MOST_BYTES).read_to_end(&mut answer).await?;

@@ -27,6 +27,9 @@ pub(crate) struct Inspect {
     /// An instance of the service to ask, by its URL; may be repeated
     #[arg(long = "instance", value_name = "URL")]
     instances: Vec<String>,
+    /// The admin's key, where the instances have one
+    #[arg(long, env = "PERTO_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
+    admin_key: Option<String>,
     /// The app whose keys to look for in Redis
     #[arg(long, default_value = "service")]
     app: String,
@@ -181,7 +184,8 @@ impl Inspect {
     async fn ask(&self, url: &str) -> Result<Value, String> {
         let path =
             format!("/api/v1/cache/{}/entries/{}", http::segment(&self.cache), http::segment(&self.key));
-        match http::get(url, &path).await {
+        let key = self.admin_key.as_deref().filter(|key| !key.is_empty());
+        match http::get(url, &path, key).await {
             Ok((200, seen)) => Ok(seen),
             Ok((status, problem)) => {
                 Err(format!("answers {status}: {}", problem["detail"].as_str().unwrap_or("no reason")))

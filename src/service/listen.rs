@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Sleep;
 use tokio_util::task::TaskTracker;
@@ -96,12 +96,12 @@ pub(super) async fn routed(router: Router, request: Request) -> Response {
 }
 
 /// A stream that breaks where its other end takes nothing for too long: it would hold its place for ever.
-struct Impatient {
-    stream: TcpStream,
+struct Impatient<S> {
+    stream: S,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl Impatient {
+impl<S> Impatient<S> {
     fn limited<T>(&mut self, cx: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if wrote.is_ready() {
             self.waiting = None;
@@ -113,7 +113,7 @@ impl Impatient {
     }
 }
 
-impl AsyncRead for Impatient {
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -123,7 +123,7 @@ impl AsyncRead for Impatient {
     }
 }
 
-impl AsyncWrite for Impatient {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.limited(cx, wrote)
@@ -150,5 +150,31 @@ impl AsyncWrite for Impatient {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.limited(cx, shut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_left_and_who_is_slow_is_not() {
+        let (ours, mut theirs) = duplex(10);
+        let mut stream = Impatient { stream: ours, waiting: None };
+        let slowly = async {
+            let mut taken = [0; 10];
+            for _ in 0..4 {
+                tokio::time::sleep(WRITE_LIMIT / 2).await;
+                theirs.read_exact(&mut taken).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(stream.write_all(&[7; 50]), slowly);
+        written.unwrap();
+        let began = Instant::now();
+        let refused = stream.write_all(&[7; 50]).await.unwrap_err();
+        assert_eq!((refused.kind(), began.elapsed()), (io::ErrorKind::TimedOut, WRITE_LIMIT));
     }
 }

@@ -1,12 +1,19 @@
 //! Who may do what: keys, tenants, admins, rates.
 
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
 use crate::command::{ADMIN_KEY, Database, Served, key_of, perto, seeded, succeed};
 use crate::resources::CHAT;
-use crate::service::request;
+use crate::service::{answer, request};
 use crate::support::engines::redis_url;
 use crate::support::wait::eventually;
+
+/// Numbers that were not there before.
+fn unused() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    NEXT.fetch_add(1_000, std::sync::atomic::Ordering::Relaxed)
+}
 
 fn bearer(key: &str) -> String {
     format!("authorization: Bearer {key}\r\n")
@@ -197,4 +204,85 @@ fn without_an_admin_key_it_listens_on_this_machine_only_and_a_short_one_is_refus
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(names) && !said.contains("s3cret"), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_service_answers_pages_of_this_machine_only_and_closes_with_the_first_key() {
+    let database = seeded();
+    let a = Served::start(&database, "a");
+    let ask = async |head: &str| {
+        let request = format!("GET /api/v1/companies/1 HTTP/1.1\r\nconnection: close\r\n{head}\r\n");
+        answer(&a, request.as_bytes()).await
+    };
+    for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "LOCALHOST"] {
+        assert_eq!(ask(&format!("host: {host}\r\n")).await.status, 200, "{host}");
+        assert_eq!(ask(&format!("host: {host}\r\norigin: http://{host}\r\n")).await.status, 200, "{host}");
+    }
+    for (head, field) in [
+        ("host: evil.example\r\norigin: http://evil.example\r\n", "host"),
+        ("host: 10.0.0.1\r\n", "host"),
+        ("host: localhost.evil.example\r\n", "host"),
+        ("host: localhost:8080\r\norigin: https://evil.example\r\n", "origin"),
+        ("host: localhost:8080\r\norigin: null\r\n", "origin"),
+    ] {
+        let refused = ask(head).await;
+        assert_eq!(
+            (refused.status, &refused.body["field"]),
+            (403, &json!(field)),
+            "{head}: {}",
+            refused.text
+        );
+    }
+    let key = bearer(&key_of(&database, 1));
+    eventually("it is closed", async || ask("host: localhost\r\n").await.status == 401).await;
+    assert_eq!(ask(&format!("host: any.example\r\n{key}")).await.status, 200);
+    succeed(perto(&database.url, "").args(["keys", "revoke", "1"]));
+    let b = Served::start(&database, "b");
+    let refused = request(&b, "GET", "/api/v1/companies/1", "", "").await;
+    assert_eq!(refused.status, 401, "to revoke the last key opens nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_in_use_are_no_guesses_where_l1_cannot_vouch_for_them() {
+    let database = seeded();
+    let a = Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--rate-limit", "0"]);
+    let key = bearer(&key_of(&database, 2));
+    assert_eq!(request(&a, "GET", "/api/v1/companies/2", &key, "").await.status, 200);
+    // Nobody can read the log: L1 is served, and flagged.
+    let mut holder = PgConnection::connect(&database.url).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::query("lock table perto.invalidation").execute(&mut *held).await.unwrap();
+    eventually("it is unverified", async || {
+        request(&a, "GET", "/readyz", "", "").await.text.trim() == "unverified"
+    })
+    .await;
+    for _ in 0..600 {
+        let read = request(&a, "GET", "/api/v1/companies/2", &key, "").await;
+        assert_eq!((read.status, read.header("perto-freshness")), (200, Some("unverified")), "{}", read.text);
+    }
+    held.rollback().await.unwrap();
+    // Guesses are: at some point there are too many.
+    let guess = async |n: u32| {
+        let guess = bearer(&format!("perto_{n:064x}"));
+        request(&a, "GET", "/api/v1/companies/2", &guess, "").await.status
+    };
+    eventually("guesses are too many", async || {
+        futures_util::future::join_all((0..200).map(|n| guess(n + unused()))).await.contains(&429)
+    })
+    .await;
+    eventually("it is coherent", async || {
+        request(&a, "GET", "/readyz", "", "").await.text.trim() == "coherent"
+    })
+    .await;
+    assert_eq!(request(&a, "GET", "/api/v1/companies/2", &key, "").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_who_acts_for_one_company_deletes_no_other() {
+    let database = seeded();
+    let a = Served::start_closed(&database, "a");
+    let acting = format!("{}perto-company: 2\r\n", bearer(ADMIN_KEY));
+    assert_eq!(request(&a, "DELETE", "/api/v1/companies/3", &acting, "").await.status, 404);
+    assert_eq!(request(&a, "GET", "/api/v1/companies/3", &bearer(ADMIN_KEY), "").await.status, 200);
+    assert_eq!(request(&a, "DELETE", "/api/v1/companies/2", &acting, "").await.status, 200);
 }

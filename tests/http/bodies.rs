@@ -23,6 +23,7 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
     let (bad_utf8, long): (&[u8], _) =
         (b"{\"name\": \"\xff\"}", json!({ "name": "x".repeat(201) }).to_string());
     let deep = "[".repeat(100_000);
+    let nested = format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000));
     let many = json!(vec![json!({ "phone": "1" }); 1_001]).to_string();
     let before = request(&a, "GET", &messages, "", "").await.body;
     let cases: Vec<Case<'_>> = vec![
@@ -106,6 +107,9 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
         ),
         ("PUT", tool.clone(), "", b"{", 400, "body"),
         ("PUT", tool.clone(), "", deep.as_bytes(), 400, "body"),
+        ("PUT", tool.clone(), "", nested.as_bytes(), 422, "body"),
+        ("GET", page("before=1"), "", b"", 400, "before"),
+        ("DELETE", "/api/v1/cache/contact_by_phone/1:%00".into(), "", b"", 400, "key"),
         ("PUT", "/api/v1/chats/x/tool-results/w".into(), "", b"1", 400, "chat"),
         ("PUT", format!("/api/v1/chats/{CHAT}/tool-results/a%2Fb"), "", b"1", 400, "tool"),
         ("POST", contacts.into(), "", br#"{"phone": "12"}"#, 422, "phone"),
@@ -150,7 +154,7 @@ async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
     assert_eq!((huge.status, &huge.body["field"]), (413, &json!("body")));
     // One that says that it will be huge, and one that doesn't say how long it will be.
     let head = format!(
-        "PUT {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        "PUT {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
     );
     let piece = "x".repeat(64 * 1024);
     let chunks = format!("10000\r\n{piece}\r\n").repeat(20);
@@ -161,7 +165,7 @@ async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_is_waited_for_with_a_limit() {
     let (_database, a, _b) = two_instances();
-    let head = "PATCH /api/v1/companies/1 HTTP/1.1\r\nhost: perto\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    let head = "PATCH /api/v1/companies/1 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n";
     let began = std::time::Instant::now();
     let slow = answer(&a, format!("{head}content-length: 100\r\n\r\n{{").as_bytes()).await;
     assert_eq!((slow.status, &slow.body["field"]), (408, &json!("body")));

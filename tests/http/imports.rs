@@ -34,7 +34,7 @@ async fn send(served: &Served, method: &str, path: &str, content_type: &str, bod
     let mut stream = TcpStream::connect(&served.address).await.unwrap();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nhost: perto\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(body).await.unwrap();
@@ -481,7 +481,7 @@ async fn an_instance_that_ends_leaves_its_imports_to_others_at_once() {
 async fn half_an_upload(served: &Served) -> TcpStream {
     let mut stream = TcpStream::connect(&served.address).await.unwrap();
     let head = format!(
-        "POST {} HTTP/1.1\r\nhost: perto\r\ncontent-type: {CSV}\r\ncontent-length: 2000000\r\n\r\n",
+        "POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {CSV}\r\ncontent-length: 2000000\r\n\r\n",
         imports(1)
     );
     stream.write_all(head.as_bytes()).await.unwrap();

@@ -52,7 +52,8 @@ async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
     succeed(perto(&direct, "").arg("seed").args(amounts));
     let bouncer = PrivateBouncer::start(server.port, 4).await;
     let pooled = bouncer.url("service");
-    let unprepared = ["--prepared-statements", "false"];
+    // Of so small a window, what is older is asked of Postgres.
+    let unprepared = ["--prepared-statements", "false", "--message-window", "5"];
     let start = |name: &str| Served::start_on(&pooled, &redis_url(), name, &unprepared);
     let (a, b) = (start("a"), start("b"));
     let contacts = "/api/v1/companies/1/contacts";
@@ -85,7 +86,7 @@ async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
                 let read = request(&b, "GET", &read.unwrap_or(path), &written.at_least(), "").await;
                 assert_eq!(read.body.pointer(field), Some(&json!(said)), "{}", read.text);
             }
-            let older = request(&a, "GET", &format!("{chat}/messages?before=1&limit=500"), "", "").await;
+            let older = request(&a, "GET", &format!("{chat}/messages?limit=500"), "", "").await;
             assert_eq!(older.status, 200, "{}", older.text);
         }
     };

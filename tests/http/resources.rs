@@ -225,3 +225,31 @@ async fn a_thousand_contacts_are_validated_in_one_call_and_preloaded_in_another(
     let read = request(&a, "GET", "/api/v1/companies/2/contacts/1", "", "").await;
     assert_eq!(read.header("perto-tier"), Some("l1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_depends_on_a_company_is_as_new_as_its_token() {
+    let database = crate::command::seeded();
+    // Without Redis, so that only the token tells the other one.
+    let start = |name: &str| Served::start_on(&database.url, "", name, &[]);
+    let (a, b) = (start("a"), start("b"));
+    for round in 0..20 {
+        let (region, number) = if round % 2 == 0 { ("US", "+12125552368") } else { ("DE", "+492125552368") };
+        let written =
+            send(&a, ("PATCH", "/api/v1/companies/5".to_owned(), json!({ "region": region })), "").await;
+        let validate =
+            ("POST", "/api/v1/companies/5/contacts/validate".to_owned(), json!({ "phone": "212 555 2368" }));
+        let said = send(&b, validate, &written.at_least()).await;
+        let shown = said.body["phone"].as_str().unwrap_or("none");
+        assert!(
+            shown == number || region == "DE" && shown == "none",
+            "round {round}, {region}: {}",
+            said.text
+        );
+        let made =
+            send(&a, ("POST", "/api/v1/companies".to_owned(), json!({ "name": "New", "region": "PT" })), "")
+                .await;
+        let path = format!("/api/v1/companies/{}/contacts/by-phone/912345678", made.body["id"]);
+        let none = request(&b, "GET", &path, &made.at_least(), "").await;
+        assert!(none.text.contains("contact"), "the company is there: {}", none.text);
+    }
+}

@@ -40,7 +40,7 @@ pub(crate) async fn request(
     let length = body.len();
     let json = if headers.contains("content-type") { "" } else { "content-type: application/json\r\n" };
     let mut bytes = format!(
-        "{method} {path} HTTP/1.1\r\nhost: perto\r\nconnection: close\r\n{json}content-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{json}content-length: {length}\r\n{headers}\r\n"
     )
     .into_bytes();
     bytes.extend_from_slice(body);
