@@ -71,7 +71,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Wanted {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let at_least = match parts.headers.get(AT_LEAST) {
+        let at_least = match parts.headers.get(AT_LEAST).filter(|given| !given.is_empty()) {
             None => None,
             Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
                 Some(token) => Some(token),

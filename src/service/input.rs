@@ -9,8 +9,9 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use futures_util::StreamExt;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use super::problem::{Kind, Problem};
 
@@ -66,24 +67,49 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// A body of JSON.
+/// A body of JSON: an object with the fields of `T`.
 #[derive(Debug)]
 pub(crate) struct Body<T>(pub(crate) T);
+
+/// A body of any JSON.
+#[derive(Debug)]
+pub(crate) struct Json(pub(crate) Box<RawValue>);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let json =
-            request.headers().get(CONTENT_TYPE).and_then(|given| given.to_str().ok()).is_some_and(|given| {
-                let essence = given.split(';').next().unwrap_or_default().trim();
-                essence.eq_ignore_ascii_case("application/json")
-            });
-        if !json {
-            return Err(Problem::of(Kind::UnsupportedMediaType, "content-type", "must be application/json"));
-        }
-        parse(&bytes(request).await?).map(Self)
+        object(&json(request).await?).map(Self)
     }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Json {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        parse(&json(request).await?).map(Self)
+    }
+}
+
+async fn json(request: Request) -> Result<Bytes, Problem> {
+    let essence = |given: &str| given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let given = request.headers().get(CONTENT_TYPE).and_then(|given| given.to_str().ok());
+    match given.is_some_and(|given| essence(given) == "application/json") {
+        true => bytes(request).await,
+        false => Err(Problem::of(Kind::UnsupportedMediaType, "content-type", "must be application/json")),
+    }
+}
+
+/// Reads an object. An array of the fields in their order is none, though serde would take it.
+///
+/// # Errors
+/// Those of [`parse`].
+pub(crate) fn object<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+    if json.trim_ascii_start().starts_with(b"[") {
+        parse::<IgnoredAny>(json)?;
+        return Err(Problem::invalid("body", "must be an object"));
+    }
+    parse(json)
 }
 
 /// # Errors

@@ -99,6 +99,15 @@ impl Problem {
         Self { field: Some(field.to_owned()), ..Self::new(kind, format!("{field}: {wrong}")) }
     }
 
+    /// The field is one of a part of the whole.
+    pub(crate) fn inside(self, part: &str) -> Self {
+        let field = match self.field.as_deref() {
+            None | Some("body") => part.to_owned(),
+            Some(field) => format!("{part}.{field}"),
+        };
+        Self { detail: format!("{part}: {}", self.detail), field: Some(field), ..self }
+    }
+
     pub(crate) fn bad(field: &str, wrong: &str) -> Self {
         Self::of(Kind::BadRequest, field, wrong)
     }

@@ -24,7 +24,7 @@ use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
 use super::caches::NotAKey;
 use super::database::Database;
-use super::input::{At, Body};
+use super::input::{self, At};
 use super::messages::begin_chat;
 use super::problem::Problem;
 
@@ -159,7 +159,7 @@ async fn store(
     State(service): State<Arc<Service>>,
     caller: Caller,
     At(path): At<ToolPath>,
-    Body(result): Body<Box<RawValue>>,
+    input::Json(result): input::Json,
 ) -> Result<Done<ToolResult>, Problem> {
     check(&path.tool)?;
     if result.get().len() > MAX_RESULT {

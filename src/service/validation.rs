@@ -20,7 +20,7 @@ use super::Service;
 use super::answer::{self, ReadHeaders, Row};
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
-use super::input::{self, Body};
+use super::input::{self, Json};
 use super::problem::Problem;
 use super::rules;
 
@@ -138,18 +138,23 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn validate(
     State(service): State<Arc<Service>>,
     tenant: Tenant,
-    Body(asked): Body<Box<RawValue>>,
+    Json(asked): Json,
 ) -> Result<Response, Problem> {
     let json = asked.get().trim_start().as_bytes();
     if !json.starts_with(b"[") {
-        let candidate: Candidate = input::parse(json)?;
+        let candidate: Candidate = input::object(json)?;
         let (mut validations, freshness, tier) = validations(&service, &tenant, vec![candidate]).await?;
         return Ok(answer::composed(validations.pop().map(OneOrMany::One), freshness, tier));
     }
-    let candidates: Vec<Candidate> = input::parse(json)?;
+    let candidates: Vec<&RawValue> =
+        serde_json::from_slice(json).map_err(|error| Problem::bad("body", &error.to_string()))?;
     if !(1..=MOST).contains(&candidates.len()) {
         return Err(Problem::invalid("body", &format!("must have 1 to {MOST} contacts")));
     }
+    let candidates = candidates.iter().enumerate().map(|(at, json)| {
+        input::object(json.get().as_bytes()).map_err(|problem| problem.inside(&format!("[{at}]")))
+    });
+    let candidates: Vec<Candidate> = candidates.collect::<Result<_, _>>()?;
     let (validations, freshness, tier) = validations(&service, &tenant, candidates).await?;
     Ok(answer::composed(OneOrMany::Many(validations), freshness, tier))
 }
