@@ -42,7 +42,7 @@ pub(crate) struct ReadHeaders {
     /// The `perto-token` of a write that the answer must contain.
     #[param(
         rename = "perto-at-least",
-        pattern = "^[0-9a-f]{1,16}-[0-9a-f]{1,16}$",
+        pattern = "^([0-9a-f]{1,16}-[0-9a-f]{1,16})?$",
         required = false,
         nullable = false
     )]

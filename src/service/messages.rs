@@ -19,7 +19,7 @@ use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Rendered, Wanted};
 use super::database::Database;
 use super::input::{self, At, Query};
-use super::problem::Problem;
+use super::problem::{Kind, Problem};
 use window::Window;
 
 pub(crate) mod window;
@@ -190,7 +190,7 @@ async fn older(
         let sql = "select id from messages where id = $2 and chat_id = $1";
         let query = database.read::<(i64,)>(sql).bind(chat).bind(before);
         if query.fetch(&database.pool).await?.rows.is_empty() {
-            return Err(Problem::bad("before", "is no message of this chat, or no longer"));
+            return Err(Problem::of(Kind::NotFound, "before", "is no message of this chat, or no longer"));
         }
     }
     let sql = "select m.id, m.sender, m.body, m.created_at from messages m join chats c on c.id = m.chat_id \

@@ -112,7 +112,7 @@ async fn a_bad_request_is_a_problem_that_names_the_field_and_writes_nothing() {
         ("PUT", tool.clone(), "", b"{", 400, "body"),
         ("PUT", tool.clone(), "", deep.as_bytes(), 400, "body"),
         ("PUT", tool.clone(), "", nested.as_bytes(), 422, "body"),
-        ("GET", page("before=1"), "", b"", 400, "before"),
+        ("GET", page("before=1"), "", b"", 404, "before"),
         ("DELETE", "/api/v1/cache/contact_by_phone/1:%00".into(), "", b"", 400, "key"),
         ("PUT", "/api/v1/chats/x/tool-results/w".into(), "", b"1", 400, "chat"),
         ("PUT", format!("/api/v1/chats/{CHAT}/tool-results/a%2Fb"), "", b"1", 400, "tool"),

@@ -58,7 +58,7 @@ async fn every_page_is_what_sql_says() {
                 let read = request(&a, "GET", &path, "", "").await;
                 if before == Some(1) {
                     // Another chat's.
-                    assert_eq!((read.status, &read.body["field"]), (400, &json!("before")), "{path}");
+                    assert_eq!((read.status, &read.body["field"]), (404, &json!("before")), "{path}");
                     continue;
                 }
                 let date = from_date.map(|date| date.replace("%2B", "+"));
