@@ -15,7 +15,7 @@ use axum::routing::get;
 use perto::postgres::Written;
 use perto::{Event, Perto, State};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -71,7 +71,11 @@ impl Service {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        self.perto.write(&self.database.pool, work).await
+        let limited = async |tx: &mut PgConnection| {
+            self.database.limit(tx).await?;
+            work(tx).await
+        };
+        self.perto.write(&self.database.pool, limited).await
     }
 }
 
@@ -147,7 +151,21 @@ impl PoolSettings {
             .max_connections(connections)
             .idle_timeout(self.pool_idle)
             .acquire_timeout(self.pool_acquire)
+            // The pool's own test waits without a limit, and keeps the connection's place meanwhile: where a route is lost,
+            // for as long as the kernel sends again.
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(answers(connection)))
+            .after_release(|connection, _| Box::pin(answers(connection)))
     }
+}
+
+/// How long a connection may take to say that it is ready, what was given up on it included: else it is thrown away.
+const READY: Duration = Duration::from_secs(1);
+
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // An error closes it without a word to the server.
+    let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(READY, connection.ping()).await.map_err(late)?.map(|()| true)
 }
 
 /// Where an instance finds what it needs.

@@ -3,7 +3,7 @@
 use perto::postgres::{self, Query, sqlx};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::{Query as Statement, QueryAs};
-use sqlx::{FromRow, PgPool, Postgres};
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
 
 /// A pool, and how to ask it.
 #[derive(Debug, Clone)]
@@ -30,12 +30,29 @@ impl Database {
         sqlx::query(sql).persistent(self.prepared)
     }
 
+    /// Begins a transaction, with its limits.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        self.limit(&mut tx).await?;
+        Ok(tx)
+    }
+
+    /// The limits of the statements of a transaction: a pooler takes none at the start of a connection.
+    pub(crate) async fn limit(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.prepared {
+            return Ok(());
+        }
+        let limits = "set local statement_timeout = '10s'; set local lock_timeout = '5s'; \
+                      set local idle_in_transaction_session_timeout = '5s'";
+        sqlx::raw_sql(limits).execute(tx).await.map(drop)
+    }
+
     /// Runs one in a transaction of its own. Returns how many rows it changed.
     pub(crate) async fn run(
         &self,
         statement: Statement<'_, Postgres, PgArguments>,
     ) -> Result<u64, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let done = statement.execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(done.rows_affected())
@@ -49,7 +66,7 @@ impl Database {
     where
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let rows = query.fetch_all(&mut *tx).await?;
         tx.commit().await?;
         Ok(rows)

@@ -21,6 +21,10 @@ pub(crate) const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Most instances that are read.
 const MOST: i64 = 1_000;
 
+/// Tool results that one statement deletes.
+pub(crate) const EXPIRED: usize = 400;
+const _: () = assert!(EXPIRED <= perto::MAX_KEYS_PER_ROW);
+
 /// The table of instances.
 #[derive(Debug)]
 pub(crate) struct Rows(Database);
@@ -126,6 +130,20 @@ impl Rows {
                    1 + greatest(generation, $1, (select max(generation) from instances)) returning generation";
         self.within(async |connection| {
             sqlx::query_scalar(sql).bind(known).persistent(self.0.prepared).fetch_one(connection).await
+        })
+        .await
+    }
+
+    /// Deletes tool results that expired a while ago, so many at a time that the log names each: returns how many.
+    pub(crate) async fn expire(&self) -> Result<u64, Unanswered> {
+        let sql = format!(
+            "delete from tool_results where (chat_id, tool) in (
+                 select chat_id, tool from tool_results where expires_at < now() - interval '1 h'
+                 order by expires_at limit {EXPIRED} for update skip locked)"
+        );
+        self.within(async |connection| {
+            let delete = sqlx::query(AssertSqlSafe(sql)).persistent(self.0.prepared);
+            Ok(delete.execute(connection).await?.rows_affected())
         })
         .await
     }
