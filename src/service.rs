@@ -72,7 +72,17 @@ impl Service {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        self.perto.write(&self.database.pool, work).await
+        let mut connection = self.database.pool.lend().await?;
+        let mut tx = self.database.begin(&mut connection).await?;
+        let value = work(&mut tx).await?;
+        let pending = self.perto.pending(&mut tx).await?;
+        tx.commit().await?;
+        drop(connection);
+        let token = match pending {
+            Some(pending) => Some(self.perto.announce_pending(pending).await),
+            None => None,
+        };
+        Ok(Written { value, token })
     }
 }
 
@@ -145,6 +155,9 @@ impl PoolSettings {
             .max_connections(connections)
             .idle_timeout(self.pool_idle)
             .acquire_timeout(self.pool_acquire)
+            // The pool's own test has no limit.
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(database::answers(connection)))
     }
 }
 
@@ -165,7 +178,7 @@ pub(crate) async fn run(
     end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
-    let on = |pool: &PgPool| Database { pool: pool.clone(), prepared: settings.pool.prepared_statements };
+    let on = |pool: &PgPool| Database::new(pool, settings.pool.prepared_statements);
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();

@@ -75,9 +75,14 @@ impl Serve {
 
     async fn pools(&self) -> anyhow::Result<service::Pools> {
         let pool = &self.settings.pool;
-        // Whoever holds a row for long must not hold the service too. A pooler takes no settings at the start.
-        let limits =
-            [("statement_timeout", "10s"), ("lock_timeout", "5s"), ("application_name", "perto serve")];
+        // Whoever holds a row for long must not hold the service too, and who is gone without a word must not hold rows.
+        // A pooler takes no settings at the start: there each transaction has them.
+        let limits = [
+            ("statement_timeout", "10s"),
+            ("lock_timeout", "5s"),
+            ("idle_in_transaction_session_timeout", "5s"),
+            ("application_name", "perto serve"),
+        ];
         let limits = pool.prepared_statements.then_some(&limits[..]);
         let (requests, loads, upkeep) = pool.shares();
         Ok(service::Pools {

@@ -8,9 +8,12 @@
 //! A row without a name or an e-mail address leaves those of its contact as they are. Hints are not sent: every instance
 //! sees the contacts within the bound, by the log.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -92,6 +95,8 @@ pub(crate) enum Refusal {
     TooLarge(u64),
     #[error("nothing came for {IDLE:?}")]
     Idle,
+    #[error("came too slowly")]
+    Slow,
     #[error("ended before it was complete")]
     BrokenOff,
     #[error("the import was cancelled")]
@@ -112,6 +117,8 @@ pub(crate) struct Imports {
     queued: Notify,
     /// There may be chunks to throw away.
     untidy: Notify,
+    /// Uploads of each company that are not in the database yet.
+    opening: Mutex<HashMap<i64, u32>>,
     tasks: TaskTracker,
     ending: CancellationToken,
 }
@@ -121,12 +128,26 @@ impl Imports {
     pub(crate) fn start(database: Database, instance: String, settings: ImportSettings) -> Arc<Self> {
         let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
         let (queued, untidy) = (Notify::new(), Notify::new());
-        let imports = Arc::new(Self { database, instance, settings, queued, untidy, tasks, ending });
+        let opening = Mutex::default();
+        let imports = Arc::new(Self { database, instance, settings, queued, untidy, opening, tasks, ending });
         for _ in 0..settings.at_once {
             imports.tasks.spawn(worker::run(Arc::clone(&imports)));
         }
         imports.tasks.spawn(sweep::run(Arc::clone(&imports)));
         imports
+    }
+
+    /// Counts an upload until it is dropped, within the limit of those under way.
+    fn opening(&self, company: i64) -> Result<Opening<'_>, Refusal> {
+        let most = self.settings.per_company;
+        let mut opening = self.opening.lock();
+        let uploads = opening.entry(company).or_default();
+        if *uploads >= most {
+            return Err(Refusal::TooMany(most));
+        }
+        *uploads += 1;
+        drop(opening);
+        Ok(Opening { imports: self, company })
     }
 
     /// Asks for the end: what is being written is written, the rest is left to other instances at once.
@@ -139,5 +160,23 @@ impl Imports {
         self.stop();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// An upload whose header is still coming.
+struct Opening<'a> {
+    imports: &'a Imports,
+    company: i64,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut opening = self.imports.opening.lock();
+        if let Entry::Occupied(mut uploads) = opening.entry(self.company) {
+            *uploads.get_mut() -= 1;
+            if *uploads.get() == 0 {
+                uploads.remove();
+            }
+        }
     }
 }

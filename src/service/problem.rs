@@ -193,12 +193,15 @@ impl From<super::rules::Flaw> for Problem {
 }
 
 /// Constraints that a write may run into, and what to tell of them.
-const CONSTRAINTS: [(&str, Kind, &str, &str); 5] = [
+const CONSTRAINTS: [(&str, Kind, &str, &str); 7] = [
     ("users_company_id_email_key", Kind::Conflict, "email", "another user of this company has it"),
     ("contacts_company_id_phone_key", Kind::Conflict, "phone", "another contact of this company has it"),
     ("users_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
     ("contacts_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
     ("chats_company_id_fkey", Kind::NotFound, "company", "there is no such company"),
+    // It goes with its company, between the look and the write.
+    ("messages_chat_id_fkey", Kind::NotFound, "chat", "there is no such chat"),
+    ("tool_results_chat_id_fkey", Kind::NotFound, "chat", "there is no such chat"),
 ];
 
 impl From<sqlx::Error> for Problem {
@@ -215,7 +218,10 @@ impl From<sqlx::Error> for Problem {
             (sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::PoolClosed, _)
             | (
                 _,
-                Some("53300" | "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "40001" | "40P01" | "25006"),
+                Some(
+                    "25P03" | "53300" | "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "40001" | "40P01"
+                    | "25006",
+                ),
             ) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "write failed");
                 Self::unavailable("the database can't be written at the moment")

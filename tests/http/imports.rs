@@ -343,6 +343,53 @@ async fn of_too_many_rejected_rows_the_first_are_kept_and_all_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_too_many_records_that_are_too_long_the_first_are_kept_and_all_are_counted() {
+    let database = prepared();
+    let served = Served::start_with(&database, "a", &["--import-max-rejects", "3"]);
+    let file = format!("{}\n", "x".repeat(70_000)).repeat(5) + &"1\n".repeat(5);
+    let import = upload(&served, 1, NDJSON, file.as_bytes()).await;
+    assert_eq!(ended(&served, &import).await["rejected"], 10);
+    let kept: Vec<String> =
+        rejected(&served, &import).await.lines().skip(1).map(|line| line[..2].to_owned()).collect();
+    assert_eq!(kept, ["1,", "2,", "3,"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_hold_their_headers_back_are_counted_and_end_soon() {
+    let database = prepared();
+    let served = Served::start(&database, "a");
+    let head = format!(
+        "POST {} HTTP/1.0\r\nhost: perto\r\ncontent-type: text/csv\r\ncontent-length: 1000\r\n\r\n",
+        imports(1)
+    );
+    let began = std::time::Instant::now();
+    let slow = async || {
+        let mut stream = TcpStream::connect(&served.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let (mut answers, mut client) = stream.into_split();
+        let mut answer = Vec::new();
+        let trickling = async {
+            while client.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            read = ends("an answer", answers.read_to_end(&mut answer)) => drop(read),
+            () = trickling => {}
+        }
+        (String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned(), began.elapsed())
+    };
+    let mut answers = futures_util::future::join_all((0..6).map(|_| slow())).await;
+    answers.sort_by_key(|(_, after)| *after);
+    let statuses: Vec<&str> = answers.iter().map(|(status, _)| status.as_str()).collect();
+    assert_eq!(statuses, ["429", "429", "429", "429", "408", "408"]);
+    assert!(answers[5].1 < Duration::from_secs(20), "{:?}", answers[5].1);
+    // None of them is counted any more.
+    upload(&served, 1, CSV, b"phone\n+351910000001\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_import_is_another_companys_secret() {
     let database = prepared();
     let served = Served::start(&database, "a");

@@ -1,9 +1,13 @@
 //! Redis down, Postgres down: what every route does then.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use perto::proxy::{Fault, FaultProxy};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::command::{Database, Served, seeded};
 use crate::resources::CHAT;
@@ -150,4 +154,98 @@ async fn a_slow_database_costs_a_request_its_limit_and_no_more() {
     assert!(matches!(read.status, 503 | 504), "{}", read.text);
     assert!(matches!(write.status, 503 | 504), "{}", write.text);
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+}
+
+/// Passes connections on to Postgres until they are silenced: then they stay open and nothing comes, while new ones work.
+struct Silencer {
+    address: String,
+    silenced: watch::Sender<u64>,
+    opened: watch::Receiver<u64>,
+    _tasks: TaskTracker,
+}
+
+impl Silencer {
+    async fn start(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (silenced, seen) = watch::channel(0);
+        let (open, opened) = watch::channel(0);
+        let tasks = TaskTracker::new();
+        let passing = tasks.clone();
+        tasks.spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (server, mut seen) = (server.clone(), seen.clone());
+                seen.mark_unchanged();
+                open.send_modify(|opened| *opened += 1);
+                passing.spawn(async move {
+                    let mut server = TcpStream::connect(server).await.unwrap();
+                    tokio::select! {
+                        _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
+                        _silenced = seen.changed() => {}
+                    }
+                    // Both ends stay open.
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Self { address, silenced, opened, _tasks: tasks }
+    }
+
+    fn silence(&self) {
+        self.silenced.send_modify(|times| *times += 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_fall_silent_lose_their_places_in_no_pool() {
+    let database = seeded();
+    let silencer = Silencer::start(place_of(&database.url)).await;
+    let through = moved_to(&database.url, &silencer.address);
+    let small = ["--pool-size", "8", "--pool-acquire", "3s", "--request-timeout", "2s"];
+    let a = Served::start_on(&through, &redis_url(), "a", &small);
+    eventually("it is coherent", async || state(&a).await == "coherent").await;
+    // Each is a load: nobody has asked for it before.
+    let next = AtomicU64::new(1_000);
+    let unknown = async || {
+        let path = format!("/api/v1/companies/{}", next.fetch_add(1, Ordering::Relaxed));
+        get(&a, &path).await.status == 404
+    };
+    let older = format!("/api/v1/chats/{CHAT}/messages?before=1&limit=5");
+    let past_the_caches = async || get(&a, &older).await.status == 200;
+    let write = async || {
+        let path = format!("/api/v1/chats/{CHAT}/tool-results/{}", next.fetch_add(1, Ordering::Relaxed));
+        matches!(send(&a, &("PUT", path, json!({ "t": 1 }))).await.status, 200 | 201)
+    };
+    let answered = AtomicU64::new(0);
+    let reading = async || {
+        loop {
+            let (read, listed, written) = tokio::join!(unknown(), past_the_caches(), write());
+            answered.fetch_add(u64::from(read && listed && written), Ordering::Relaxed);
+        }
+    };
+    let silences = async {
+        for _ in 0..2 {
+            let before = answered.load(Ordering::Relaxed);
+            eventually("requests go on", async || answered.load(Ordering::Relaxed) > before + 200).await;
+            let opened = *silencer.opened.borrow();
+            silencer.silence();
+            eventually("there are new connections", async || *silencer.opened.borrow() > opened + 3).await;
+        }
+    };
+    tokio::select! {
+        never = futures_util::future::join_all((0..12).map(|_| reading())) => panic!("{never:?}"),
+        () = silences => {}
+    }
+    let all = async || {
+        let many = futures_util::future::join_all((0..16).map(async |_| {
+            let (read, listed, written) = tokio::join!(unknown(), past_the_caches(), write());
+            read && listed && written
+        }));
+        many.await.into_iter().all(|right| right)
+    };
+    let limit = Duration::from_secs(15);
+    crate::support::wait::eventually_within(limit, "all requests are answered", all).await;
+    for _ in 0..5 {
+        assert!(all().await, "places are taken by connections that say nothing");
+    }
 }

@@ -95,3 +95,31 @@ async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
     let history = request(&b, "GET", &format!("/api/v1/chats/{CHAT}/messages"), "", "").await;
     assert_eq!(history.body["messages"].as_array().map(Vec::len), Some(40));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_transaction_pooler_a_write_waits_for_a_row_no_longer_than_without() {
+    let server = PrivatePostgres::start().await;
+    let direct = server.url("service");
+    succeed(perto(&direct, "").args(["migrate", "--service"]));
+    let amounts = ["--companies", "2", "--users", "0", "--contacts", "0", "--messages", "0"];
+    succeed(perto(&direct, "").arg("seed").args(amounts));
+    let bouncer = PrivateBouncer::start(server.port, 4).await;
+    let a = Served::start_on(&bouncer.url("service"), &redis_url(), "a", &["--prepared-statements", "false"]);
+    let mut holder = PgConnection::connect(&direct).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::query("update companies set name = 'held' where id = 1").execute(&mut *held).await.unwrap();
+    let began = Instant::now();
+    let rename = json!({ "name": "other" }).to_string();
+    let imports = "/api/v1/companies/1/contacts/imports";
+    let (write, upload) = tokio::join!(
+        request(&a, "PATCH", "/api/v1/companies/1", "", &rename),
+        request(&a, "POST", imports, "content-type: text/csv\r\n", "phone\n+351910000001\n")
+    );
+    for refused in [&write, &upload] {
+        assert_eq!(refused.status, 503, "{}", refused.text);
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    held.rollback().await.unwrap();
+    let again = request(&a, "PATCH", "/api/v1/companies/1", "", &rename).await;
+    assert_eq!(again.status, 200, "{}", again.text);
+}

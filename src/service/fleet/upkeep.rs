@@ -24,6 +24,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const REDIS: Duration = Duration::from_secs(5);
 /// How often tenants that have been quiet are forgotten.
 const SWEEP: Duration = Duration::from_mins(1);
+/// Statements a minute that delete what has expired.
+const EXPIRIES: usize = 100;
 
 impl Fleet {
     /// # Errors
@@ -66,7 +68,7 @@ impl Fleet {
 
 /// Runs until the end; then takes the instance's row away.
 pub(crate) async fn run(service: Arc<Service>, ending: CancellationToken) {
-    let both = async { tokio::join!(watch(&service), beat(&service)) };
+    let both = async { tokio::join!(watch(&service), beat(&service), expire(&service)) };
     tokio::select! {
         biased;
         () = ending.cancelled() => {}
@@ -145,6 +147,26 @@ async fn beat(service: &Service) {
                 silent = true;
             }
             Err(_) => {}
+        }
+    }
+}
+
+/// Deletes what has expired, a bounded part of it a minute. Never returns.
+async fn expire(service: &Service) {
+    let mut minutes = tokio::time::interval(SWEEP);
+    minutes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        minutes.tick().await;
+        for _ in 0..EXPIRIES {
+            match service.fleet.rows.expire().await {
+                Ok(deleted) if deleted > 0 => {}
+                Ok(_) => break,
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "tool results that have expired can't be deleted");
+                    break;
+                }
+            }
         }
     }
 }

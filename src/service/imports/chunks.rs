@@ -42,6 +42,11 @@ impl Counts {
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
         Self { accepted: number(accepted), rejected: number(rejects.len()), reasons, times }
     }
+
+    /// How many of the rejects may be kept of an import that has `rejected` with them.
+    pub(super) fn kept(&self, rejected: i64, most: u32) -> usize {
+        usize::try_from(i64::from(most) - (rejected - self.rejected)).unwrap_or(0)
+    }
 }
 
 /// The figures of an import with [`Counts`] added, as a part of an `update`.
@@ -129,7 +134,8 @@ pub(super) async fn apply(
     batch: &Batch,
 ) -> Result<bool, sqlx::Error> {
     let database = &imports.database;
-    let mut tx = database.pool.begin().await?;
+    let mut connection = database.pool.lend().await?;
+    let mut tx = database.begin(&mut connection).await?;
     // In the order in which a company's deletion locks them.
     database
         .statement("select 1 from companies where id = $1 for key share")
@@ -141,8 +147,7 @@ pub(super) async fn apply(
     for contacts in batch.contacts.chunks(CONTACTS_PER_STATEMENT) {
         upsert(database, &mut tx, claim.company, contacts).await?;
     }
-    let most = i64::from(imports.settings.max_rejects);
-    let kept = usize::try_from(most - (rejected - counts.rejected)).unwrap_or(0).min(batch.rejects.len());
+    let kept = counts.kept(rejected, imports.settings.max_rejects).min(batch.rejects.len());
     put_rejects(database, &mut tx, claim.import, &batch.rejects[..kept]).await?;
     let delete = "delete from import_chunks where import_id = $1 and seq = $2";
     let deleted = database.statement(delete).bind(claim.import).bind(seq).execute(&mut *tx).await?;

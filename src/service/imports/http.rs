@@ -151,7 +151,7 @@ impl From<Refusal> for Problem {
             Refusal::Header(wrong) => Self::invalid("header", &wrong),
             Refusal::TooMany(_) => Self::new(Kind::TooManyRequests, wrong).retry_after(RETRY),
             Refusal::TooLarge(_) => Self::of(Kind::TooLarge, "body", &wrong),
-            Refusal::Idle => Self::of(Kind::RequestTimeout, "body", &wrong),
+            Refusal::Idle | Refusal::Slow => Self::of(Kind::RequestTimeout, "body", &wrong),
             Refusal::BrokenOff => Self::bad("body", &wrong),
             Refusal::Cancelled => Self::new(Kind::Conflict, wrong),
             Refusal::NoCompany => Self::not_found(wrong),

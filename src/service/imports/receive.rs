@@ -4,10 +4,11 @@
 //! leaves an import that has failed, and no contact of it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::{Stream, StreamExt};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::chunks::{self, Chunk, Counts};
@@ -19,6 +20,12 @@ use crate::service::database::Database;
 /// A chunk is cut at the first record that ends behind so many bytes, or at so many records.
 const CHUNK_BYTES: usize = 256 * 1024;
 const CHUNK_RECORDS: usize = 5_000;
+
+/// Longest time that a header may take to come, however it comes.
+const HEADER: Duration = Duration::from_secs(10);
+/// What must come of a body on average, in bytes a second, once it was waited for so long.
+const LEAST_RATE: u64 = 1024;
+const SETTLED: Duration = Duration::from_mins(1);
 
 const BROKEN_OFF: &str = "the upload broke off";
 
@@ -35,13 +42,18 @@ pub(super) async fn receive<S, E>(
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
 {
-    let mut body = Body { stream: body, taken: 0, most: imports.settings.max_bytes };
+    let mut body = Body::new(body, imports.settings.max_bytes);
     let mut cutter = Cutter::new(format);
+    let opening = imports.opening(company)?;
     let (columns, mut rest) = match format {
-        Format::Csv => header(&mut body, &mut cutter).await?,
+        Format::Csv => tokio::time::timeout(HEADER, header(&mut body, &mut cutter))
+            .await
+            .map_err(|_elapsed| Refusal::Slow)??,
         Format::Ndjson => (Vec::new(), Bytes::new()),
     };
     let upload = Upload::open(imports, company, region, format, &columns).await?;
+    // From here on the database counts it.
+    drop(opening);
     let taking = async {
         let mut renewed = Instant::now();
         loop {
@@ -72,11 +84,20 @@ struct Body<S> {
     stream: S,
     taken: u64,
     most: u64,
+    /// The client's own time, without what it takes to store what came.
+    waited: Duration,
 }
 
 impl<S: Stream<Item = Result<Bytes, E>> + Unpin, E> Body<S> {
+    const fn new(stream: S, most: u64) -> Self {
+        Self { stream, taken: 0, most, waited: Duration::ZERO }
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
-        let piece = match tokio::time::timeout(IDLE, self.stream.next()).await {
+        let began = Instant::now();
+        let next = tokio::time::timeout(IDLE, self.stream.next()).await;
+        self.waited += began.elapsed();
+        let piece = match next {
             Err(_elapsed) => return Err(Refusal::Idle),
             Ok(Some(Err(_gone))) => return Err(Refusal::BrokenOff),
             Ok(None) => return Ok(None),
@@ -85,6 +106,9 @@ impl<S: Stream<Item = Result<Bytes, E>> + Unpin, E> Body<S> {
         self.taken += piece.len() as u64;
         if self.taken > self.most {
             return Err(Refusal::TooLarge(self.most));
+        }
+        if self.waited > SETTLED && self.taken / LEAST_RATE < self.waited.as_secs() {
+            return Err(Refusal::Slow);
         }
         Ok(Some(piece))
     }
@@ -222,7 +246,8 @@ impl Upload {
         format: Format,
         columns: &[String],
     ) -> Result<Self, Refusal> {
-        let mut tx = imports.database.pool.begin().await?;
+        let mut connection = imports.database.pool.lend().await?;
+        let mut tx = imports.database.begin(&mut connection).await?;
         // One at a time of a company counts and adds; contacts may refer to it meanwhile.
         let lock = "select id from companies where id = $1 for no key update";
         let locked = imports.database.write::<(i64,)>(lock).bind(company).fetch_optional(&mut *tx).await?;
@@ -255,12 +280,13 @@ impl Upload {
         let rejects: Vec<Reject> = cut.too_long.into_iter().collect();
         let counts = Counts::of(&rejects, 0);
         let bytes = cut.chunk.as_ref().map_or(0, |chunk| chunk.data.len());
-        let mut tx = self.imports.database.pool.begin().await?;
         let database = &self.imports.database;
-        let statement = database.statement(concat!(
+        let mut connection = database.pool.lend().await?;
+        let mut tx = database.begin(&mut connection).await?;
+        let query = database.write::<(i64,)>(concat!(
             "update imports set bytes = bytes + $2, leased_until = clock_timestamp() + make_interval(secs => $3), ",
             chunks::counted!("$4", "$5", "$6", "$7"),
-            " where id = $1 and state = 'uploading'"
+            " where id = $1 and state = 'uploading' returning rejected"
         ))
         .bind(self.id)
         .bind(i64::try_from(bytes).unwrap_or(i64::MAX))
@@ -269,10 +295,9 @@ impl Upload {
         .bind(counts.rejected)
         .bind(&counts.reasons)
         .bind(&counts.times);
-        if statement.execute(&mut *tx).await?.rows_affected() == 0 {
-            return Err(Refusal::Cancelled);
-        }
-        chunks::put_rejects(database, &mut tx, self.id, &rejects).await?;
+        let (rejected,) = query.fetch_optional(&mut *tx).await?.ok_or(Refusal::Cancelled)?;
+        let kept = counts.kept(rejected, self.imports.settings.max_rejects).min(rejects.len());
+        chunks::put_rejects(database, &mut tx, self.id, &rejects[..kept]).await?;
         if let Some(chunk) = cut.chunk {
             chunks::put(database, &mut tx, self.id, &chunk).await?;
         }
@@ -300,7 +325,7 @@ impl Upload {
         self.done = true;
         if let Err(refusal) = outcome {
             let problem = match &refusal {
-                Refusal::TooLarge(_) | Refusal::Idle => format!("upload: {refusal}"),
+                Refusal::TooLarge(_) | Refusal::Idle | Refusal::Slow => format!("upload: {refusal}"),
                 _ => BROKEN_OFF.to_owned(),
             };
             fail(&self.imports.database, self.id, &problem).await;
@@ -349,13 +374,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_or_grows_too_large_is_refused() {
         let began = tokio::time::Instant::now();
-        let mut silent = Body { stream: stream::pending::<Result<Bytes, ()>>(), taken: 0, most: 10 };
+        let mut silent = Body::new(stream::pending::<Result<Bytes, ()>>(), 10);
         assert!(matches!(silent.next().await, Err(Refusal::Idle)));
         assert_eq!(began.elapsed().as_secs(), IDLE.as_secs());
         let pieces: Vec<Result<Bytes, ()>> = vec![Ok(Bytes::from_static(b"12345")); 3];
-        let mut large: Body<Pieces> = Body { stream: stream::iter(pieces), taken: 0, most: 10 };
+        let mut large: Body<Pieces> = Body::new(stream::iter(pieces), 10);
         assert!(large.next().await.is_ok() && large.next().await.is_ok());
         assert!(matches!(large.next().await, Err(Refusal::TooLarge(10))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_refused_after_a_minute_and_one_that_comes_at_a_kib_a_second_is_not() {
+        let every = |seconds, bytes| {
+            Box::pin(stream::unfold((), move |()| async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Some((Ok::<_, ()>(Bytes::from(vec![b' '; bytes])), ()))
+            }))
+        };
+        let began = Instant::now();
+        let mut trickle = Body::new(every(15, 1), 1 << 20);
+        let refusal = loop {
+            if let Err(refusal) = trickle.next().await {
+                break refusal;
+            }
+        };
+        assert!(matches!(refusal, Refusal::Slow), "{refusal:?}");
+        assert_eq!(began.elapsed().as_secs(), 75);
+        let mut steady = Body::new(every(10, 10_300), 1 << 20);
+        for _ in 0..90 {
+            assert!(steady.next().await.is_ok());
+        }
+        let header = tokio::time::timeout(
+            HEADER,
+            header(&mut Body::new(every(3, 1), 1 << 20), &mut Cutter::new(Format::Csv)),
+        );
+        assert!(header.await.is_err(), "spaces are no header");
     }
 
     /// Number, first line and bytes of a chunk.
