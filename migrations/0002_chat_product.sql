@@ -30,7 +30,9 @@ create table messages (
     chat_id    uuid not null references chats on delete cascade,
     sender     text not null check (sender in ('contact', 'user', 'assistant')),
     body       text not null check (length(body) between 1 and 8000),
+    -- Finite, and of a year of four digits: what reads it has no others.
     created_at timestamptz not null default clock_timestamp()
+        check (created_at >= timestamptz '1970-01-01 UTC' and created_at < timestamptz '9999-01-01 UTC')
 );
 create index messages_newest on messages (chat_id, created_at desc, id desc);
 
@@ -38,8 +40,10 @@ create table tool_results (
     chat_id    uuid not null references chats on delete cascade,
     tool       text not null check (tool ~ '^[A-Za-z0-9_.-]{1,64}$'),
     result     json not null,
-    stored_at  timestamptz not null default clock_timestamp(),
-    expires_at timestamptz not null,
+    stored_at  timestamptz not null default clock_timestamp()
+        check (stored_at >= timestamptz '1970-01-01 UTC' and stored_at < timestamptz '9999-01-01 UTC'),
+    expires_at timestamptz not null
+        check (expires_at >= timestamptz '1970-01-01 UTC' and expires_at < timestamptz '9999-01-01 UTC'),
     primary key (chat_id, tool)
 );
 create index tool_results_expiry on tool_results (expires_at);
