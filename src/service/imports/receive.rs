@@ -404,10 +404,8 @@ mod tests {
         for _ in 0..90 {
             assert!(steady.next().await.is_ok());
         }
-        let header = tokio::time::timeout(
-            HEADER,
-            header(&mut Body::new(every(3, 1), 1 << 20), &mut Cutter::new(Format::Csv)),
-        );
+        let (mut spaces, mut cutter) = (Body::new(every(3, 1), 1 << 20), Cutter::new(Format::Csv));
+        let header = tokio::time::timeout(HEADER, header(&mut spaces, &mut cutter));
         assert!(header.await.is_err(), "spaces are no header");
     }
 
