@@ -15,7 +15,7 @@ use axum::routing::get;
 use perto::postgres::Written;
 use perto::{Event, Perto, State};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -71,11 +71,17 @@ impl Service {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let limited = async |tx: &mut PgConnection| {
-            self.database.limit(tx).await?;
-            work(tx).await
+        let mut connection = self.database.pool.lend().await?;
+        let mut tx = self.database.begin(&mut connection).await?;
+        let value = work(&mut tx).await?;
+        let pending = self.perto.pending(&mut tx).await?;
+        tx.commit().await?;
+        drop(connection);
+        let token = match pending {
+            Some(pending) => Some(self.perto.announce_pending(pending).await),
+            None => None,
         };
-        self.perto.write(&self.database.pool, limited).await
+        Ok(Written { value, token })
     }
 }
 
@@ -151,21 +157,10 @@ impl PoolSettings {
             .max_connections(connections)
             .idle_timeout(self.pool_idle)
             .acquire_timeout(self.pool_acquire)
-            // The pool's own test waits without a limit, and keeps the connection's place meanwhile: where a route is lost,
-            // for as long as the kernel sends again.
+            // The pool's own test has no limit.
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(answers(connection)))
-            .after_release(|connection, _| Box::pin(answers(connection)))
+            .before_acquire(|connection, _| Box::pin(database::answers(connection)))
     }
-}
-
-/// How long a connection may take to say that it is ready, what was given up on it included: else it is thrown away.
-const READY: Duration = Duration::from_secs(1);
-
-async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // An error closes it without a word to the server.
-    let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(READY, connection.ping()).await.map_err(late)?.map(|()| true)
 }
 
 /// Where an instance finds what it needs.
@@ -185,7 +180,7 @@ pub(crate) async fn run(
     end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
-    let on = |pool: &PgPool| Database { pool: pool.clone(), prepared: settings.pool.prepared_statements };
+    let on = |pool: &PgPool| Database::new(pool, settings.pool.prepared_statements);
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();

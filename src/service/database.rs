@@ -1,19 +1,29 @@
 //! Postgres, as handlers and loaders use it: prepared statements or none, for all alike.
 
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
 use perto::postgres::{self, Query, sqlx};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::{Query as Statement, QueryAs};
-use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Acquire, Connection as _, FromRow, PgConnection, PgPool, Postgres, Transaction};
+use tokio_util::task::TaskTracker;
 
 /// A pool, and how to ask it.
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
     /// Off behind a transaction pooler.
     pub(crate) prepared: bool,
 }
 
 impl Database {
+    pub(crate) fn new(pool: &PgPool, prepared: bool) -> Self {
+        Self { pool: Pool::new(pool), prepared }
+    }
+
     /// A read that says as of when. It may run on the pool: where nothing is prepared, in a transaction of its own.
     pub(crate) fn read<R>(&self, sql: &str) -> Query<R> {
         postgres::query_as(sql).persistent(self.prepared)
@@ -31,14 +41,17 @@ impl Database {
     }
 
     /// Begins a transaction, with its limits.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut tx = self.pool.begin().await?;
+    pub(crate) async fn begin<'c>(
+        &self,
+        connection: &'c mut PgConnection,
+    ) -> Result<Transaction<'c, Postgres>, sqlx::Error> {
+        let mut tx = sqlx::Connection::begin(connection).await?;
         self.limit(&mut tx).await?;
         Ok(tx)
     }
 
     /// The limits of the statements of a transaction: a pooler takes none at the start of a connection.
-    pub(crate) async fn limit(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn limit(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         if self.prepared {
             return Ok(());
         }
@@ -52,7 +65,8 @@ impl Database {
         &self,
         statement: Statement<'_, Postgres, PgArguments>,
     ) -> Result<u64, sqlx::Error> {
-        let mut tx = self.begin().await?;
+        let mut connection = self.pool.lend().await?;
+        let mut tx = self.begin(&mut connection).await?;
         let done = statement.execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(done.rows_affected())
@@ -66,7 +80,8 @@ impl Database {
     where
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        let mut tx = self.begin().await?;
+        let mut connection = self.pool.lend().await?;
+        let mut tx = self.begin(&mut connection).await?;
         let rows = query.fetch_all(&mut *tx).await?;
         tx.commit().await?;
         Ok(rows)
@@ -79,4 +94,76 @@ impl Database {
     {
         sqlx::query_as(sql).persistent(self.prepared)
     }
+}
+
+/// How long a connection may take to say that it is ready, what was given up on it included: else it is thrown away.
+const READY: Duration = Duration::from_secs(1);
+
+/// Connections that keep their places no longer than they answer.
+///
+/// Where a route is lost nothing comes, and no error: a pool of sqlx waits for each connection that is given back, without
+/// a limit.
+#[derive(Debug, Clone)]
+pub(crate) struct Pool {
+    pool: PgPool,
+    returns: TaskTracker,
+}
+
+impl Pool {
+    pub(crate) fn new(pool: &PgPool) -> Self {
+        Self { pool: pool.clone(), returns: TaskTracker::new() }
+    }
+
+    pub(crate) async fn lend(&self) -> Result<Lent, sqlx::Error> {
+        let connection = self.pool.acquire().await?;
+        Ok(Lent { connection, returns: self.returns.clone() })
+    }
+}
+
+impl<'c> Acquire<'c> for &'c Pool {
+    type Database = Postgres;
+    type Connection = Lent;
+
+    fn acquire(self) -> BoxFuture<'c, Result<Lent, sqlx::Error>> {
+        Box::pin(self.lend())
+    }
+
+    /// Without the limit: nothing here begins one so.
+    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>> {
+        Box::pin(async move { self.pool.begin().await })
+    }
+}
+
+/// A connection of a [`Pool`], given back within a limit or not at all.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    connection: PoolConnection<Postgres>,
+    returns: TaskTracker,
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // Dropped before its end, it closes the connection and frees the place.
+        self.returns.spawn(tokio::time::timeout(READY, self.connection.return_to_pool()));
+    }
+}
+
+/// Whether an idle connection still does: an error closes it without a word to the server.
+pub(crate) async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(READY, connection.ping()).await.map_err(late)?.map(|()| true)
 }

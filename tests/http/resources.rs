@@ -1,9 +1,11 @@
 //! Every resource through two instances: what is written on one is read on the other.
 
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 
-use crate::command::Served;
+use crate::command::{Served, seeded};
 use crate::service::{Response, request, two_instances};
+use crate::support::wait::eventually;
 
 pub(crate) const CHAT: &str = "00000000-0000-4000-8000-000000000001";
 const ROUNDS: usize = 1_000;
@@ -228,7 +230,7 @@ async fn a_thousand_contacts_are_validated_in_one_call_and_preloaded_in_another(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_depends_on_a_company_is_as_new_as_its_token() {
-    let database = crate::command::seeded();
+    let database = seeded();
     // Without Redis, so that only the token tells the other one.
     let start = |name: &str| Served::start_on(&database.url, "", name, &[]);
     let (a, b) = (start("a"), start("b"));
@@ -251,5 +253,43 @@ async fn what_depends_on_a_company_is_as_new_as_its_token() {
         let path = format!("/api/v1/companies/{}/contacts/by-phone/912345678", made.body["id"]);
         let none = request(&b, "GET", &path, &made.at_least(), "").await;
         assert!(none.text.contains("contact"), "the company is there: {}", none.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tool_results_that_expired_an_hour_ago_are_deleted() {
+    let database = seeded();
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let insert = "insert into tool_results (chat_id, tool, result, expires_at)
+        select $1::uuid, 't' || n, '1', now() - interval '1 minute' * n from generate_series(1, 1100) n";
+    sqlx::query(insert).bind(CHAT).execute(&mut connection).await.unwrap();
+    let _a = Served::start(&database, "a");
+    eventually("those of the last hour are left", async || {
+        let left: i64 =
+            sqlx::query_scalar("select count(*) from tool_results").fetch_one(&mut connection).await.unwrap();
+        left <= 59
+    })
+    .await;
+    let whole: i64 = sqlx::query_scalar(
+        "select count(*) from perto.invalidation where cache = 'tool_result' and keys is null",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(whole, 0, "the cache was cleared");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_time_is_written_by_hand_that_cannot_be_read() {
+    let database = seeded();
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    for sql in [
+        "update messages set created_at = 'infinity' where id = 1",
+        "update messages set created_at = '-infinity' where id = 1",
+        "update messages set created_at = '20000-01-01' where id = 1",
+        "insert into tool_results (chat_id, tool, result, expires_at) select id, 't', '1', 'infinity' from chats limit 1",
+    ] {
+        let error = sqlx::query(sql).execute(&mut connection).await.unwrap_err();
+        assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("23514"), "{sql}: {error}");
     }
 }

@@ -14,6 +14,7 @@ use super::alerts::Alert;
 use super::counts::Tallies;
 use crate::service::Service;
 use crate::service::administration::ms;
+use crate::service::database;
 
 /// As it lies in the instance's row. Those of other versions are read for what they have.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -154,8 +155,8 @@ impl Gauge {
     /// Stands in line like any other, where there seems to be one.
     pub(crate) async fn is_exhausted(&self) -> bool {
         let full = || self.pool.size() >= self.max() && self.pool.num_idle() == 0;
-        let exhausted =
-            full() && tokio::time::timeout(NONE_FOR, self.pool.acquire()).await.is_err() && full();
+        let pool = database::Pool::new(&self.pool);
+        let exhausted = full() && tokio::time::timeout(NONE_FOR, pool.lend()).await.is_err() && full();
         self.exhausted.fetch_add(exhausted.into(), Ordering::Relaxed);
         exhausted
     }

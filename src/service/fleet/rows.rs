@@ -6,8 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres, Row as _};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::service::database::Database;
@@ -162,28 +161,17 @@ impl Rows {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Unanswered> {
-        let acquired = tokio::time::timeout(LIMIT, self.0.pool.acquire()).await;
-        let mut lent = Lent(Some(acquired.map_err(|_elapsed| Unanswered::Late)??));
-        let connection = lent.0.as_deref_mut().ok_or(sqlx::Error::PoolClosed)?;
+        let acquired = tokio::time::timeout(LIMIT, self.0.pool.lend()).await;
+        let mut connection = acquired.map_err(|_elapsed| Unanswered::Late)??;
         let working = async {
-            let mut tx = sqlx::Connection::begin(connection).await?;
+            let mut tx = self.0.begin(&mut connection).await?;
             let outcome = work(&mut tx).await?;
             tx.commit().await?;
             Ok::<_, sqlx::Error>(outcome)
         };
-        let outcome = tokio::time::timeout(LIMIT, working).await.map_err(|_elapsed| Unanswered::Late)??;
-        // In order, and back it goes.
-        drop(lent.0.take());
-        Ok(outcome)
-    }
-}
-
-/// Whatever did not end in order may be in the middle of a statement that never ends: such a connection goes, and its place
-/// is free at once.
-struct Lent(Option<PoolConnection<Postgres>>);
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        drop(self.0.take().map(PoolConnection::detach));
+        tokio::time::timeout(LIMIT, working)
+            .await
+            .map_err(|_elapsed| Unanswered::Late)?
+            .map_err(Unanswered::from)
     }
 }

@@ -134,7 +134,8 @@ pub(super) async fn apply(
     batch: &Batch,
 ) -> Result<bool, sqlx::Error> {
     let database = &imports.database;
-    let mut tx = database.begin().await?;
+    let mut connection = database.pool.lend().await?;
+    let mut tx = database.begin(&mut connection).await?;
     // In the order in which a company's deletion locks them.
     database
         .statement("select 1 from companies where id = $1 for key share")

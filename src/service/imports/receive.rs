@@ -246,7 +246,8 @@ impl Upload {
         format: Format,
         columns: &[String],
     ) -> Result<Self, Refusal> {
-        let mut tx = imports.database.begin().await?;
+        let mut connection = imports.database.pool.lend().await?;
+        let mut tx = imports.database.begin(&mut connection).await?;
         // One at a time of a company counts and adds; contacts may refer to it meanwhile.
         let lock = "select id from companies where id = $1 for no key update";
         let locked = imports.database.write::<(i64,)>(lock).bind(company).fetch_optional(&mut *tx).await?;
@@ -279,8 +280,9 @@ impl Upload {
         let rejects: Vec<Reject> = cut.too_long.into_iter().collect();
         let counts = Counts::of(&rejects, 0);
         let bytes = cut.chunk.as_ref().map_or(0, |chunk| chunk.data.len());
-        let mut tx = self.imports.database.begin().await?;
         let database = &self.imports.database;
+        let mut connection = database.pool.lend().await?;
+        let mut tx = database.begin(&mut connection).await?;
         let query = database.write::<(i64,)>(concat!(
             "update imports set bytes = bytes + $2, leased_until = clock_timestamp() + make_interval(secs => $3), ",
             chunks::counted!("$4", "$5", "$6", "$7"),
@@ -402,10 +404,8 @@ mod tests {
         for _ in 0..90 {
             assert!(steady.next().await.is_ok());
         }
-        let header = tokio::time::timeout(
-            HEADER,
-            header(&mut Body::new(every(3, 1), 1 << 20), &mut Cutter::new(Format::Csv)),
-        );
+        let (mut spaces, mut cutter) = (Body::new(every(3, 1), 1 << 20), Cutter::new(Format::Csv));
+        let header = tokio::time::timeout(HEADER, header(&mut spaces, &mut cutter));
         assert!(header.await.is_err(), "spaces are no header");
     }
 
