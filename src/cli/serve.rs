@@ -53,7 +53,7 @@ impl Serve {
             }
         }
         let places = service::Places { database_url: self.database.url()?.to_owned(), redis_url };
-        service::run(listener, self.settings, places, pools, terminated()).await
+        service::run(listener, self.settings, places, pools, terminated()?).await
     }
 
     fn check(&mut self) -> anyhow::Result<()> {
@@ -102,15 +102,21 @@ fn log() {
         .try_init();
     drop(logging);
 }
-/// Completes at Ctrl-C, and where the system asks for an end.
-async fn terminated() {
-    #[cfg(unix)]
-    if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+/// Completes at Ctrl-C, and where the system asks for an end: also if it does so before this is waited for.
+#[cfg(unix)]
+fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
-        return;
-    }
-    drop(tokio::signal::ctrl_c().await);
+    })
+}
+
+/// Completes at Ctrl-C.
+#[cfg(not(unix))]
+fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
+    Ok(async { drop(tokio::signal::ctrl_c().await) })
 }

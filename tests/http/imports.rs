@@ -359,7 +359,7 @@ async fn uploads_that_hold_their_headers_back_are_counted_and_end_soon() {
     let database = prepared();
     let served = Served::start(&database, "a");
     let head = format!(
-        "POST {} HTTP/1.0\r\nhost: perto\r\ncontent-type: text/csv\r\ncontent-length: 1000\r\n\r\n",
+        "POST {} HTTP/1.0\r\nhost: localhost\r\ncontent-type: text/csv\r\ncontent-length: 1000\r\n\r\n",
         imports(1)
     );
     let began = std::time::Instant::now();
@@ -401,7 +401,6 @@ async fn an_import_is_another_companys_secret() {
         ("DELETE", format!("{}/{id}", imports(2))),
         ("GET", format!("{}/{id}/rejected", imports(2))),
         ("GET", format!("{}/00000000-0000-4000-8000-000000000000", imports(1))),
-        ("GET", format!("{}/x", imports(1))),
     ] {
         assert_eq!(send(&served, method, &path, "", b"").await.status, 404, "{method} {path}");
     }
