@@ -151,9 +151,9 @@ impl Dice {
         f64::from(u32::try_from((z ^ (z >> 31)) >> 32).unwrap_or_default()) / f64::from(u32::MAX)
     }
 
-    /// From 1 to `most`; half of them are in the first eighth.
+    /// From 1 to `most`; half of them are in the first thirty-second part.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and most")]
     fn skewed(&mut self, most: u32) -> u32 {
-        ((self.roll().powi(3) * f64::from(most)) as u32).min(most - 1) + 1
+        ((self.roll().powi(5) * f64::from(most)) as u32).min(most - 1) + 1
     }
 }

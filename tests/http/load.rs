@@ -52,7 +52,7 @@ async fn load_is_answered_and_shown_by_tier_and_what_it_wrote_is_there() {
     for read in &rows[..4] {
         assert_eq!(number(read, 5) + number(read, 6) + number(read, 7), number(read, 1), "{output}");
     }
-    // Nearly half of the chats' requests are for the first one of them or its neighbours.
+    // The first chat is asked for most.
     let chat = "/api/v1/chats/00000000-0000-4000-8000-000000000001/messages";
     let page = request(&served, "GET", chat, &format!("authorization: Bearer {ADMIN_KEY}\r\n"), "").await;
     assert!(page.text.contains("written by perto load"), "{}", page.text);
