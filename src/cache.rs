@@ -113,6 +113,7 @@ pub enum Tier {
 }
 
 impl Tier {
+    #[cfg(feature = "otel")]
     pub(crate) const ALL: [Self; 3] = [Self::Local, Self::Remote, Self::Load];
 
     /// As in documents, headers and metrics.
@@ -612,10 +613,6 @@ impl<K: Key, V: Value> Core<K, V> {
             // Without a lease the primary was read in the meantime.
             self.shared.staleness.record(age.min(coherence.bound));
         }
-    }
-
-    pub(crate) fn latency(&self, tier: Tier) -> &Timing {
-        &self.latencies[tier as usize]
     }
 
     pub(crate) fn new(
