@@ -22,3 +22,5 @@ mod pool;
 mod replay;
 mod resources;
 mod service;
+mod sink;
+mod traces;
