@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use perto::plot::grouped;
 use perto::proxy::{Fault, FaultProxy};
 use perto::{State, postgres};
 use sqlx::postgres::PgPoolOptions;
@@ -22,12 +23,15 @@ use super::connect::{Database, check_redis, host_and_port, with_address};
 mod faults;
 mod fleet;
 mod history;
+mod page;
 mod report;
+mod timeline;
 mod trace;
 
 use faults::{Scheduled, What};
 use fleet::{Member, Plan, Run, Tally, Window};
 use history::Record;
+use timeline::{Samples, Timeline};
 use trace::Trace;
 
 /// See the command's help.
@@ -59,6 +63,9 @@ pub(crate) struct Replay {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with plots of tiers, latency and staleness over time to this file (HTML)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Seed of the generated trace and of the choice of writes
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -135,12 +142,13 @@ impl Replay {
         if let Err(error) = probe {
             bail!("--{error}");
         }
-        Ok(())
+        self.check_page()
     }
 
     async fn replay(&self, connection: &mut PgConnection, schema: &str, trace: Trace) -> anyhow::Result<()> {
         prepare(connection, schema, &trace, self.value_bytes).await?;
         let proxies = if self.faults.is_empty() { None } else { Some(Proxies::start(self).await?) };
+        let versions = if self.report.is_some() { self.versions(connection).await } else { String::new() };
         let plan = self.plan(schema, trace, proxies.as_ref())?;
         let plain_pool =
             self.database.pool(PgPoolOptions::new().max_connections(2).test_before_acquire(false)).await?;
@@ -156,7 +164,7 @@ impl Replay {
         let next = (0..plan.instances).map(|_| AtomicU64::new(0)).collect();
         let run = Arc::new(Run { plan, record, tally, next });
         ready.into_iter().for_each(|give| drop(give.send(Arc::clone(&run))));
-        let result = self.drive(&run, &members, proxies.as_ref(), plain_pool).await;
+        let result = self.drive(&run, &members, proxies.as_ref(), plain_pool, &versions).await;
         for member in members {
             member.end().await;
         }
@@ -196,6 +204,7 @@ impl Replay {
         members: &[Member],
         proxies: Option<&Proxies>,
         plain_pool: sqlx::PgPool,
+        versions: &str,
     ) -> anyhow::Result<()> {
         let (plain, written) = mpsc::channel(64);
         let writers = members.iter().map(Member::writer).collect();
@@ -217,14 +226,27 @@ impl Replay {
         };
         let bare = report::BarePublish::new(self.redis_url()?, &run.plan.schema)?;
         let terminal = std::io::stderr().is_terminal();
+        let mut samples = self.report.is_some().then(Samples::default);
+        let sampling = async {
+            match &mut samples {
+                Some(samples) => samples.watch(run, members).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = async { tokio::join!(all_read, writing) } => {}
             () = report::show_progress(run, members, terminal) => {}
             () = cause_faults(run, members, proxies, self.redis_url()?) => {}
             () = bare.measure() => {}
+            () = sampling => {}
         }
-        let report = report::Report::new(run, members, &bare);
+        let mut timeline = samples.as_ref().map(|_| Timeline::new(run.record.now(), run.plan.bound));
+        let report = report::Report::new(run, members, &bare, timeline.as_mut());
         report.print(run, members);
+        if let (Some(timeline), Some(samples)) = (&timeline, &mut samples) {
+            samples.end(run, members, timeline.length());
+            self.write_page(run, members, &report, (timeline, samples), versions)?;
+        }
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&report)?;
             std::fs::write(path, json + "\n")
@@ -253,8 +275,8 @@ async fn prepare(
 ) -> anyhow::Result<()> {
     super::say_error(&format!(
         "{} accesses to {} rows; making the rows in schema {schema}",
-        report::grouped(trace.accesses.len() as u64),
-        report::grouped(trace.ids.len() as u64)
+        grouped(trace.accesses.len() as u64),
+        grouped(trace.ids.len() as u64)
     ));
     postgres::migrate(connection, schema).await?;
     let create = format!(
