@@ -16,6 +16,7 @@ mod fleet;
 mod imports;
 mod inspect;
 mod messages;
+mod metrics;
 mod openapi;
 mod outages;
 mod pool;
