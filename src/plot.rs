@@ -6,11 +6,10 @@
 //!
 //! It is no chart library: it draws what the reports here need.
 
-use std::fmt::Write;
-
 mod axis;
 mod chart;
 mod page;
+mod shapes;
 
 pub use axis::{Axis, time_text};
 pub use chart::{Band, Chart, Lane, Series, Stroke};
@@ -49,11 +48,6 @@ pub fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
-}
-
-/// A coordinate: a tenth of a pixel is enough.
-fn px(to: &mut String, number: f64) {
-    let _ = write!(to, "{:.1}", if number.is_finite() { number } else { 0.0 });
 }
 
 #[cfg(test)]

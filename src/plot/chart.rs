@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Axis, Table, escaped, grouped, px};
+use super::shapes::{marker, precise, px, rect};
+use super::{Axis, Table, escaped, grouped};
 
 /// A plot: series over two axes.
 #[derive(Debug)]
@@ -136,10 +137,12 @@ impl Chart {
             let _ = write!(html, "<li>{}{}</li>", swatched(swatch), escaped(name));
         }
         if !self.bands.is_empty() {
-            let swatch = "<rect class=\"band\" x=\"1\" y=\"1\" width=\"17\" height=\"12\"/>\
-                          <rect class=\"healing\" x=\"18\" y=\"1\" width=\"17\" height=\"12\"/>";
-            let _ =
-                write!(html, "<li>{}a fault, and what follows it until it has healed</li>", swatched(swatch));
+            let mut swatch = String::new();
+            let healing = self.bands.iter().any(|band| band.healed > band.to);
+            rect(&mut swatch, "band", 1.0, 1.0, if healing { 17.0 } else { 34.0 }, 12.0);
+            rect(&mut swatch, "healing", 18.0, 1.0, if healing { 17.0 } else { 0.0 }, 12.0);
+            let said = if healing { "a fault, and what follows it until it has healed" } else { "a fault" };
+            let _ = write!(html, "<li>{}{said}</li>", swatched(&swatch));
         }
         html + "</ul>\n"
     }
@@ -340,54 +343,88 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn rect(svg: &mut String, class: &str, x: f64, y: f64, width: f64, height: f64) {
-    if width > 0.0 {
-        let _ = write!(
-            svg,
-            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\"/>"
-        );
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
 
-/// A sign of its own for each series: circle, square, triangle, diamond.
-fn marker(svg: &mut String, at: usize, stroke: Stroke, x: f64, y: f64, r: f64) {
-    if stroke == Stroke::Alarm {
-        let _ = write!(
-            svg,
-            "<path class=\"alarm\" d=\"M{:.1} {:.1}l{2:.1} {2:.1}m0 -{2:.1}l-{2:.1} {2:.1}\"/>",
-            x - r,
-            y - r,
-            2.0 * r
-        );
-        return;
-    }
-    let _ = match at % 4 {
-        0 => write!(svg, "<circle class=\"mark s{at}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\"/>"),
-        1 => write!(
-            svg,
-            "<rect class=\"mark s{at}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{2:.1}\" height=\"{2:.1}\"/>",
-            x - r * 0.9,
-            y - r * 0.9,
-            r * 1.8
-        ),
-        2 => write!(
-            svg,
-            "<path class=\"mark s{at}\" d=\"M{x:.1} {:.1}l{1:.1} {2:.1}h-{3:.1}z\"/>",
-            y - r * 1.2,
-            r * 1.2,
-            r * 2.1,
-            r * 2.4
-        ),
-        _ => write!(
-            svg,
-            "<path class=\"mark s{at}\" d=\"M{x:.1} {:.1}l{1:.1} {1:.1}l-{1:.1} {1:.1}l-{1:.1} -{1:.1}z\"/>",
-            y - r * 1.3,
-            r * 1.3
-        ),
-    };
-}
+    use super::*;
 
-#[expect(clippy::cast_precision_loss, reason = "for a drawing")]
-fn precise(count: u64) -> f64 {
-    count as f64
+    fn chart() -> Chart {
+        let series = |name: &str, points: &[(f64, Option<f64>)], stroke| Series {
+            name: name.to_owned(),
+            points: points.to_vec(),
+            marks: Vec::new(),
+            stroke,
+        };
+        let line = [(1.0, Some(1.0)), (2.0, Some(10.0)), (3.0, None), (4.0, Some(1.0)), (5.0, None)];
+        Chart {
+            name: "test",
+            title: "a & b".to_owned(),
+            text: "<what it is>".to_owned(),
+            x: Axis::elapsed(Duration::from_secs(10)),
+            y: Axis::count("n", 10.0),
+            series: vec![
+                series("line", &line, Stroke::Line),
+                series("alarm", &[(2.0, Some(f64::INFINITY)), (3.0, None)], Stroke::Alarm),
+            ],
+            limit: Some((5.0, "the <limit>".to_owned())),
+            bands: [("one", 1.0, 4.0, 5.0), ("two", 1.5, 2.0, 2.0), ("at the end", 9.9, 10.0, 10.0)]
+                .map(|(name, from, to, healed)| Band { name: name.to_owned(), from, to, healed })
+                .into(),
+            lanes: vec![Lane {
+                name: "bars".to_owned(),
+                bars: vec![(0.0, 1.0, 0), (1.0, 2.0, 1_000), (2.0, 3.0, 1)],
+            }],
+            table: Table::default(),
+        }
+    }
+
+    #[test]
+    fn a_line_is_broken_where_there_is_no_figure_and_a_lone_point_is_a_dot() {
+        let svg = chart().svg("id", 172.0, 100.0);
+        let path = svg.split("class=\"line s0\" d=\"").nth(1).unwrap().split('"').next().unwrap();
+        // Ten pixels a second from 58 on.
+        assert_eq!(path.matches('M').count(), 2, "{path}");
+        assert!(path.starts_with("M68.0 ") && path.contains("h0L78.0 ") && path.contains("M98.0 "), "{path}");
+        assert!(path.ends_with("h0"), "{path}");
+    }
+
+    #[test]
+    fn what_breaks_the_promise_is_drawn_at_the_top_and_counted_in_the_lane() {
+        let svg = chart().svg("id", 400.0, 100.0);
+        assert_eq!(svg.matches("class=\"alarm\"").count(), 1);
+        assert!(!svg.contains("inf") && !svg.contains("NaN"), "{svg}");
+        assert!(svg.contains(">bars: 1,001</text>"));
+        assert_eq!(svg.matches("class=\"bar\"").count(), 2, "nothing is drawn for none");
+        assert!(svg.contains(">the &lt;limit&gt;</text>") && svg.contains(">&lt;what it is&gt;</desc>"));
+    }
+
+    #[test]
+    fn names_of_faults_are_within_the_drawing_and_not_on_each_other() {
+        for width in [370.0, 960.0] {
+            let chart = chart();
+            let frame = Frame::new(&chart, width, 100.0);
+            let names: Vec<(f64, f64, f64)> = chart
+                .bands
+                .iter()
+                .zip(&frame.labels)
+                .map(|(band, (x, y))| (*x, band.name.chars().fold(*x, |end, _| end + LETTER), *y))
+                .collect();
+            for (at, (from, to, row)) in names.iter().enumerate() {
+                assert!(*from >= 0.0 && *to <= width && *row < frame.top, "{names:?}");
+                let apart = |other: &(f64, f64, f64)| {
+                    (other.2 - row).abs() > 1.0 || other.1 <= *from || other.0 >= *to
+                };
+                assert!(names[..at].iter().all(apart), "{names:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_legend_says_what_each_sign_is() {
+        let legend = chart().legend();
+        for name in [">line</li>", ">alarm</li>", ">the &lt;limit&gt;</li>", "until it has healed</li>"] {
+            assert!(legend.contains(name), "{legend}");
+        }
+    }
 }

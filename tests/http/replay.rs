@@ -197,7 +197,7 @@ fn a_report_has_the_plots_the_faults_and_the_verdict_and_needs_nothing_else() {
             "two plots of two sizes: {fault}"
         );
     }
-    assert_eq!(count(&elements, "rect", "class=\"band\" x=\"1\""), 2, "in the legends");
+    assert_eq!(count(&elements, "rect", "class=\"band\" x=\"1.0\""), 2, "in the legends");
     assert!(count(&elements, "rect", "class=\"band\"") >= 2 + 8);
     assert!(page.contains("Reads older than the bound: 0 of "), "the verdict");
     assert!(page.contains("perto replay --keys 500 --accesses 9000 "), "the command");
