@@ -120,36 +120,34 @@ impl Replay {
         };
         let mut tables = vec![self.ran(run, versions), summary];
         if !report.violations.is_empty() {
+            let told =
+                (1..=3).zip(&report.violations).map(|(n, told)| vec![format!("number {n}"), told.clone()]);
             tables.push(Table {
                 caption: "The first reads that broke the promise".to_owned(),
                 columns: Vec::new(),
-                rows: report
-                    .violations
-                    .iter()
-                    .take(3)
-                    .map(|told| vec![String::new(), told.clone()])
-                    .collect(),
+                rows: told.collect(),
             });
         }
         let failure = report.failure(run);
+        let mut verdict = format!(
+            "Reads older than the bound: {} of {}. ",
+            grouped(report.reads_over_bound),
+            grouped(report.accesses)
+        );
+        verdict.push_str(&match &failure {
+            Some(error) => format!("The run failed: {error}"),
+            None => format!(
+                "The bound is {} ms; the oldest answer served as fresh was {} ms old.",
+                report.bound_ms, report.staleness_ms.max
+            ),
+        });
         let name = self.trace.as_ref().and_then(|path| path.file_name());
         let page = Page {
             title: match name {
                 Some(name) => format!("perto replay of {}", name.to_string_lossy()),
                 None => "perto replay of a generated trace".to_owned(),
             },
-            verdict: Some(match &failure {
-                Some(error) => (false, error.to_string()),
-                None => (
-                    true,
-                    format!(
-                        "Reads older than the bound: 0 of {}. The bound is {} ms; the oldest answer served as fresh was {} ms old.",
-                        grouped(report.accesses),
-                        report.bound_ms,
-                        report.staleness_ms.max
-                    ),
-                ),
-            }),
+            verdict: Some((failure.is_none(), verdict)),
             tables,
             charts: vec![tiers(run, timeline), latency(run), staleness(run, report, timeline, samples)],
         };
@@ -314,7 +312,7 @@ fn staleness(run: &Run, report: &Report, timeline: &Timeline, samples: &Samples)
         let figure = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
         fresh.push((middle, figure(slice.oldest)));
         unverified.push((middle, figure(slice.oldest_unverified)));
-        broken.push((middle, figure(slice.oldest.filter(|_| slice.broken > 0))));
+        broken.push((middle, figure(slice.broken)));
         let counts = [counted.repairs, slice.unverified, counted.errors];
         for (lane, count) in lanes.iter_mut().zip(counts) {
             lane.bars.push((from, to, count));

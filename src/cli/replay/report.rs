@@ -282,8 +282,8 @@ impl Report {
     /// Whether the run shows what it is for, with the first of what broke the promise.
     pub(super) fn verdict(&self, run: &Run) -> anyhow::Result<()> {
         let Some(error) = self.failure(run) else { return Ok(()) };
-        for violation in self.violations.iter().take(3) {
-            crate::cli::say_error(violation);
+        for line in self.violations.iter().take(3).flat_map(|violation| violation.lines()) {
+            crate::cli::say_error(line);
         }
         Err(error)
     }

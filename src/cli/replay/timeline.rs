@@ -29,8 +29,8 @@ pub(super) struct Slice {
     pub(super) oldest: Option<Duration>,
     pub(super) unverified: u64,
     pub(super) oldest_unverified: Option<Duration>,
-    /// Fresh ones older than the bound, and any of what nobody had written.
-    pub(super) broken: u64,
+    /// The oldest of those that break the promise: fresh and older than the bound, or of what nobody had written.
+    pub(super) broken: Option<Duration>,
 }
 
 /// Slices at most.
@@ -65,9 +65,11 @@ impl Timeline {
         }] += 1;
         let fresh = answer.freshness == Freshness::Fresh;
         slice.unverified += u64::from(!fresh);
-        slice.broken += u64::from(stale == Duration::MAX || (fresh && stale > self.bound));
+        if stale == Duration::MAX || (fresh && stale > self.bound) {
+            slice.broken = slice.broken.max(Some(stale));
+        }
         let oldest = if fresh { &mut slice.oldest } else { &mut slice.oldest_unverified };
-        *oldest = Some(oldest.unwrap_or_default().max(stale));
+        *oldest = (*oldest).max(Some(stale));
     }
 
     pub(super) const fn length(&self) -> Duration {
@@ -194,6 +196,7 @@ mod tests {
             (Tier::Local, true, 49, ms(2)),
             (Tier::Remote, false, 50, ms(5_000)),
             (Tier::Load, true, 119, ms(1_001)),
+            (Tier::Load, true, 119, ms(1_000)),
             (Tier::Load, false, 119, Duration::MAX),
             // What begins after the end was counted.
             (Tier::Load, true, 500, ms(0)),
@@ -203,25 +206,31 @@ mod tests {
         let [first, second] = &timeline.slices[..] else { panic!("{timeline:?}") };
         assert_eq!(
             (first.reads, first.oldest, first.unverified, first.broken),
-            ([2, 0, 0], Some(ms(3)), 0, 0)
+            ([2, 0, 0], Some(ms(3)), 0, None)
         );
-        assert_eq!((second.reads, second.oldest, second.unverified), ([0, 1, 3], Some(ms(1_001)), 2));
-        assert_eq!((second.oldest_unverified, second.broken), (Some(Duration::MAX), 2));
+        assert_eq!((second.reads, second.oldest, second.unverified), ([0, 1, 4], Some(ms(1_001)), 2));
+        assert_eq!((second.oldest_unverified, second.broken), (Some(Duration::MAX), Some(Duration::MAX)));
     }
 
     #[test]
     fn samples_are_few_however_many_are_taken_and_nothing_is_counted_twice() {
         let mut samples = Samples::default();
-        for at in 1..100_000_u32 {
-            samples.add(Sample { at: FIRST_PAUSE * at, repairs: u64::from(at), errors: 0 });
+        // A repair for each first pause, over many hours.
+        let (mut at, mut step) = (0, 1);
+        while at < 4_000_000 {
+            at += step;
+            if samples.add(Sample { at: FIRST_PAUSE * at, repairs: u64::from(at), errors: 0 }) {
+                step *= 2;
+            }
+            assert!(samples.0.len() < MOST_SAMPLES);
         }
-        assert!(samples.0.len() < MOST_SAMPLES);
-        samples.0.push(Sample { at: FIRST_PAUSE * 100_000, repairs: 100_000, errors: 7 });
-        let spans =
-            (0..40).map(|at| samples.between(FIRST_PAUSE * 2_500 * at, FIRST_PAUSE * 2_500 * (at + 1)));
+        samples.0.push(Sample { at: FIRST_PAUSE * at, repairs: u64::from(at), errors: 7 });
+        let slice = at / 200;
+        let spans = (0..201).map(|n| samples.between(FIRST_PAUSE * slice * n, FIRST_PAUSE * slice * (n + 1)));
         let repairs: Vec<u64> = spans.map(|span| span.repairs).collect();
-        assert_eq!(repairs.iter().sum::<u64>(), 100_000);
-        assert!(repairs.iter().all(|count| (2_000..3_000).contains(count)), "{repairs:?}");
-        assert_eq!(samples.between(Duration::ZERO, FIRST_PAUSE * 100_000).errors, 7);
+        assert_eq!(repairs.iter().sum::<u64>(), u64::from(at));
+        let like = u64::from(slice * 3 / 5)..u64::from(slice * 7 / 5);
+        assert!(repairs[..200].iter().all(|count| like.contains(count)), "{repairs:?}");
+        assert_eq!(samples.between(Duration::ZERO, FIRST_PAUSE * at).errors, 7);
     }
 }
