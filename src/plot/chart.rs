@@ -273,7 +273,7 @@ impl<'a> Frame<'a> {
                 self.left,
                 self.right,
                 self.left + 3.0,
-                foot - BAR - 5.0,
+                foot - BAR - 3.5,
                 escaped(&lane.name)
             );
             for (from, to, count) in lane.bars.iter().filter(|bar| bar.2 > 0) {
