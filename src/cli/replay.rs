@@ -87,6 +87,8 @@ pub(crate) struct Replay {
 
 /// How long after a fault its window stays open at most.
 const COHERENT_LIMIT: Duration = Duration::from_secs(5);
+/// Times that the schema is dropped, while deadlocks hinder it.
+const DROPS: u32 = 5;
 /// Largest row: what L2 takes at most by default.
 const MAX_VALUE_BYTES: usize = 1 << 20;
 
@@ -258,10 +260,18 @@ impl Replay {
     async fn clean_up(&self, schema: &str) -> anyhow::Result<()> {
         let mut connection = self.database.connect().await?;
         let drop_schema = format!("drop schema if exists {schema} cascade");
-        sqlx::raw_sql(AssertSqlSafe(drop_schema))
-            .execute(&mut connection)
-            .await
-            .context("drop the replay's schema")?;
+        for left in (0..DROPS).rev() {
+            match sqlx::raw_sql(AssertSqlSafe(drop_schema.clone())).execute(&mut connection).await {
+                // The server may still be at a statement of a connection that is gone, which has its locks in another
+                // order. It ends by itself.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("40P01") && left > 0 => {
+                }
+                dropped => {
+                    dropped.context("drop the replay's schema")?;
+                    break;
+                }
+            }
+        }
         unlink_own_keys(self.redis_url()?, schema).await
     }
 }
