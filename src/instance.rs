@@ -20,7 +20,7 @@ use crate::cache::builder::CacheBuilder;
 use crate::cache::inspect::InRemote;
 use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
-use crate::coherence::tail::Tail;
+use crate::coherence::tail::{RecentlyRepaired, Tail};
 use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
@@ -60,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) counters: InstanceCounters,
     pub(crate) propagation: Timing,
     pub(crate) staleness: Timing,
+    pub(crate) repaired: RecentlyRepaired,
     pub(crate) nines: Nines,
     pub(crate) publisher: u64,
     pub(crate) log: Arc<dyn Log>,
@@ -436,6 +437,7 @@ impl Shared {
         // Here first: a reader on this instance sees the write from now on.
         let evicted = self.apply(token.xid, changes);
         span.number("perto.evicted", evicted);
+        self.overtaken(token.xid);
         let trace = span.trace();
         let publish = self.publish(token, changes, &trace);
         let bury = self.bury(token, changes, &trace);

@@ -79,7 +79,7 @@ const OF_CACHES: [OfCaches; 9] = [
     }),
 ];
 
-const OF_INSTANCE: [OfInstance; 7] = [
+const OF_INSTANCE: [OfInstance; 8] = [
     ("perto.hints", "Hints of writes, sent and received.", |stats| {
         vec![
             (stats.hints_published, &[(OUTCOME, "published")]),
@@ -98,6 +98,11 @@ const OF_INSTANCE: [OfInstance; 7] = [
         "perto.repairs",
         "What the log had to put right: entries that no hint had evicted, and gaps between hints.",
         |stats| vec![(stats.repairs, &[])],
+    ),
+    (
+        "perto.repairs.overtaken",
+        "Repairs that needed none: the hint came after all, a poll was faster.",
+        |stats| vec![(stats.repairs_overtaken, &[])],
     ),
     (
         "perto.recoveries",

@@ -107,6 +107,8 @@ counters! {
         hints_lost,
         /// What the tail had to put right: entries that it evicted and no hint had, and gaps.
         repairs,
+        /// Repairs that needed none: the hint came after all, a poll was faster.
+        repairs_overtaken,
         /// Times that the bookkeeping of a bucket was coarse and a poll was asked for.
         coarse,
         /// Recoveries: at the start, in a new epoch, or after the log was trimmed past the cursor.

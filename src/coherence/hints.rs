@@ -95,6 +95,7 @@ impl Listener {
         }
         if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
             shared.counters.hints_late.add(1);
+            shared.overtaken(hint.xid);
         }
         // A span of the trace that the write is part of.
         let written = hint.traceparent.as_deref().and_then(Trace::remote);
@@ -143,6 +144,12 @@ impl Shared {
     /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will bring it.
     pub(crate) fn believes(&self, xid: u64) -> bool {
         self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
+    }
+
+    /// A poll has brought the transaction before its hint came, or before it was announced here: whatever it evicted, nothing
+    /// had to be put right.
+    pub(crate) fn overtaken(&self, xid: u64) {
+        self.counters.repairs_overtaken.add(self.repaired.overtaken(xid));
     }
 
     /// Applies changes of transaction `xid`, from a hint or from a write of this instance. Returns how many entries went.

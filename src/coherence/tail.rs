@@ -3,8 +3,11 @@
 //! One task per instance polls on a connection of its own: every poll interval while all is well, faster while no
 //! hints come, at once when something is in doubt. A poll that fails changes nothing but the time: the lease runs out.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::health::{Event, Recovery};
 use super::snapshot::Snapshot;
@@ -137,6 +140,7 @@ impl Tail {
                 && cache.apply(row.xid, row.key.as_deref())
             {
                 self.shared.counters.repairs.add(1);
+                self.shared.repaired.add(row.xid);
                 repaired.note(row);
             }
         }
@@ -147,6 +151,35 @@ impl Tail {
     fn interval(&self) -> Duration {
         let interval = self.shared.settings.poll_interval;
         if self.shared.hints_come() { interval } else { interval.min(ISOLATED_INTERVAL) }
+    }
+}
+
+/// Transactions of which the tail evicted something, the newest last: a hint of theirs may still be on its way.
+#[derive(Debug, Default)]
+pub(crate) struct RecentlyRepaired(Mutex<VecDeque<(u64, u64)>>);
+
+/// Hints come within milliseconds, or never.
+const REMEMBERED: usize = 1_024;
+
+impl RecentlyRepaired {
+    fn add(&self, xid: u64) {
+        let mut recent = self.0.lock();
+        match recent.back_mut() {
+            Some((last, evicted)) if *last == xid => *evicted += 1,
+            _ => {
+                recent.push_back((xid, 1));
+                if recent.len() > REMEMBERED {
+                    recent.pop_front();
+                }
+            }
+        }
+    }
+
+    /// How many entries the tail evicted before the hint came. Told once.
+    pub(super) fn overtaken(&self, xid: u64) -> u64 {
+        let mut recent = self.0.lock();
+        let at = recent.iter().rposition(|(known, _)| *known == xid);
+        at.and_then(|at| recent.remove(at)).map_or(0, |(_, evicted)| evicted)
     }
 }
 

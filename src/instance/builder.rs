@@ -207,6 +207,7 @@ impl PertoBuilder {
             counters: Default::default(),
             propagation: Default::default(),
             staleness: Default::default(),
+            repaired: Default::default(),
             nines: Default::default(),
             publisher: random(),
             log,

@@ -35,8 +35,27 @@ async fn a_lost_hint_is_repaired_within_one_poll() {
     assert_eq!(writer.fresh(1).await, some("new"));
     eventually("the tail evicts it", POLL, || reader.cached(1).is_none()).await;
     assert_eq!(reader.fresh(1).await, some("new"));
-    assert_eq!(reader.perto.stats().repairs, 1);
+    let stats = reader.perto.stats();
+    assert_eq!((stats.repairs, stats.repairs_overtaken), (1, 0));
     assert_eq!(reader.perto.health().state, State::Coherent, "a bus that drops silently looks healthy");
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_that_a_poll_has_overtaken_leaves_nothing_repaired() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    ring.write(1, 1, "old").await;
+    ms(1).await;
+    assert_eq!(reader.fresh(1).await, some("old"));
+    let far = POLL + POLL / 2;
+    reader.node.bus.faults.delay(far, far);
+    ring.write(1, 1, "new").await;
+    eventually("the tail evicts it", POLL, || reader.cached(1).is_none()).await;
+    let stats = reader.perto.stats();
+    assert_eq!((stats.repairs, stats.repairs_overtaken, stats.hints_late), (1, 0, 0));
+    eventually("the hint comes", far * 2, || reader.perto.stats().hints_late == 1).await;
+    assert_eq!(reader.perto.stats().repairs_overtaken, 1);
     ring.end().await;
 }
 

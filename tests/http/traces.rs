@@ -65,9 +65,13 @@ async fn a_write_and_the_evictions_that_it_causes_elsewhere_are_one_trace() {
         let evict = one(&spans, instance, "evict");
         assert!(evict.is_child_of(publish) && evict.is_linked_to(publish), "{evict:?}");
         assert_eq!(evict.span.kind(), SpanKind::Consumer);
-        assert_eq!(evict.number("perto.evicted"), Some(1), "it held the company");
+        // A poll may have been faster.
+        let of_it = spans.iter().filter(|seen| seen.instance == instance);
+        let went: i64 = of_it.filter_map(|seen| seen.number("perto.evicted")).sum();
+        assert_eq!(went, 1, "it held the company");
     }
-    assert_eq!(spans.len(), 9, "{:?}", names(&spans));
+    let repairs = spans.iter().filter(|seen| seen.span.name == "repair").count();
+    assert_eq!(spans.len() - repairs, 9, "{:?}", names(&spans));
 }
 
 #[tokio::test(flavor = "multi_thread")]
