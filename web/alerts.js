@@ -1,0 +1,39 @@
+// Alerts: what is wrong, since when, and what to do about it.
+
+import { $, at, el, keyed, mark, say, span, time } from "./format.js";
+
+/** One line for each; docs/OPERATIONS.md has more. */
+const WHAT_TO_DO = {
+  "hit-rate-low": "See below which cache loads most. After a start or a clear it passes; else raise --l1-mib or the cache’s time to live, or look for keys that are read once.",
+  "redis-memory-high": "Raise maxmemory, or set an eviction policy (allkeys-lru): nothing in Redis is needed. If others use this Redis, give Perto its own.",
+  "postgres-pool-exhausted": "Look for slow statements and locks (pg_stat_activity); then raise --pool-size, as far as max_connections of Postgres allows.",
+  "responses-slow": "Compare the latency of loads with that of L2: the slower one is the cause. If both are fast, look at the processor of the instance.",
+  "instance-not-coherent": "Isolated: bring Redis back, or the way to it. Unverified or recovering: look at Postgres first. `perto doctor` says what is wrong with either.",
+  "staleness-near-bound": "The log is read too slowly: look at the load of Postgres and for transactions that stay open (pg_stat_activity), then at the instance’s processor.",
+  "invalidation-repaired": "Nothing stale stayed. If you write by SQL past the service it is as it should be; else hints get lost: look at Redis and the network to it.",
+  "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
+};
+
+const value = (unit, n) => (unit === "percent" ? `${n} %` : unit === "seconds" ? time(n * 1_000) : `${n} times`);
+
+export function showAlerts(now) {
+  const alerts = [...now.alerts].sort((a, b) => (a.severity === b.severity ? 0 : a.severity === "critical" ? -1 : 1));
+  $("no-alerts").hidden = alerts.length > 0;
+  const make = () => {
+    const parts = { what: el("h3", ""), mark: el("span", "mark"), who: el("p", ""), detail: el("p", ""), todo: el("p", "todo") };
+    const made = el("li", "alert", el("div", "bar", parts.mark, parts.what), parts.who, parts.detail, parts.todo);
+    return Object.assign(made, { parts });
+  };
+  keyed($("alerts"), alerts, (alert) => `${alert.name} ${alert.instance} ${alert.since}`, make, (made, alert) => {
+    const { what, mark: shape, who, detail, todo } = made.parts;
+    made.className = `alert ${alert.severity === "critical" ? "bad" : "half"}`;
+    mark(shape, alert.severity === "critical" ? "bad" : "half", alert.severity);
+    say(what, alert.name);
+    const limit = alert.threshold > 0 ? `, limit ${value(alert.unit, alert.threshold)}` : "";
+    const since = Date.parse(alert.since);
+    say(who, `${alert.instance}, since ${at(since)} (${span(Date.parse(now.at) - since)}): ${value(alert.unit, alert.value)}${limit}`);
+    say(detail, alert.detail);
+    say(todo, `What to do: ${WHAT_TO_DO[alert.name] ?? "see the documentation of this version."}`);
+  });
+  return alerts;
+}
