@@ -8,7 +8,7 @@ use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +20,8 @@ use crate::coherence::{Began, Judged};
 use crate::error::{Error, InvalidateError};
 use crate::instance::{Shared, Token};
 use crate::local::{Entry, Local};
-use crate::metrics::{CacheCounters, CacheStats};
+use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
+use crate::trace::{self, Kind, Span, Trace};
 use crate::wire::Change;
 
 pub(crate) mod applied;
@@ -68,6 +69,8 @@ pub(crate) struct Core<K: Key, V: Value> {
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
     counters: CacheCounters,
+    /// By tier.
+    latencies: [Timing; 3],
 }
 
 /// The answer to a read.
@@ -107,6 +110,30 @@ pub enum Tier {
     Remote,
     /// The loader.
     Load,
+}
+
+impl Tier {
+    #[cfg(feature = "otel")]
+    pub(crate) const ALL: [Self; 3] = [Self::Local, Self::Remote, Self::Load];
+
+    /// As in documents, headers and metrics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "l1",
+            Self::Remote => "l2",
+            Self::Load => "load",
+        }
+    }
+}
+
+impl Freshness {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Unverified { .. } => "unverified",
+        }
+    }
 }
 
 /// Options of one read.
@@ -206,6 +233,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     #[inline]
     fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
         let coherence = &self.0.shared.coherence;
+        let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
         let (held, entry, now) =
             coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
         let live =
@@ -214,7 +242,17 @@ impl<K: Key, V: Value> Cache<K, V> {
             return None;
         }
         self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
+        if let Some(began) = timed {
+            self.sampled(began, held, now);
+        }
+        trace::hit(&self.0.name);
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
+    }
+
+    #[cold]
+    fn sampled(&self, began: Instant, held: Held, now_ms: u64) {
+        self.0.latencies[Tier::Local as usize].record(began.elapsed());
+        self.0.shared.staleness.record(self.0.shared.coherence.lease_age(held, now_ms));
     }
 
     async fn get_slow(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
@@ -228,13 +266,32 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::Closed);
         }
         let limit = self.0.policy.load_timeout + self.0.shared.remote_limit(keys.len());
-        match tokio::time::timeout(limit, self.read_within(keys, options)).await {
+        let (began, span) = (Instant::now(), self.span(keys.len()));
+        let answers = match tokio::time::timeout(limit, self.read_within(keys, options, &span)).await {
             Ok(read) => read,
             Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
+        };
+        match &answers {
+            Ok(answers) => self.0.seen(answers, began.elapsed(), &span),
+            Err(error) => span.failed(error),
         }
+        answers
     }
 
-    async fn read_within(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
+    fn span(&self, keys: usize) -> Span {
+        let span = Trace::current().begin(Kind::Internal, format_args!("lookup {}", self.0.name));
+        span.text("perto.cache", &self.0.name);
+        span.number("perto.keys", keys as u64);
+        span
+    }
+
+    async fn read_within(
+        &self,
+        keys: &[K],
+        options: ReadOptions,
+        span: &Span,
+    ) -> Result<Vec<Read<V>>, Error> {
+        let trace = span.trace();
         let texts = self.texts(keys)?;
         let mut answers: Vec<Option<Read<V>>> = keys
             .iter()
@@ -245,12 +302,16 @@ impl<K: Key, V: Value> Cache<K, V> {
             let mut led = Vec::new();
             let mut waiting = Vec::new();
             for (at, key) in keys.iter().enumerate().filter(|(at, _)| answers[*at].is_none()) {
-                let (leader, waiter) = self.0.flights.join(key);
+                let (leader, waiter) = self.0.flights.join(key, &trace.origin());
                 // From the second attempt on, any flight of the key took off after this read began.
                 let boarded =
                     if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
-                if let Some(leader) = leader {
-                    led.push(Led { text: texts[at].clone(), leader });
+                match leader {
+                    Some(leader) => led.push(Led { text: texts[at].clone(), leader }),
+                    None => {
+                        self.0.counters.flights_joined.add(1);
+                        span.link(waiter.origin());
+                    }
                 }
                 waiting.push((at, boarded, waiter));
             }
@@ -258,7 +319,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
-                self.look_up(led, began, options).await?;
+                self.look_up(led, began, options, &trace).await?;
             }
             self.land(waiting, &texts, options, &mut answers).await?;
         }
@@ -378,15 +439,21 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Looks into L2 for the keys that this reader leads, in one round trip, and has the rest loaded.
-    async fn look_up(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) -> Result<(), Error> {
+    async fn look_up(
+        &self,
+        led: Vec<Led<K, V>>,
+        began: Began,
+        options: ReadOptions,
+        trace: &Trace,
+    ) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         if !self.may_use_cached(held)? || core.policy.local_only {
-            self.load(led, began, options);
+            self.load(led, began, options, trace);
             return Ok(());
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
-        let found = core.shared.remote_get(&names).await;
+        let found = core.shared.remote_get(&names, trace).await;
         let mut missing = Vec::new();
         for ((led, name), bytes) in
             led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
@@ -402,18 +469,21 @@ impl<K: Key, V: Value> Cache<K, V> {
             }
         }
         if !missing.is_empty() {
-            self.load(missing, began, options);
+            self.load(missing, began, options, trace);
         }
         Ok(())
     }
 
     /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout, whoever waits.
-    fn load(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions) {
+    fn load(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions, trace: &Trace) {
+        let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
+        span.text("perto.cache", &self.0.name);
+        span.number("perto.keys", led.len() as u64);
         let core = Arc::clone(&self.0);
         let shared = Arc::clone(&core.shared);
         shared.spawn(async move {
             let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
-            let loading = core.run_loader(keys, began, options);
+            let loading = span.trace().within(core.run_loader(keys, began, options));
             let loaded = tokio::select! {
                 biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
@@ -424,6 +494,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             match loaded {
                 Err(error) => {
                     core.counters.load_errors.add(1);
+                    span.failed(&error);
                     led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
                 }
                 Ok((loaded, from)) => core.share(led, loaded, from, began),
@@ -485,6 +556,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.counters.snapshot()
     }
 
+    /// How long reads took that this tier answered: those of L1 are sampled, one of a thousand. A read of many keys counts once
+    /// for each tier below L1 that answered some of them.
+    #[must_use]
+    pub fn latency(&self, tier: Tier) -> &Histogram {
+        self.0.latencies[tier as usize].histogram()
+    }
+
     /// Entries that L1 holds, and their bytes.
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
@@ -497,6 +575,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.flights.len()
     }
 }
+
+/// Every so many hits one is timed.
+const HITS_PER_SAMPLE: u64 = 1_024;
 
 /// Whether a value with this stamp contains the write of the token. Transactions of another epoch can't be compared.
 #[inline]
@@ -511,6 +592,29 @@ struct Led<K: Key, V> {
 }
 
 impl<K: Key, V: Value> Core<K, V> {
+    /// Notes what a read that went below L1 has found, and how long it took.
+    fn seen(&self, answers: &[Read<V>], took: Duration, span: &Span) {
+        let by = |tier| answers.iter().filter(|read| read.tier == tier).count() as u64;
+        for (tier, name) in [(Tier::Remote, "perto.l2_hits"), (Tier::Load, "perto.loaded")] {
+            let count = by(tier);
+            if count > 0 {
+                self.latencies[tier as usize].record(took);
+                span.number(name, count);
+            }
+        }
+        if let [read] = answers {
+            span.text("perto.tier", read.tier.name());
+            span.text("perto.outcome", if read.value.is_some() { "found" } else { "absent" });
+            span.text("perto.freshness", read.freshness.name());
+        }
+        if answers.iter().any(|read| read.freshness == Freshness::Fresh) {
+            let coherence = &self.shared.coherence;
+            let age = coherence.lease_age(coherence.lease.held(), coherence.clock.now_ms());
+            // Without a lease the primary was read in the meantime.
+            self.shared.staleness.record(age.min(coherence.bound));
+        }
+    }
+
     pub(crate) fn new(
         name: Arc<str>,
         shared: Arc<Shared>,
@@ -527,6 +631,7 @@ impl<K: Key, V: Value> Core<K, V> {
             loader,
             sampler: Sampler::new(),
             counters: CacheCounters::default(),
+            latencies: Default::default(),
         })
     }
 }

@@ -109,6 +109,12 @@ impl Coherence {
         self.freshness(held)
     }
 
+    /// How long ago the poll was sent that a lease rests on: what is served under it misses nothing that is older.
+    pub(crate) fn lease_age(&self, held: Held, now_ms: u64) -> Duration {
+        let bound_ms = u64::try_from(self.bound.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(now_ms.saturating_add(bound_ms).saturating_sub(held.deadline_ms()))
+    }
+
     pub(crate) fn freshness(&self, held: Held) -> Judged {
         let now = self.clock.now_ms();
         if held.valid_at(now) {

@@ -24,9 +24,10 @@ use crate::coherence::tail::Tail;
 use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
-use crate::metrics::{Histogram, InstanceCounters, InstanceStats};
+use crate::metrics::{Histogram, InstanceCounters, InstanceStats, Timing};
 use crate::nines::{Audits, Nines};
 use crate::remote::{self, Breaker, Remote};
+use crate::trace::{Kind, Span, Trace};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
@@ -57,7 +58,8 @@ pub(crate) struct Shared {
     pub(crate) coherence: Arc<Coherence>,
     pub(crate) signals: Signals,
     pub(crate) counters: InstanceCounters,
-    pub(crate) propagation: Histogram,
+    pub(crate) propagation: Timing,
+    pub(crate) staleness: Timing,
     pub(crate) nines: Nines,
     pub(crate) publisher: u64,
     pub(crate) log: Arc<dyn Log>,
@@ -224,7 +226,14 @@ impl Perto {
     /// both.
     #[must_use]
     pub fn propagation(&self) -> &Histogram {
-        &self.shared().propagation
+        self.shared().propagation.histogram()
+    }
+
+    /// What was served as fresh, by how old it may have been at most: the time since the poll was sent that the lease rests on,
+    /// and never more than the bound. Hits of L1 are sampled, one of a thousand.
+    #[must_use]
+    pub fn staleness(&self) -> &Histogram {
+        self.shared().staleness.histogram()
     }
 
     /// What the auditor has found: how coherent what was served has been, in nines. See [`PertoBuilder::audit_rate`].
@@ -356,14 +365,22 @@ impl Shared {
     }
 
     /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.
-    pub(crate) async fn remote_get(&self, names: &[String]) -> Vec<Option<Bytes>> {
+    pub(crate) async fn remote_get(&self, names: &[String], trace: &Trace) -> Vec<Option<Bytes>> {
         match &self.remote {
             Some(remote) if self.breaker.is_closed() => {
                 let mut found = Vec::with_capacity(names.len());
                 for names in names.chunks(KEYS_AT_ONCE) {
+                    let span = redis_span(trace, Kind::Client, "GET", names.len());
                     match self.guard(remote.get(names)).await {
-                        Some(values) => found.extend(values),
-                        None => break,
+                        Some(values) => {
+                            let hits = values.iter().filter(|value| value.is_some()).count();
+                            span.number("perto.found", hits as u64);
+                            found.extend(values);
+                        }
+                        None => {
+                            span.failed(&NO_ANSWER);
+                            break;
+                        }
                     }
                 }
                 found
@@ -414,17 +431,22 @@ impl Shared {
         if token.epoch != self.coherence.epoch() || self.is_closed() || !self.believes(token.xid) {
             return;
         }
+        let span = Trace::current().begin(Kind::Internal, format_args!("announce"));
+        span.number("perto.changes", changes.len() as u64);
         // Here first: a reader on this instance sees the write from now on.
-        self.apply(token.xid, changes);
-        let publish = self.publish(token, changes);
-        let bury = self.bury(token, changes);
+        let evicted = self.apply(token.xid, changes);
+        span.number("perto.evicted", evicted);
+        let trace = span.trace();
+        let publish = self.publish(token, changes, &trace);
+        let bury = self.bury(token, changes, &trace);
         // Both go out on one connection without waiting for each other: one round trip. The hint is first, for with
         // memory full and no eviction the tombstones may be refused.
         tokio::join!(publish, bury);
     }
 
-    async fn publish(&self, token: Token, changes: &[Change]) {
+    async fn publish(&self, token: Token, changes: &[Change], trace: &Trace) {
         let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return };
+        let span = redis_span(trace, Kind::Producer, "PUBLISH", 1);
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hint = Hint {
             epoch: token.epoch,
@@ -433,16 +455,19 @@ impl Shared {
             xid: token.xid,
             changes: changes.to_vec(),
             committed_unix_us: u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX),
-            traceparent: None,
+            traceparent: span.traceparent(),
         };
         let sent = match hint.encode() {
             Some(bytes) => self.guard(bus.publish(bytes)).await.is_some(),
             None => false,
         };
+        if !sent {
+            span.failed(&NO_ANSWER);
+        }
         if sent { self.counters.hints_published.add(1) } else { self.counters.hints_failed.add(1) }
     }
 
-    async fn bury(&self, token: Token, changes: &[Change]) {
+    async fn bury(&self, token: Token, changes: &[Change], trace: &Trace) {
         let Some(remote) = self.remote.as_ref().filter(|_| self.breaker.is_closed()) else { return };
         let caches = self.caches();
         let mut names = Vec::new();
@@ -454,12 +479,28 @@ impl Shared {
             names.extend(change.keys.iter().flatten().map(name));
         }
         for names in names.chunks(KEYS_AT_ONCE) {
+            let span = redis_span(trace, Kind::Client, "EVALSHA", names.len());
+            span.text("db.stored_procedure.name", "invalidate");
             if self.guard(remote.invalidate(names, token.xid, TOMBSTONE_TTL)).await.is_none() {
+                span.failed(&NO_ANSWER);
                 self.counters.hints_failed.add(1);
                 return;
             }
         }
     }
+}
+
+const NO_ANSWER: &str = "Redis refused, or did not answer in time";
+
+/// <https://opentelemetry.io/docs/specs/semconv/database/redis/>
+fn redis_span(trace: &Trace, kind: Kind, operation: &str, commands: usize) -> Span {
+    let span = trace.begin(kind, format_args!("{operation}"));
+    span.text("db.system.name", "redis");
+    span.text("db.operation.name", operation);
+    if commands > 1 {
+        span.number("db.operation.batch.size", commands as u64);
+    }
+    span
 }
 
 /// A number that no other instance has, for hints.

@@ -68,6 +68,8 @@ pub mod fuzzing;
 #[cfg(any(feature = "test-util", feature = "service"))]
 pub mod history;
 pub(crate) mod instance;
+#[cfg(feature = "otel")]
+pub(crate) mod instruments;
 pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
@@ -82,6 +84,7 @@ pub(crate) mod remote;
 #[cfg(feature = "test-util")]
 pub mod sim;
 pub(crate) mod sync;
+pub(crate) mod trace;
 pub(crate) mod watched;
 pub(crate) mod wire;
 

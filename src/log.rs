@@ -75,4 +75,6 @@ pub struct Row {
     pub cache: String,
     /// The key's text, or `None` for the whole cache.
     pub key: Option<String>,
+    /// W3C trace context of the write, where it was part of a trace that is recorded and the writer said so.
+    pub traceparent: Option<String>,
 }

@@ -53,6 +53,8 @@ counters! {
         loads,
         /// Keys asked of the loader.
         keys_loaded,
+        /// Reads that waited for what another reader had asked for already.
+        flights_joined,
         /// Loads that failed, panicked or took too long.
         load_errors,
         /// Values from L2 refused because they miss an invalidation.
@@ -97,8 +99,12 @@ counters! {
         hints_published,
         /// Publishes or tombstones that failed. The log has them.
         hints_failed,
+        /// Hints that came when a poll had brought the same already.
+        hints_late,
         /// Gaps in publishers' sequences.
         gaps,
+        /// Hints that were published and never came, as the gaps tell.
+        hints_lost,
         /// What the tail had to put right: entries that it evicted and no hint had, and gaps.
         repairs,
         /// Times that the bookkeeping of a bucket was coarse and a poll was asked for.
@@ -117,6 +123,14 @@ counters! {
 pub struct Histogram {
     buckets: Box<[AtomicU64]>,
     max_ns: AtomicU64,
+}
+
+impl Clone for Histogram {
+    fn clone(&self) -> Self {
+        let copy = Self::default();
+        copy.merge(self);
+        copy
+    }
 }
 
 /// Each power of two is cut into this many buckets.
@@ -152,6 +166,16 @@ impl Histogram {
         let taken = |bucket: &AtomicU64| AtomicU64::new(bucket.swap(0, Ordering::Relaxed));
         let buckets = self.buckets.iter().map(taken).collect();
         Self { buckets, max_ns: AtomicU64::new(self.max_ns.swap(0, Ordering::Relaxed)) }
+    }
+
+    /// What was added since an earlier copy of it; the longest is the longest of all. A copy is [`Histogram::clone`].
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let added = |(now, then): (&AtomicU64, &AtomicU64)| {
+            AtomicU64::new(now.load(Ordering::Relaxed).saturating_sub(then.load(Ordering::Relaxed)))
+        };
+        let buckets = self.buckets.iter().zip(&earlier.buckets).map(added).collect();
+        Self { buckets, max_ns: AtomicU64::new(self.max_ns.load(Ordering::Relaxed)) }
     }
 
     /// How many durations were added.
@@ -213,6 +237,34 @@ impl Histogram {
     }
 }
 
+/// A histogram, and the instrument of `OpenTelemetry` that it is also recorded by, once there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Timing {
+    histogram: Histogram,
+    #[cfg(feature = "otel")]
+    instrument: std::sync::OnceLock<crate::instruments::Recorder>,
+}
+
+impl Timing {
+    pub(crate) fn record(&self, duration: Duration) {
+        self.histogram.record(duration);
+        #[cfg(feature = "otel")]
+        if let Some(recorder) = self.instrument.get() {
+            recorder.record(duration);
+        }
+    }
+
+    pub(crate) const fn histogram(&self) -> &Histogram {
+        &self.histogram
+    }
+
+    /// Only the first one counts.
+    #[cfg(feature = "otel")]
+    pub(crate) fn attach(&self, recorder: crate::instruments::Recorder) {
+        drop(self.instrument.set(recorder));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,6 +291,17 @@ mod tests {
         let taken = histogram.take();
         assert_eq!((taken.count(), taken.max()), (1, Duration::from_millis(3)));
         assert_eq!((histogram.count(), histogram.max()), (0, Duration::ZERO));
+    }
+
+    #[test]
+    fn what_came_since_a_copy_is_told_from_what_was_there() {
+        let histogram = Histogram::default();
+        histogram.record(Duration::from_millis(3));
+        let then = histogram.clone();
+        (0..9).for_each(|_| histogram.record(Duration::from_micros(100)));
+        let since = histogram.since(&then);
+        assert_eq!((since.count(), histogram.count(), then.count()), (9, 10, 1));
+        assert!(since.quantile(1.0) < Duration::from_micros(110));
     }
 
     #[test]

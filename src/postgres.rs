@@ -14,6 +14,7 @@ use crate::error::StartError;
 use crate::instance::{Perto, Token};
 use crate::log::postgres::PostgresLog;
 use crate::log::{Log, MAX_KEYS_PER_ROW};
+use crate::trace::{Kind, Span, Trace};
 use crate::wire::Change;
 
 /// The version of sqlx whose types are part of this interface.
@@ -110,6 +111,7 @@ impl<R> Query<R> {
             if let Some(error) = self.error {
                 return Err(sqlx::Error::Encode(error));
             }
+            let span = self.span();
             let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments).persistent(self.persistent);
             let mut connection = place.acquire().await?;
             let rows = if self.persistent || connection.is_in_transaction() {
@@ -120,8 +122,21 @@ impl<R> Query<R> {
                 tx.commit().await?;
                 rows
             };
-            Stamped::read(&rows)
+            let stamped = Stamped::read(&rows)?;
+            span.number("db.response.returned_rows", stamped.rows.len() as u64);
+            Ok(stamped)
         }
+    }
+
+    /// With the statement, and never what is bound to it.
+    ///
+    /// <https://opentelemetry.io/docs/specs/semconv/database/postgresql/>
+    fn span(&self) -> Span {
+        let span = Trace::current().begin(Kind::Client, format_args!("SELECT"));
+        span.text("db.system.name", "postgresql");
+        span.text("db.operation.name", "SELECT");
+        span.text("db.query.text", &self.sql);
+        span
     }
 }
 
@@ -227,7 +242,12 @@ impl Perto {
     /// # Errors
     /// Those of the query.
     pub async fn pending(&self, connection: &mut PgConnection) -> Result<Option<Pending>, sqlx::Error> {
-        let sql = format!("select xid, epoch, cache, key from {}.pending()", self.shared().settings.schema);
+        let span = Trace::current().begin(Kind::Client, format_args!("SELECT pending"));
+        span.text("db.system.name", "postgresql");
+        span.text("db.operation.name", "SELECT");
+        let trace = span.traceparent().map(|text| format!("'{text}'")).unwrap_or_default();
+        let schema = &self.shared().settings.schema;
+        let sql = format!("select xid, epoch, cache, key from {schema}.pending({trace})");
         let rows: Vec<(String, Option<i64>, String, Option<String>)> =
             sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
         let Some((xid, epoch)) = rows.first().and_then(|(xid, epoch, ..)| Some((xid.parse().ok()?, *epoch)))

@@ -1,9 +1,13 @@
 //! A cache, as the tail and hints see it: something that invalidations are applied to, whatever its types.
 
+#[cfg(feature = "otel")]
+use super::Tier;
 use super::audit::Auditable;
 use super::{Core, Key, Value};
 use crate::coherence::buckets::Whole;
 use crate::coherence::rules::Learned;
+#[cfg(feature = "otel")]
+use crate::metrics::{CacheStats, Timing};
 
 /// See the module's documentation.
 pub(crate) trait Applied: Auditable {
@@ -13,6 +17,12 @@ pub(crate) trait Applied: Auditable {
     fn local_only(&self) -> bool;
     fn tables(&self) -> &[String];
     fn whole(&self) -> &Whole;
+    #[cfg(feature = "otel")]
+    fn stats(&self) -> CacheStats;
+    #[cfg(feature = "otel")]
+    fn size(&self) -> (u64, u64);
+    #[cfg(feature = "otel")]
+    fn latency(&self, tier: Tier) -> &Timing;
     /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
     /// something was evicted.
     fn apply(&self, xid: u64, key: Option<&str>) -> bool;
@@ -37,6 +47,21 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn whole(&self) -> &Whole {
         &self.whole
+    }
+
+    #[cfg(feature = "otel")]
+    fn stats(&self) -> CacheStats {
+        self.counters.snapshot()
+    }
+
+    #[cfg(feature = "otel")]
+    fn size(&self) -> (u64, u64) {
+        self.local.size()
+    }
+
+    #[cfg(feature = "otel")]
+    fn latency(&self, tier: Tier) -> &Timing {
+        &self.latencies[tier as usize]
     }
 
     fn apply(&self, xid: u64, key: Option<&str>) -> bool {

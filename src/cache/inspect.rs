@@ -12,6 +12,7 @@ use crate::coherence::health::{Health, State};
 use crate::coherence::known::{Known, Missing};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::Error;
+use crate::trace::Trace;
 use crate::wire::{self, Refused, Stored};
 
 /// What an instance holds and knows of one key. Made by [`Cache::inspect`].
@@ -173,7 +174,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let name = core.remote_key(shared.coherence.epoch(), &text);
         let bytes = match core.policy.local_only {
             true => Vec::new(),
-            false => shared.remote_get(std::slice::from_ref(&name)).await,
+            false => shared.remote_get(std::slice::from_ref(&name), &Trace::current()).await,
         };
         // All else after the wait, so that it is of one moment, or nearly.
         let (known, whole) = shared.coherence.buckets.known(slot, &core.whole);

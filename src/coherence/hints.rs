@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::bus::{Bus, Subscription};
 use crate::error::RemoteError;
 use crate::instance::Shared;
+use crate::trace::{Kind, Trace};
 use crate::wire::{Change, Hint};
 
 use super::health::Event;
@@ -87,11 +88,30 @@ impl Listener {
             return;
         }
         self.look_for_a_gap(&hint);
-        shared.apply(hint.xid, &hint.changes);
         shared.counters.hints.add(1);
+        if hint.publisher == shared.publisher {
+            shared.apply(hint.xid, &hint.changes);
+            return;
+        }
+        if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
+            shared.counters.hints_late.add(1);
+        }
+        // A span of the trace that the write is part of.
+        let written = hint.traceparent.as_deref().and_then(Trace::remote);
+        let span = written.map(|trace| {
+            let span = trace.begin(Kind::Consumer, format_args!("evict"));
+            span.link(&trace.origin());
+            span
+        });
+        let evicted = shared.apply(hint.xid, &hint.changes);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if hint.publisher != shared.publisher {
-            shared.propagation.record(now.saturating_sub(Duration::from_micros(hint.committed_unix_us)));
+        let took = now.saturating_sub(Duration::from_micros(hint.committed_unix_us));
+        shared.propagation.record(took);
+        if let Some(span) = span {
+            span.text("db.system.name", "redis");
+            span.number("perto.changes", hint.changes.len() as u64);
+            span.number("perto.evicted", evicted);
+            span.number("perto.propagation_us", u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         }
     }
 
@@ -104,6 +124,7 @@ impl Listener {
         *last = (*last).max(hint.sequence);
         if lost > 0 {
             self.shared.counters.gaps.add(1);
+            self.shared.counters.hints_lost.add(lost);
             self.shared.counters.repairs.add(1);
             self.shared.signals.send(Event::Gap { lost });
             self.shared.coherence.doubt.notify_one();
@@ -124,9 +145,10 @@ impl Shared {
         self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
     }
 
-    /// Applies changes of transaction `xid`, from a hint or from a write of this instance.
-    pub(crate) fn apply(&self, xid: u64, changes: &[Change]) {
+    /// Applies changes of transaction `xid`, from a hint or from a write of this instance. Returns how many entries went.
+    pub(crate) fn apply(&self, xid: u64, changes: &[Change]) -> u64 {
         let caches = self.caches();
+        let mut evicted = 0;
         for change in changes {
             let Some(cache) = caches.get(change.cache.as_str()) else { continue };
             match &change.keys {
@@ -135,10 +157,11 @@ impl Shared {
                 }
                 Some(keys) => {
                     for key in keys {
-                        cache.apply(xid, Some(key));
+                        evicted += u64::from(cache.apply(xid, Some(key)));
                     }
                 }
             }
         }
+        evicted
     }
 }

@@ -10,7 +10,8 @@ use super::health::{Event, Recovery};
 use super::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::instance::Shared;
-use crate::log::Poll;
+use crate::log::{Poll, Row};
+use crate::trace::{Kind, Trace};
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
@@ -18,6 +19,9 @@ const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
 const LEAST_INTERVAL: Duration = Duration::from_millis(5);
 /// Time between two tries after a failed poll.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Writes of one poll that are told of one by one. There may be thousands, after an outage.
+const TOLD: usize = 64;
 
 pub(crate) struct Tail {
     shared: Arc<Shared>,
@@ -124,21 +128,55 @@ impl Tail {
     }
 
     fn apply(&self, poll: &Poll) {
-        let caches = self.shared.caches();
+        let (caches, mut repaired) = (self.shared.caches(), Repaired::default());
         let rows = poll.rows.as_deref().unwrap_or_default();
         // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
         // dump, and would keep its bucket from being cached until that number is reached.
         for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
-            if let Some(cache) = caches.get(row.cache.as_str()) {
-                let evicted = cache.apply(row.xid, row.key.as_deref());
-                self.shared.counters.repairs.add(u64::from(evicted));
+            if let Some(cache) = caches.get(row.cache.as_str())
+                && cache.apply(row.xid, row.key.as_deref())
+            {
+                self.shared.counters.repairs.add(1);
+                repaired.note(row);
             }
         }
+        repaired.tell();
         self.shared.counters.rows.add(rows.len() as u64);
     }
 
     fn interval(&self) -> Duration {
         let interval = self.shared.settings.poll_interval;
         if self.shared.hints_come() { interval } else { interval.min(ISOLATED_INTERVAL) }
+    }
+}
+
+/// What hints did not bring and a poll did, by the trace that the write is part of: for those who look at it.
+#[derive(Default)]
+struct Repaired<'a> {
+    writes: Vec<(Option<&'a str>, u64)>,
+}
+
+impl<'a> Repaired<'a> {
+    fn note(&mut self, row: &'a Row) {
+        let trace = row.traceparent.as_deref();
+        let known = self.writes.iter_mut().find(|(known, _)| *known == trace);
+        if let Some((_, evicted)) = known {
+            *evicted += 1;
+        } else if self.writes.len() < TOLD {
+            self.writes.push((trace, 1));
+        }
+    }
+
+    /// In the trace of the write, and linked to it; a write that has none has a trace of its own.
+    fn tell(self) {
+        for (traceparent, evicted) in self.writes {
+            let written = traceparent.and_then(Trace::remote);
+            let trace = written.clone().unwrap_or_else(Trace::root);
+            let span = trace.begin(Kind::Consumer, format_args!("repair"));
+            if let Some(written) = &written {
+                span.link(&written.origin());
+            }
+            span.number("perto.evicted", evicted);
+        }
     }
 }

@@ -206,6 +206,7 @@ impl PertoBuilder {
             signals: Signals::new(),
             counters: Default::default(),
             propagation: Default::default(),
+            staleness: Default::default(),
             nines: Default::default(),
             publisher: random(),
             log,

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use super::{Log, MAX_POLL_ROWS, Poll, Row};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
+use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
 pub(crate) mod schema;
@@ -91,14 +92,18 @@ impl PostgresLog {
 
     /// Returns the text of the transaction's number.
     async fn insert(&self, connection: &mut PgConnection, change: &Change) -> Result<String, sqlx::Error> {
+        let span = Trace::current().begin(Kind::Client, format_args!("INSERT invalidation"));
+        span.text("db.system.name", "postgresql");
+        span.text("db.operation.name", "INSERT");
         let sql = format!(
-            "insert into {}.invalidation (cache, keys) values ($1, $2) returning xid::text",
+            "insert into {}.invalidation (cache, keys, traceparent) values ($1, $2, $3) returning xid::text",
             self.schema
         );
         sqlx::query_scalar(AssertSqlSafe(sql))
             .persistent(false)
             .bind(&change.cache)
             .bind(change.keys.as_deref())
+            .bind(span.traceparent())
             .fetch_one(connection)
             .await
     }
@@ -123,13 +128,13 @@ impl PostgresLog {
 /// takes a key `NULL` for none.
 fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
     let rows = match cursor {
-        None => format!("select xid, cache, keys from {schema}.invalidation"),
+        None => format!("select xid, cache, keys, traceparent from {schema}.invalidation"),
         Some(cursor) => {
             let xmax = cursor.xmax();
             let running: Vec<String> = cursor.running().iter().map(u64::to_string).collect();
             format!(
-                "select xid, cache, keys from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
-                 select xid, cache, keys from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
+                "select xid, cache, keys, traceparent from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
+                 select xid, cache, keys, traceparent from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
                 running.join(",")
             )
         }
@@ -137,7 +142,7 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
     format!(
         "select pg_current_snapshot()::text as snapshot, m.version, pg_snapshot_xmax(m.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
-           i.xid::text as xid, i.cache, k.key \
+           i.xid::text as xid, i.cache, k.key, i.traceparent \
          from {schema}.meta m left join {schema}.boot b on b.origin = {schema}.origin() \
          left join ({rows}) i on true left join lateral unnest(i.keys) k(key) on true limit {}",
         MAX_POLL_ROWS + 1
@@ -156,7 +161,12 @@ fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
     let epoch: i64 = first.try_get("epoch").map_err(refused)?;
     let read_row = |row: &PgRow| -> Option<Row> {
         let xid = row.try_get::<Option<&str>, _>("xid").ok()??.parse().ok()?;
-        Some(Row { xid, cache: row.try_get("cache").ok()?, key: row.try_get("key").ok()? })
+        Some(Row {
+            xid,
+            cache: row.try_get("cache").ok()?,
+            key: row.try_get("key").ok()?,
+            traceparent: row.try_get("traceparent").ok()?,
+        })
     };
     let nothing = rows.len() == 1 && first.try_get::<Option<&str>, _>("xid").is_ok_and(|xid| xid.is_none());
     let read_all =

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perto::{
-    Cache, CacheBuilder, CacheStats, Inspection, InvalidateError, Key, Perto, StartError, Token, Value,
+    Cache, CacheBuilder, CacheStats, Histogram, Inspection, InvalidateError, Key, Perto, StartError, Tier,
+    Token, Value,
 };
 
 use super::database::Database;
@@ -89,6 +90,7 @@ impl Begin<'_> {
 pub(crate) trait AnyCache: Send + Sync {
     fn name(&self) -> &str;
     fn stats(&self) -> CacheStats;
+    fn latency(&self, tier: Tier) -> &Histogram;
     /// Entries of L1 and their bytes.
     fn size(&self) -> (u64, u64);
     /// None where the text is no key of this cache.
@@ -105,6 +107,10 @@ impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
 
     fn stats(&self) -> CacheStats {
         self.stats()
+    }
+
+    fn latency(&self, tier: Tier) -> &Histogram {
+        self.latency(tier)
     }
 
     fn size(&self) -> (u64, u64) {

@@ -160,7 +160,7 @@ async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
     let first = first.replace("on schema perto to", &format!("on schema {schema} to"));
     let mut connection = connected(&world).await;
     // As version 1 left it: the tables of today minus what came later.
-    world.sql("drop table watched; drop function origin() cascade; drop function epoch(); drop function pending(); drop table tick, boot, meta, invalidation").await;
+    world.sql("drop table watched; drop function origin() cascade; drop function epoch(); drop function pending(); drop function pending(text); drop table tick, boot, meta, invalidation").await;
     sqlx::raw_sql(AssertSqlSafe(first)).execute(&mut connection).await.unwrap();
     // What an instance's role has.
     world

@@ -8,10 +8,11 @@ use super::refused;
 use crate::error::LogError;
 
 /// The version that this code reads and writes.
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 3;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
-const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
+const STEPS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 /// Longest name of a schema: it is part of trigger names, which Postgres cuts at 63 bytes.
 const MAX_NAME_BYTES: usize = 20;

@@ -43,6 +43,8 @@ counts! {
     loads,
     /// Keys asked of the loader.
     keys_loaded,
+    /// Reads that waited for what another one had asked for already.
+    flights_joined,
     /// Loads that failed or took too long. Reads that failed are in no other figure.
     load_errors,
     /// Values from L2 refused because they miss an invalidation.

@@ -1,0 +1,249 @@
+//! The instruments: every figure that an instance gives to a pipeline of `OpenTelemetry`, with its help.
+//!
+//! Counters are read when the pipeline collects, so they cost reads and writes nothing. Labels are the cache, the tier and
+//! the outcome, all of a few values: never a key, never a tenant.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{AsyncInstrument, Histogram, Meter};
+
+use crate::cache::Tier;
+use crate::coherence::health::State;
+use crate::instance::{Perto, Shared};
+use crate::metrics::{CacheStats, InstanceStats, Timing};
+
+/// An instrument, and what is said with each value.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    histogram: Histogram<f64>,
+    attributes: Vec<KeyValue>,
+}
+
+impl Recorder {
+    pub(crate) fn record(&self, duration: Duration) {
+        self.histogram.record(duration.as_secs_f64(), &self.attributes);
+    }
+}
+
+/// A counter of each cache: its name, its help, and its values by tier and outcome.
+type OfCaches = (&'static str, &'static str, fn(&CacheStats) -> Vec<(u64, &'static [Label])>);
+/// A counter of the instance: its name, its help, and its values by outcome.
+type OfInstance = (&'static str, &'static str, fn(&InstanceStats) -> Vec<(u64, &'static [Label])>);
+/// An attribute.
+type Label = (&'static str, &'static str);
+
+const TIER: &str = "perto.tier";
+const OUTCOME: &str = "perto.outcome";
+
+const OF_CACHES: [OfCaches; 9] = [
+    ("perto.lookups", "Look-ups of keys, by the tier that answered or did not.", |stats| {
+        vec![
+            (stats.l1_hits, &[(TIER, "l1"), (OUTCOME, "hit")]),
+            (stats.l2_hits, &[(TIER, "l2"), (OUTCOME, "hit")]),
+            (stats.l2_refused, &[(TIER, "l2"), (OUTCOME, "refused")]),
+            (stats.l2_unreadable, &[(TIER, "l2"), (OUTCOME, "unreadable")]),
+            (stats.load_hits, &[(TIER, "load"), (OUTCOME, "hit")]),
+            (stats.load_errors, &[(TIER, "load"), (OUTCOME, "error")]),
+        ]
+    }),
+    ("perto.loads", "Calls of loaders.", |stats| vec![(stats.loads, &[])]),
+    ("perto.load.keys", "Keys asked of loaders.", |stats| vec![(stats.keys_loaded, &[])]),
+    ("perto.load.reloads", "Loads repeated because the loader had read a lagging replica.", |stats| {
+        vec![(stats.replica_reloads, &[])]
+    }),
+    ("perto.flights.joined", "Reads that waited for what another one had asked for already.", |stats| {
+        vec![(stats.flights_joined, &[])]
+    }),
+    (
+        "perto.inserts.refused",
+        "Loaded values not put into L1: an invalidation came while they were loaded.",
+        |stats| vec![(stats.inserts_refused, &[])],
+    ),
+    (
+        "perto.keys.misread",
+        "Rows of the log whose key is none of the cache's; each invalidates the whole cache.",
+        |stats| vec![(stats.keys_misread, &[])],
+    ),
+    ("perto.unverified", "Answers given without a valid lease, and flagged so.", |stats| {
+        vec![(stats.unverified, &[])]
+    }),
+    ("perto.audits", "Values served from L1 that were compared with what the primary says.", |stats| {
+        vec![
+            (stats.audits, &[(OUTCOME, "compared")]),
+            (stats.audit_violations, &[(OUTCOME, "violation")]),
+            (stats.audits_skipped, &[(OUTCOME, "skipped")]),
+        ]
+    }),
+];
+
+const OF_INSTANCE: [OfInstance; 7] = [
+    ("perto.hints", "Hints of writes, sent and received.", |stats| {
+        vec![
+            (stats.hints_published, &[(OUTCOME, "published")]),
+            (stats.hints_failed, &[(OUTCOME, "failed")]),
+            (stats.hints, &[(OUTCOME, "received")]),
+            (stats.hints_refused, &[(OUTCOME, "refused")]),
+            (stats.hints_lost, &[(OUTCOME, "lost")]),
+            (stats.hints_late, &[(OUTCOME, "late")]),
+        ]
+    }),
+    ("perto.polls", "Polls of the log.", |stats| {
+        vec![(stats.polls, &[(OUTCOME, "ok")]), (stats.poll_errors, &[(OUTCOME, "error")])]
+    }),
+    ("perto.log.rows", "Rows that polls brought.", |stats| vec![(stats.rows, &[])]),
+    (
+        "perto.repairs",
+        "What the log had to put right: entries that no hint had evicted, and gaps between hints.",
+        |stats| vec![(stats.repairs, &[])],
+    ),
+    (
+        "perto.recoveries",
+        "Times that the log was read anew: the start, a new epoch, a trimmed log.",
+        |stats| vec![(stats.recoveries, &[])],
+    ),
+    ("perto.l2.errors", "Operations on Redis that failed or took too long.", |stats| {
+        vec![(stats.l2_errors, &[])]
+    }),
+    ("perto.fills.dropped", "Values not put into L2: too many fills were under way.", |stats| {
+        vec![(stats.fills_dropped, &[])]
+    }),
+];
+
+const STATES: [State; 5] =
+    [State::Recovering, State::Coherent, State::Isolated, State::Unverified, State::Closed];
+
+impl Perto {
+    /// Makes the instruments of this instance and of its caches: call it once, when all caches are declared. They show what was
+    /// counted since its start; durations are recorded from now on, in seconds, and want exponential histograms.
+    ///
+    /// `docs/OPERATIONS.md` has the table of them. They end with the instance, and keep nothing of it alive.
+    pub fn instrument(&self, meter: &Meter) {
+        let shared = self.shared();
+        timings(shared, meter);
+        for (name, help, values) in OF_CACHES {
+            counter(shared, meter, name, help, move |shared, observed| {
+                for (name, cache) in &*shared.caches() {
+                    for (value, labels) in values(&cache.stats()) {
+                        observed.observe(value, &attributes(Some(name), labels));
+                    }
+                }
+            });
+        }
+        for (name, help, values) in OF_INSTANCE {
+            counter(shared, meter, name, help, move |shared, observed| {
+                for (value, labels) in values(&shared.counters.snapshot()) {
+                    observed.observe(value, &attributes(None, labels));
+                }
+            });
+        }
+        let size = |shared: &Shared, observed: &dyn AsyncInstrument<u64>, of: fn((u64, u64)) -> u64| {
+            for (name, cache) in &*shared.caches() {
+                observed.observe(of(cache.size()), &attributes(Some(name), &[]));
+            }
+        };
+        gauge(shared, meter, "perto.l1.entries", "", "Entries that L1 holds.", move |shared, observed| {
+            size(shared, observed, |(entries, _)| entries);
+        });
+        gauge(shared, meter, "perto.l1.size", "By", "What L1 holds.", move |shared, observed| {
+            size(shared, observed, |(_, bytes)| bytes);
+        });
+        let help = "Whether L2 is passed over, because Redis did not answer.";
+        gauge(shared, meter, "perto.breaker.open", "", help, |shared, observed| {
+            observed.observe(u64::from(!shared.remote_usable()), &[]);
+        });
+        let help = "1 for the state that the instance is in.";
+        gauge(shared, meter, "perto.state", "", help, |shared, observed| {
+            let state = shared.signals.health(&shared.coherence, shared.remote_usable()).state;
+            for each in STATES {
+                let attributes = [KeyValue::new("perto.state", each.to_string())];
+                observed.observe(u64::from(each == state), &attributes);
+            }
+        });
+        let help = "Time since the poll of the log that the lease rests on was sent.";
+        seconds(shared, meter, "perto.lease.age", help, |shared| {
+            let coherence = &shared.coherence;
+            coherence.lease_age(coherence.lease.held(), coherence.clock.now_ms())
+        });
+        let help = "The bound on staleness.";
+        seconds(shared, meter, "perto.bound", help, |shared| shared.settings.bound);
+    }
+}
+
+fn timings(shared: &Arc<Shared>, meter: &Meter) {
+    let histogram = |name, help| meter.f64_histogram(name).with_unit("s").with_description(help).build();
+    let attach = |timing: &Timing, histogram: &Histogram<f64>, attributes| {
+        timing.attach(Recorder { histogram: histogram.clone(), attributes });
+    };
+    let help = "How long reads took, by the tier that answered; those of L1 are sampled.";
+    let lookups = histogram("perto.lookup.duration", help);
+    for (name, cache) in &*shared.caches() {
+        for tier in Tier::ALL {
+            attach(cache.latency(tier), &lookups, attributes(Some(name), &[(TIER, tier.name())]));
+        }
+    }
+    let help = "From a commit on another instance to the eviction here, where a hint brought it.";
+    attach(&shared.propagation, &histogram("perto.propagation", help), Vec::new());
+    let help = "How old what was served as fresh may have been, at most; hits of L1 are sampled.";
+    attach(&shared.staleness, &histogram("perto.staleness", help), Vec::new());
+}
+
+fn attributes(cache: Option<&str>, labels: &[Label]) -> Vec<KeyValue> {
+    let cache = cache.map(|name| KeyValue::new("perto.cache", name.to_owned()));
+    let labels = labels.iter().map(|(key, value)| KeyValue::new(*key, *value));
+    cache.into_iter().chain(labels).collect()
+}
+
+/// Callbacks live as long as the pipeline: none of them may keep an instance alive.
+fn looking<T>(
+    shared: &Arc<Shared>,
+    look: impl Fn(&Shared, &dyn AsyncInstrument<T>) + Send + Sync + 'static,
+) -> impl Fn(&dyn AsyncInstrument<T>) + Send + Sync + 'static {
+    let shared: Weak<Shared> = Arc::downgrade(shared);
+    move |observed| {
+        if let Some(shared) = shared.upgrade() {
+            look(&shared, observed);
+        }
+    }
+}
+
+fn counter(
+    shared: &Arc<Shared>,
+    meter: &Meter,
+    name: &'static str,
+    help: &'static str,
+    look: impl Fn(&Shared, &dyn AsyncInstrument<u64>) + Send + Sync + 'static,
+) {
+    let look = looking(shared, look);
+    let builder = meter.u64_observable_counter(name).with_description(help);
+    let _instrument = builder.with_callback(look).build();
+}
+
+fn gauge(
+    shared: &Arc<Shared>,
+    meter: &Meter,
+    name: &'static str,
+    unit: &'static str,
+    help: &'static str,
+    look: impl Fn(&Shared, &dyn AsyncInstrument<u64>) + Send + Sync + 'static,
+) {
+    let look = looking(shared, look);
+    let builder = meter.u64_observable_gauge(name).with_unit(unit).with_description(help);
+    let _instrument = builder.with_callback(look).build();
+}
+
+fn seconds(
+    shared: &Arc<Shared>,
+    meter: &Meter,
+    name: &'static str,
+    help: &'static str,
+    look: impl Fn(&Shared) -> Duration + Send + Sync + 'static,
+) {
+    let look = looking(shared, move |shared, observed: &dyn AsyncInstrument<f64>| {
+        observed.observe(look(shared).as_secs_f64(), &[]);
+    });
+    let builder = meter.f64_observable_gauge(name).with_unit("s").with_description(help);
+    let _instrument = builder.with_callback(look).build();
+}

@@ -1,0 +1,11 @@
+-- Version 3 of the invalidation log: a row can tell which trace its write is part of, for whoever has to repair it.
+
+alter table perto.invalidation add column traceparent text check (length(traceparent) <= 55);
+
+-- perto.pending(), and from now on the rows tell the trace. Only for writes that are traced: it writes them once more.
+create function perto.pending(trace text) returns table (xid text, epoch bigint, cache text, key text)
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update perto.invalidation i set traceparent = trace where i.xid = pg_current_xact_id_if_assigned();
+    return query select p.xid, p.epoch, p.cache, p.key from perto.pending() p;
+end $$;
