@@ -9,6 +9,7 @@ export class Actions {
   /** @param {{key: () => string, locked: (detail: string) => void}} to */
   constructor(to) {
     this.to = to;
+    $("dismiss").addEventListener("click", () => this.#done(""));
     $("reset").addEventListener("click", () => this.#reset());
     $("invalidate").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -35,7 +36,7 @@ export class Actions {
   }
 
   async #send(path, said) {
-    say($("done"), "Working …");
+    this.#done("working …");
     const key = this.to.key();
     try {
       const response = await fetch(path, {
@@ -56,7 +57,8 @@ export class Actions {
   }
 
   #done(text) {
-    say($("done"), `${at(Date.now())}: ${text}`);
+    say($("done"), text && `${at(Date.now())}: ${text}`);
+    $("dismiss").hidden = !text;
   }
 
   #confirm(what, means, yes) {

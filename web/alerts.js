@@ -14,26 +14,38 @@ const WHAT_TO_DO = {
   "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
 };
 
-const value = (unit, n) => (unit === "percent" ? `${n} %` : unit === "seconds" ? time(n * 1_000) : `${n} times`);
+const value = (unit, n) => (unit === "percent" ? `${n} %` : unit === "seconds" ? time(n * 1_000) : n === 1 ? "once" : `${n} times`);
+
+/** One for each name: what to do is the same on every instance. */
+function grouped(alerts) {
+  const groups = new Map();
+  for (const alert of alerts) {
+    const group = groups.get(alert.name) ?? { name: alert.name, severity: "warning", all: [] };
+    if (alert.severity === "critical") group.severity = "critical";
+    group.all.push(alert);
+    groups.set(alert.name, group);
+  }
+  return [...groups.values()].sort((a, b) => (a.severity === b.severity ? 0 : a.severity === "critical" ? -1 : 1));
+}
 
 export function showAlerts(now) {
-  const alerts = [...now.alerts].sort((a, b) => (a.severity === b.severity ? 0 : a.severity === "critical" ? -1 : 1));
-  $("no-alerts").hidden = alerts.length > 0;
+  $("no-alerts").hidden = now.alerts.length > 0;
   const make = () => {
-    const parts = { what: el("h3", ""), mark: el("span", "mark"), who: el("p", ""), detail: el("p", ""), todo: el("p", "todo") };
-    const made = el("li", "alert", el("div", "bar", parts.mark, parts.what), parts.who, parts.detail, parts.todo);
+    const parts = { what: el("h3", ""), mark: el("span", "mark"), all: el("ul", ""), todo: el("p", "todo") };
+    const made = el("li", "alert", el("div", "bar", parts.mark, parts.what), parts.all, parts.todo);
     return Object.assign(made, { parts });
   };
-  keyed($("alerts"), alerts, (alert) => `${alert.name} ${alert.instance} ${alert.since}`, make, (made, alert) => {
-    const { what, mark: shape, who, detail, todo } = made.parts;
-    made.className = `alert ${alert.severity === "critical" ? "bad" : "half"}`;
-    mark(shape, alert.severity === "critical" ? "bad" : "half", alert.severity);
-    say(what, alert.name);
-    const limit = alert.threshold > 0 ? `, limit ${value(alert.unit, alert.threshold)}` : "";
-    const since = Date.parse(alert.since);
-    say(who, `${alert.instance}, since ${at(since)} (${span(Date.parse(now.at) - since)}): ${value(alert.unit, alert.value)}${limit}`);
-    say(detail, alert.detail);
-    say(todo, `What to do: ${WHAT_TO_DO[alert.name] ?? "see the documentation of this version."}`);
+  keyed($("alerts"), grouped(now.alerts), (group) => group.name, make, (made, { name, severity, all }) => {
+    const kind = severity === "critical" ? "bad" : "half";
+    made.className = `alert ${kind}`;
+    mark(made.parts.mark, kind, severity === "critical" ? "Critical" : "Warning");
+    say(made.parts.what, name);
+    say(made.parts.todo, `What to do: ${WHAT_TO_DO[name] ?? "see the documentation of this version."}`);
+    keyed(made.parts.all, all, (alert) => `${alert.instance} ${alert.since}`, () => el("li", ""), (line, alert) => {
+      const limit = alert.threshold > 0 ? `, limit ${value(alert.unit, alert.threshold)}` : "";
+      const since = Date.parse(alert.since);
+      const how = `since ${at(since)} (${span(Date.parse(now.at) - since)}): ${value(alert.unit, alert.value)}${limit}`;
+      say(line, `${alert.instance}, ${how}; ${alert.detail}.`);
+    });
   });
-  return alerts;
 }

@@ -1,6 +1,6 @@
 // The caches: what each answers from where, what it holds, and what went wrong.
 
-import { $, at, attr, bar, bytes, count, el, fill, keyed, name, percent, rate, say, share } from "./format.js";
+import { $, attr, bar, bytes, count, el, fill, keyed, name, percent, rate, say, share } from "./format.js";
 import { Spark } from "./charts.js";
 
 const TROUBLE = [
@@ -35,19 +35,22 @@ export class Caches {
     clear.addEventListener("click", () => this.to.clear(cache.name));
     const parts = { share: el("span", ""), bar: bar(), spark: new Spark(index), reads: cell("Reads a second"), loads: cell("Loads"), held: cell("In L1"), trouble: cell("Trouble") };
     const made = el("tr", "", title, parts.reads, cell("Answered by", parts.bar, parts.share), cell("Over time", parts.spark.canvas), parts.loads, parts.held, parts.trouble, cell("", clear));
+    parts.loads.className = parts.held.className = parts.trouble.className = "more";
     attr(made, "role", "row");
     return Object.assign(made, { parts });
   }
 
   show(now, points, view) {
     const rows = now.caches.map((cache, index) => ({ ...cache, index }));
-    keyed($("caches").tBodies[0], rows, (cache) => cache.name, (cache) => this.#make(cache, cache.index), ({ parts }, cache) => {
+    keyed($("caches").tBodies[0], rows, (cache) => cache.name, (cache) => this.#make(cache, cache.index), (row, cache) => {
+      const { parts } = row;
       const [l1, l2, load] = cache.rates;
       const all = l1 + l2 + load;
+      row.className = all > 0 ? "" : "idle";
       say(parts.reads, rate(all));
       fill(parts.bar, cache.rates);
       say(parts.share, all > 0 ? `L1 ${percent(share(l1, all))}, L2 ${percent(share(l2, all))}, Postgres ${percent(share(load, all))}` : "no reads now");
-      say(parts.loads, `${count(cache.loads)}, ${rate(load)} reads /s`);
+      say(parts.loads, `${count(cache.loads)} in all`);
       say(parts.held, `${count(cache.entries)} entries, ${bytes(cache.bytes)}`);
       const trouble = TROUBLE.filter(([field]) => cache[field] > 0).map(([field, label]) => `${count(cache[field])} ${label}`);
       say(parts.trouble, trouble.join(", ") || "none");

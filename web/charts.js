@@ -6,6 +6,8 @@ import { $, attr, at, count, el, percent, rate, say, share, time } from "./forma
 const styles = getComputedStyle(document.documentElement);
 const color = (name) => styles.getPropertyValue(`--${name}`).trim();
 const rem = () => Number.parseFloat(styles.fontSize);
+const letter = () => Math.round(0.75 * rem());
+const font = (px = letter()) => `${px}px system-ui, sans-serif`;
 /** Rows of a table of points. */
 const ROWS = 12;
 
@@ -23,7 +25,13 @@ const ofReads = (pick) => (point, view) => {
   return tiers && pick(tiers, tiers[0] + tiers[1] + tiers[2]);
 };
 const part = (field, index, unit = 1) => (point) => (point[field]?.[index] == null ? null : point[field][index] / unit);
-const latency = (tier, index) => (point) => (point.latency?.[tier] ? point.latency[tier][index] / 1_000 : null);
+// Hits of L1 are sampled: where there was none the line goes on (undefined), where nothing was seen it breaks off (null).
+const latency = (tier, index) => (point) => (point.latency?.[tier] ? point.latency[tier][index] / 1_000 : point.gap || tier ? null : undefined);
+/** Places that no line goes through. */
+const lonely = (values) => values.flatMap((value, index) => (value != null && values[index - 1] == null && values[index + 1] == null ? [index] : []));
+/** Seconds between marks of the time. */
+const STEPS = [10, 30, 60, 120, 300, 600, 900, 1_800];
+const isPower = (value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-6;
 
 const CHARTS = [
   {
@@ -176,8 +184,11 @@ class Chart {
 
   #make(data) {
     const { what } = this;
-    const ink = { stroke: () => color("ink-2"), grid: { stroke: () => color("grid"), width: 1 }, ticks: { show: false } };
-    const bars = uPlot.paths.bars({ size: [0.8, 12] });
+    const powers = (_, splits) => splits.map((value) => (isPower(value) ? value : null));
+    const ink = { stroke: () => color("ink-2"), font: font(), grid: { stroke: () => color("grid"), width: 1 }, ticks: { show: false } };
+    const yInk = what.log ? { ...ink, filter: powers, grid: { ...ink.grid, filter: powers } } : ink;
+    const range = what.range ?? ((_, most) => [0, Math.max(most ?? 0, 1) * 1.08]);
+    const decades = (_, least, most) => (least > 0 ? [10 ** Math.floor(Math.log10(least)), 10 ** Math.ceil(Math.log10(most * 1.05))] : [0.1, 10]);
     this.plot = new uPlot(
       {
         width: 300,
@@ -186,13 +197,21 @@ class Chart {
         cursor: { y: false, drag: { setScale: false, x: false } },
         scales: {
           x: { time: true, range: () => [this.view.until - this.view.seconds, this.view.until] },
-          y: what.log
-            ? { distr: 3, range: (_, least, most) => (least > 0 ? [10 ** Math.floor(Math.log10(least)), 10 ** Math.ceil(Math.log10(most * 1.05))] : [0.1, 10]) }
-            : { range: what.range ? (_, least, most) => what.range(least, most, this.view) : (_, __, most) => [0, Math.max(most ?? 0, 1) * 1.08] },
+          y: what.log ? { distr: 3, range: decades } : { range: (_, least, most) => range(least, most, this.view) },
         },
         axes: [
-          { ...ink, font: () => "", values: (_, splits) => splits.map((second) => at(second * 1_000).slice(0, this.view.seconds > 600 ? 5 : 8)), space: () => 5 * rem() },
-          { ...ink, size: () => 4 * rem(), space: () => 2 * rem(), values: (_, splits) => splits.map((value) => (value == null || (what.log && !Number.isInteger(Math.round(Math.log10(value) * 1e6) / 1e6)) ? "" : what.form(value))) },
+          {
+            ...ink,
+            incrs: STEPS,
+            space: () => 4.5 * rem(),
+            values: (_, splits) => splits.map((second) => at(second * 1_000).slice(0, this.view.seconds > 600 ? 5 : 8)),
+          },
+          {
+            ...yInk,
+            size: () => 4.2 * rem(),
+            space: () => (what.log ? 1 : 2) * rem(),
+            values: (_, splits) => splits.map((value) => (value == null ? "" : what.form(value))),
+          },
         ],
         series: [
           {},
@@ -202,8 +221,8 @@ class Chart {
             width: series.area ? 1 : (series.width ?? 1.5),
             dash: series.dash,
             fill: series.area ? (plot) => pattern(plot.ctx, series.area, series.ink) : series.bars ? () => color(series.ink) : undefined,
-            paths: series.bars ? bars : undefined,
-            points: { show: false },
+            paths: series.bars ? uPlot.paths.bars({ size: [0.8, 12, 3] }) : undefined,
+            points: { show: !series.bars, size: 4, fill: () => color(series.ink), filter: (plot, index) => lonely(plot.data[index]) },
           })),
         ],
         hooks: { setCursor: [(plot) => this.#read((this.hovered = plot.cursor.idx))] },
@@ -216,9 +235,9 @@ class Chart {
   }
 
   size() {
-    const font = `${(0.75 * rem()).toFixed(1)}px system-ui, sans-serif`;
-    for (const axis of this.plot.axes) axis.font = [font, 0.75 * rem()];
-    this.plot.setSize({ width: Math.max(120, Math.floor(this.canvas.clientWidth)), height: Math.floor(10 * rem()) });
+    const [letters, ratio] = [letter(), devicePixelRatio];
+    for (const axis of this.plot.axes) axis.font = [font(Math.round(letters * ratio)), Math.round(letters * ratio), letters];
+    this.plot.setSize({ width: Math.max(120, Math.floor(this.canvas.clientWidth)), height: Math.floor(this.canvas.clientHeight) });
   }
 
   #sums(index) {
@@ -229,7 +248,7 @@ class Chart {
   #read(hovered) {
     this.what.series.forEach((series, index) => {
       const values = this.values_[index];
-      const value = hovered == null ? (this.what.sum ? this.#sums(index) : values.at(-1)) : values[hovered];
+      const value = hovered == null ? (this.what.sum ? this.#sums(index) : values.findLast((value) => value != null)) : values[hovered];
       say(this.values[index], this.what.form(value));
     });
   }
@@ -242,7 +261,7 @@ class Chart {
       if (series.fixed) return `${series.label} ${what.form(values.at(-1))}`;
       if (what.sum) return `${series.label}: ${what.form(this.#sums(index))} in all`;
       const [least, most] = values.reduce(([a, b], n) => [Math.min(a, n), Math.max(b, n)], [Infinity, -Infinity]);
-      return `${series.label} now ${what.form(values.at(-1))}, between ${what.form(least)} and ${what.form(most)}`;
+      return `${series.label} last ${what.form(values.at(-1))}, between ${what.form(least)} and ${what.form(most)}`;
     });
     attr(this.canvas, "aria-label", `${this.title.textContent}, ${view.seconds > 600 ? "the last hour" : "the last five minutes"}. ${parts.join("; ")}.`);
   }
@@ -323,26 +342,29 @@ export class Spark {
 }
 
 /** How high a state stands in the strip of an instance: the higher, the worse. */
-const HEIGHTS = { c: 0.22, i: 0.5, r: 0.75, u: 1, s: 1, "?": 1 };
+const HEIGHTS = { c: 0.22, i: 0.5, r: 0.75 };
+
+/** The first letter of an instance's state; nothing where it was not there, or nobody knows. */
+export function stateAt(point, { id, startedAt }, self) {
+  if (point.gap || point.t < Date.parse(startedAt)) return null;
+  return point.states[id.replaceAll("-", "").slice(0, 8)] ?? (point.alone && self !== id ? null : "c");
+}
 
 /** The states of one instance over time: by height, and by colour. */
-export function strip(canvas, points, view, { id, startedAt }) {
+export function strip(canvas, points, view, one) {
   const width = Math.round(canvas.clientWidth * devicePixelRatio);
   const height = Math.round(canvas.clientHeight * devicePixelRatio);
   if (!width || !height || !points.length) return;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const on = canvas.getContext("2d");
   on.clearRect(0, 0, width, height);
-  const key = id.replaceAll("-", "").slice(0, 8);
-  const [until, began] = [points.at(-1).t, Date.parse(startedAt)];
+  const until = points.at(-1).t;
   const x = (t) => width * (1 - (until - t) / (view.seconds * 1_000));
   for (let index = 1; index < points.length; index += 1) {
-    const point = points[index];
-    if (point.gap || points[index - 1].gap || point.t < began) continue;
-    const state = point.states[key] ?? (point.alone && view.self !== id ? null : "c");
-    if (!state) continue;
+    const state = stateAt(points[index], one, view.self);
+    if (!state || points[index - 1].gap) continue;
     on.fillStyle = color({ c: "good", i: "warn" }[state] ?? "bad");
     const from = Math.floor(x(points[index - 1].t));
-    on.fillRect(from, height * (1 - (HEIGHTS[state] ?? 1)), Math.ceil(x(point.t)) - from, height);
+    on.fillRect(from, height * (1 - (HEIGHTS[state] ?? 1)), Math.ceil(x(points[index].t)) - from, height);
   }
 }

@@ -55,7 +55,7 @@ function name_caches(names) {
 function show() {
   if (!now || document.hidden) return;
   const points = history.points(view.seconds);
-  showTiles(now, points);
+  showTiles(now, points, view);
   showAlerts(now);
   showInstances(now, points, view);
   charts.show(history, view);

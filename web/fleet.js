@@ -1,7 +1,7 @@
 // The instances: how each is and why, what its caches answer, and the figures of all at a glance.
 
-import { $, at, attr, bar, count, el, fill, keyed, mark, percent, rate, say, share, span, time } from "./format.js";
-import { strip } from "./charts.js";
+import { $, at, attr, bar, bytes, count, el, fill, keyed, mark, percent, rate, say, share, span, time } from "./format.js";
+import { stateAt, strip } from "./charts.js";
 
 const SHAPES = { coherent: "good", isolated: "half", unverified: "bad", recovering: "busy", silent: "gone", closed: "gone" };
 const word = (state) => state.charAt(0).toUpperCase() + state.slice(1);
@@ -25,6 +25,16 @@ function why(one, now) {
   }
 }
 
+/** For how long it was, in milliseconds. */
+function notCoherent(points, one, self) {
+  let off = 0;
+  for (let index = 1; index < points.length; index += 1) {
+    const state = stateAt(points[index], one, self);
+    if (state && state !== "c" && !points[index - 1].gap) off += points[index].t - points[index - 1].t;
+  }
+  return off;
+}
+
 function makeCard() {
   const parts = { name: el("h3", ""), state: el("span", "mark"), why: el("p", "why"), strip: el("canvas", "strip") };
   attr(parts.strip, "aria-hidden", "true");
@@ -33,7 +43,7 @@ function makeCard() {
   parts.lease = lease;
   parts.bar = bar();
   const list = el("dl", "");
-  for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
+  for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["off", "Not coherent"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
     parts[key] = el("dd", "");
     const row = el("div", "", el("dt", "", label), parts[key]);
     if (key === "age") row.append(lease);
@@ -69,6 +79,8 @@ export function showInstances(now, points, view) {
     say(parts.requests, `${rate(one.requests)} a second, p50 ${time(one.p50Ms)}, p99 ${time(one.p99Ms)}`);
     const { requests, loads } = one.pool;
     say(parts.pool, `${requests.inUse}/${requests.max} for requests, ${loads.inUse}/${loads.max} for loads`);
+    const off = notCoherent(points, one, view.self);
+    say(parts.off, `${off ? `about ${span(off)}` : "never"} in the last ${view.seconds > 600 ? "hour" : "5 minutes"}`);
     say(parts.repairs, `${count(one.repairs)}, of ${count(one.hints)} hints`);
     const { audits, violations } = one.audits["1h"];
     say(parts.audits, audits ? `${count(audits)}, ${violations === 0 ? "all right" : `${count(violations)} WRONG`}` : "none yet");
@@ -78,7 +90,7 @@ export function showInstances(now, points, view) {
   });
 }
 
-function tile(parent, item) {
+function tile(item) {
   const parts = { label: el("dt", "", item.label), value: el("dd", "big"), sub: el("dd", "quiet") };
   const made = el("div", "tile", parts.label, parts.value, parts.sub);
   if (item.bar) made.append((parts.bar = bar()));
@@ -86,7 +98,7 @@ function tile(parent, item) {
 }
 
 /** What an operator asks first. */
-export function showTiles(now, points) {
+export function showTiles(now, points, view) {
   const product = now.caches.filter((cache) => cache.name !== "api_key");
   const tiers = [0, 1, 2].map((tier) => product.reduce((sum, cache) => sum + cache.rates[tier], 0));
   const all = tiers[0] + tiers[1] + tiers[2];
@@ -104,11 +116,11 @@ export function showTiles(now, points) {
     { label: "Staleness, p99", value: time(fresh), sub: `longest ${time(longest)}, bound ${time(now.boundMs)}` },
     { label: "Writes seen elsewhere after", value: time(p50), sub: `p99 ${time(p99)}` },
     { label: "Coherent instances", value: `${good} of ${now.instances.length}`, sub: now.alone ? "others are not known" : good === now.instances.length ? "all" : "see below why" },
-    { label: "Repaired in this time", value: count(repairs), sub: repairs ? "hints that did not come" : "every hint came" },
+    { label: "Repaired by the log", value: count(repairs), sub: `in the last ${view.seconds > 600 ? "hour" : "5 minutes"}` },
     { label: "Requests", value: `${rate(requests)} /s`, sub: `p99 ${time(slowest)} at the slowest` },
-    { label: "Redis", value: now.redis.up ? `${memory.usedMemoryHuman}` : now.redis.configured ? "down" : "none", sub: now.redis.up ? `${memory.memoryUsagePercent} % of its memory` : now.redis.configured ? "it does not answer" : "not configured" },
+    { label: "Redis", value: now.redis.up ? bytes(memory.usedMemory) : now.redis.configured ? "down" : "none", sub: now.redis.up ? `${memory.memoryUsagePercent} % of its memory` : now.redis.configured ? "it does not answer" : "not configured" },
   ];
-  keyed($("tiles"), tiles, (item) => item.label, (item) => tile(null, item), ({ parts }, item) => {
+  keyed($("tiles"), tiles, (item) => item.label, tile, ({ parts }, item) => {
     say(parts.value, item.value);
     say(parts.sub, item.sub);
     if (item.bar) fill(parts.bar, item.bar);

@@ -160,13 +160,19 @@ impl Point {
         });
         let live = || seen.reports.iter().filter(|report| !report.instance.is_silent());
         let sum = |of: fn(&Report) -> &Spread| Spread::sum(live().map(of));
-        let propagation = sum(|report| &report.times.propagation);
+        let tiers = [
+            sum(|report| &report.times.tiers[0]),
+            sum(|report| &report.times.tiers[1]),
+            sum(|report| &report.times.tiers[2]),
+        ];
+        let (staleness, propagation) =
+            (sum(|report| &report.times.staleness), sum(|report| &report.times.propagation));
         let off = seen.reports.iter().filter(|report| report.instance.state != "coherent");
         Self {
             t: at.timestamp_millis(),
             reads: reads.into(),
-            latency: [None; 3],
-            staleness: None,
+            latency: tiers.map(|tier| pair(&tier, [0.5, 0.99], 1e3)),
+            staleness: pair(&staleness, [0.99, 1.0], 1e6),
             propagation: pair(&propagation, [0.5, 0.99], 1e6),
             repairs: pace.repaired(),
             states: off.take(MOST_STATES).map(|report| state(&report.instance)).collect(),

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use perto::Histogram;
+use perto::{Histogram, Tier};
 use serde::{Deserialize, Serialize};
 
-use crate::service::Service;
+use crate::service::{Service, validation};
 
 /// Samples, one a second, that the oldest is looked back to.
 const SECONDS: usize = 10;
@@ -22,6 +22,10 @@ pub(crate) struct Spread(Vec<(u64, u64)>);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Times {
+    /// Reads by the tier that answered them. What is computed by rules is not loaded, and not in it.
+    pub(crate) tiers: [Spread; 3],
+    /// How old what was served as fresh may have been.
+    pub(crate) staleness: Spread,
     /// From a commit elsewhere to the eviction here.
     pub(crate) propagation: Spread,
 }
@@ -70,11 +74,28 @@ impl Spread {
 impl Times {
     /// Since the start.
     pub(crate) fn now(service: &Service) -> Self {
-        Self { propagation: Spread::of(service.perto.propagation()) }
+        let tier = |tier| {
+            let sum = Histogram::default();
+            let caches = service.caches.all().into_iter();
+            for cache in caches.filter(|cache| tier != Tier::Load || cache.name() != validation::CACHE) {
+                sum.merge(cache.latency(tier));
+            }
+            Spread::of(&sum)
+        };
+        Self {
+            tiers: [Tier::Local, Tier::Remote, Tier::Load].map(tier),
+            staleness: Spread::of(service.perto.staleness()),
+            propagation: Spread::of(service.perto.propagation()),
+        }
     }
 
     fn since(&self, then: &Self) -> Self {
-        Self { propagation: self.propagation.since(&then.propagation) }
+        let [l1, l2, load] = &self.tiers;
+        Self {
+            tiers: [l1.since(&then.tiers[0]), l2.since(&then.tiers[1]), load.since(&then.tiers[2])],
+            staleness: self.staleness.since(&then.staleness),
+            propagation: self.propagation.since(&then.propagation),
+        }
     }
 }
 
@@ -112,7 +133,7 @@ mod tests {
             if second == 5 {
                 all.record(Duration::from_millis(7));
             }
-            recent.turn(Times { propagation: Spread::of(&all) });
+            recent.turn(Times { propagation: Spread::of(&all), ..Times::default() });
             let seen = recent.get().propagation.quantile(0.5).is_some();
             assert_eq!(seen, (5..15).contains(&second), "after {second} s");
         }
