@@ -45,10 +45,10 @@ function makeCard() {
   const list = el("dl", "");
   for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["off", "Not coherent"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
     parts[key] = el("dd", "");
-    const row = el("div", "", el("dt", "", label), parts[key]);
-    if (key === "age") row.append(lease);
-    if (key === "hits") row.append(parts.bar);
-    list.append(row);
+    list.append(el("div", "", el("dt", "", label), parts[key]));
+    // Pictures of what stands above them.
+    if (key === "age") list.append(el("div", "", el("dt", "unseen", "Of the bound"), el("dd", "wide", lease)));
+    if (key === "hits") list.append(el("div", "", el("dt", "unseen", "Shares"), el("dd", "wide", parts.bar)));
   }
   parts.where = el("p", "quiet");
   const made = el("li", "card", el("div", "bar", parts.name, parts.state), parts.why, parts.strip, list, parts.where);
@@ -93,7 +93,7 @@ export function showInstances(now, points, view) {
 function tile(item) {
   const parts = { label: el("dt", "", item.label), value: el("dd", "big"), sub: el("dd", "quiet") };
   const made = el("div", "tile", parts.label, parts.value, parts.sub);
-  if (item.bar) made.append((parts.bar = bar()));
+  if (item.bar) made.append(el("dd", "", (parts.bar = bar())));
   return Object.assign(made, { parts });
 }
 

@@ -2,7 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -38,16 +38,21 @@ export class Fleet {
     const fleet = new Fleet();
     fleet.folder = mkdtempSync(join(tmpdir(), "perto-dashboard-"));
     fleet.port = await freePort();
-    await fleet.returnRedis();
     fleet.env = { REDIS_URL: `redis://127.0.0.1:${fleet.port}` };
-    await run(["migrate", "--service"], fleet.env);
-    await run(["seed", "--companies", "20", "--users", "400", "--contacts", "4000", "--messages", "20000"], fleet.env);
-    fleet.instances = await Promise.all(names.map((name) => fleet.serve(name)));
+    try {
+      await fleet.returnRedis();
+      await run(["migrate", "--service"], fleet.env);
+      await run(["seed", "--companies", "20", "--users", "400", "--contacts", "4000", "--messages", "20000"], fleet.env);
+      fleet.instances = await Promise.all(names.map((name) => fleet.serve(name)));
+    } catch (error) {
+      await fleet.end();
+      throw error;
+    }
     return fleet;
   }
 
-  async serve(name, args = ["--admin-key", ADMIN]) {
-    const serve = ["serve", "--listen", "127.0.0.1:0", "--instance", name, "--rate-limit", "0", ...args];
+  async serve(name, args = ["--admin-key", ADMIN], port = 0) {
+    const serve = ["serve", "--listen", `127.0.0.1:${port}`, "--instance", name, "--rate-limit", "0", ...args];
     const env = { RUST_LOG: "error", ...process.env, ...this.env };
     const child = spawn(binary, serve, { env, stdio: ["ignore", "pipe", "inherit"] });
     this.children.push(child);
@@ -68,10 +73,8 @@ export class Fleet {
     this.redis = spawn(process.env.PERTO_REDIS_SERVER ?? "redis-server", args.map(String), { stdio: "ignore" });
     for (let left = 100; left > 0; left -= 1) {
       const there = await new Promise((resolve) => {
-        import("node:net").then(({ connect }) => {
-          const socket = connect(this.port, "127.0.0.1", () => (socket.destroy(), resolve(true)));
-          socket.on("error", () => resolve(false));
-        });
+        const socket = connect(this.port, "127.0.0.1", () => (socket.destroy(), resolve(true)));
+        socket.on("error", () => resolve(false));
       });
       if (there) return;
       await sleep(50);
