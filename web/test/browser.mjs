@@ -13,7 +13,7 @@ export const open = () =>
 
 /** A page, and what it has asked for and said. */
 export async function newPage(browser, options = {}) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, bypassCSP: true, ...options });
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
   const seen = { requests: [], errors: [], weight: 0 };
   page.on("request", (request) => seen.requests.push(request.url()));
