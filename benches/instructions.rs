@@ -1,4 +1,6 @@
 //! One L1 hit in instructions, for callgrind: `scripts/instructions`. Usage: `instructions moka|perto i64|string COUNT`
+//!
+//! With the feature `otel` hits are made within a span that is not sampled, and every figure has its instrument.
 #![allow(
     missing_docs,
     clippy::cast_precision_loss,
@@ -38,6 +40,8 @@ fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
         }
         let bed = Bed::make().await;
         let (perto, cache) = bed.instance::<K>(64 << 20).await;
+        #[cfg(feature = "otel")]
+        let _unsampled = observed(&perto);
         let all: Vec<K> = (0..ROWS).map(|id| K::from(Id(id))).collect();
         cache.get_many(&all).await.expect("load");
         let (_entries, _bytes) = cache.size();
@@ -46,6 +50,20 @@ fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
         perto.shutdown().await;
         bed.clean_up().await;
     });
+}
+
+/// As in a service that is traced, of a request that isn't.
+#[cfg(feature = "otel")]
+fn observed(perto: &perto::Perto) -> opentelemetry::ContextGuard {
+    use opentelemetry::metrics::MeterProvider as _;
+    use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
+    use opentelemetry_sdk::metrics::SdkMeterProvider;
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+    let traces = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build();
+    opentelemetry::global::set_tracer_provider(traces.clone());
+    perto.instrument(&SdkMeterProvider::default().meter("perto"));
+    let request = traces.tracer("bench").start("request");
+    opentelemetry::Context::current_with_span(request).attach()
 }
 
 /// What callgrind counts, by name.

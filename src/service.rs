@@ -19,6 +19,8 @@ use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use access::{Access, AdminKey};
@@ -27,6 +29,9 @@ use database::Database;
 use fleet::Fleet;
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
+use telemetry::Telemetry;
+use telemetry::instruments::Answered;
+use telemetry::spans::{self, Routes};
 
 mod access;
 pub(crate) mod administration;
@@ -49,6 +54,7 @@ mod rules;
 pub(crate) mod schema;
 pub(crate) mod seed;
 pub(crate) mod settings;
+pub(crate) mod telemetry;
 mod tool_results;
 mod users;
 mod validation;
@@ -65,6 +71,9 @@ pub(crate) struct Service {
     imports: Arc<imports::Imports>,
     fleet: Fleet,
     dashboard: dashboard::Dashboard,
+    telemetry: Telemetry,
+    answered: Answered,
+    routes: Arc<Routes>,
 }
 
 impl Service {
@@ -77,7 +86,7 @@ impl Service {
         let mut tx = self.database.begin(&mut connection).await?;
         let value = work(&mut tx).await?;
         let pending = self.perto.pending(&mut tx).await?;
-        tx.commit().await?;
+        database::commit(tx).await?;
         drop(connection);
         let token = match pending {
             Some(pending) => Some(self.perto.announce_pending(pending).await),
@@ -90,8 +99,9 @@ impl Service {
 /// How long requests in progress may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
-fn router(service: &Arc<Service>) -> Router {
-    let (resources, api) = OpenApiRouter::with_openapi(api::base())
+/// What the API has, and its description.
+fn resources() -> (Router<Arc<Service>>, OpenApi) {
+    OpenApiRouter::with_openapi(api::base())
         .merge(messages::routes())
         .merge(tool_results::routes())
         .merge(companies::routes())
@@ -103,12 +113,16 @@ fn router(service: &Arc<Service>) -> Router {
         .merge(fleet::routes())
         .merge(dashboard::routes())
         .merge(administration::routes())
-        .split_for_parts();
+        .split_for_parts()
+}
+
+fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi) -> Router {
     Router::new()
         .merge(dashboard::pages())
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
-        .merge(api::routes(&api))
+        .route("/metrics", get(telemetry::metrics))
+        .merge(api::routes(api))
         .merge(resources)
         .fallback(async || Problem::not_found("there is no such route"))
         .method_not_allowed_fallback(async || {
@@ -126,16 +140,27 @@ async fn answer(service: &Service, router: Router, request: Request) -> Response
     if !path.starts_with("/api/") {
         return listen::routed(router, request).await;
     }
+    let upload = request.method() == Method::POST && path.ends_with("/contacts/imports");
+    let (method, span) = (spans::known(request.method()), spans::request(&request, &service.routes));
+    let answering = access::check(service, router, request).instrument(span.clone());
     // A file may take as long as it comes.
-    if request.method() == Method::POST && path.ends_with("/contacts/imports") {
-        return access::check(service, router, request).await;
-    }
-    let limit = service.settings.access.request_timeout;
-    let _timed = service.fleet.requests.begin();
-    match tokio::time::timeout(limit, access::check(service, router, request)).await {
+    let response = if upload { answering.await } else { timely(service, method, answering).await };
+    spans::answered(&span, &response);
+    response
+}
+
+async fn timely(
+    service: &Service,
+    method: &'static str,
+    answering: impl Future<Output = Response>,
+) -> Response {
+    let (timed, limit) = (service.fleet.requests.begin(), service.settings.access.request_timeout);
+    let response = match tokio::time::timeout(limit, answering).await {
         Ok(response) => response,
         Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
-    }
+    };
+    service.answered.record(method, response.status(), timed.elapsed());
+    response
 }
 
 /// Connections to Postgres. Loads have some to themselves: writers that wait for a row can't stop reads. So has the upkeep
@@ -180,6 +205,7 @@ pub(crate) async fn run(
     settings: Settings,
     places: Places,
     pools: Pools,
+    telemetry: Telemetry,
     end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let perto = connect(&settings, &places)?;
@@ -203,6 +229,7 @@ pub(crate) async fn run(
         watching.cancel();
     };
     let fleet = Fleet::new(&settings, &pools, upkeep, places.redis_url.as_deref(), address)?;
+    let (resources, api) = resources();
     let service = Arc::new(Service {
         settings,
         perto: perto.clone(),
@@ -212,10 +239,14 @@ pub(crate) async fn run(
         imports: Arc::clone(&imports),
         fleet,
         dashboard,
+        answered: Answered::new(&telemetry),
+        routes: Arc::new(Routes::new(api.paths.paths.keys())),
+        telemetry,
     });
+    telemetry::instruments::begin(&service);
     let ending = CancellationToken::new();
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
-    let (serving, router) = (Arc::clone(&service), router(&service));
+    let (serving, router) = (Arc::clone(&service), router(&service, resources, &api));
     let answered = move |request| {
         let (service, router) = (Arc::clone(&serving), router.clone());
         async move { answer(&service, router, request).await }
@@ -233,6 +264,7 @@ pub(crate) async fn run(
     // What still holds a connection, a row lock elsewhere keeps waiting: the server ends it by its own limits.
     let closing = async { tokio::join!(pools.requests.close(), pools.loads.close(), pools.upkeep.close()) };
     drop(tokio::time::timeout(GRACE, closing).await);
+    service.telemetry.shutdown().await;
     Ok(())
 }
 

@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use anyhow::{Context, bail};
 use clap::Args;
 use tokio::net::TcpListener;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use super::connect::{Database, RedisTrouble, check_redis};
 use crate::service;
 use crate::service::settings::{PoolSettings, Settings};
+use crate::service::telemetry::Telemetry;
 
 /// The tail has one, and the rest of the log two.
 const LOG: u32 = 3;
@@ -35,8 +39,9 @@ pub(super) const CONNECTIONS: u32 = PoolSettings::SIZE + LOG;
 
 impl Serve {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        log();
         self.check()?;
+        let telemetry = Telemetry::begin(&self.settings.instance)?;
+        log(&telemetry);
         let listener = TcpListener::bind(self.listen)
             .await
             .with_context(|| format!("--listen: {} can't be had", self.listen))?;
@@ -53,7 +58,7 @@ impl Serve {
             }
         }
         let places = service::Places { database_url: self.database.url()?.to_owned(), redis_url };
-        service::run(listener, self.settings, places, pools, terminated()?).await
+        service::run(listener, self.settings, places, pools, telemetry, terminated()?).await
     }
 
     fn check(&mut self) -> anyhow::Result<()> {
@@ -93,14 +98,13 @@ impl Serve {
     }
 }
 
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into());
-    let logging = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn log(telemetry: &Telemetry) {
+    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into());
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .try_init();
-    drop(logging);
+        .with_filter(filter);
+    drop(tracing_subscriber::registry().with(lines).with(telemetry.layer()).try_init());
 }
 /// Completes at Ctrl-C, and where the system asks for an end: also if it does so before this is waited for.
 #[cfg(unix)]

@@ -6,10 +6,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use perto::postgres::{self, Query, sqlx};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgRow};
-use sqlx::query::{Query as Statement, QueryAs};
+use sqlx::postgres::PgRow;
 use sqlx::{Acquire, Connection as _, FromRow, PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use super::telemetry::spans;
+use statement::{Rows, Statement};
+
+mod statement;
 
 /// A pool, and how to ask it.
 #[derive(Debug, Clone)]
@@ -36,8 +41,8 @@ impl Database {
     }
 
     /// A statement that brings nothing: of a transaction, or for [`Database::run`].
-    pub(crate) fn statement<'q>(&self, sql: &'static str) -> Statement<'q, Postgres, PgArguments> {
-        sqlx::query(sql).persistent(self.prepared)
+    pub(crate) fn statement<'q>(&self, sql: &'static str) -> Statement<'q> {
+        Statement::new(sql, self.prepared)
     }
 
     /// Begins a transaction, with its limits.
@@ -61,39 +66,38 @@ impl Database {
     }
 
     /// Runs one in a transaction of its own. Returns how many rows it changed.
-    pub(crate) async fn run(
-        &self,
-        statement: Statement<'_, Postgres, PgArguments>,
-    ) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn run(&self, statement: Statement<'_>) -> Result<u64, sqlx::Error> {
         let mut connection = self.pool.lend().await?;
         let mut tx = self.begin(&mut connection).await?;
-        let done = statement.execute(&mut *tx).await?;
-        tx.commit().await?;
+        let done = statement.execute(&mut tx).await?;
+        commit(tx).await?;
         Ok(done.rows_affected())
     }
 
     /// Runs one of [`Database::write`] in a transaction of its own.
-    pub(crate) async fn fetch<R>(
-        &self,
-        query: QueryAs<'_, Postgres, R, PgArguments>,
-    ) -> Result<Vec<R>, sqlx::Error>
+    pub(crate) async fn fetch<R>(&self, query: Rows<'_, R>) -> Result<Vec<R>, sqlx::Error>
     where
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         let mut connection = self.pool.lend().await?;
         let mut tx = self.begin(&mut connection).await?;
-        let rows = query.fetch_all(&mut *tx).await?;
-        tx.commit().await?;
+        let rows = query.fetch_all(&mut tx).await?;
+        commit(tx).await?;
         Ok(rows)
     }
 
     /// A statement of a transaction, or for [`Database::fetch`].
-    pub(crate) fn write<'q, R>(&self, sql: &'static str) -> QueryAs<'q, Postgres, R, PgArguments>
+    pub(crate) fn write<'q, R>(&self, sql: &'static str) -> Rows<'q, R>
     where
-        R: for<'r> FromRow<'r, PgRow>,
+        R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        sqlx::query_as(sql).persistent(self.prepared)
+        Rows::new(sql, self.prepared)
     }
+}
+
+/// Ends a transaction, in a span of its own: it is where a write happens.
+pub(crate) async fn commit(tx: Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
+    tx.commit().instrument(spans::statement("COMMIT")).await
 }
 
 /// How long a connection may take to say that it is ready, what was given up on it included: else it is thrown away.

@@ -60,9 +60,9 @@ pub(crate) struct Fleet {
     others: Others,
     baseline: Mutex<Baseline>,
     alerts: Mutex<Alerts>,
-    redis: Redis,
+    pub(super) redis: Redis,
     /// Of requests, of loads.
-    gauges: [Gauge; 2],
+    pub(super) gauges: [Gauge; 2],
     /// Something has changed that the others should know at once.
     changed: Notify,
     /// Of the last seconds.

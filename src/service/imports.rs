@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -120,8 +121,17 @@ pub(crate) struct Imports {
     untidy: Notify,
     /// Uploads of each company that are not in the database yet.
     opening: Mutex<HashMap<i64, u32>>,
+    pub(super) worked: Worked,
     tasks: TaskTracker,
     ending: CancellationToken,
+}
+
+/// What this instance does and has done.
+#[derive(Debug, Default)]
+pub(super) struct Worked {
+    pub(super) running: AtomicU64,
+    pub(super) accepted: AtomicU64,
+    pub(super) rejected: AtomicU64,
 }
 
 impl Imports {
@@ -129,8 +139,9 @@ impl Imports {
     pub(crate) fn start(database: Database, instance: String, settings: ImportSettings) -> Arc<Self> {
         let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
         let (queued, untidy) = (Notify::new(), Notify::new());
-        let opening = Mutex::default();
-        let imports = Arc::new(Self { database, instance, settings, queued, untidy, opening, tasks, ending });
+        let (opening, worked) = (Mutex::default(), Worked::default());
+        let imports =
+            Arc::new(Self { database, instance, settings, queued, untidy, opening, worked, tasks, ending });
         for _ in 0..settings.at_once {
             imports.tasks.spawn(worker::run(Arc::clone(&imports)));
         }

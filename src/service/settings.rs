@@ -122,6 +122,10 @@ pub(crate) struct AlertSettings {
     #[arg(long = "alert-response-time", env = "PERTO_ALERT_RESPONSE_TIME", default_value = "2s", value_parser = duration,
         value_name = "TIME")]
     pub(crate) response_time: Duration,
+    /// How long a repaired invalidation is told of
+    #[arg(long = "alert-repaired-for", env = "PERTO_ALERT_REPAIRED_FOR", default_value = "5m", value_parser = duration,
+        value_name = "TIME")]
+    pub(crate) repaired_for: Duration,
 }
 
 impl PoolSettings {

@@ -90,7 +90,11 @@ impl Served {
     }
 
     pub(crate) fn start_on(database: &str, redis: &str, name: &str, arguments: &[&str]) -> Self {
-        let mut child = perto(database, redis)
+        Self::start_by(perto(database, redis), name, arguments)
+    }
+
+    pub(crate) fn start_by(mut command: Command, name: &str, arguments: &[&str]) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -18,8 +18,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 const LEAST_READS: u64 = 100;
 /// How long a full pool and a lease near its end are remembered: less than that is missed by whoever looks every ten seconds.
 const RECENTLY: Duration = Duration::from_secs(10);
-/// How long a repair is.
-const REPAIRED: Duration = Duration::from_mins(5);
 /// Of the bound, in percent.
 const OLD_LEASE: f64 = 80.0;
 
@@ -117,7 +115,8 @@ impl Alerts {
     }
 
     pub(crate) fn see(&mut self, sample: Sample, instance: &str, now: DateTime<Utc>) {
-        while self.seen.front().is_some_and(|first| sample.at.saturating_sub(first.at) > REPAIRED) {
+        let kept = self.thresholds.settings.repaired_for.max(MINUTE);
+        while self.seen.front().is_some_and(|first| sample.at.saturating_sub(first.at) > kept) {
             self.seen.pop_front();
         }
         self.seen.push_back(sample);
@@ -143,7 +142,7 @@ pub(crate) fn once_a_server(alerts: &mut Vec<Alert>) {
     alerts.dedup_by(|later, first| later.name == MEMORY && first.name == MEMORY);
 }
 
-/// The samples of the last five minutes, the newest last.
+/// The samples of the last minutes, the newest last.
 fn judge(seen: &[Sample], thresholds: &Thresholds) -> Vec<Raised> {
     let Some(now) = seen.last() else { return Vec::new() };
     let window = Window { seen, now };
@@ -154,7 +153,7 @@ fn judge(seen: &[Sample], thresholds: &Thresholds) -> Vec<Raised> {
         window.responses(thresholds.settings.response_time),
         window.hit_rate(thresholds.settings.hit_rate),
         window.memory(thresholds.settings.redis_memory),
-        window.repairs(),
+        window.repairs(thresholds.settings.repaired_for),
     ];
     all.into_iter().flatten().collect()
 }
@@ -270,8 +269,8 @@ impl Window<'_> {
         })
     }
 
-    fn repairs(&self) -> Option<Raised> {
-        let times = self.rise(REPAIRED, |sample| sample.repairs);
+    fn repairs(&self, span: Duration) -> Option<Raised> {
+        let times = self.rise(span, |sample| sample.repairs);
         (times > 0).then(|| Raised {
             name: "invalidation-repaired",
             severity: Severity::Warning,

@@ -16,6 +16,7 @@ const LIMIT: Duration = Duration::from_millis(200);
 pub(crate) struct Redis {
     client: Option<Client>,
     asked: Mutex<Asked>,
+    last: parking_lot::Mutex<Option<Info>>,
 }
 
 #[derive(Default)]
@@ -41,11 +42,20 @@ impl Redis {
     pub(crate) fn new(url: Option<&str>) -> anyhow::Result<Self> {
         let open =
             |url| Client::open(url).map_err(|_quotes_it| anyhow::anyhow!("REDIS_URL is not a Redis URL"));
-        Ok(Self { client: url.map(open).transpose()?, asked: Mutex::default() })
+        Ok(Self {
+            client: url.map(open).transpose()?,
+            asked: Mutex::default(),
+            last: parking_lot::Mutex::default(),
+        })
     }
 
     pub(crate) fn is_configured(&self) -> bool {
         self.client.is_some()
+    }
+
+    /// The last answer, none where there was none: this instance asks every five seconds.
+    pub(crate) fn last(&self) -> Option<Info> {
+        self.last.lock().clone()
     }
 
     /// An answer that is not older than `age`; none where it can't be had within the limits. Dropped, it leaves a
@@ -64,6 +74,7 @@ impl Redis {
         let info = answer.as_ref().map(|(_, text)| Info::of(text));
         asked.connection = answer.map(|(connection, _)| connection);
         asked.last = Some((Instant::now(), info.clone()));
+        self.last.lock().clone_from(&info);
         info
     }
 }

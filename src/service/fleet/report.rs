@@ -167,15 +167,24 @@ impl Gauge {
         exhausted
     }
 
-    fn max(&self) -> u32 {
+    pub(crate) fn max(&self) -> u32 {
         self.pool.options().get_max_connections()
     }
 
-    fn shown(&self) -> Pool {
+    /// Idle ones, and those in use.
+    pub(crate) fn connections(&self) -> (u32, u32) {
         let size = self.pool.size();
         let idle = u32::try_from(self.pool.num_idle()).unwrap_or(u32::MAX).min(size);
-        let exhausted = self.exhausted.load(Ordering::Relaxed);
-        Pool { max: self.max(), size, idle, in_use: size - idle, exhausted }
+        (idle, size - idle)
+    }
+
+    pub(crate) fn exhausted(&self) -> u64 {
+        self.exhausted.load(Ordering::Relaxed)
+    }
+
+    fn shown(&self) -> Pool {
+        let (idle, in_use) = self.connections();
+        Pool { max: self.max(), size: idle + in_use, idle, in_use, exhausted: self.exhausted() }
     }
 }
 

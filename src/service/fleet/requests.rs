@@ -92,6 +92,12 @@ impl Requests {
     }
 }
 
+impl Timed<'_> {
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
         self.requests.record(self.began.elapsed());

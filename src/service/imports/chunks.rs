@@ -1,6 +1,7 @@
 //! Chunks in the database, and the one transaction that turns a chunk into contacts.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -140,7 +141,7 @@ pub(super) async fn apply(
     database
         .statement("select 1 from companies where id = $1 for key share")
         .bind(claim.company)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     let counts = Counts::of(&batch.rejects, batch.accepted);
     let Some(rejected) = count(database, &mut tx, claim, bytes, &counts).await? else { return Ok(false) };
@@ -150,12 +151,14 @@ pub(super) async fn apply(
     let kept = counts.kept(rejected, imports.settings.max_rejects).min(batch.rejects.len());
     put_rejects(database, &mut tx, claim.import, &batch.rejects[..kept]).await?;
     let delete = "delete from import_chunks where import_id = $1 and seq = $2";
-    let deleted = database.statement(delete).bind(claim.import).bind(seq).execute(&mut *tx).await?;
+    let deleted = database.statement(delete).bind(claim.import).bind(seq).execute(&mut tx).await?;
     // Who has the lease is alone, so it is there: else it was applied before, and nothing of this is kept.
     if deleted.rows_affected() == 0 {
         return Ok(false);
     }
     tx.commit().await?;
+    imports.worked.accepted.fetch_add(batch.accepted as u64, Ordering::Relaxed);
+    imports.worked.rejected.fetch_add(batch.rejects.len() as u64, Ordering::Relaxed);
     Ok(true)
 }
 

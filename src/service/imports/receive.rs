@@ -250,7 +250,7 @@ impl Upload {
         let mut tx = imports.database.begin(&mut connection).await?;
         // One at a time of a company counts and adds; contacts may refer to it meanwhile.
         let lock = "select id from companies where id = $1 for no key update";
-        let locked = imports.database.write::<(i64,)>(lock).bind(company).fetch_optional(&mut *tx).await?;
+        let locked = imports.database.write::<(i64,)>(lock).bind(company).fetch_optional(&mut tx).await?;
         if locked.is_none() {
             return Err(Refusal::NoCompany);
         }
@@ -270,7 +270,7 @@ impl Upload {
             .bind(&imports.instance)
             .bind(UPLOAD_LEASE.as_secs_f64())
             .bind(i64::from(imports.settings.per_company));
-        let id = query.fetch_optional(&mut *tx).await?;
+        let id = query.fetch_optional(&mut tx).await?;
         tx.commit().await?;
         let (id,) = id.ok_or(Refusal::TooMany(imports.settings.per_company))?;
         Ok(Self { id, imports: Arc::clone(imports), done: false })
@@ -295,7 +295,7 @@ impl Upload {
         .bind(counts.rejected)
         .bind(&counts.reasons)
         .bind(&counts.times);
-        let (rejected,) = query.fetch_optional(&mut *tx).await?.ok_or(Refusal::Cancelled)?;
+        let (rejected,) = query.fetch_optional(&mut tx).await?.ok_or(Refusal::Cancelled)?;
         let kept = counts.kept(rejected, self.imports.settings.max_rejects).min(rejects.len());
         chunks::put_rejects(database, &mut tx, self.id, &rejects[..kept]).await?;
         if let Some(chunk) = cut.chunk {

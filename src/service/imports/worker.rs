@@ -4,6 +4,7 @@
 //! for one that waits.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -88,6 +89,7 @@ async fn take(imports: &Arc<Imports>, taken: Taken) {
     let claim = Claim { import: taken.id, company: taken.company_id, owner: taken.owner };
     let shape = Shape { format: Format::named(&taken.format), columns: taken.columns, region: taken.region };
     let again = taken.attempts <= ATTEMPTS;
+    let _running = Running::begin(imports);
     let turn = tokio::select! {
         turn = work(imports, claim, Arc::new(shape)), if again => turn,
         never = renew(imports, claim), if again => match never {},
@@ -105,6 +107,22 @@ async fn take(imports: &Arc<Imports>, taken: Taken) {
     if let Err(error) = told {
         // Its lease ends, and somebody takes it again.
         tracing::warn!(import = %claim.import, error = &error as &dyn std::error::Error, "can't write how an import is");
+    }
+}
+
+/// Counted until it is dropped.
+struct Running<'a>(&'a Imports);
+
+impl<'a> Running<'a> {
+    fn begin(imports: &'a Imports) -> Self {
+        imports.worked.running.fetch_add(1, Ordering::Relaxed);
+        Self(imports)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.worked.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -97,13 +97,21 @@ async fn an_exhausted_pool_and_slow_responses_raise_alerts_while_the_heartbeat_g
         (&json!("a"), &json!(0.5), &json!("seconds"))
     );
     assert!(alert["value"].as_f64() > Some(0.5), "{alert}");
+    for _ in 0..7 {
+        for _ in 0..100 {
+            read_companies(&a, 2..=2).await;
+        }
+    }
+    eventually("few were slow", async || alerts(&b, "responses-slow").await.is_empty()).await;
     eventually("the pool is free again", async || alerts(&b, "postgres-pool-exhausted").await.is_empty())
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_low_hit_rate_and_a_repair_raise_alerts() {
-    let (database, a, b) = two_instances();
+    let database = seeded();
+    let a = Served::start_with(&database, "a", &["--alert-repaired-for", "3s"]);
+    let b = Served::start(&database, "b");
     eventually("they know each other", async || names(&b).await.len() == 2).await;
     assert!(alerts(&a, "hit-rate-low").await.is_empty());
     for id in 1_000..1_110 {
@@ -116,6 +124,12 @@ async fn a_low_hit_rate_and_a_repair_raise_alerts() {
         (&json!("a"), &json!(0.0), &json!(60.0)),
         "{alert}"
     );
+    for _ in 0..2 {
+        for _ in 0..100 {
+            read_companies(&a, 2..=2).await;
+        }
+    }
+    eventually("most are hits again", async || alerts(&b, "hit-rate-low").await.is_empty()).await;
 
     read_companies(&a, 1..=1).await;
     assert!(alerts(&b, "invalidation-repaired").await.is_empty());
@@ -124,4 +138,47 @@ async fn a_low_hit_rate_and_a_repair_raise_alerts() {
     eventually("a repair is told of", async || !alerts(&b, "invalidation-repaired").await.is_empty()).await;
     let alert = alerts(&b, "invalidation-repaired").await.remove(0);
     assert_eq!((&alert["instance"], &alert["value"]), (&json!("a"), &json!(1.0)), "{alert}");
+    eventually("it is a while ago", async || alerts(&b, "invalidation-repaired").await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_nearly_full_raises_an_alert_until_it_has_room() {
+    let (database, redis) = (seeded(), PrivateRedis::start().await);
+    let a = Served::start_on(&database.url, &redis.url(), "a", &[]);
+    let name = "redis-memory-high";
+    eventually("it has looked", async || get(&a, METRICS).await["redis"]["up"] == true).await;
+    assert!(alerts(&a, name).await.is_empty());
+    let used = get(&a, METRICS).await["redis"]["memory"]["usedMemory"].as_u64().unwrap();
+    redis.config("maxmemory", &(used * 10 / 9).to_string()).await;
+    eventually("it is told of", async || !alerts(&a, name).await.is_empty()).await;
+    let alert = alerts(&a, name).await.remove(0);
+    assert_eq!((&alert["threshold"], &alert["unit"]), (&json!(80.0), &json!("percent")), "{alert}");
+    assert!(alert["value"].as_f64() > Some(80.0), "{alert}");
+    redis.config("maxmemory", &(used * 100).to_string()).await;
+    eventually("there is room", async || alerts(&a, name).await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_not_read_for_long_raises_an_alert_before_and_after_the_bound() {
+    let database = seeded();
+    let postgres = FaultProxy::start(place_of(&database.url)).await.unwrap();
+    let through = moved_to(&database.url, &postgres.address().to_string());
+    let a = Served::start_on(&through, &redis_url(), "a", &[]);
+    let name = "staleness-near-bound";
+    eventually("it is coherent", async || instances(&a).await[0]["state"] == "coherent").await;
+    assert!(alerts(&a, name).await.is_empty());
+    postgres.set(Fault::BlackHole);
+    eventually("it is told of", async || {
+        alerts(&a, name).await.first().is_some_and(|alert| alert["severity"] == "critical")
+    })
+    .await;
+    let alert = alerts(&a, name).await.remove(0);
+    assert_eq!((&alert["value"], &alert["threshold"]), (&json!(100.0), &json!(80.0)), "{alert}");
+    eventually("so is its state", async || {
+        let raised = alerts(&a, "instance-not-coherent").await;
+        raised.first().is_some_and(|alert| alert["severity"] == "critical")
+    })
+    .await;
+    postgres.set(Fault::None);
+    eventually("the log is read again", async || alerts(&a, name).await.is_empty()).await;
 }

@@ -5,7 +5,12 @@ use perto::State;
 use super::*;
 
 fn thresholds() -> Thresholds {
-    let settings = AlertSettings { hit_rate: 60, redis_memory: 80, response_time: Duration::from_secs(2) };
+    let settings = AlertSettings {
+        hit_rate: 60,
+        redis_memory: 80,
+        response_time: Duration::from_secs(2),
+        repaired_for: Duration::from_mins(5),
+    };
     Thresholds { settings, redis: true }
 }
 
