@@ -35,7 +35,6 @@ export class Caches {
     clear.addEventListener("click", () => this.to.clear(cache.name));
     const parts = { share: el("span", ""), bar: bar(), spark: new Spark(index), reads: cell("Reads a second"), loads: cell("Loads"), held: cell("In L1"), trouble: cell("Trouble") };
     const made = el("tr", "", title, parts.reads, cell("Answered by", parts.bar, parts.share), cell("Over time", parts.spark.canvas), parts.loads, parts.held, parts.trouble, cell("", clear));
-    parts.loads.className = parts.held.className = parts.trouble.className = "more";
     attr(made, "role", "row");
     return Object.assign(made, { parts });
   }

@@ -51,6 +51,7 @@ const CHARTS = [
     title: "Answered by a cache",
     byCache: true,
     form: percent,
+    axis: (part) => `${Math.round(part * 100)} %`,
     range: () => [0, 1],
     series: [
       { label: "L1 or L2", ink: "l2", value: ofReads((tiers, all) => share(tiers[0] + tiers[1], all)) },
@@ -204,13 +205,13 @@ class Chart {
             ...ink,
             incrs: STEPS,
             space: () => 4.5 * rem(),
-            values: (_, splits) => splits.map((second) => at(second * 1_000).slice(0, this.view.seconds > 600 ? 5 : 8)),
+            values: (_, splits) => splits.map((second) => this.#clock(second)),
           },
           {
             ...yInk,
             size: () => 4.2 * rem(),
             space: () => (what.log ? 1 : 2) * rem(),
-            values: (_, splits) => splits.map((value) => (value == null ? "" : what.form(value))),
+            values: (_, splits) => splits.map((value) => (value == null ? "" : (what.axis ?? what.form)(value))),
           },
         ],
         series: [
@@ -232,6 +233,12 @@ class Chart {
     );
     new ResizeObserver(() => this.size()).observe(this.canvas);
     this.size();
+  }
+
+  /** A mark of the time; none at the edge, where it would stand upon others. */
+  #clock(second) {
+    const { until, seconds } = this.view;
+    return second < until - 0.94 * seconds ? "" : at(second * 1_000).slice(0, seconds > 600 ? 5 : 8);
   }
 
   size() {

@@ -24,7 +24,19 @@ let heard = 0;
 let link = { is: "connecting" };
 let before = null;
 
-const key = () => sessionStorage.getItem(KEY) ?? "";
+/** A browser may keep nothing, by its settings: then the page does, until it is loaded anew. */
+function keeping(storage) {
+  try {
+    return storage();
+  } catch {
+    const kept = new Map();
+    return { getItem: (name) => kept.get(name) ?? null, setItem: (name, value) => kept.set(name, value), removeItem: (name) => kept.delete(name) };
+  }
+}
+
+const keys = keeping(() => sessionStorage);
+const wishes = keeping(() => localStorage);
+const key = () => keys.getItem(KEY) ?? "";
 const actions = new Actions({ key, locked: (detail) => lock(detail, Boolean(key())) });
 const caches = new Caches(actions);
 const stream = new Stream({ key, on: take, state });
@@ -80,18 +92,18 @@ function verdict() {
 
 /** Tells readers of screens what has changed, and nothing else. */
 function tell() {
-  const states = new Map(now.instances.map((one) => [one.name, one.state]));
+  const states = new Map(now.instances.map((one) => [one.id, one]));
   const alerts = new Set(now.alerts.map((alert) => `${alert.name} on ${alert.instance}`));
   if (before) {
     const said = [];
-    for (const [one, is] of states) if (before.states.get(one) !== is) said.push(`${one} is ${is}.`);
-    for (const one of before.states.keys()) if (!states.has(one)) said.push(`${one} has gone.`);
+    for (const [id, one] of states) if (before.states.get(id)?.state !== one.state) said.push(`${one.name} is ${one.state}.`);
+    for (const [id, one] of before.states) if (!states.has(id)) said.push(`${one.name} has gone.`);
     for (const alert of alerts) if (!before.alerts.has(alert)) said.push(`Alert: ${alert}.`);
     for (const alert of before.alerts) if (!alerts.has(alert)) said.push(`Over: ${alert}.`);
     if (said.length) say($("said"), said.slice(0, 6).join(" "));
   }
-  if (before && before.build !== now.build) before.changed = true;
-  before = { states, alerts, build: before?.build ?? now.build, changed: before?.changed };
+  const build = before?.build ?? now.build;
+  before = { states, alerts, build, outdated: build !== now.build };
 }
 
 function state(is) {
@@ -109,7 +121,7 @@ function state(is) {
 function tick() {
   const age = now ? `figures of ${at(now.at)}, ${span(Date.now() - heard)} old` : "no figures yet";
   const text = {
-    live: !now || Date.now() - heard > OLD ? `Connected; ${age}` : before?.changed ? "Live; this page is of an older version: reload it" : "Live",
+    live: !now || Date.now() - heard > OLD ? `Connected; ${age}` : before?.outdated ? "Live; this page is of an older version: reload it" : "Live",
     lost: `Lost: ${link.why}; ${age}; trying again in ${span((link.retryAt ?? 0) - Date.now())}`,
     connecting: `Connecting …; ${age}`,
     paused: `Paused; ${age}`,
@@ -129,9 +141,9 @@ function lock(detail, had) {
 
 function theme(choose) {
   const choices = ["system", "light", "dark"];
-  let chosen = localStorage.getItem("perto-theme") ?? "system";
+  let chosen = wishes.getItem("perto-theme") ?? "system";
   if (choose) chosen = choices[(choices.indexOf(chosen) + 1) % 3];
-  localStorage.setItem("perto-theme", chosen);
+  wishes.setItem("perto-theme", chosen);
   if (chosen === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = chosen;
   say($("theme"), `Theme: ${chosen}`);
@@ -141,12 +153,14 @@ function theme(choose) {
 
 $("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, $("key").value.trim());
+  const given = $("key").value.trim();
   $("key").value = "";
+  if (!/^[ -~]+$/.test(given)) return lock("it has letters that no key has", true);
+  keys.setItem(KEY, given);
   stream.restart();
 });
 $("forget").addEventListener("click", () => {
-  sessionStorage.removeItem(KEY);
+  keys.removeItem(KEY);
   location.reload();
 });
 $("theme").addEventListener("click", () => theme(true));

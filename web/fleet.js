@@ -57,7 +57,8 @@ function makeCard() {
 
 export function showInstances(now, points, view) {
   $("alone").hidden = !now.alone;
-  keyed($("instances"), now.instances, (one) => one.id, makeCard, (card, one) => {
+  const worst = [...now.instances].sort((a, b) => (a.state === "coherent") - (b.state === "coherent"));
+  keyed($("instances"), worst, (one) => one.id, makeCard, (card, one) => {
     const { parts } = card;
     const silent = one.state === "silent";
     const kind = SHAPES[one.state] ?? "bad";
@@ -74,18 +75,18 @@ export function showInstances(now, points, view) {
     const all = l1 + l2 + load;
     say(parts.hits, percent(share(l1 + l2, all)));
     fill(parts.bar, one.reads);
-    say(parts.tiers, all > 0 ? `L1 ${percent(l1 / all)}, L2 ${percent(l2 / all)}, Postgres ${percent(load / all)}` : "no reads");
-    say(parts.reads, `${rate(all)}, ${rate(load)} by Postgres`);
-    say(parts.requests, `${rate(one.requests)} a second, p50 ${time(one.p50Ms)}, p99 ${time(one.p99Ms)}`);
+    say(parts.tiers, silent ? "unknown" : all > 0 ? `L1 ${percent(l1 / all)}, L2 ${percent(l2 / all)}, Postgres ${percent(load / all)}` : "no reads");
+    say(parts.reads, silent ? "unknown" : `${rate(all)}, ${rate(load)} by Postgres`);
+    say(parts.requests, silent ? "unknown" : `${rate(one.requests)} a second, p50 ${time(one.p50Ms)}, p99 ${time(one.p99Ms)}`);
     const { requests, loads } = one.pool;
-    say(parts.pool, `${requests.inUse}/${requests.max} for requests, ${loads.inUse}/${loads.max} for loads`);
+    say(parts.pool, silent ? "unknown" : `${requests.inUse}/${requests.max} for requests, ${loads.inUse}/${loads.max} for loads`);
     const off = notCoherent(points, one, view.self);
     say(parts.off, `${off ? `about ${span(off)}` : "never"} in the last ${view.seconds > 600 ? "hour" : "5 minutes"}`);
     say(parts.repairs, `${count(one.repairs)}, of ${count(one.hints)} hints`);
     const { audits, violations } = one.audits["1h"];
     say(parts.audits, audits ? `${count(audits)}, ${violations === 0 ? "all right" : `${count(violations)} WRONG`}` : "none yet");
-    const l2up = one.remoteUp ? "L2 used" : "L2 not used";
-    say(parts.where, `${one.address} · version ${one.version} · up ${span(Date.parse(now.at) - Date.parse(one.startedAt))} · ${l2up} · ${one.busUp ? "hints come" : "no hints"}`);
+    const began = `${one.address} · version ${one.version} · began ${span(Date.parse(now.at) - Date.parse(one.startedAt))} ago`;
+    say(parts.where, silent ? began : `${began} · ${one.remoteUp ? "L2 used" : "L2 not used"} · ${one.busUp ? "hints come" : "no hints"}`);
     strip(parts.strip, points, view, one);
   });
 }

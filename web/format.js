@@ -119,10 +119,12 @@ export function bar() {
   attr(svg, "aria-hidden", "true");
   attr(svg, "preserveAspectRatio", "none");
   attr(svg, "viewBox", "0 0 100 10");
-  for (const part of ["l1", "l2", "load"]) {
+  // They differ in height too.
+  for (const [part, height] of [["l1", 10], ["l2", 7], ["load", 4]]) {
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     attr(rect, "class", part);
-    attr(rect, "height", 10);
+    attr(rect, "height", height);
+    attr(rect, "y", 10 - height);
     svg.append(rect);
   }
   return svg;

@@ -28,7 +28,7 @@ struct Frame<'a> {
 
 /// Never returns.
 pub(in crate::service) async fn run(service: &Service) {
-    let mut looks = Looks { fine: Pace::over(SECOND), slow: Pace::over(COARSE), coarse: None };
+    let mut looks = Looks { fine: Pace::over(SECOND), slow: Pace::over(COARSE), coarse: None, last: None };
     let mut ticks = tokio::time::interval(SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let dashboard = &service.dashboard;
@@ -40,7 +40,12 @@ pub(in crate::service) async fn run(service: &Service) {
                     continue;
                 }
             }
-            () = dashboard.watched.notified() => {}
+            () = dashboard.watched.notified() => {
+                // Who comes often is not more work: the next second is near.
+                if looks.last.is_some_and(|last| last.elapsed() < SECOND / 2) {
+                    continue;
+                }
+            }
         }
         if let Err(error) = looks.look(service).await {
             tracing::warn!(
@@ -56,6 +61,8 @@ pub(in crate::service) async fn run(service: &Service) {
 struct Looks {
     fine: Pace,
     slow: Pace,
+    /// When the last look was.
+    last: Option<Instant>,
     /// When the last point of the hour was made.
     coarse: Option<Instant>,
 }
@@ -64,6 +71,7 @@ impl Looks {
     async fn look(&mut self, service: &Service) -> Result<(), serde_json::Error> {
         let (dashboard, seen) = (&service.dashboard, service.fleet.overview(service).await);
         let at = Utc::now();
+        self.last = Some(Instant::now());
         for pace in [&mut self.fine, &mut self.slow] {
             pace.see(seen.reports.iter().map(|report| &report.instance));
         }
