@@ -135,3 +135,87 @@ impl Pace {
         all.sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// How an instance is `ms` after the beginning, with so many hits of L1 in the cache of messages.
+    fn instance(ms: i64, hits: u64, change: impl FnOnce(&mut serde_json::Value)) -> Instance {
+        let time = |ms| DateTime::from_timestamp_millis(1_000_000 + ms).unwrap();
+        let pool = json!({ "max": 1, "size": 1, "idle": 1, "inUse": 0, "exhausted": 0 });
+        let audited = json!({ "audits": 0, "violations": 0, "nines": 0.0 });
+        let mut shown = json!({
+            "instance": "a", "id": Uuid::nil(), "address": "", "version": "", "startedAt": time(0), "seenAt": time(ms),
+            "state": "coherent", "alone": false, "leaseLeftMs": 1, "remoteUp": true, "busUp": true, "polls": 0,
+            "hints": 0, "repairs": 0, "audits": { "5m": audited, "1h": audited, "1d": audited },
+            "propagation": { "count": 0, "p50Ms": 0.0, "p99Ms": 0.0 }, "since": time(0),
+            "caches": { "message": { "l1Hits": hits } }, "pool": { "requests": pool, "loads": pool },
+            "requests": { "count": hits, "lastMinute": { "count": 0, "p50Ms": 0.0, "p99Ms": 0.0, "slow": 0 } }
+        });
+        change(&mut shown);
+        serde_json::from_value(shown).unwrap()
+    }
+
+    fn l1(pace: &mut Pace, now: &Instance) -> f64 {
+        pace.see(std::iter::once(now));
+        pace.reads()[0][0]
+    }
+
+    #[test]
+    fn a_row_that_is_seen_twice_makes_no_rate_jump() {
+        let mut pace = Pace::over(Duration::from_secs(1));
+        let same = |_: &mut serde_json::Value| ();
+        assert_eq!(l1(&mut pace, &instance(0, 7, same)), 0.0, "seen once, nothing is known");
+        for (ms, hits) in [(1_000, 107), (1_000, 107), (3_000, 307), (4_010, 408)] {
+            assert_eq!(l1(&mut pace, &instance(ms, hits, same)), 100.0, "at {ms} ms");
+        }
+        assert_eq!(pace.rates(Uuid::nil()).requests, 100.0);
+        assert_eq!(pace.rates(Uuid::max()), Rates::default());
+    }
+
+    #[test]
+    fn rates_are_those_of_the_span_and_no_more_is_kept() {
+        let mut pace = Pace::over(Duration::from_secs(10));
+        for second in 0..100 {
+            let hits = if second < 50 { 0 } else { (second - 50) * 20 };
+            let rate = l1(&mut pace, &instance(1_000 * second, u64::try_from(hits).unwrap(), |_| ()));
+            if second >= 60 {
+                assert_eq!(rate, 20.0, "at {second} s");
+            }
+        }
+        assert_eq!(pace.seen[&Uuid::nil()].counted.len(), 11);
+        pace.see(std::iter::empty());
+        assert!(pace.seen.is_empty(), "who is gone is forgotten");
+    }
+
+    #[test]
+    fn a_reset_and_a_silence_are_no_reads() {
+        let mut pace = Pace::over(Duration::from_secs(1));
+        for second in 0..3 {
+            l1(&mut pace, &instance(1_000 * second, 500, |_| ()));
+        }
+        let reset = |shown: &mut serde_json::Value| shown["since"] = json!("2026-01-01T00:00:00Z");
+        assert_eq!(l1(&mut pace, &instance(3_000, 5, reset)), 0.0);
+        assert_eq!(l1(&mut pace, &instance(4_000, 15, reset)), 10.0, "from then on it counts anew");
+        let silent = |shown: &mut serde_json::Value| {
+            reset(shown);
+            shown["state"] = json!("silent");
+        };
+        assert_eq!(l1(&mut pace, &instance(4_000, 15, silent)), 0.0);
+    }
+
+    #[test]
+    fn a_repair_is_told_once() {
+        let mut pace = Pace::over(Duration::from_secs(10));
+        let mut repaired = |ms, repairs: u64| {
+            pace.see(std::iter::once(&instance(ms, 0, |shown| shown["repairs"] = repairs.into())));
+            pace.repaired()
+        };
+        let told = [(0, 3), (1_000, 3), (2_000, 5), (2_000, 5), (3_000, 5)]
+            .map(|(ms, repairs)| repaired(ms, repairs));
+        assert_eq!(told, [0, 0, 2, 0, 0], "what was before it was first seen is not told");
+    }
+}
