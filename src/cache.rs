@@ -189,7 +189,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// [`Error::Load`] and its kin where the loader was needed and failed, within the times for L2 and for a load;
     /// [`Error::Unverified`] where the policy says so; [`Error::Closed`] after shutdown.
     pub async fn get(&self, key: &K) -> Result<Read<V>, Error> {
-        match self.hit(key, None) {
+        match self.noted_hit(key, None) {
             Some(read) => Ok(read),
             None => self.get_slow(key, ReadOptions::default()).await,
         }
@@ -200,7 +200,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of [`Cache::get`], and [`Error::TokenAhead`].
     pub async fn get_with(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
-        match self.hit(key, options.at_least) {
+        match self.noted_hit(key, options.at_least) {
             Some(read) => Ok(read),
             None => self.get_slow(key, options).await,
         }
@@ -226,7 +226,14 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// What L1 holds and may serve as fresh. No I/O, no load.
     #[must_use]
     pub fn get_if_cached(&self, key: &K) -> Option<Read<V>> {
-        self.hit(key, None)
+        self.noted_hit(key, None)
+    }
+
+    #[inline]
+    fn noted_hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
+        let read = self.hit(key, at_least)?;
+        trace::hits(&self.0.name, 1);
+        Some(read)
     }
 
     /// L1. The order is what makes it safe, so it is the lease's.
@@ -245,7 +252,6 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Some(began) = timed {
             self.sampled(began, held, now);
         }
-        trace::hit(&self.0.name);
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
     }
 
@@ -265,9 +271,20 @@ impl<K: Key, V: Value> Cache<K, V> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
         }
+        let texts = self.texts(keys)?;
+        let in_l1 = |key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options));
+        let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
+        match answers.iter().flatten().count() {
+            0 => {}
+            hits => trace::hits(&self.0.name, hits),
+        }
+        if answers.iter().all(Option::is_some) {
+            return Ok(answers.into_iter().flatten().collect());
+        }
         let limit = self.0.policy.load_timeout + self.0.shared.remote_limit(keys.len());
         let (began, span) = (Instant::now(), self.span(keys.len()));
-        let answers = match tokio::time::timeout(limit, self.read_within(keys, options, &span)).await {
+        let reading = self.read_within(keys, &texts, answers, options, &span);
+        let answers = match tokio::time::timeout(limit, reading).await {
             Ok(read) => read,
             Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
         };
@@ -288,15 +305,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     async fn read_within(
         &self,
         keys: &[K],
+        texts: &[String],
+        mut answers: Vec<Option<Read<V>>>,
         options: ReadOptions,
         span: &Span,
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
-        let texts = self.texts(keys)?;
-        let mut answers: Vec<Option<Read<V>>> = keys
-            .iter()
-            .map(|key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options)))
-            .collect();
         for attempt in 0..ATTEMPTS {
             let began = self.0.shared.coherence.began(&self.0.whole);
             let mut led = Vec::new();
@@ -321,7 +335,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             if !led.is_empty() {
                 self.look_up(led, began, options, &trace).await?;
             }
-            self.land(waiting, &texts, options, &mut answers).await?;
+            self.land(waiting, texts, options, &mut answers).await?;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
     }

@@ -52,7 +52,7 @@ pub fn query_as<R>(sql: &str) -> Query<R> {
     // The outer join brings the stamp also where there is no row: an absence needs one as much as a presence.
     let sql = format!(
         "select q.*, s.perto_stamp from (select {STAMP_SQL} as perto_stamp) s \
-         left join (select u.*, true as perto_row from ({sql}\n) u) q on true"
+         {BEFORE}{sql}{AFTER}"
     );
     Query {
         sql,
@@ -62,6 +62,9 @@ pub fn query_as<R>(sql: &str) -> Query<R> {
         row: std::marker::PhantomData,
     }
 }
+
+const BEFORE: &str = "left join (select u.*, true as perto_row from (";
+const AFTER: &str = "\n) u) q on true";
 
 /// A query begun by [`query_as`].
 #[must_use = "a query runs when it is fetched"]
@@ -135,7 +138,8 @@ impl<R> Query<R> {
         let span = Trace::current().begin(Kind::Client, format_args!("SELECT"));
         span.text("db.system.name", "postgresql");
         span.text("db.operation.name", "SELECT");
-        span.text("db.query.text", &self.sql);
+        let given = self.sql.split_once(BEFORE).and_then(|(_, rest)| rest.strip_suffix(AFTER));
+        span.text("db.query.text", given.unwrap_or(&self.sql));
         span
     }
 }
@@ -228,7 +232,7 @@ impl Perto {
         let mut tx = pool.begin().await?;
         let value = work(&mut tx).await?;
         let pending = self.pending(&mut tx).await?;
-        tx.commit().await?;
+        commit(tx).await?;
         let token = match pending {
             Some(pending) => Some(self.announce_pending(pending).await),
             None => None,
@@ -281,6 +285,13 @@ impl Perto {
         self.announce(pending.token, &pending.changes).await;
         pending.token
     }
+}
+
+async fn commit(tx: sqlx::Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
+    let span = Trace::current().begin(Kind::Client, format_args!("COMMIT"));
+    span.text("db.system.name", "postgresql");
+    span.text("db.operation.name", "COMMIT");
+    tx.commit().await.inspect_err(|error| span.failed(error))
 }
 
 impl<R> fmt::Debug for Query<R> {

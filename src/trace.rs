@@ -7,12 +7,12 @@
 #[cfg(feature = "otel")]
 mod recorded;
 #[cfg(feature = "otel")]
-pub(crate) use recorded::{Origin, Span, Trace, hit};
+pub(crate) use recorded::{Origin, Span, Trace, hits};
 
 #[cfg(not(feature = "otel"))]
 mod nothing;
 #[cfg(not(feature = "otel"))]
-pub(crate) use nothing::{Origin, Span, Trace, hit};
+pub(crate) use nothing::{Origin, Span, Trace, hits};
 
 /// How a span stands to those on other machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ pub(crate) struct Span;
 pub(crate) struct Origin;
 
 #[inline]
-pub(crate) const fn hit(_cache: &str) {}
+pub(crate) const fn hits(_cache: &str, _keys: usize) {}
 
 #[expect(clippy::unused_self, reason = "the same as with the feature")]
 impl Trace {

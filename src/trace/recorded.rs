@@ -22,19 +22,23 @@ pub(crate) struct Span(Trace);
 #[derive(Debug, Clone)]
 pub(crate) struct Origin(Option<SpanContext>);
 
-/// Notes an L1 hit on the span that it happened in: it has none of its own.
+/// Notes hits of L1 on the span that they happened in: they have none of their own.
 #[inline]
-pub(crate) fn hit(cache: &str) {
+pub(crate) fn hits(cache: &str, keys: usize) {
     Context::map_current(|context| {
         if is_recorded(context) {
-            noted(context, cache);
+            noted(context, cache, keys);
         }
     });
 }
 
 #[cold]
-fn noted(context: &Context, cache: &str) {
-    let attributes = vec![KeyValue::new("perto.cache", cache.to_owned()), KeyValue::new("perto.tier", "l1")];
+fn noted(context: &Context, cache: &str, keys: usize) {
+    let attributes = vec![
+        KeyValue::new("perto.cache", cache.to_owned()),
+        KeyValue::new("perto.tier", "l1"),
+        KeyValue::new("perto.keys", i64::try_from(keys).unwrap_or(i64::MAX)),
+    ];
     context.span().add_event("perto.hit", attributes);
 }
 

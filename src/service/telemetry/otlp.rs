@@ -13,9 +13,6 @@ use opentelemetry_otlp::{
 };
 use tokio::runtime::Handle;
 
-/// Of one export by HTTP.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
 #[derive(Debug, Clone, Copy)]
 enum By {
     Grpc,
@@ -26,12 +23,13 @@ enum By {
 /// If a variable makes no sense.
 pub(super) fn spans() -> anyhow::Result<Option<SpanExporter>> {
     let Some(by) = wanted("TRACES")? else { return Ok(None) };
+    check_sampler()?;
     Ok(Some(match by {
         By::Grpc => SpanExporter::builder().with_tonic().build()?,
         By::Http => SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(OnRuntime::new())
+            .with_http_client(OnRuntime::new()?)
             .build()?,
     }))
 }
@@ -45,19 +43,49 @@ pub(super) fn metrics() -> anyhow::Result<Option<MetricExporter>> {
         By::Http => MetricExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(OnRuntime::new())
+            .with_http_client(OnRuntime::new()?)
             .build()?,
     }))
 }
 
+fn read(name: &str) -> Option<String> {
+    env::var(name).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The pipeline would sample everything where it does not know better.
+fn check_sampler() -> anyhow::Result<()> {
+    const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+    let Some(sampler) = read(SAMPLER) else { return Ok(()) };
+    match sampler.trim_start_matches("parentbased_") {
+        "always_on" | "always_off" => Ok(()),
+        "traceidratio" => match read("OTEL_TRACES_SAMPLER_ARG").map(|share| share.parse::<f64>()) {
+            None => Ok(()),
+            Some(Ok(share)) if (0.0..=1.0).contains(&share) => Ok(()),
+            Some(_) => bail!("OTEL_TRACES_SAMPLER_ARG: must be a share from 0 to 1"),
+        },
+        _ => bail!(
+            "{SAMPLER}: must be `always_on`, `always_off` or `traceidratio`, each with or without `parentbased_`"
+        ),
+    }
+}
+
+/// Of one export by HTTP.
+fn timeout() -> anyhow::Result<Duration> {
+    const TIMEOUT: &str = "OTEL_EXPORTER_OTLP_TIMEOUT";
+    match read(TIMEOUT).map(|ms| ms.parse()) {
+        None => Ok(Duration::from_secs(10)),
+        Some(Ok(ms)) => Ok(Duration::from_millis(ms)),
+        Some(Err(_)) => bail!("{TIMEOUT}: must be a number of milliseconds"),
+    }
+}
+
 /// Whether a signal is to be exported, and how. Nothing is unless it is said where to.
 fn wanted(signal: &str) -> anyhow::Result<Option<By>> {
-    let read = |name: &str| env::var(name).ok().filter(|text| !text.trim().is_empty());
     if read("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true")) {
         return Ok(None);
     }
     let exporter = format!("OTEL_{signal}_EXPORTER");
-    match read(&exporter).as_deref().map(str::trim) {
+    match read(&exporter).as_deref() {
         Some("none") => return Ok(None),
         None | Some("otlp") => {}
         Some(_) => bail!("{exporter}: must be `otlp` or `none`"),
@@ -75,9 +103,9 @@ fn wanted(signal: &str) -> anyhow::Result<Option<By>> {
         _ => bail!("{name}: must be a URL like http://127.0.0.1:4317"),
     }
     match either("PROTOCOL") {
-        Some((_, protocol)) if protocol.trim() == "grpc" => Ok(Some(By::Grpc)),
+        Some((_, protocol)) if protocol == "grpc" => Ok(Some(By::Grpc)),
         None => Ok(Some(By::Http)),
-        Some((_, protocol)) if protocol.trim() == "http/protobuf" => Ok(Some(By::Http)),
+        Some((_, protocol)) if protocol == "http/protobuf" => Ok(Some(By::Http)),
         Some((name, _)) => bail!("{name}: must be `grpc` or `http/protobuf`"),
     }
 }
@@ -90,8 +118,10 @@ struct OnRuntime {
 }
 
 impl OnRuntime {
-    fn new() -> Self {
-        Self { client: HyperClient::with_default_connector(TIMEOUT, None), runtime: Handle::current() }
+    /// # Errors
+    /// If the time that it may take makes no sense.
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { client: HyperClient::with_default_connector(timeout()?, None), runtime: Handle::current() })
     }
 }
 
