@@ -63,6 +63,11 @@ impl Watching {
         }
     }
 
+    /// Waits until the stream has ended.
+    async fn end(&mut self) {
+        ends("the stream's end", async { while self.event().await.is_some() {} }).await;
+    }
+
     async fn next(&mut self, wanted: &str) -> Value {
         let (event, data) = self.event().await.expect("an event");
         assert_eq!(event, wanted, "{data}");
@@ -269,7 +274,7 @@ async fn the_end_of_the_service_ends_the_streams_at_once() {
     watching.next("now").await;
     let began = Instant::now();
     let ending = tokio::task::spawn_blocking(move || a.end());
-    while watching.event().await.is_some() {}
+    watching.end().await;
     assert!(ending.await.unwrap(), "ended well");
     // Requests in progress have ten seconds.
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
@@ -329,7 +334,7 @@ async fn a_stream_that_needed_no_key_ends_when_there_is_one() {
     let mut watching = Watching::begin(&a, "").await;
     watching.next("history").await;
     key_of(&database, 1);
-    while watching.event().await.is_some() {}
+    watching.end().await;
     assert_eq!(request(&a, "GET", STREAM, "", "").await.status, 401);
 }
 
