@@ -10,10 +10,10 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos fuzz replay bench instructions check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos fuzz replay bench instructions check compose-check cargo
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-8s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
 
 run: cargo ## the service on http://127.0.0.1:8080/ [INSTANCES=3] [PORT=8080]
 	@INSTANCES='$(INSTANCES)' PORT='$(PORT)' exec scripts/run
@@ -54,8 +54,11 @@ bench: cargo ## benchmarks [ARGS='...']
 instructions: cargo ## an L1 hit in instructions, by valgrind
 	@exec scripts/engines exec --db perto_bench -- scripts/instructions
 
-check: cargo ## format, lints, features and docs, as CI does
-	@exec .ci/run format lints features docs
+check: cargo ## format, lints, features, docs and alerts, as CI does
+	@exec .ci/run format lints features docs alerts
+
+compose-check: cargo ## docker-compose.yml for real, by podman: as root, on Debian
+	@exec scripts/compose-check
 
 cargo:
 	@command -v cargo >/dev/null || { echo "cargo is not on PATH: install Rust by https://rustup.rs, open a new shell and try again" >&2; exit 1; }

@@ -2,12 +2,16 @@
 //! what its readers see while Redis goes down and comes back.
 //!
 //! `make bench ARGS='--bench http'`, or with `DATABASE_URL` and `REDIS_URL` set: `cargo bench --bench http`. Prints
-//! Markdown. The load comes from this process, so that all share the machine; it ends by itself.
+//! Markdown, and with `--report FILE` writes the same with a plot of the outage as a page. The load comes from this process, so
+//! that all share the machine; it ends by itself.
 #![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a bench")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::print_stdout, unreachable_pub, reason = "a bench")]
 #![expect(clippy::disallowed_methods, reason = "its tasks end with it")]
 
+mod course;
+
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +20,9 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use course::Course;
 use perto::Histogram;
+use perto::plot::{self, Band, Chart, Page, Table};
 use perto::proxy::{Fault, FaultProxy};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,16 +31,28 @@ use tokio::net::TcpStream;
 const CONNECTIONS: usize = 64;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_secs(2);
+const PHASE: Duration = Duration::from_secs(4);
 const PATH: &str = "/api/v1/chats/00000000-0000-4000-8000-000000000001/messages";
 const ADMIN: &str = "the admin of this bench has this key, and nobody else";
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    match arguments.next().as_deref() {
-        Some("bare") => runtime.block_on(bare(arguments.next().unwrap())),
-        _ => runtime.block_on(bench()),
+    match &arguments[..] {
+        [first, body, ..] if first == "bare" => runtime.block_on(bare(body.clone())),
+        _ => runtime.block_on(bench(page_path(&arguments))),
     }
+}
+
+/// Where the page goes, if there is to be one. That it can't be written is said at once.
+fn page_path(arguments: &[String]) -> Option<PathBuf> {
+    let at = arguments.iter().position(|argument| argument == "--report")?;
+    // `cargo bench` adds an option of its own.
+    let file = arguments.get(at + 1).filter(|file| !file.starts_with('-')).expect("--report FILE");
+    if let Err(error) = plot::check(file.as_ref()) {
+        panic!("--report: {file} can't be written: {error}");
+    }
+    Some(file.into())
 }
 
 /// What the service is compared with.
@@ -152,7 +170,7 @@ async fn load(address: &str, request: &[u8], length: Duration) -> f64 {
     answers as f64 / elapsed.as_secs_f64()
 }
 
-async fn bench() {
+async fn bench(page: Option<PathBuf>) {
     let server = std::env::var("DATABASE_URL").unwrap();
     let redis = std::env::var("REDIS_URL").unwrap();
     let name = format!("perto_bench_http_{}", std::process::id());
@@ -161,14 +179,19 @@ async fn bench() {
     let amounts = ["--companies", "20", "--users", "40", "--contacts", "400", "--messages", "200000"];
     run(perto(&database, "").arg("seed").args(amounts));
     let key = run(perto(&database, "").args(["keys", "create", "--company", "2"]));
-    throughput(&database, &redis, &key).await;
-    outage(&database, &redis, &key).await;
+    let rates = throughput(&database, &redis, &key).await;
+    let (phases, latency) = outage(&database, &redis, &key).await;
+    if let Some(path) = page {
+        let title = "The service over HTTP".to_owned();
+        let page = Page { title, verdict: None, tables: vec![rates, phases], charts: vec![latency] };
+        page.write(&path).expect("--report");
+    }
     let mut connection = PgConnection::connect(&server).await.unwrap();
     let drop_it = format!("drop database {name} with (force)");
     sqlx::raw_sql(AssertSqlSafe(drop_it)).execute(&mut connection).await.unwrap();
 }
 
-async fn throughput(database: &str, redis: &str, key: &str) {
+async fn throughput(database: &str, redis: &str, key: &str) -> Table {
     let closed = ["serve", "--listen", "127.0.0.1:0", "--rate-limit", "0", "--admin-key", ADMIN];
     let perto = Server::start(perto(database, redis).args(closed));
     let authorization = format!("authorization: Bearer {key}\r\n");
@@ -212,12 +235,11 @@ async fn throughput(database: &str, redis: &str, key: &str) {
             }
         }
     }
-    println!(
-        "\n{} bytes, {CONNECTIONS} connections, {} rounds of {ROUND:?} each in turn\n",
+    let caption = format!(
+        "{} bytes, {CONNECTIONS} connections, {} rounds of {ROUND:?} each in turn",
         body.len(),
         ROUNDS - 1
     );
-    println!("| GET | requests/s | ratio |\n| --- | ---: | ---: |");
     let median = |rates: &[f64]| {
         let mut rates = rates.to_vec();
         rates.sort_by(f64::total_cmp);
@@ -225,49 +247,73 @@ async fn throughput(database: &str, redis: &str, key: &str) {
     };
     let ratios =
         |at: usize| -> Vec<f64> { rates[at].iter().zip(&rates[0]).map(|(rate, bare)| rate / bare).collect() };
-    for (at, (name, ..)) in cases.iter().enumerate() {
-        println!("| {name} | {:.0} | {:.2} × |", median(&rates[at]), median(&ratios(at)));
-    }
+    let row = |at: usize, name: &str| {
+        [name.to_owned(), format!("{:.0}", median(&rates[at])), format!("{:.2} ×", median(&ratios(at)))]
+            .into()
+    };
+    let rows = cases.iter().enumerate().map(|(at, (name, ..))| row(at, name)).collect();
     drop(std::fs::remove_file(file));
+    printed(Table { caption, columns: ["GET", "requests/s", "ratio"].map(str::to_owned).into(), rows })
+}
+
+/// As Markdown.
+fn printed(table: Table) -> Table {
+    println!("\n{}\n", table.caption);
+    println!("| {} |\n| ---{} |", table.columns.join(" | "), " | ---:".repeat(table.columns.len() - 1));
+    for row in &table.rows {
+        println!("| {} |", row.join(" | "));
+    }
+    table
 }
 
 /// Readers at a moderate rate, over many chats, while Redis is cut off for a while.
-async fn outage(database: &str, redis: &str, key: &str) {
+async fn outage(database: &str, redis: &str, key: &str) -> (Table, Chart) {
     let at = redis.split("://").nth(1).unwrap().split('/').next().unwrap().rsplit('@').next().unwrap();
     let proxy = FaultProxy::start(at).await.unwrap();
     let through = redis.replacen(at, &proxy.address().to_string(), 1);
     let closed =
         ["serve", "--listen", "127.0.0.1:0", "--rate-limit", "0", "--admin-key", ADMIN, "--l1-mib", "1"];
     let perto = Server::start(perto(database, &through).args(closed));
-    println!(
-        "\n| Redis | reads | p50 ms | p99 ms | longest ms | not 200 |\n| --- | ---: | ---: | ---: | ---: | ---: |"
-    );
-    for (phase, fault, seconds) in [
-        ("warming up", Fault::None, 3),
-        ("up", Fault::None, 4),
-        ("down", Fault::Cut, 4),
-        ("silent", Fault::BlackHole, 4),
-        ("back", Fault::None, 4),
-    ] {
+    let phases = [
+        ("up", Fault::None, PHASE),
+        ("down", Fault::Cut, PHASE),
+        ("silent", Fault::BlackHole, PHASE),
+        ("back", Fault::None, PHASE),
+    ];
+    let warming = Course::new(PHASE);
+    paced(&perto.address, key, Duration::from_secs(3), &warming).await;
+    let course = Course::new(PHASE * phases.len() as u32);
+    let (mut rows, mut bands) = (Vec::new(), Vec::new());
+    for (phase, fault, length) in phases {
+        let from = course.begun.elapsed().as_secs_f64();
         proxy.set(fault);
-        let (times, failed) = paced(&perto.address, key, Duration::from_secs(seconds)).await;
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        println!(
-            "| {phase} | {} | {:.2} | {:.2} | {:.1} | {failed} |",
-            times.count(),
-            ms(times.quantile(0.5)),
-            ms(times.quantile(0.99)),
-            ms(times.max())
-        );
+        let (times, failed) = paced(&perto.address, key, length, &course).await;
+        let to = course.begun.elapsed().as_secs_f64();
+        if fault != Fault::None {
+            bands.push(Band { name: format!("Redis is {phase}"), from, to, healed: to });
+        }
+        let ms = |time: Duration, digits: usize| format!("{:.digits$}", time.as_secs_f64() * 1e3);
+        rows.push(vec![
+            phase.to_owned(),
+            times.count().to_string(),
+            ms(times.quantile(0.5), 2),
+            ms(times.quantile(0.99), 2),
+            ms(times.max(), 1),
+            failed.to_string(),
+        ]);
     }
+    let columns = ["Redis", "reads", "p50 ms", "p99 ms", "longest ms", "not 200"].map(str::to_owned).into();
+    let caption = "8 readers of 500 chats, an L1 of 1 MiB".to_owned();
+    (printed(Table { caption, columns, rows }), course.chart(bands))
 }
 
-async fn paced(address: &str, key: &str, length: Duration) -> (Arc<Histogram>, u64) {
+async fn paced(address: &str, key: &str, length: Duration, course: &Arc<Course>) -> (Arc<Histogram>, u64) {
     let times = Arc::new(Histogram::default());
     let end = Instant::now() + length;
     let readers: Vec<_> = (0..8_u64)
         .map(|reader| {
             let (address, key, times) = (address.to_owned(), key.to_owned(), Arc::clone(&times));
+            let course = Arc::clone(course);
             tokio::spawn(async move {
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 stream.set_nodelay(true).unwrap();
@@ -285,8 +331,10 @@ async fn paced(address: &str, key: &str, length: Duration) -> (Arc<Histogram>, u
                         .await
                         .unwrap();
                     response(&mut stream, &mut buffer).await.unwrap();
-                    times.record(began.elapsed());
-                    failed += u64::from(!buffer.starts_with(b"HTTP/1.1 200"));
+                    let (took, wrong) = (began.elapsed(), !buffer.starts_with(b"HTTP/1.1 200"));
+                    times.record(took);
+                    course.record(began, took, wrong);
+                    failed += u64::from(wrong);
                 }
                 failed
             })

@@ -9,9 +9,11 @@ use clap::Parser;
 mod columns;
 mod connect;
 mod doctor;
+mod healthcheck;
 mod http;
 mod inspect;
 mod keys;
+mod load;
 mod migrate;
 mod replay;
 mod seed;
@@ -38,6 +40,10 @@ pub(crate) enum Command {
     Inspect(inspect::Inspect),
     /// Drive an access trace through several instances, with writes and faults, and check the promise
     Replay(Box<replay::Replay>),
+    /// Ask instances for the demo data, at a rate and for a time, and show how they answer
+    Load(load::LoadGenerator),
+    /// Ask the instance on this machine whether it is ready; the answer is the exit status
+    Healthcheck(healthcheck::Healthcheck),
 }
 
 impl Command {
@@ -51,6 +57,8 @@ impl Command {
             Self::Doctor(command) => command.run().await,
             Self::Inspect(command) => command.run().await,
             Self::Replay(command) => command.run().await,
+            Self::Load(command) => command.run().await,
+            Self::Healthcheck(command) => command.run().await,
         }
     }
 }

@@ -74,6 +74,9 @@ pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod nines;
+#[cfg(feature = "service")]
+#[doc(hidden)]
+pub mod plot;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(any(feature = "test-util", feature = "service"))]

@@ -1,4 +1,4 @@
-//! A GET over HTTP, for what instances of the service say of themselves. Plain, short, and within limits.
+//! Requests over HTTP, for what instances of the service say of themselves. Plain, short, and within limits.
 
 use std::time::Duration;
 
@@ -10,22 +10,58 @@ use tokio::net::TcpStream;
 const LIMIT: Duration = Duration::from_secs(3);
 const MOST_BYTES: u64 = 1 << 20;
 
+/// What is asked.
+#[derive(Debug, Default)]
+pub(super) struct Request<'a> {
+    pub(super) path: &'a str,
+    pub(super) key: Option<&'a str>,
+    /// JSON to be posted; without it, it is a GET.
+    pub(super) body: Option<&'a str>,
+}
+
+/// What was answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    head: String,
+    pub(super) body: String,
+}
+
+impl Answer {
+    /// By its name in lower case.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            line.split_once(':')
+                .filter(|(given, _)| given.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.trim())
+        })
+    }
+}
+
 /// The status and the JSON of an answer.
 ///
 /// # Errors
-/// Where there is no such answer; what is said does not quote the URL's user and password.
+/// As [`ask`]; and where it is no JSON.
 pub(super) async fn get(url: &str, path: &str, key: Option<&str>) -> anyhow::Result<(u16, Value)> {
+    let Answer { status, body, .. } = ask(url, &Request { path, key, body: None }).await?;
+    let json = serde_json::from_str(&body).map_err(|_not_json| anyhow!("answers {status} without JSON"))?;
+    Ok((status, json))
+}
+
+/// # Errors
+/// Where there is no such answer; what is said does not quote the URL's user and password.
+pub(super) async fn ask(url: &str, request: &Request<'_>) -> anyhow::Result<Answer> {
     let rest = url.strip_prefix("http://").ok_or_else(|| anyhow!("not a URL like http://127.0.0.1:8080"))?;
     let (authority, prefix) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     if authority.contains('@') {
         bail!("not a URL like http://127.0.0.1:8080");
     }
     let host = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
-    let path = format!("{}{path}", prefix.trim_end_matches('/'));
-    if key.is_some_and(|key| key.contains(char::is_control)) {
+    let path = format!("{}{}", prefix.trim_end_matches('/'), request.path);
+    if request.key.is_some_and(|key| key.contains(char::is_control)) {
         bail!("the key has control characters");
     }
-    let answer = tokio::time::timeout(LIMIT, ask(&host, &path, key))
+    let answer = tokio::time::timeout(LIMIT, send(&host, &path, request))
         .await
         .map_err(|_elapsed| anyhow!("no answer within {LIMIT:?}"))?
         .context("can't be reached")?;
@@ -34,15 +70,21 @@ pub(super) async fn get(url: &str, path: &str, key: Option<&str>) -> anyhow::Res
         answer.split_once("\r\n\r\n").ok_or_else(|| anyhow!("does not answer as HTTP does"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| anyhow!("does not answer as HTTP does"))?;
-    let json = serde_json::from_str(body).map_err(|_not_json| anyhow!("answers {status} without JSON"))?;
-    Ok((status, json))
+    Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
 
 /// HTTP/1.0: the answer ends with the connection, and comes in one piece.
-async fn ask(host: &str, path: &str, key: Option<&str>) -> std::io::Result<Vec<u8>> {
+async fn send(host: &str, path: &str, request: &Request<'_>) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(host).await?;
-    let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
-    let request = format!("GET {path} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n{key}\r\n");
+    let key = request.key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
+    let (method, body) = request.body.map_or(("GET", ""), |body| ("POST", body));
+    let json = match request.body {
+        Some(body) => format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()),
+        None => String::new(),
+    };
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n{key}{json}\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(MOST_BYTES).read_to_end(&mut answer).await?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use perto::plot::grouped;
 use perto::proxy::{Fault, FaultProxy};
 use perto::{State, postgres};
 use sqlx::postgres::PgPoolOptions;
@@ -22,12 +23,15 @@ use super::connect::{Database, check_redis, host_and_port, with_address};
 mod faults;
 mod fleet;
 mod history;
+mod page;
 mod report;
+mod timeline;
 mod trace;
 
 use faults::{Scheduled, What};
 use fleet::{Member, Plan, Run, Tally, Window};
 use history::Record;
+use timeline::{Samples, Timeline};
 use trace::Trace;
 
 /// See the command's help.
@@ -59,6 +63,9 @@ pub(crate) struct Replay {
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with plots of tiers, latency and staleness over time to this file (HTML)
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Seed of the generated trace and of the choice of writes
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -80,6 +87,8 @@ pub(crate) struct Replay {
 
 /// How long after a fault its window stays open at most.
 const COHERENT_LIMIT: Duration = Duration::from_secs(5);
+/// Times that the schema is dropped, while deadlocks hinder it.
+const DROPS: u32 = 5;
 /// Largest row: what L2 takes at most by default.
 const MAX_VALUE_BYTES: usize = 1 << 20;
 
@@ -135,12 +144,13 @@ impl Replay {
         if let Err(error) = probe {
             bail!("--{error}");
         }
-        Ok(())
+        self.check_page()
     }
 
     async fn replay(&self, connection: &mut PgConnection, schema: &str, trace: Trace) -> anyhow::Result<()> {
         prepare(connection, schema, &trace, self.value_bytes).await?;
         let proxies = if self.faults.is_empty() { None } else { Some(Proxies::start(self).await?) };
+        let versions = if self.report.is_some() { self.versions(connection).await } else { String::new() };
         let plan = self.plan(schema, trace, proxies.as_ref())?;
         let plain_pool =
             self.database.pool(PgPoolOptions::new().max_connections(2).test_before_acquire(false)).await?;
@@ -156,7 +166,7 @@ impl Replay {
         let next = (0..plan.instances).map(|_| AtomicU64::new(0)).collect();
         let run = Arc::new(Run { plan, record, tally, next });
         ready.into_iter().for_each(|give| drop(give.send(Arc::clone(&run))));
-        let result = self.drive(&run, &members, proxies.as_ref(), plain_pool).await;
+        let result = self.drive(&run, &members, proxies.as_ref(), plain_pool, &versions).await;
         for member in members {
             member.end().await;
         }
@@ -196,6 +206,7 @@ impl Replay {
         members: &[Member],
         proxies: Option<&Proxies>,
         plain_pool: sqlx::PgPool,
+        versions: &str,
     ) -> anyhow::Result<()> {
         let (plain, written) = mpsc::channel(64);
         let writers = members.iter().map(Member::writer).collect();
@@ -217,14 +228,27 @@ impl Replay {
         };
         let bare = report::BarePublish::new(self.redis_url()?, &run.plan.schema)?;
         let terminal = std::io::stderr().is_terminal();
+        let mut samples = self.report.is_some().then(Samples::default);
+        let sampling = async {
+            match &mut samples {
+                Some(samples) => samples.watch(run, members).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = async { tokio::join!(all_read, writing) } => {}
             () = report::show_progress(run, members, terminal) => {}
             () = cause_faults(run, members, proxies, self.redis_url()?) => {}
             () = bare.measure() => {}
+            () = sampling => {}
         }
-        let report = report::Report::new(run, members, &bare);
+        let mut timeline = samples.as_ref().map(|_| Timeline::new(run.record.now(), run.plan.bound));
+        let report = report::Report::new(run, members, &bare, timeline.as_mut());
         report.print(run, members);
+        if let (Some(timeline), Some(samples)) = (&timeline, &mut samples) {
+            samples.end(run, members, timeline.length());
+            self.write_page(run, members, &report, (timeline, samples), versions)?;
+        }
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(&report)?;
             std::fs::write(path, json + "\n")
@@ -236,10 +260,18 @@ impl Replay {
     async fn clean_up(&self, schema: &str) -> anyhow::Result<()> {
         let mut connection = self.database.connect().await?;
         let drop_schema = format!("drop schema if exists {schema} cascade");
-        sqlx::raw_sql(AssertSqlSafe(drop_schema))
-            .execute(&mut connection)
-            .await
-            .context("drop the replay's schema")?;
+        for left in (0..DROPS).rev() {
+            match sqlx::raw_sql(AssertSqlSafe(drop_schema.clone())).execute(&mut connection).await {
+                // The server may still be at a statement of a connection that is gone, which has its locks in another
+                // order. It ends by itself.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("40P01") && left > 0 => {
+                }
+                dropped => {
+                    dropped.context("drop the replay's schema")?;
+                    break;
+                }
+            }
+        }
         unlink_own_keys(self.redis_url()?, schema).await
     }
 }
@@ -253,8 +285,8 @@ async fn prepare(
 ) -> anyhow::Result<()> {
     super::say_error(&format!(
         "{} accesses to {} rows; making the rows in schema {schema}",
-        report::grouped(trace.accesses.len() as u64),
-        report::grouped(trace.ids.len() as u64)
+        grouped(trace.accesses.len() as u64),
+        grouped(trace.ids.len() as u64)
     ));
     postgres::migrate(connection, schema).await?;
     let create = format!(

@@ -16,6 +16,7 @@ mod doctor;
 mod fleet;
 mod imports;
 mod inspect;
+mod load;
 mod messages;
 mod metrics;
 mod openapi;

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use futures_util::StreamExt;
+use perto::plot::grouped;
 use perto::{Freshness, Histogram};
 use serde::Serialize;
 
 use super::fleet::{Member, Run, precise};
+use super::timeline::Timeline;
 
 /// The results. These fields, in these names, are what programs read.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    accesses: u64,
+    pub(super) accesses: u64,
     writes: u64,
     instances: u64,
     duration_s: f64,
@@ -24,10 +26,10 @@ pub(super) struct Report {
     db_reads: u64,
     db_reads_limit: u64,
     db_reads_saved: f64,
-    bound_ms: u64,
-    reads_over_bound: u64,
+    pub(super) bound_ms: u64,
+    pub(super) reads_over_bound: u64,
     unverified_reads: u64,
-    staleness_ms: Staleness,
+    pub(super) staleness_ms: Staleness,
     propagation_us: Propagation,
     latency_us: Latency,
     repairs: u64,
@@ -35,7 +37,7 @@ pub(super) struct Report {
     faults: Vec<FaultReport>,
     /// The first ones, each with what happened around.
     #[serde(skip)]
-    violations: Vec<String>,
+    pub(super) violations: Vec<String>,
     #[serde(skip)]
     bare_publish: (Duration, Duration),
 }
@@ -48,11 +50,11 @@ struct Hits {
 }
 
 #[derive(Debug, Serialize)]
-struct Staleness {
+pub(super) struct Staleness {
     p50: f64,
     p99: f64,
     p999: f64,
-    max: f64,
+    pub(super) max: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,7 +88,12 @@ struct FaultReport {
 }
 
 impl Report {
-    pub(super) fn new(run: &Run, members: &[Member], bare: &BarePublish) -> Self {
+    pub(super) fn new(
+        run: &Run,
+        members: &[Member],
+        bare: &BarePublish,
+        mut timeline: Option<&mut Timeline>,
+    ) -> Self {
         let (plan, tally) = (&run.plan, &run.tally);
         let duration_s = run.record.now().as_secs_f64();
         let reads = tally.reads.load(Ordering::Relaxed);
@@ -106,6 +113,9 @@ impl Report {
             |answer, stale| {
                 if answer.freshness == Freshness::Fresh {
                     staleness.record(stale);
+                }
+                if let Some(timeline) = &mut timeline {
+                    timeline.add(answer, stale);
                 }
             },
         );
@@ -156,7 +166,15 @@ impl Report {
     }
 
     pub(super) fn print(&self, run: &Run, members: &[Member]) {
-        let line = |name: &str, text: String| crate::cli::say(&format!("  {name:<26} {text}"));
+        for (name, text) in self.lines(run, members) {
+            crate::cli::say(&format!("  {name:<26} {text}"));
+        }
+    }
+
+    /// The table: what was counted, and how much.
+    pub(super) fn lines(&self, run: &Run, members: &[Member]) -> Vec<(String, String)> {
+        let mut lines = Vec::new();
+        let mut line = |name: &str, text: String| lines.push((name.to_owned(), text));
         let share = |n: u64| format!("{:>6.2} %", 100.0 * precise(n) / precise(self.accesses.max(1)));
         crate::cli::say("");
         line(
@@ -258,31 +276,37 @@ impl Report {
             );
         }
         line("READS OVER THE BOUND", grouped(self.reads_over_bound));
+        lines
     }
 
-    /// Whether the run shows what it is for.
+    /// Whether the run shows what it is for, with the first of what broke the promise.
     pub(super) fn verdict(&self, run: &Run) -> anyhow::Result<()> {
+        let Some(error) = self.failure(run) else { return Ok(()) };
+        for line in self.violations.iter().take(3).flat_map(|violation| violation.lines()) {
+            crate::cli::say_error(line);
+        }
+        Err(error)
+    }
+
+    /// Why the run doesn't show what it is for.
+    pub(super) fn failure(&self, run: &Run) -> Option<anyhow::Error> {
         for (fault, window) in run.plan.faults.iter().zip(&run.tally.windows) {
             let times = window.times();
             if times.opened.is_none() || (times.closed.is_some() && !times.ran) {
-                bail!(
+                return Some(anyhow!(
                     "--faults: {} never ran: the replay took {:.1} s; slow it down with --rate",
                     fault.name,
                     self.duration_s
-                );
+                ));
             }
         }
-        if self.reads_over_bound > 0 {
-            for violation in self.violations.iter().take(3) {
-                crate::cli::say_error(violation);
-            }
-            bail!(
+        (self.reads_over_bound > 0).then(|| {
+            anyhow!(
                 "the promise is broken: {} reads were staler than {} ms, or of what nobody had written",
                 self.reads_over_bound,
                 self.bound_ms
-            );
-        }
-        Ok(())
+            )
+        })
     }
 }
 
@@ -356,19 +380,6 @@ impl BarePublish {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-/// 1234567 as 1,234,567.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 fn us(duration: Duration) -> f64 {

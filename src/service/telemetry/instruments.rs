@@ -90,8 +90,11 @@ fn pools(of: &Of) {
 
 /// As it said within the last seconds: whoever collects does not ask it.
 fn redis(of: &Of) {
+    // Nothing is said of it where there is none: it is not down, and no alert is to say so.
     of.gauge("perto.redis.up", "", "Whether Redis told its figures.", |service, observed| {
-        observed.observe(service.fleet.redis.last().is_some().into(), &[]);
+        if service.fleet.redis.is_configured() {
+            observed.observe(service.fleet.redis.last().is_some().into(), &[]);
+        }
     });
     of.gauge("perto.redis.memory.used", "By", "Memory of Redis.", |service, observed| {
         let used = service.fleet.redis.last().and_then(|info| info.used_memory);
