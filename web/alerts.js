@@ -6,11 +6,11 @@ import { $, at, el, keyed, mark, say, span, time } from "./format.js";
 const WHAT_TO_DO = {
   "hit-rate-low": "See below which cache loads most. After a start or a clear it passes; else raise --l1-mib or the cache’s time to live, or look for keys that are read once.",
   "redis-memory-high": "Raise maxmemory, or set an eviction policy (allkeys-lru): nothing in Redis is needed. If others use this Redis, give Perto its own.",
-  "postgres-pool-exhausted": "Look for slow statements and locks (pg_stat_activity); then raise --pool-size, as far as max_connections of Postgres allows.",
+  "postgres-pool-exhausted": "Look for slow statements and locks (pg_stat_activity), and end what holds them; raise --pool-size only if Postgres itself has room.",
   "responses-slow": "Compare the latency of loads with that of L2: the slower one is the cause. If both are fast, look at the processor of the instance.",
   "instance-not-coherent": "Isolated: bring Redis back, or the way to it. Unverified or recovering: look at Postgres first. `perto doctor` says what is wrong with either.",
   "staleness-near-bound": "The log is read too slowly: look at the load of Postgres and for transactions that stay open (pg_stat_activity), then at the instance’s processor.",
-  "invalidation-repaired": "Nothing stale stayed. If you write by SQL past the service it is as it should be; else hints get lost: look at Redis and the network to it.",
+  "invalidation-repaired": "Nothing stale stayed. Expected after SQL past the service, after a restart of Redis, and where a poll overtook a hint; if it goes on, hints get lost: look at Redis and the network to it.",
   "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
 };
 
