@@ -9,8 +9,8 @@ COPY . .
 # What is compiled lies in a cache, which is no part of the image: the program is copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --features tls --bin perto \
-    && mkdir -p /out/run && cp target/release/perto /out/perto
+    cargo build --profile dist --locked --features tls --bin perto \
+    && mkdir -p /out/run && cp target/dist/perto /out/perto
 
 FROM debian:12.13-slim
 # For TLS to Redis and Postgres.

@@ -49,7 +49,7 @@ chaos: cargo ## every fault under load, on the engines of this machine and on th
 	@exec scripts/engines programs --wheels -- cargo test --release --locked --test chaos -- run $(ARGS)
 
 bench: cargo ## benchmarks [ARGS='...']
-	@exec scripts/engines exec --db perto_bench -- cargo bench --locked $(ARGS)
+	@exec scripts/engines exec --db perto_bench -- cargo bench --locked --profile dist $(ARGS)
 
 instructions: cargo ## an L1 hit in instructions, by valgrind
 	@exec scripts/engines exec --db perto_bench -- scripts/instructions

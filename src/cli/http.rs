@@ -1,5 +1,6 @@
 //! Requests over HTTP, for what instances of the service say of themselves. Plain, short, and within limits.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -17,6 +18,8 @@ pub(super) struct Request<'a> {
     pub(super) key: Option<&'a str>,
     /// JSON to be posted; without it, it is a GET.
     pub(super) body: Option<&'a str>,
+    /// Where the URL leads, where that was found out before.
+    pub(super) at: Option<SocketAddr>,
 }
 
 /// What was answered.
@@ -43,20 +46,38 @@ impl Answer {
 /// # Errors
 /// As [`ask`]; and where it is no JSON.
 pub(super) async fn get(url: &str, path: &str, key: Option<&str>) -> anyhow::Result<(u16, Value)> {
-    let Answer { status, body, .. } = ask(url, &Request { path, key, body: None }).await?;
+    let Answer { status, body, .. } = ask(url, &Request { path, key, ..Request::default() }).await?;
     let json = serde_json::from_str(&body).map_err(|_not_json| anyhow!("answers {status} without JSON"))?;
     Ok((status, json))
 }
 
+/// The first address of a URL's host, to be asked many times.
+///
 /// # Errors
-/// Where there is no such answer; what is said does not quote the URL's user and password.
-pub(super) async fn ask(url: &str, request: &Request<'_>) -> anyhow::Result<Answer> {
+/// Where it has none.
+pub(super) async fn resolve(url: &str) -> anyhow::Result<SocketAddr> {
+    let (host, _) = parts(url)?;
+    let found = tokio::time::timeout(LIMIT, tokio::net::lookup_host(host.as_str())).await;
+    let found =
+        found.map_err(|_elapsed| anyhow!("no address within {LIMIT:?}"))?.context("has no address")?;
+    found.into_iter().next().ok_or_else(|| anyhow!("has no address"))
+}
+
+/// Host and port, and what stands before paths.
+fn parts(url: &str) -> anyhow::Result<(String, &str)> {
     let rest = url.strip_prefix("http://").ok_or_else(|| anyhow!("not a URL like http://127.0.0.1:8080"))?;
     let (authority, prefix) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     if authority.contains('@') {
         bail!("not a URL like http://127.0.0.1:8080");
     }
     let host = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    Ok((host, prefix))
+}
+
+/// # Errors
+/// Where there is no such answer; what is said does not quote the URL's user and password.
+pub(super) async fn ask(url: &str, request: &Request<'_>) -> anyhow::Result<Answer> {
+    let (host, prefix) = parts(url)?;
     let path = format!("{}{}", prefix.trim_end_matches('/'), request.path);
     if request.key.is_some_and(|key| key.contains(char::is_control)) {
         bail!("the key has control characters");
@@ -75,7 +96,10 @@ pub(super) async fn ask(url: &str, request: &Request<'_>) -> anyhow::Result<Answ
 
 /// HTTP/1.0: the answer ends with the connection, and comes in one piece.
 async fn send(host: &str, path: &str, request: &Request<'_>) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(host).await?;
+    let mut stream = match request.at {
+        Some(at) => TcpStream::connect(at).await?,
+        None => TcpStream::connect(host).await?,
+    };
     let key = request.key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
     let (method, body) = request.body.map_or(("GET", ""), |body| ("POST", body));
     let json = match request.body {

@@ -4,18 +4,19 @@
 //! It is no benchmark (`benches/` has those): each request makes a connection of its own, and when answers are late, fewer are
 //! sent. Some keys are asked for much more often than others, as in life.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use perto::Histogram;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::task::TaskTracker;
 
 use super::columns::table;
-use super::http::{Request, ask};
+use super::http::{Request, ask, resolve};
 
 /// Requests under way at once.
 const CLIENTS: u32 = 16;
@@ -66,12 +67,13 @@ const TIERS: [&str; 3] = ["l1", "l2", "load"];
 
 impl LoadGenerator {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let at = resolve(&self.url).await.with_context(|| format!("--url: {}", self.url))?;
         let (clients, this) = (self.rate.min(CLIENTS), Arc::new(self));
         let answered: Arc<[Answered; 5]> = Arc::default();
         let (tasks, began) = (TaskTracker::new(), Instant::now());
         for client in 0..clients {
             let (this, answered) = (Arc::clone(&this), Arc::clone(&answered));
-            tasks.spawn(async move { this.drive(client, clients, began, &answered).await });
+            tasks.spawn(async move { this.drive(at, client, clients, began, &answered).await });
         }
         tasks.close();
         tasks.wait().await;
@@ -85,7 +87,14 @@ impl LoadGenerator {
     }
 
     /// One client after another begins, so that their requests don't come in bursts.
-    async fn drive(&self, client: u32, clients: u32, began: Instant, answered: &[Answered; 5]) {
+    async fn drive(
+        &self,
+        at: SocketAddr,
+        client: u32,
+        clients: u32,
+        began: Instant,
+        answered: &[Answered; 5],
+    ) {
         let every = Duration::from_secs(1) * clients / self.rate;
         let mut ticks = interval_at(began + every * client / clients, every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -94,13 +103,14 @@ impl LoadGenerator {
         while ticks.tick().await < end {
             let (kind, path, body) = self.request(&mut dice);
             let key = self.admin_key.as_deref().filter(|key| !key.is_empty());
-            let at = Instant::now();
-            let answer = ask(&self.url, &Request { path: &path, key, body: body.as_deref() }).await;
+            let asked = Instant::now();
+            let request = Request { path: &path, key, body: body.as_deref(), at: Some(at) };
+            let answer = ask(&self.url, &request).await;
             let Some(answer) = answer.ok().filter(|answer| (200..300).contains(&answer.status)) else {
                 answered[kind].failed.fetch_add(1, Relaxed);
                 continue;
             };
-            answered[kind].times.record(at.elapsed());
+            answered[kind].times.record(asked.elapsed());
             let tier = answer.header("perto-tier").and_then(|tier| TIERS.iter().position(|of| *of == tier));
             if let Some(tier) = tier {
                 answered[kind].tiers[tier].fetch_add(1, Relaxed);

@@ -12,14 +12,14 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use perto::plot::grouped;
-use perto::proxy::{Fault, FaultProxy};
-use perto::{State, postgres};
+use perto::postgres;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::connect::{Database, check_redis, host_and_port, with_address};
+use super::connect::{Database, check_redis};
 
+mod causes;
 mod faults;
 mod fleet;
 mod history;
@@ -28,8 +28,9 @@ mod report;
 mod timeline;
 mod trace;
 
+use causes::{Proxies, cause_faults};
 use faults::{Scheduled, What};
-use fleet::{Member, Plan, Run, Tally, Window};
+use fleet::{Member, Plan, Run, Tally};
 use history::Record;
 use timeline::{Samples, Timeline};
 use trace::Trace;
@@ -85,8 +86,6 @@ pub(crate) struct Replay {
     database: Database,
 }
 
-/// How long after a fault its window stays open at most.
-const COHERENT_LIMIT: Duration = Duration::from_secs(5);
 /// Times that the schema is dropped, while deadlocks hinder it.
 const DROPS: u32 = 5;
 /// Largest row: what L2 takes at most by default.
@@ -313,82 +312,6 @@ async fn prepare(
     };
     postgres::watch(connection, &watch).await?;
     Ok(())
-}
-
-/// The proxies between the instances and the servers.
-struct Proxies {
-    redis: FaultProxy,
-    bus: FaultProxy,
-    postgres: FaultProxy,
-}
-
-impl Proxies {
-    async fn start(replay: &Replay) -> anyhow::Result<Self> {
-        let redis =
-            host_and_port(replay.redis_url()?, 6379).context("--faults needs a REDIS_URL with a host")?;
-        let postgres = host_and_port(replay.database.url()?, 5432)
-            .context("--faults needs a DATABASE_URL with a host")?;
-        Ok(Self {
-            redis: FaultProxy::start(redis.as_str()).await?,
-            bus: FaultProxy::start(redis.as_str()).await?,
-            postgres: FaultProxy::start(postgres).await?,
-        })
-    }
-
-    fn urls(&self, replay: &Replay) -> Option<(String, String, String)> {
-        Some((
-            with_address(replay.database.url().ok()?, self.postgres.address())?,
-            with_address(replay.redis_url().ok()?, self.redis.address())?,
-            with_address(replay.redis_url().ok()?, self.bus.address())?,
-        ))
-    }
-
-    fn set(&self, what: &What, fault: Fault) {
-        match what {
-            What::Redis(_) => {
-                self.redis.set(fault);
-                self.bus.set(fault);
-            }
-            What::Bus(_) => self.bus.set(fault),
-            What::Postgres(_) => self.postgres.set(fault),
-            What::Flush | What::Pause(_) => {}
-        }
-    }
-}
-
-/// Causes each fault at its time. A fault's window lasts until every instance is coherent again. Never returns.
-async fn cause_faults(run: &Run, members: &[Member], proxies: Option<&Proxies>, redis_url: &str) {
-    let one = async |fault: &Scheduled, window: &Window| {
-        tokio::time::sleep(fault.start.saturating_sub(run.record.now())).await;
-        window.open(run.record.now());
-        let mut ran = true;
-        match (&fault.what, proxies) {
-            (What::Redis(how) | What::Bus(how) | What::Postgres(how), Some(proxies)) => {
-                proxies.set(&fault.what, *how);
-                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
-                proxies.set(&fault.what, Fault::None);
-            }
-            (What::Flush, _) => {
-                ran = unlink_own_keys(redis_url, &run.plan.schema).await.is_ok();
-                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
-            }
-            (What::Pause(at), _) => {
-                members[*at].pause(fault.length).await;
-                tokio::time::sleep(fault.end().saturating_sub(run.record.now())).await;
-            }
-            _ => ran = false,
-        }
-        let healed = run.record.now();
-        while members.iter().any(|member| member.perto.health().state != State::Coherent)
-            && run.record.now() - healed < COHERENT_LIMIT
-        {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        window.close(run.record.now(), ran);
-    };
-    let faults = run.plan.faults.iter().zip(&run.tally.windows).map(|(fault, window)| one(fault, window));
-    futures_util::future::join_all(faults).await;
-    std::future::pending::<()>().await;
 }
 
 async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {
