@@ -10,7 +10,7 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api prove mutants soak chaos fuzz replay bench instructions check compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos fuzz replay bench instructions check compose-check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
@@ -23,6 +23,9 @@ test: cargo ## all tests [ARGS='name_of_a_test']
 
 api: cargo ## whatever the API's description allows, and what it doesn't [SECONDS=300]
 	@exec scripts/engines exec --db perto_api -- scripts/api '$(or $(SECONDS),300)'
+
+dashboard: cargo ## the dashboard in a headless browser, with faults; pictures in target/dashboard/ (needs Node and npm)
+	@exec scripts/engines exec --db perto_dashboard --binaries -- scripts/dashboard
 
 prove: cargo ## larger scopes of the model [ARGS='trim-two'], or a counterexample [ARGS='NaiveJoin']
 	@cargo run --locked --quiet --package perto-proofs -- $(ARGS)

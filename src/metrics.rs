@@ -214,6 +214,13 @@ impl Histogram {
         Duration::ZERO
     }
 
+    /// How many durations there are by the longest that their bucket takes, shortest first; without empty buckets.
+    pub fn counts(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let counts = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed));
+        let counts = (0_u64..).zip(counts).filter(|(_, count)| *count > 0);
+        counts.map(|(at, count)| (Duration::from_nanos(Self::upper(at)), count))
+    }
+
     fn bucket(ns: u64) -> u64 {
         if ns < STEPS {
             return ns;
@@ -274,6 +281,9 @@ mod tests {
         }
         assert_eq!(histogram.max(), Duration::from_millis(10));
         assert_eq!(histogram.count(), 10_000);
+        let (last, _) = histogram.counts().last().unwrap();
+        assert_eq!(histogram.counts().map(|(_, count)| count).sum::<u64>(), 10_000);
+        assert!((1.0..1.07).contains(&(last.as_secs_f64() * 100.0)), "{last:?}");
     }
 
     #[test]

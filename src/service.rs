@@ -40,6 +40,7 @@ mod api;
 mod caches;
 mod companies;
 mod contacts;
+mod dashboard;
 pub(crate) mod database;
 mod fleet;
 pub(crate) mod imports;
@@ -69,6 +70,7 @@ pub(crate) struct Service {
     access: Access,
     imports: Arc<imports::Imports>,
     fleet: Fleet,
+    dashboard: dashboard::Dashboard,
     telemetry: Telemetry,
     answered: Answered,
     routes: Arc<Routes>,
@@ -109,13 +111,14 @@ fn resources() -> (Router<Arc<Service>>, OpenApi) {
         .merge(preload::routes())
         .merge(imports::routes())
         .merge(fleet::routes())
+        .merge(dashboard::routes())
         .merge(administration::routes())
         .split_for_parts()
 }
 
 fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi) -> Router {
     Router::new()
-        .route("/", get(index))
+        .merge(dashboard::pages())
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(telemetry::metrics))
@@ -218,10 +221,12 @@ pub(crate) async fn run(
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
     let connections = usize::try_from(settings.access.max_connections)?;
     let imports = imports::Imports::start(requests.clone(), settings.instance.clone(), settings.imports);
-    let working = Arc::clone(&imports);
+    let (working, watching) = (Arc::clone(&imports), CancellationToken::new());
+    let dashboard = dashboard::Dashboard::new(watching.clone());
     let end = async move {
         end.await;
         working.stop();
+        watching.cancel();
     };
     let fleet = Fleet::new(&settings, &pools, upkeep, places.redis_url.as_deref(), address)?;
     let (resources, api) = resources();
@@ -233,6 +238,7 @@ pub(crate) async fn run(
         access,
         imports: Arc::clone(&imports),
         fleet,
+        dashboard,
         answered: Answered::new(&telemetry),
         routes: Arc::new(Routes::new(api.paths.paths.keys())),
         telemetry,
@@ -336,13 +342,6 @@ async fn report(perto: Perto, instance: String) {
             other => tracing::info!(instance, event = ?other, "event"),
         }
     }
-}
-
-async fn index(Shared(service): Shared<Arc<Service>>) -> String {
-    format!(
-        "Perto, {}\n\n/docs/           the API, to try\n/openapi.json\n/readyz\n/api/v1/companies/1\n/api/v1/cache/instances\n",
-        service.settings.instance
-    )
 }
 
 async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {

@@ -22,12 +22,11 @@ use super::Service;
 use super::access::Admin;
 use super::input::Query;
 use super::problem::Problem;
-use alerts::{Alert, Alerts};
-use counts::Tallies;
-use metrics::{Metrics, RedisMetrics, Scope};
+use alerts::Alerts;
+use metrics::{Metrics, Scope};
 use others::{Other, Others};
 use redis::Redis;
-use report::{Gauge, Instance, Report, Start};
+use report::{Gauge, Start};
 use requests::Requests;
 use rows::Rows;
 
@@ -35,12 +34,20 @@ mod alerts;
 mod counts;
 mod metrics;
 mod others;
+mod overview;
 mod redis;
 mod report;
 mod requests;
 mod rows;
+mod times;
 mod upkeep;
 
+pub(super) use alerts::Alert;
+pub(super) use counts::{Tallies, Tally};
+pub(super) use metrics::RedisMetrics;
+pub(super) use overview::Overview;
+pub(super) use report::{Audits, Instance, Pools, Report};
+pub(super) use times::Spread;
 pub(super) use upkeep::run;
 
 /// This instance among the others.
@@ -58,6 +65,8 @@ pub(crate) struct Fleet {
     pub(super) gauges: [Gauge; 2],
     /// Something has changed that the others should know at once.
     changed: Notify,
+    /// Of the last seconds.
+    times: Mutex<times::Recent>,
 }
 
 /// From where figures are counted.
@@ -175,21 +184,7 @@ async fn reset_metrics(State(service): State<Arc<Service>>, _: Admin) -> Result<
 async fn read_alerts(State(service): State<Arc<Service>>, _: Admin) -> Json<ActiveAlerts> {
     let fleet = &service.fleet;
     let others = fleet.others(&service, RECENT).await;
-    let mut alerts = fleet.alerts.lock().active().to_vec();
-    let (mut instances, mut complete) = (1, others.is_some());
-    for other in others.iter().flat_map(|others| others.iter()) {
-        match (&other.report, other.silent) {
-            (Some(report), false) => {
-                instances += 1;
-                alerts.extend(report.alerts.iter().cloned());
-            }
-            _ => {
-                complete = false;
-                alerts.extend(other.silence());
-            }
-        }
-    }
-    alerts::once_a_server(&mut alerts);
+    let (alerts, instances, complete) = fleet.all_alerts(others.as_deref().map(Vec::as_slice));
     Json(ActiveAlerts { alerts, instances, complete })
 }
 
@@ -220,7 +215,7 @@ impl Fleet {
     fn report(&self, service: &Service) -> (Report, i64) {
         let alerts = self.alerts.lock().active().to_vec();
         let (instance, generation) = self.own(service);
-        (Report { instance, alerts }, generation)
+        (Report { instance, alerts, times: self.times.lock().get() }, generation)
     }
 
     /// Counts from zero, if this generation is new here. Returns whether it was.

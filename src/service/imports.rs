@@ -32,6 +32,7 @@ mod sweep;
 mod worker;
 
 pub(super) use http::routes;
+pub(super) use status::{UnderWay, under_way};
 
 /// Longest time that a client may let pass without sending a byte of an upload.
 const IDLE: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ mod access;
 mod bad_input;
 mod bodies;
 mod command;
+mod dashboard;
 mod doctor;
 mod fleet;
 mod imports;

@@ -61,6 +61,7 @@ async fn every_route_that_is_described_answers_and_says_what_may_go_wrong() {
         "DELETE /api/v1/cache/{cache}",
         "GET /api/v1/cache/alerts",
         "GET /api/v1/cache/instances",
+        "GET /api/v1/cache/stream",
     ] {
         assert!(described.iter().any(|known| known == route), "{route} is not described: {described:#?}");
     }

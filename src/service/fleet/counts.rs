@@ -153,6 +153,20 @@ impl Tallies {
         tallies
     }
 
+    /// By the caches' names.
+    pub(crate) fn each(&self) -> [(&'static str, Tally); 8] {
+        [
+            (messages::CACHE, self.message),
+            (users::CACHE, self.user),
+            (companies::CACHE, self.company),
+            (contacts::CACHE, self.contact),
+            (contacts::CACHE_BY_PHONE, self.contact_by_phone),
+            (validation::CACHE, self.validation),
+            (tool_results::CACHE, self.tool_result),
+            (keys::CACHE, self.api_key),
+        ]
+    }
+
     fn with(self, other: Self, combine: impl Fn(Tally, Tally) -> Tally) -> Self {
         Self {
             message: combine(self.message, other.message),

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use super::Fleet;
 use super::alerts::{Alert, Severity, Unit};
-use super::report::Report;
+use super::report::{self, Report};
 use super::rows::{self, Row, SILENT};
 use crate::service::Service;
 
@@ -104,7 +104,7 @@ impl From<Row> for Other {
         if let Some(Report { instance, .. }) = &mut report {
             instance.seen_at = row.seen_at;
             if row.silent {
-                "silent".clone_into(&mut instance.state);
+                report::SILENT.clone_into(&mut instance.state);
             }
         }
         Self { name: row.name, generation: row.generation, seen_at: row.seen_at, silent: row.silent, report }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::alerts::Alert;
 use super::counts::Tallies;
+use super::times::Times;
 use crate::service::Service;
 use crate::service::administration::ms;
 use crate::service::database;
@@ -21,6 +22,8 @@ use crate::service::database;
 pub(crate) struct Report {
     pub(crate) instance: Instance,
     pub(crate) alerts: Vec<Alert>,
+    #[serde(default)]
+    pub(crate) times: Times,
 }
 
 /// One instance. Its counters begin with its start, those of its caches with the last reset.
@@ -42,27 +45,27 @@ pub(crate) struct Instance {
     /// Postgres could not be asked: there may be others that are not shown.
     pub(crate) alone: bool,
     /// How much longer what is cached may be served as fresh, without another poll of the log.
-    lease_left_ms: u64,
+    pub(crate) lease_left_ms: u64,
     /// Whether L2 is used.
-    remote_up: bool,
+    pub(crate) remote_up: bool,
     /// Whether hints are received.
-    bus_up: bool,
+    pub(crate) bus_up: bool,
     polls: u64,
-    hints: u64,
+    pub(crate) hints: u64,
     /// What the log had to put right, because hints did not come.
-    repairs: u64,
-    audits: Audits,
+    pub(crate) repairs: u64,
+    pub(crate) audits: Audits,
     propagation: Propagation,
     /// From when the caches' figures are counted.
     pub(crate) since: DateTime<Utc>,
     pub(crate) caches: Tallies,
-    pool: Pools,
-    requests: Requests,
+    pub(crate) pool: Pools,
+    pub(crate) requests: Requests,
 }
 
 /// Served values that were compared with what the primary says.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-struct Audits {
+pub(crate) struct Audits {
     #[serde(rename = "5m")]
     five_minutes: Audited,
     #[serde(rename = "1h")]
@@ -73,7 +76,7 @@ struct Audits {
 
 /// How much of what was served was right, of what was looked at.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-struct Audited {
+pub(crate) struct Audited {
     audits: u64,
     violations: u64,
     /// 3.0 is one violation in a thousand audits; without a violation, what so many audits can vouch for.
@@ -91,14 +94,14 @@ struct Propagation {
 
 /// Connections to Postgres.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-struct Pools {
+pub(crate) struct Pools {
     requests: Pool,
     loads: Pool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Pool {
+pub(crate) struct Pool {
     max: u32,
     size: u32,
     idle: u32,
@@ -110,19 +113,19 @@ struct Pool {
 /// Requests under `/api/v1`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Requests {
+pub(crate) struct Requests {
     /// Since the start.
-    count: u64,
-    last_minute: Minute,
+    pub(crate) count: u64,
+    pub(crate) last_minute: Minute,
 }
 
 /// The last minute, and up to five seconds more.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Minute {
+pub(crate) struct Minute {
     count: u64,
-    p50_ms: f64,
-    p99_ms: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
     /// Those that took longer than `--alert-response-time`: 2 seconds.
     slow: u64,
 }
@@ -143,6 +146,9 @@ pub(crate) struct Gauge {
     pub(crate) pool: PgPool,
     exhausted: AtomicU64,
 }
+
+/// The state of one that says nothing.
+pub(crate) const SILENT: &str = "silent";
 
 /// How long nobody gets a connection where there is none.
 const NONE_FOR: Duration = Duration::from_millis(100);
@@ -183,6 +189,11 @@ impl Gauge {
 }
 
 impl Instance {
+    /// Whether it was not heard of for a while.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.state == SILENT
+    }
+
     pub(crate) fn now(service: &Service, since: DateTime<Utc>, caches: Tallies) -> Self {
         let (fleet, perto) = (&service.fleet, &service.perto);
         let (health, stats, start) = (perto.health(), perto.stats(), &fleet.start);

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
 use uuid::Uuid;
 
 use crate::service::database::Database;
+use crate::service::imports::{self, UnderWay};
 
 /// Of a connection, and of a transaction.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -120,6 +121,11 @@ impl Rows {
             Ok((last, there.map(Row::from_row).collect::<Result<_, _>>()?))
         })
         .await
+    }
+
+    /// The imports that are under way, and those that have just ended.
+    pub(crate) async fn imports(&self) -> Result<Vec<UnderWay>, Unanswered> {
+        self.within(async |connection| imports::under_way(connection, self.0.prepared).await).await
     }
 
     /// Begins a generation that is later than any.

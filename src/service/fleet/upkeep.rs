@@ -14,7 +14,9 @@ use super::redis::Redis;
 use super::report::{Gauge, Report, Start};
 use super::requests::Requests;
 use super::rows::{Beat, Rows};
+use super::times::Times;
 use super::{Baseline, Fleet};
+use crate::service::dashboard;
 use crate::service::database::Database;
 use crate::service::settings::Settings;
 use crate::service::{Pools, Service};
@@ -64,13 +66,15 @@ impl Fleet {
                 Gauge::new("loads", pools.loads.clone()),
             ],
             changed: tokio::sync::Notify::new(),
+            times: parking_lot::Mutex::default(),
         })
     }
 }
 
 /// Runs until the end; then takes the instance's row away.
 pub(crate) async fn run(service: Arc<Service>, ending: CancellationToken) {
-    let both = async { tokio::join!(watch(&service), beat(&service), expire(&service)) };
+    let both =
+        async { tokio::join!(watch(&service), beat(&service), expire(&service), dashboard::run(&service)) };
     tokio::select! {
         biased;
         () = ending.cancelled() => {}
@@ -90,6 +94,7 @@ async fn watch(service: &Service) {
     loop {
         ticks.tick().await;
         fleet.requests.turn(Instant::now());
+        fleet.times.lock().turn(Times::now(service));
         close(service).await;
         let sample = sample(service).await;
         fleet.alerts.lock().see(sample, &fleet.start.name, Utc::now());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, Row};
+use sqlx::{FromRow, PgConnection, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -67,6 +67,31 @@ macro_rules! columns {
          finished_at, problem, instance, coalesce(round((rows / greatest(0.001, \
          extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)))::numeric, 1), 0)::float8 as rate"
     };
+}
+
+/// An import, for those who see all companies.
+#[derive(Debug, Serialize)]
+pub(crate) struct UnderWay {
+    company: i64,
+    #[serde(flatten)]
+    import: Import,
+}
+
+/// Those that are under way or ended in the last minute, of all companies: the oldest fifty.
+pub(crate) async fn under_way(
+    connection: &mut PgConnection,
+    prepared: bool,
+) -> Result<Vec<UnderWay>, sqlx::Error> {
+    let sql = concat!(
+        "select company_id, ",
+        columns!(),
+        " from imports where state in ('uploading', 'queued', 'running') \
+          or finished_at > clock_timestamp() - interval '1 min' order by created_at limit 50"
+    );
+    let rows = sqlx::query(sql).persistent(prepared).fetch_all(connection).await?;
+    let read =
+        |row: &PgRow| Ok(UnderWay { company: row.try_get("company_id")?, import: Import::from_row(row)? });
+    rows.iter().map(read).collect()
 }
 
 /// An import of this company.

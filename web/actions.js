@@ -1,0 +1,73 @@
+// What an admin may do here. Each action says what it did, or why it was refused.
+
+import { $, at, name, say } from "./format.js";
+
+/** A request may take thirty seconds there. */
+const LIMIT = 35_000;
+
+export class Actions {
+  /** @param {{key: () => string, locked: (detail: string) => void}} to */
+  constructor(to) {
+    this.to = to;
+    $("dismiss").addEventListener("click", () => this.#done(""));
+    $("reset").addEventListener("click", () => this.#reset());
+    $("invalidate").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#invalidate($("invalidate-cache").value, $("invalidate-key").value);
+    });
+  }
+
+  async clear(cache) {
+    const means = "Every instance and Redis forget it; reads go to Postgres until they have loaded it again.";
+    if (!(await this.#confirm(`Clear ${name(cache)}?`, means, "Clear it"))) return;
+    await this.#send(`/api/v1/cache/${encodeURIComponent(cache)}`, () => `Cleared ${name(cache)} on every instance.`);
+  }
+
+  async #reset() {
+    if (!(await this.#confirm("Reset the figures?", "What was counted so far is gone on every instance.", "Reset them"))) return;
+    await this.#send("/api/v1/cache/metrics", (done) =>
+      done.complete ? "Every instance counts from zero." : `Reset, but these have not answered: ${done.behind.join(", ") || "unknown"}.`,
+    );
+  }
+
+  async #invalidate(cache, key) {
+    const path = `/api/v1/cache/${encodeURIComponent(cache)}/${encodeURIComponent(key)}`;
+    await this.#send(path, () => `Invalidated ${key} of ${name(cache)} on every instance.`);
+  }
+
+  async #send(path, said) {
+    this.#done("working …");
+    const key = this.to.key();
+    try {
+      const response = await fetch(path, {
+        method: "DELETE",
+        headers: key ? { authorization: `Bearer ${key}` } : {},
+        cache: "no-store",
+        credentials: "omit",
+        redirect: "error",
+        signal: AbortSignal.timeout(LIMIT),
+      });
+      const body = await response.json().catch(() => ({}));
+      if (response.ok) return this.#done(said(body));
+      this.#done(`Refused (${response.status}): ${body.detail ?? "the service does not say why"}.`);
+      if (response.status === 401 || response.status === 403) this.to.locked(body.detail);
+    } catch {
+      this.#done("No answer: whether it was done is not known. Try again.");
+    }
+  }
+
+  #done(text) {
+    say($("done"), text && `${at(Date.now())}: ${text}`);
+    $("dismiss").hidden = !text;
+  }
+
+  #confirm(what, means, yes) {
+    const dialog = $("confirm");
+    say($("confirm-what"), what);
+    say($("confirm-means"), means);
+    say($("confirm-yes"), yes);
+    dialog.returnValue = "no";
+    dialog.showModal();
+    return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  }
+}

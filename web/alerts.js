@@ -1,0 +1,51 @@
+// Alerts: what is wrong, since when, and what to do about it.
+
+import { $, at, el, keyed, mark, say, span, time } from "./format.js";
+
+/** One line for each; docs/OPERATIONS.md has more. */
+const WHAT_TO_DO = {
+  "hit-rate-low": "See below which cache loads most. After a start or a clear it passes; else raise --l1-mib or the cache’s time to live, or look for keys that are read once.",
+  "redis-memory-high": "Raise maxmemory, or set an eviction policy (allkeys-lru): nothing in Redis is needed. If others use this Redis, give Perto its own.",
+  "postgres-pool-exhausted": "Look for slow statements and locks (pg_stat_activity), and end what holds them; raise --pool-size only if Postgres itself has room.",
+  "responses-slow": "Compare the latency of loads with that of L2: the slower one is the cause. If both are fast, look at the processor of the instance.",
+  "instance-not-coherent": "Isolated: bring Redis back, or the way to it. Unverified or recovering: look at Postgres first. `perto doctor` says what is wrong with either.",
+  "staleness-near-bound": "The log is read too slowly: look at the load of Postgres and for transactions that stay open (pg_stat_activity), then at the instance’s processor.",
+  "invalidation-repaired": "Nothing stale stayed. Expected after SQL past the service, after a restart of Redis, and where a poll overtook a hint; if it goes on, hints get lost: look at Redis and the network to it.",
+  "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
+};
+
+const value = (unit, n) => (unit === "percent" ? `${n} %` : unit === "seconds" ? time(n * 1_000) : n === 1 ? "once" : `${n} times`);
+
+/** One for each name: what to do is the same on every instance. */
+function grouped(alerts) {
+  const groups = new Map();
+  for (const alert of alerts) {
+    const group = groups.get(alert.name) ?? { name: alert.name, severity: "warning", all: [] };
+    if (alert.severity === "critical") group.severity = "critical";
+    group.all.push(alert);
+    groups.set(alert.name, group);
+  }
+  return [...groups.values()].sort((a, b) => (a.severity === b.severity ? 0 : a.severity === "critical" ? -1 : 1));
+}
+
+export function showAlerts(now) {
+  $("no-alerts").hidden = now.alerts.length > 0;
+  const make = () => {
+    const parts = { what: el("h3", ""), mark: el("span", "mark"), all: el("ul", ""), todo: el("p", "todo") };
+    const made = el("li", "alert", el("div", "bar", parts.mark, parts.what), parts.all, parts.todo);
+    return Object.assign(made, { parts });
+  };
+  keyed($("alerts"), grouped(now.alerts), (group) => group.name, make, (made, { name, severity, all }) => {
+    const kind = severity === "critical" ? "bad" : "half";
+    made.className = `alert ${kind}`;
+    mark(made.parts.mark, kind, severity === "critical" ? "Critical" : "Warning");
+    say(made.parts.what, name);
+    say(made.parts.todo, `What to do: ${WHAT_TO_DO[name] ?? "see the documentation of this version."}`);
+    keyed(made.parts.all, all, (alert) => `${alert.instance} ${alert.since}`, () => el("li", ""), (line, alert) => {
+      const limit = alert.threshold > 0 ? `, limit ${value(alert.unit, alert.threshold)}` : "";
+      const since = Date.parse(alert.since);
+      const how = `since ${at(since)} (${span(Date.parse(now.at) - since)}): ${value(alert.unit, alert.value)}${limit}`;
+      say(line, `${alert.instance}, ${how}; ${alert.detail}.`);
+    });
+  });
+}

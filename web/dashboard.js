@@ -1,0 +1,189 @@
+// The page: figures come by the stream, are kept for an hour and shown. All that is shown of others is set as text.
+
+import { $, at, el, keyed, mark, name, say, span } from "./format.js";
+import { Actions } from "./actions.js";
+import { Caches } from "./caches.js";
+import { Charts } from "./charts.js";
+import { History } from "./history.js";
+import { Stream } from "./stream.js";
+import { showAlerts } from "./alerts.js";
+import { showImports, showInstances, showTiles } from "./fleet.js";
+
+/** The key stays in this tab: a tab that is closed takes it along. */
+const KEY = "perto-key";
+/** How long a page that nobody sees goes on asking: a browser has few connections to one place. */
+const UNSEEN = 5_000;
+/** Older figures are said to be old. */
+const OLD = 4_000;
+
+const history = new History();
+const charts = new Charts();
+const view = { seconds: 300, cache: "", names: [], boundMs: 0, alertHitRate: 0, self: "" };
+let now = null;
+let heard = 0;
+let link = { is: "connecting" };
+let before = null;
+
+/** A browser may keep nothing, by its settings: then the page does, until it is loaded anew. */
+function keeping(storage) {
+  try {
+    return storage();
+  } catch {
+    const kept = new Map();
+    return { getItem: (name) => kept.get(name) ?? null, setItem: (name, value) => kept.set(name, value), removeItem: (name) => kept.delete(name) };
+  }
+}
+
+const keys = keeping(() => sessionStorage);
+const wishes = keeping(() => localStorage);
+const key = () => keys.getItem(KEY) ?? "";
+const actions = new Actions({ key, locked: (detail) => lock(detail, Boolean(key())) });
+const caches = new Caches(actions);
+const stream = new Stream({ key, on: take, state });
+
+function take(kind, data) {
+  if (kind === "history") history.replace(data);
+  if (kind !== "now") return;
+  history.add(data);
+  now = data.now;
+  heard = Date.now();
+  $("figures").hidden = false;
+  Object.assign(view, { boundMs: now.boundMs, alertHitRate: now.alertHitRate, self: now.instances[0].id });
+  name_caches(now.caches.map((cache) => cache.name));
+  tell();
+  show();
+}
+
+function name_caches(names) {
+  if (view.names.join() === names.join()) return;
+  view.names = names;
+  for (const [list, all] of [[$("cache"), ["", ...names]], [$("invalidate-cache"), names]]) {
+    const chosen = list.value;
+    list.replaceChildren(...all.map((one) => Object.assign(el("option", "", one ? name(one) : "all"), { value: one })));
+    list.value = all.includes(chosen) ? chosen : all[0];
+  }
+}
+
+function show() {
+  if (!now || document.hidden) return;
+  const points = history.points(view.seconds);
+  showTiles(now, points, view);
+  showAlerts(now);
+  showInstances(now, points, view);
+  charts.show(history, view);
+  caches.show(now, points, view);
+  showImports(now);
+  say($("about"), `Perto ${now.version}, shown by ${now.instance}`);
+  verdict();
+}
+
+/** One look: is everything as it should be? */
+function verdict() {
+  const all = now.instances.length;
+  const good = now.instances.filter((one) => one.state === "coherent").length;
+  const critical = now.alerts.some((alert) => alert.severity === "critical");
+  const wrong = now.alerts.length;
+  const text = `${good} of ${all} coherent, ${wrong === 0 ? "no alerts" : wrong === 1 ? "1 alert" : `${wrong} alerts`}`;
+  const old = link.is !== "live" || Date.now() - heard > OLD;
+  mark($("verdict"), old ? "gone" : critical ? "bad" : wrong || good < all ? "half" : "good", old ? `Not live: ${text}` : text);
+  const title = `${old ? "✕" : wrong || good < all ? "!" : "✓"} ${text} · Perto`;
+  if (document.title !== title) document.title = title;
+}
+
+/** Tells readers of screens what has changed, and nothing else. */
+function tell() {
+  const states = new Map(now.instances.map((one) => [one.id, one]));
+  const alerts = new Set(now.alerts.map((alert) => `${alert.name} on ${alert.instance}`));
+  if (before) {
+    const said = [];
+    for (const [id, one] of states) if (before.states.get(id)?.state !== one.state) said.push(`${one.name} is ${one.state}.`);
+    for (const [id, one] of before.states) if (!states.has(id)) said.push(`${one.name} has gone.`);
+    for (const alert of alerts) if (!before.alerts.has(alert)) said.push(`Alert: ${alert}.`);
+    for (const alert of before.alerts) if (!alerts.has(alert)) said.push(`Over: ${alert}.`);
+    if (said.length) say($("said"), said.slice(0, 6).join(" "));
+  }
+  const build = before?.build ?? now.build;
+  before = { states, alerts, build, outdated: build !== now.build };
+}
+
+function state(is) {
+  link = is;
+  if (is.is === "locked") lock(is.detail, is.had);
+  if (is.is === "live") {
+    $("unlock").hidden = true;
+    $("forget").hidden = !key();
+  }
+  if (is.is === "live" || is.is === "lost") say($("said"), is.is === "live" ? "Live." : "The stream of figures is lost.");
+  tick();
+}
+
+/** Says how old what is shown is, every second. */
+function tick() {
+  const age = now ? `figures of ${at(now.at)}, ${span(Date.now() - heard)} old` : "no figures yet";
+  const text = {
+    live: !now || Date.now() - heard > OLD ? `Connected; ${age}` : before?.outdated ? "Live; this page is of an older version: reload it" : "Live",
+    lost: `Lost: ${link.why}; ${age}; trying again in ${span((link.retryAt ?? 0) - Date.now())}`,
+    connecting: `Connecting …; ${age}`,
+    paused: `Paused; ${age}`,
+    locked: "Locked: needs the admin key",
+  }[link.is];
+  say($("live"), text);
+  $("live").className = `live ${link.is}`;
+  $("figures").classList.toggle("old", Boolean(now) && (link.is !== "live" || Date.now() - heard > OLD));
+  if (now) verdict();
+}
+
+function lock(detail, had) {
+  $("unlock").hidden = false;
+  say($("unlock-why"), had ? `This key was refused: ${detail ?? "it is not the admin’s"}.` : "These figures are for admins. The key stays in this tab and goes when it is closed.");
+  $("key").focus();
+}
+
+function theme(choose) {
+  const choices = ["system", "light", "dark"];
+  let chosen = wishes.getItem("perto-theme") ?? "system";
+  if (choose) chosen = choices[(choices.indexOf(chosen) + 1) % 3];
+  wishes.setItem("perto-theme", chosen);
+  if (chosen === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = chosen;
+  say($("theme"), `Theme: ${chosen}`);
+  charts.redraw();
+  show();
+}
+
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = $("key").value.trim();
+  $("key").value = "";
+  if (!/^[ -~]+$/.test(given)) return lock("it has letters that no key has", true);
+  keys.setItem(KEY, given);
+  stream.restart();
+});
+$("forget").addEventListener("click", () => {
+  keys.removeItem(KEY);
+  location.reload();
+});
+$("theme").addEventListener("click", () => theme(true));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.redraw());
+for (const one of document.getElementsByName("window")) {
+  one.addEventListener("change", () => {
+    view.seconds = Number(one.value);
+    show();
+  });
+}
+$("cache").addEventListener("change", () => {
+  view.cache = $("cache").value;
+  show();
+});
+
+let hiding;
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hiding);
+  if (document.hidden) hiding = setTimeout(() => stream.stop(), UNSEEN);
+  else if (link.is !== "locked") stream.start();
+  show();
+});
+
+setInterval(tick, 1_000);
+theme(false);
+if (!document.hidden) stream.start();
