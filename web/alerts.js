@@ -10,7 +10,7 @@ const WHAT_TO_DO = {
   "responses-slow": "Compare the latency of loads with that of L2: the slower one is the cause. If both are fast, look at the processor of the instance.",
   "instance-not-coherent": "Isolated: bring Redis back, or the way to it. Unverified or recovering: look at Postgres first. `perto doctor` says what is wrong with either.",
   "staleness-near-bound": "The log is read too slowly: look at the load of Postgres and for transactions that stay open (pg_stat_activity), then at the instance’s processor.",
-  "invalidation-repaired": "Nothing stale stayed. Expected after SQL past the service, after a restart of Redis, and where a poll overtook a hint; if it goes on, hints get lost: look at Redis and the network to it.",
+  "invalidation-repaired": "Nothing stale stayed. Expected after SQL past the service and after a restart of Redis; if it goes on, hints get lost: look at Redis and the network to it.",
   "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
 };
 

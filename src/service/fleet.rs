@@ -26,7 +26,7 @@ use alerts::Alerts;
 use metrics::{Metrics, Scope};
 use others::{Other, Others};
 use redis::Redis;
-use report::{Gauge, Start};
+use report::{Gauge, Repaired, Start};
 use requests::Requests;
 use rows::Rows;
 
@@ -59,6 +59,7 @@ pub(crate) struct Fleet {
     rows: Rows,
     others: Others,
     baseline: Mutex<Baseline>,
+    repaired: Repaired,
     alerts: Mutex<Alerts>,
     pub(super) redis: Redis,
     /// Of requests, of loads.

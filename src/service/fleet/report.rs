@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use perto::Perto;
+use perto::{InstanceStats, Perto};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use utoipa::ToSchema;
@@ -139,6 +139,27 @@ pub(crate) struct Start {
     pub(crate) at: DateTime<Utc>,
 }
 
+/// What the log had to put right. What was evicted within the last second is none yet: its hint may come.
+#[derive(Debug, Default)]
+pub(crate) struct Repaired {
+    last: AtomicU64,
+    told: AtomicU64,
+}
+
+impl Repaired {
+    /// To be called once a second.
+    pub(crate) fn look(&self, stats: &InstanceStats) -> u64 {
+        let now = stats.repairs.saturating_sub(stats.repairs_overtaken);
+        let before = self.last.swap(now, Ordering::Relaxed);
+        self.told.fetch_max(now.min(before), Ordering::Relaxed);
+        self.told()
+    }
+
+    pub(crate) fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+}
+
 /// Looks whether a pool has connections to give.
 #[derive(Debug)]
 pub(crate) struct Gauge {
@@ -212,7 +233,7 @@ impl Instance {
             bus_up: health.bus_up,
             polls: stats.polls,
             hints: stats.hints,
-            repairs: stats.repairs,
+            repairs: fleet.repaired.told(),
             audits: audits(perto),
             propagation: propagation(perto),
             since,
@@ -253,4 +274,22 @@ fn propagation(perto: &Perto) -> Propagation {
 /// To the microsecond.
 fn precise_ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repair_is_told_of_once_no_hint_has_come() {
+        let repaired = Repaired::default();
+        let look = |repairs, overtaken| {
+            let mut stats = InstanceStats::default();
+            (stats.repairs, stats.repairs_overtaken) = (repairs, overtaken);
+            repaired.look(&stats)
+        };
+        assert_eq!([look(1, 0), look(1, 1), look(1, 1)], [0, 0, 0], "its hint came");
+        assert_eq!([look(3, 1), look(3, 1), look(3, 1)], [0, 2, 2], "none came");
+        assert_eq!(look(3, 2), 2, "what was told stays told");
+    }
 }

@@ -11,7 +11,7 @@ use super::alerts::{Alerts, Sample, Thresholds};
 use super::counts::Tallies;
 use super::others::Others;
 use super::redis::Redis;
-use super::report::{Gauge, Report, Start};
+use super::report::{Gauge, Repaired, Report, Start};
 use super::requests::Requests;
 use super::rows::{Beat, Rows};
 use super::times::Times;
@@ -54,6 +54,7 @@ impl Fleet {
             began: Instant::now(),
             rows: Rows::new(upkeep),
             others: Others::default(),
+            repaired: Repaired::default(),
             baseline: parking_lot::Mutex::new(Baseline {
                 generation: 0,
                 since: at,
@@ -129,7 +130,7 @@ async fn sample(service: &Service) -> Sample {
         at: fleet.began.elapsed(),
         hits: counts.hits(),
         reads: counts.reads(),
-        repairs: service.perto.stats().repairs,
+        repairs: fleet.repaired.look(&service.perto.stats()),
         redis_percent: redis.and_then(|info| info.memory_percent),
         exhausted,
         responses: fleet.requests.minute(),

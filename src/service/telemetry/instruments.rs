@@ -1,12 +1,14 @@
 //! The service's own instruments, with their help; those of the caches are the library's. Read when the pipeline collects.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{AsyncInstrument, Histogram, Meter};
+use opentelemetry::metrics::{AsyncInstrument, BoundHistogram, Histogram, Meter};
+use parking_lot::RwLock;
 
 use super::Telemetry;
 use crate::service::Service;
@@ -16,22 +18,34 @@ const OUTCOME: &str = "perto.outcome";
 
 /// How long answers of the API take.
 #[derive(Debug)]
-pub(crate) struct Answered(Histogram<f64>);
+pub(crate) struct Answered {
+    histogram: Histogram<f64>,
+    /// By method and status, of which there are few: to look them up by their attributes would cost a request a twentieth.
+    bound: RwLock<HashMap<(&'static str, StatusCode), BoundHistogram<f64>>>,
+}
 
 impl Answered {
     /// <https://opentelemetry.io/docs/specs/semconv/http/http-metrics/>
     pub(crate) fn new(telemetry: &Telemetry) -> Self {
         let meter = telemetry.meter();
         let builder = meter.f64_histogram("http.server.request.duration").with_unit("s");
-        Self(builder.with_description("How long answers of the API took, save those to uploads.").build())
+        let histogram =
+            builder.with_description("How long answers of the API took, save those to uploads.").build();
+        Self { histogram, bound: RwLock::default() }
     }
 
     pub(crate) fn record(&self, method: &'static str, status: StatusCode, took: Duration) {
+        let seconds = took.as_secs_f64();
+        if let Some(bound) = self.bound.read().get(&(method, status)) {
+            return bound.record(seconds);
+        }
         let attributes = [
             KeyValue::new("http.request.method", method),
             KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
         ];
-        self.0.record(took.as_secs_f64(), &attributes);
+        let mut bound = self.bound.write();
+        let new = || self.histogram.bind(&attributes);
+        bound.entry((method, status)).or_insert_with(new).record(seconds);
     }
 }
 
