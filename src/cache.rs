@@ -322,6 +322,8 @@ impl<K: Key, V: Value> Cache<K, V> {
                     if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
                 match leader {
                     Some(leader) => led.push(Led { text: texts[at].clone(), leader }),
+                    // A key that was asked for twice.
+                    None if led.iter().any(|led| led.leader.key == *key) => {}
                     None => {
                         self.0.counters.flights_joined.add(1);
                         span.link(waiter.origin());
@@ -495,9 +497,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         span.number("perto.keys", led.len() as u64);
         let core = Arc::clone(&self.0);
         let shared = Arc::clone(&core.shared);
-        shared.spawn(async move {
+        let trace = span.trace();
+        shared.spawn(trace.within(async move {
             let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
-            let loading = span.trace().within(core.run_loader(keys, began, options));
+            let loading = core.run_loader(keys, began, options);
             let loaded = tokio::select! {
                 biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
@@ -513,7 +516,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 Ok((loaded, from)) => core.share(led, loaded, from, began),
             }
-        });
+        }));
     }
 
     fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {

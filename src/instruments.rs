@@ -169,11 +169,12 @@ impl Perto {
         });
         let help = "Time since the poll of the log that the lease rests on was sent.";
         seconds(shared, meter, "perto.lease.age", help, |shared| {
-            let coherence = &shared.coherence;
-            coherence.lease_age(coherence.lease.held(), coherence.clock.now_ms())
+            let (coherence, held) = (&shared.coherence, shared.coherence.lease.held());
+            // Without one it has no age, and the state says so.
+            held.ever_valid().then(|| coherence.lease_age(held, coherence.clock.now_ms()))
         });
         let help = "The bound on staleness.";
-        seconds(shared, meter, "perto.bound", help, |shared| shared.settings.bound);
+        seconds(shared, meter, "perto.bound", help, |shared| Some(shared.settings.bound));
     }
 }
 
@@ -244,10 +245,10 @@ fn seconds(
     meter: &Meter,
     name: &'static str,
     help: &'static str,
-    look: impl Fn(&Shared) -> Duration + Send + Sync + 'static,
+    look: impl Fn(&Shared) -> Option<Duration> + Send + Sync + 'static,
 ) {
     let look = looking(shared, move |shared, observed: &dyn AsyncInstrument<f64>| {
-        observed.observe(look(shared).as_secs_f64(), &[]);
+        look(shared).iter().for_each(|time| observed.observe(time.as_secs_f64(), &[]));
     });
     let builder = meter.f64_observable_gauge(name).with_unit("s").with_description(help);
     let _instrument = builder.with_callback(look).build();

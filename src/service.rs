@@ -258,13 +258,13 @@ pub(crate) async fn run(
         tracing::warn!("an import was still being written {GRACE:?} after the end was asked for");
     }
     ending.cancel();
+    service.telemetry.shutdown().await;
     perto.shutdown().await;
     reporting.close();
     reporting.wait().await;
     // What still holds a connection, a row lock elsewhere keeps waiting: the server ends it by its own limits.
     let closing = async { tokio::join!(pools.requests.close(), pools.loads.close(), pools.upkeep.close()) };
     drop(tokio::time::timeout(GRACE, closing).await);
-    service.telemetry.shutdown().await;
     Ok(())
 }
 

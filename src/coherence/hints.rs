@@ -95,7 +95,6 @@ impl Listener {
         }
         if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
             shared.counters.hints_late.add(1);
-            shared.overtaken(hint.xid);
         }
         // A span of the trace that the write is part of.
         let written = hint.traceparent.as_deref().and_then(Trace::remote);
@@ -105,6 +104,8 @@ impl Listener {
             span
         });
         let evicted = shared.apply(hint.xid, &hint.changes);
+        // Whether or not its poll is complete yet.
+        shared.overtaken(hint.xid);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let took = now.saturating_sub(Duration::from_micros(hint.committed_unix_us));
         shared.propagation.record(took);

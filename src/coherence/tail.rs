@@ -159,19 +159,19 @@ impl Tail {
 pub(crate) struct RecentlyRepaired(Mutex<VecDeque<(u64, u64)>>);
 
 /// Hints come within milliseconds, or never.
-const REMEMBERED: usize = 1_024;
+const REMEMBERED: usize = 256;
 
 impl RecentlyRepaired {
     fn add(&self, xid: u64) {
         let mut recent = self.0.lock();
-        match recent.back_mut() {
-            Some((last, evicted)) if *last == xid => *evicted += 1,
-            _ => {
-                recent.push_back((xid, 1));
-                if recent.len() > REMEMBERED {
-                    recent.pop_front();
-                }
-            }
+        // Rows of several transactions come in any order, but in one poll.
+        if let Some((_, evicted)) = recent.iter_mut().rev().find(|(known, _)| *known == xid) {
+            *evicted += 1;
+            return;
+        }
+        recent.push_back((xid, 1));
+        if recent.len() > REMEMBERED {
+            recent.pop_front();
         }
     }
 
@@ -211,5 +211,20 @@ impl<'a> Repaired<'a> {
             }
             span.number("perto.evicted", evicted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_late_hint_takes_back_is_all_that_was_evicted_of_its_transaction() {
+        let recent = RecentlyRepaired::default();
+        // As a poll may bring rows of two transactions.
+        [7, 8, 7, 8, 7].into_iter().for_each(|xid| recent.add(xid));
+        assert_eq!([7, 7, 8, 9].map(|xid| recent.overtaken(xid)), [3, 0, 2, 0]);
+        (0..=REMEMBERED as u64).for_each(|xid| recent.add(xid));
+        assert_eq!([0, 1].map(|xid| recent.overtaken(xid)), [0, 1], "the oldest is forgotten");
     }
 }

@@ -123,13 +123,21 @@ pub(crate) struct AlertSettings {
         value_name = "TIME")]
     pub(crate) response_time: Duration,
     /// How long a repaired invalidation is told of
-    #[arg(long = "alert-repaired-for", env = "PERTO_ALERT_REPAIRED_FOR", default_value = "5m", value_parser = duration,
+    #[arg(long = "alert-repaired-for", env = "PERTO_ALERT_REPAIRED_FOR", default_value = "5m", value_parser = up_to_an_hour,
         value_name = "TIME")]
     pub(crate) repaired_for: Duration,
 }
 
 impl PoolSettings {
     pub(crate) const SIZE: u32 = 20;
+}
+
+/// Of samples that are kept, one a second.
+fn up_to_an_hour(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if time <= Duration::from_hours(1) => Ok(time),
+        _ => Err("at most 1h".to_owned()),
+    }
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {

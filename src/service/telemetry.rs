@@ -91,16 +91,13 @@ impl Telemetry {
         self.meters.meter("perto")
     }
 
-    /// Sends what is left, for as long as that may take.
+    /// Sends what is left, for as long as that may take. Figures are those of now, so it is for when the caches are still there.
     pub(crate) async fn shutdown(&self) {
         let (traces, meters) = (self.traces.clone(), self.meters.clone());
-        let ending = tokio::task::spawn_blocking(move || {
-            if let Some(traces) = traces {
-                drop(traces.shutdown_with_timeout(GRACE));
-            }
-            drop(meters.shutdown_with_timeout(GRACE));
-        });
-        drop(tokio::time::timeout(GRACE * 2, ending).await);
+        tokio::join!(
+            within_grace(move || drop(meters.shutdown_with_timeout(GRACE))),
+            within_grace(move || drop(traces.map(|traces| traces.shutdown_with_timeout(GRACE)))),
+        );
     }
 }
 
@@ -108,6 +105,16 @@ impl Telemetry {
 pub(super) async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {
     let text = service.telemetry.scraped.text();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// On a thread that nobody waits for longer: exporters have limits of their own, and don't keep to those that they are given.
+async fn within_grace(end: impl FnOnce() + Send + 'static) {
+    let (done, ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        end();
+        let _nobody_waits_any_more = done.send(());
+    });
+    drop(tokio::time::timeout(GRACE, ended).await);
 }
 
 fn exponential(instrument: &Instrument) -> Option<Stream> {

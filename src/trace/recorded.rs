@@ -97,7 +97,8 @@ impl Trace {
 
     /// Runs what may begin spans of its own, here.
     pub(crate) fn within<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
-        work.with_context(self.0.clone().unwrap_or_default())
+        // Also what is not recorded goes on: whoever begins spans there must not take it for a new trace.
+        work.with_context(self.0.clone().unwrap_or_else(Context::current))
     }
 }
 

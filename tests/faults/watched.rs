@@ -200,3 +200,27 @@ async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
     let a = world.start().await;
     coherent([&a]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_upgrade_adds_runs_as_who_owns_the_log_and_also_where_nothing_may_be_written() {
+    let world = World::new().await;
+    let (schema, role) = (&world.name, format!("{}_owner", world.name));
+    let mut connection = connected(&world).await;
+    // As version 2 left it, to an application that owns its log.
+    world
+        .sql("drop function pending(text); alter table invalidation drop column traceparent; update meta set version = 2")
+        .await;
+    world.sql(&format!("create role {role}; alter table invalidation owner to {role}")).await;
+    postgres::migrate(&mut connection, schema).await.unwrap();
+    let sql = format!(
+        "select proowner::regrole::text from pg_proc where oid = '{schema}.pending(text)'::regprocedure"
+    );
+    let owner: String = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap();
+    let reading = format!("begin read only; select * from {schema}.pending('x'); commit");
+    let read = sqlx::raw_sql(AssertSqlSafe(reading)).execute(&mut connection).await;
+    let clean_up = format!("reassign owned by {role} to current_user; drop role {role}");
+    let mut again = connected(&world).await;
+    sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut again).await.unwrap();
+    assert_eq!(owner, role, "not as whoever upgrades: the table may have triggers of its owner's");
+    read.unwrap();
+}

@@ -166,7 +166,8 @@ async fn a_repair_is_part_of_the_trace_of_the_write_that_it_repairs() {
     let trace = "c".repeat(32);
     let body = json!({ "name": "Other" }).to_string();
     assert_eq!(request(&a, "PATCH", COMPANY, &part_of(&trace), body).await.status, 200);
-    let spans = sink.trace(&trace, 8).await;
+    eventually("the repair came", async || sink.spans().iter().any(|seen| seen.span.name == "repair")).await;
+    let spans = sink.trace(&trace, 7).await;
     let (repair, written) = (one(&spans, "b", "repair"), one(&spans, "a", "SELECT pending"));
     assert!(repair.is_child_of(written) && repair.is_linked_to(written), "{repair:?}");
     assert_eq!(repair.number("perto.evicted"), Some(1));
@@ -181,6 +182,23 @@ async fn a_repair_is_part_of_the_trace_of_the_write_that_it_repairs() {
         sink.spans().iter().any(|seen| of_b(seen) && hex(&seen.span.trace_id) != trace)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_spans_and_figures_leave_before_the_caches_do() {
+    let (database, sink) = (seeded(), Sink::grpc().await);
+    let mut command = crate::command::perto(&database.url, &redis_url());
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", sink.address));
+    command.env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc").env("OTEL_BSP_SCHEDULE_DELAY", "60000");
+    let a = Served::start_by(command, "a", &[]);
+    warm(&a, COMPANY).await;
+    assert!(sink.spans().is_empty() && sink.metrics().is_empty(), "nothing was due yet");
+    assert!(a.end());
+    let metrics = sink.metrics();
+    for name in ["perto.lookups", "perto.lease.age", "http.server.request.duration"] {
+        assert!(metrics.iter().any(|metric| metric == name), "{name} is not among {metrics:?}");
+    }
+    assert!(names(&sink.spans()).iter().any(|name| name == "a: lookup company"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

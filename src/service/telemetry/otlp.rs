@@ -24,12 +24,13 @@ enum By {
 pub(super) fn spans() -> anyhow::Result<Option<SpanExporter>> {
     let Some(by) = wanted("TRACES")? else { return Ok(None) };
     check_sampler()?;
+    let limit = timeout("TRACES")?;
     Ok(Some(match by {
-        By::Grpc => SpanExporter::builder().with_tonic().build()?,
+        By::Grpc => SpanExporter::builder().with_tonic().with_timeout(limit).build()?,
         By::Http => SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(OnRuntime::new()?)
+            .with_http_client(OnRuntime::new(limit))
             .build()?,
     }))
 }
@@ -38,12 +39,13 @@ pub(super) fn spans() -> anyhow::Result<Option<SpanExporter>> {
 /// If a variable makes no sense.
 pub(super) fn metrics() -> anyhow::Result<Option<MetricExporter>> {
     let Some(by) = wanted("METRICS")? else { return Ok(None) };
+    let limit = timeout("METRICS")?;
     Ok(Some(match by {
-        By::Grpc => MetricExporter::builder().with_tonic().build()?,
+        By::Grpc => MetricExporter::builder().with_tonic().with_timeout(limit).build()?,
         By::Http => MetricExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(OnRuntime::new()?)
+            .with_http_client(OnRuntime::new(limit))
             .build()?,
     }))
 }
@@ -69,14 +71,19 @@ fn check_sampler() -> anyhow::Result<()> {
     }
 }
 
-/// Of one export by HTTP.
-fn timeout() -> anyhow::Result<Duration> {
-    const TIMEOUT: &str = "OTEL_EXPORTER_OTLP_TIMEOUT";
-    match read(TIMEOUT).map(|ms| ms.parse()) {
+/// Of one export.
+fn timeout(signal: &str) -> anyhow::Result<Duration> {
+    match either(signal, "TIMEOUT").map(|(name, ms)| (name, ms.parse())) {
         None => Ok(Duration::from_secs(10)),
-        Some(Ok(ms)) => Ok(Duration::from_millis(ms)),
-        Some(Err(_)) => bail!("{TIMEOUT}: must be a number of milliseconds"),
+        Some((_, Ok(ms))) => Ok(Duration::from_millis(ms)),
+        Some((name, Err(_))) => bail!("{name}: must be a number of milliseconds"),
     }
+}
+
+/// The variable of a signal, or else that of all; and what it says.
+fn either(signal: &str, what: &str) -> Option<(String, String)> {
+    let (own, all) = (format!("OTEL_EXPORTER_OTLP_{signal}_{what}"), format!("OTEL_EXPORTER_OTLP_{what}"));
+    read(&own).map(|text| (own, text)).or_else(|| read(&all).map(|text| (all, text)))
 }
 
 /// Whether a signal is to be exported, and how. Nothing is unless it is said where to.
@@ -90,19 +97,14 @@ fn wanted(signal: &str) -> anyhow::Result<Option<By>> {
         None | Some("otlp") => {}
         Some(_) => bail!("{exporter}: must be `otlp` or `none`"),
     }
-    let either = |what: &str| {
-        let (own, all) =
-            (format!("OTEL_EXPORTER_OTLP_{signal}_{what}"), format!("OTEL_EXPORTER_OTLP_{what}"));
-        read(&own).map(|text| (own, text)).or_else(|| read(&all).map(|text| (all, text)))
-    };
-    let Some((name, endpoint)) = either("ENDPOINT") else { return Ok(None) };
+    let Some((name, endpoint)) = either(signal, "ENDPOINT") else { return Ok(None) };
     // Not quoted: it may hold a password.
     match endpoint.split_once("://") {
         Some(("http", rest)) if !rest.is_empty() => {}
         Some(("https", _)) => bail!("{name}: only http:// is supported; let a collector nearby do the rest"),
         _ => bail!("{name}: must be a URL like http://127.0.0.1:4317"),
     }
-    match either("PROTOCOL") {
+    match either(signal, "PROTOCOL") {
         Some((_, protocol)) if protocol == "grpc" => Ok(Some(By::Grpc)),
         None => Ok(Some(By::Http)),
         Some((_, protocol)) if protocol == "http/protobuf" => Ok(Some(By::Http)),
@@ -118,10 +120,8 @@ struct OnRuntime {
 }
 
 impl OnRuntime {
-    /// # Errors
-    /// If the time that it may take makes no sense.
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self { client: HyperClient::with_default_connector(timeout()?, None), runtime: Handle::current() })
+    fn new(limit: Duration) -> Self {
+        Self { client: HyperClient::with_default_connector(limit, None), runtime: Handle::current() }
     }
 }
 

@@ -88,6 +88,13 @@ fn of_point<'a>(attributes: impl Iterator<Item = &'a KeyValue>, bound: Option<&s
 fn labels<'a>(attributes: impl Iterator<Item = (&'a str, String)>, bound: Option<&str>) -> String {
     let mut all: Vec<(String, String)> = attributes.map(|(key, value)| (plain(key), value)).collect();
     all.sort_unstable();
+    // Names that differ only in what the format has no place for.
+    all.dedup_by(|later, first| {
+        later.0 == first.0 && {
+            first.1 = format!("{};{}", first.1, later.1);
+            true
+        }
+    });
     all.extend(bound.map(|bound| ("le".to_owned(), bound.to_owned())));
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let all: Vec<String> = all.iter().map(|(key, value)| format!("{key}=\"{}\"", quoted(value))).collect();
@@ -100,5 +107,10 @@ fn line(out: &mut String, name: &str, labels: &str, value: impl Display) {
 
 /// A name that Prometheus takes.
 fn plain(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
+    let digit = name.starts_with(|first: char| first.is_ascii_digit());
+    (if digit { "_" } else { "" })
+        .chars()
+        .chain(name.chars())
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' })
+        .collect()
 }
