@@ -124,6 +124,11 @@ impl Access {
         self.open.store(false, Ordering::Relaxed);
     }
 
+    /// Where it is open, only what comes from this machine's own pages is answered.
+    pub(crate) fn check_origin(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.is_open() { check_origin(headers) } else { Ok(()) }
+    }
+
     /// Forgets tenants that have been quiet. To be called now and then.
     pub(crate) fn sweep(&self) {
         if let Some(rates) = &self.rates {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use opentelemetry::metrics::{Meter, MeterProvider as _};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{KeyValue, global};
@@ -101,10 +102,13 @@ impl Telemetry {
     }
 }
 
-/// Figures only, of no tenant and no key: whoever reaches the address may read them.
-pub(super) async fn metrics(State(service): State<Arc<Service>>) -> impl IntoResponse {
+/// Figures only, of no tenant and no key: whoever reaches the address may read them, save the pages of other sites.
+pub(super) async fn metrics(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    if let Err(problem) = service.access.check_origin(&headers) {
+        return problem.into_response();
+    }
     let text = service.telemetry.scraped.text();
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 /// On a thread that nobody waits for longer: exporters have limits of their own, and don't keep to those that they are given.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::command::{Database, Served, seeded};
 use crate::resources::CHAT;
-use crate::service::{request, two_instances};
+use crate::service::{answer, request, two_instances};
 use crate::support::wait::eventually;
 
 #[derive(Debug, Default)]
@@ -97,6 +97,8 @@ fn sum(families: &HashMap<String, Family>, name: &str, label: &str, value: &str)
 async fn what_prometheus_reads_is_well_formed_and_says_what_happened() {
     let (_database, a, b) = used().await;
     let (text, families) = scrape(&b).await;
+    let elsewhere = b"GET /metrics HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
+    assert_eq!(answer(&b, elsewhere).await.status, 403, "no keys are configured");
     std::fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("../metrics.txt"), &text).unwrap();
     for (name, family) in &families {
         assert!(family.help.len() > 10 && family.help.ends_with('.'), "{name}: {}", family.help);

@@ -246,7 +246,7 @@ async fn neither_secrets_nor_keys_leave_with_spans_or_figures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_down_or_silent_costs_spans_and_nothing_else() {
+async fn a_collector_that_is_down_silent_or_refusing_costs_spans_and_nothing_else() {
     let database = seeded();
     // Takes connections and says nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -262,9 +262,18 @@ async fn a_collector_that_is_down_or_silent_costs_spans_and_nothing_else() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap().to_string()
     };
-    for (to, protocol) in
-        [(&gone, "grpc"), (&gone, "http/protobuf"), (&silent_at, "grpc"), (&silent_at, "http/protobuf")]
-    {
+    // Answers, and takes nothing.
+    let refusing = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refusing_at = refusing.local_addr().unwrap().to_string();
+    tasks.spawn(async move { axum::serve(refusing, axum::Router::new()).await });
+    for (to, protocol) in [
+        (&gone, "grpc"),
+        (&gone, "http/protobuf"),
+        (&silent_at, "grpc"),
+        (&silent_at, "http/protobuf"),
+        (&refusing_at, "grpc"),
+        (&refusing_at, "http/protobuf"),
+    ] {
         let a = Served::start_traced(&database, "a", to, protocol);
         warm(&a, COMPANY).await;
         for _ in 0..500 {
@@ -278,7 +287,7 @@ async fn a_collector_that_is_down_or_silent_costs_spans_and_nothing_else() {
         };
         assert!(counted("ended").await >= 500);
         assert_eq!(counted("exported").await, 0);
-        if *to == gone {
+        if *to != silent_at {
             eventually("it is counted", async || counted("failed").await > 0).await;
         }
         let began = Instant::now();
