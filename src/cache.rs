@@ -4,6 +4,7 @@
 //! ([`Cache::look_up`]) and hands what is missing to a load that the instance owns ([`Cache::load`]), so that a reader
 //! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
 
+use std::collections::HashSet;
 use std::fmt::{Debug, Display};
 use std::hash::Hash;
 use std::str::FromStr;
@@ -315,15 +316,19 @@ impl<K: Key, V: Value> Cache<K, V> {
             let began = self.0.shared.coherence.began(&self.0.whole);
             let mut led = Vec::new();
             let mut waiting = Vec::new();
+            let mut own = HashSet::new();
             for (at, key) in keys.iter().enumerate().filter(|(at, _)| answers[*at].is_none()) {
                 let (leader, waiter) = self.0.flights.join(key, &trace.origin());
                 // From the second attempt on, any flight of the key took off after this read began.
                 let boarded =
                     if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
                 match leader {
-                    Some(leader) => led.push(Led { text: texts[at].clone(), leader }),
+                    Some(leader) => {
+                        own.insert(key);
+                        led.push(Led { text: texts[at].clone(), leader });
+                    }
                     // A key that was asked for twice.
-                    None if led.iter().any(|led| led.leader.key == *key) => {}
+                    None if own.contains(key) => {}
                     None => {
                         self.0.counters.flights_joined.add(1);
                         span.link(waiter.origin());

@@ -23,6 +23,7 @@ pub(crate) mod health;
 pub(crate) mod hints;
 pub(crate) mod known;
 pub(crate) mod lease;
+pub(crate) mod repaired;
 pub(crate) mod rules;
 pub(crate) mod snapshot;
 pub(crate) mod tail;

@@ -263,6 +263,8 @@ async fn many_keys_take_one_look_up_and_one_load_of_what_is_missing() {
     let expected = ["v6", "v1", "v2", "v3", "v4", "v4"].map(some);
     assert_eq!(values[..6], expected);
     assert_eq!(values[6], None);
+    let joined = member.users.stats().flights_joined;
+    assert_eq!(joined, 1, "key 3's; a key that is asked for twice joins nobody else");
     let tiers: Vec<_> = reads.iter().map(|read| read.tier).collect();
     assert_eq!(tiers[..3], [Tier::Load, Tier::Local, Tier::Remote]);
     running.await.unwrap().unwrap();
