@@ -12,7 +12,7 @@ use sqlx::{
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
 use crate::error::StartError;
 use crate::instance::{Perto, Token};
-use crate::log::postgres::PostgresLog;
+use crate::log::postgres::{PostgresLog, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::trace::{Kind, Span, Trace};
 use crate::wire::Change;
@@ -34,6 +34,17 @@ pub fn log(url: &str, schema: &str) -> Result<Arc<dyn Log>, StartError> {
     let log = PostgresLog::new(url, schema, true)
         .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
     Ok(Arc::new(log))
+}
+
+/// Reads a URL as [`PertoBuilder::postgres`](crate::PertoBuilder::postgres) does: for a pool of your own.
+///
+/// sqlx passes over a parameter that it doesn't know, and writes it into the log with its value. Here it is refused, by its
+/// name. No I/O but reading `.pgpass`, of which sqlx logs lines that make no sense.
+///
+/// # Errors
+/// What is wrong with the URL, without quoting it.
+pub fn options(url: &str) -> Result<sqlx::postgres::PgConnectOptions, StartError> {
+    url::options(url).map_err(|problem| StartError::Setting { setting: "postgres", problem })
 }
 
 /// A query whose rows come with the stamp of the snapshot that they were read under, in one statement.

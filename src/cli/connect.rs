@@ -1,10 +1,10 @@
 //! Connections for commands: made at once, so that what is wrong is said at the start, with the setting's name.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use perto::{StartError, postgres};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
@@ -27,12 +27,9 @@ impl Database {
     }
 
     pub(crate) fn options(&self) -> anyhow::Result<PgConnectOptions> {
-        let url = self.url()?;
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-        let usable = matches!(scheme, Some("postgres" | "postgresql"));
-        // The parser's message would quote the URL, and with it a password.
-        PgConnectOptions::from_str(url).ok().filter(|_| usable).ok_or_else(|| {
-            anyhow!("DATABASE_URL is not a Postgres URL; like postgres://user@127.0.0.1:5432/database")
+        postgres::options(self.url()?).map_err(|error| match error {
+            StartError::Setting { problem, .. } => anyhow!("DATABASE_URL: {problem}"),
+            error => anyhow::Error::new(error).context("DATABASE_URL"),
         })
     }
 

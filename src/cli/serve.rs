@@ -15,7 +15,7 @@ use crate::service::settings::{PoolSettings, Settings};
 use crate::service::telemetry::Telemetry;
 
 /// The tail has one, and the rest of the log two.
-const LOG: u32 = 3;
+pub(super) const LOG: u32 = 3;
 /// Shortest key of an admin.
 const MIN_ADMIN_KEY: usize = 32;
 
@@ -100,6 +100,11 @@ impl Serve {
 
 fn log(telemetry: &Telemetry) {
     let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into());
+    // It quotes lines of `.pgpass`, and parameters of URLs that it doesn't know.
+    let filter = match "sqlx_postgres::options=off".parse() {
+        Ok(off) => filter.add_directive(off),
+        Err(_) => filter,
+    };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -8,7 +8,6 @@
 //! (`through_a_transaction_pooler_every_read_is_right_and_writes_are_seen_within_the_bound`).
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -23,6 +22,7 @@ use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
 pub(crate) mod schema;
+pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
 
@@ -45,7 +45,7 @@ impl PostgresLog {
     pub(crate) fn new(url: &str, schema: &str, prepared: bool) -> Result<Self, String> {
         schema::check_name(schema)?;
         // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
-        let options = options(url)?.application_name("perto").extra_float_digits(None);
+        let options = url::options(url)?.application_name("perto").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(CONNECT_TIMEOUT)
@@ -222,20 +222,6 @@ impl Log for PostgresLog {
                 .map_err(|error| self.explain(error))
         })
     }
-}
-
-/// Reads a Postgres URL.
-///
-/// # Errors
-/// What is wrong with it, without quoting it: it may hold a password.
-pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-    if !matches!(scheme, Some("postgres" | "postgresql")) {
-        return Err("not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned());
-    }
-    PgConnectOptions::from_str(url).map_err(|_quotes_the_url| {
-        "not a Postgres URL; like postgres://user@127.0.0.1:5432/database".to_owned()
-    })
 }
 
 pub(crate) fn refused(error: sqlx::Error) -> LogError {

@@ -23,7 +23,7 @@ fn a_server_that_cannot_be_used_is_named_by_its_setting() {
     let nobody = "postgres://nobody_at_all:s3cret@127.0.0.1:1/x";
     for (postgres, redis, names) in [
         ("", there.1.as_str(), "DATABASE_URL is not set"),
-        ("mysql://u:s3cret@h/x", &there.1, "DATABASE_URL is not a Postgres URL"),
+        ("mysql://u:s3cret@h/x", &there.1, "DATABASE_URL: not a Postgres URL"),
         (nobody, &there.1, "DATABASE_URL: 127.0.0.1:1 can't be reached"),
         (there.0, "", "REDIS_URL is not set"),
         (there.0, "http://u:s3cret@h", "REDIS_URL is not a Redis URL"),

@@ -93,12 +93,17 @@ impl Served {
         Self::start_by(perto(database, redis), name, arguments)
     }
 
-    pub(crate) fn start_by(mut command: Command, name: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start_by(command: Command, name: &str, arguments: &[&str]) -> Self {
+        Self::start_saying(command, name, arguments, Stdio::null())
+    }
+
+    /// Its log lines go there.
+    pub(crate) fn start_saying(mut command: Command, name: &str, arguments: &[&str], log: Stdio) -> Self {
         let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
             .args(arguments)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();

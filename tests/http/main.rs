@@ -24,6 +24,7 @@ mod outages;
 mod pool;
 mod replay;
 mod resources;
+mod secrets;
 mod service;
 mod sink;
 mod traces;
