@@ -27,6 +27,7 @@ pub(crate) mod repaired;
 pub(crate) mod rules;
 pub(crate) mod snapshot;
 pub(crate) mod tail;
+pub(crate) mod troubles;
 
 use buckets::{Buckets, Slot, Whole};
 use lease::{Held, Lease};

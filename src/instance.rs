@@ -158,7 +158,7 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.poll().await.map_err(StartError::Log)?;
-        let mut watching = Watching::new(Arc::clone(shared));
+        let watching = Watching::new(Arc::clone(shared));
         watching.look().await.map_err(StartError::Log)?;
         if let Some(remote) = &shared.remote {
             // Whether it answers decides the first reads' way, not whether the instance starts.

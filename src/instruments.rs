@@ -12,6 +12,7 @@ use opentelemetry::metrics::{AsyncInstrument, Histogram, Meter};
 
 use crate::cache::Tier;
 use crate::coherence::health::State;
+use crate::coherence::troubles::TroubleKind;
 use crate::instance::{Perto, Shared};
 use crate::metrics::{CacheStats, InstanceStats, Timing};
 
@@ -161,10 +162,17 @@ impl Perto {
         });
         let help = "1 for the state that the instance is in.";
         gauge(shared, meter, "perto.state", "", help, |shared, observed| {
-            let state = shared.signals.health(&shared.coherence, shared.remote_usable()).state;
+            let state = shared.signals.state(&shared.coherence, shared.remote_usable());
             for each in STATES {
                 let attributes = [KeyValue::new("perto.state", each.to_string())];
                 observed.observe(u64::from(each == state), &attributes);
+            }
+        });
+        let help = "Troubles that last, by kind: 0 where all is well.";
+        gauge(shared, meter, "perto.troubles", "", help, |shared, observed| {
+            for kind in TroubleKind::ALL {
+                let count = u64::try_from(shared.signals.troubles.count(*kind)).unwrap_or(u64::MAX);
+                observed.observe(count, &[KeyValue::new("perto.kind", kind.name())]);
             }
         });
         let help = "Time since the poll of the log that the lease rests on was sent.";

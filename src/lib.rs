@@ -48,6 +48,8 @@
 //! | `postgres` | the invalidation log, snapshots, loaders and writes on Postgres, by sqlx |
 //! | `redis` | L2 and hints on Redis or Valkey |
 //! | `tls` | TLS to both, by rustls |
+//! | `otel` | spans and figures, by the API of OpenTelemetry |
+//! | `tracing` | a line in the log for each [`Event`] |
 //! | `test-util` | the tiers in memory, with faults and a virtual clock, and a TCP proxy that misbehaves |
 //! | `service` (default) | the `perto` command and its service; a library user switches it off |
 //!
@@ -101,6 +103,7 @@ pub use clock::{Clock, SystemClock};
 pub use coherence::health::{Event, Health, Recovery, State};
 pub use coherence::known::{Known, Missing};
 pub use coherence::snapshot::{MAX_RUNNING, Origin, Rank, Snapshot};
+pub use coherence::troubles::{Trouble, TroubleKind};
 pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError};
 pub use instance::{NotAToken, Perto, PertoBuilder, Token};
 pub use log::{Log, MAX_KEYS_PER_ROW, MAX_POLL_ROWS, Poll, Row};

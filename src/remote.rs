@@ -12,7 +12,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::coherence::health::{Event, Signals};
+use crate::coherence::health::Signals;
+use crate::coherence::troubles::TroubleKind;
 use crate::error::RemoteError;
 
 #[cfg(feature = "redis")]
@@ -109,15 +110,15 @@ impl Breaker {
             }
             signals.changed();
             let mut pause = Duration::from_millis(20);
-            let mut said = false;
             while let Err(error) = ping(remote, limit).await {
-                if !std::mem::replace(&mut said, true) {
-                    signals.send(Event::RemoteFailed { error: crate::error::chain(&error) });
-                }
+                let why =
+                    format!("reads go on without L2, writes without hints: {}", crate::error::chain(&error));
+                signals.begin(TroubleKind::RedisUnusable.anywhere(), &why);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(500));
             }
             self.open.store(false, Ordering::Release);
+            signals.end(&TroubleKind::RedisUnusable.anywhere());
             signals.changed();
         }
     }

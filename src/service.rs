@@ -13,11 +13,10 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perto::postgres::Written;
-use perto::{Event, Perto, State};
+use perto::{Perto, State};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
-use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use utoipa::openapi::OpenApi;
@@ -213,7 +212,6 @@ pub(crate) async fn run(
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
-    reporting.spawn(report(perto.clone(), settings.instance.clone()));
     perto.start().await.context("DATABASE_URL")?;
     let access = access(&settings, &requests).await?;
     let address = listener.local_addr()?;
@@ -300,48 +298,6 @@ async fn access(settings: &Settings, database: &Database) -> anyhow::Result<Acce
         AdminKey::Hash(_) => {}
     }
     Ok(Access::new(admin, open, settings.access.rate_limit))
-}
-
-/// Logs what happens to the instance. Ends when it is closed.
-async fn report(perto: Perto, instance: String) {
-    let mut events = perto.events();
-    drop(perto);
-    loop {
-        let event = match events.recv().await {
-            Ok(event) => event,
-            Err(RecvError::Lagged(lost)) => {
-                tracing::warn!(instance, lost, "events came too fast to be logged");
-                continue;
-            }
-            Err(RecvError::Closed) => return,
-        };
-        match event {
-            Event::State { to: State::Closed, .. } => return,
-            Event::State { from, to } => tracing::info!(instance, %from, %to, "state"),
-            Event::Unwatched { cache, table } => {
-                tracing::warn!(
-                    instance,
-                    cache,
-                    table,
-                    "writes to this table are not seen: run `perto watch`"
-                );
-            }
-            Event::AuditViolation { cache, key_hash } => tracing::error!(
-                name: "perto.audit.violations",
-                instance,
-                cache,
-                key_hash = format!("{key_hash:016x}"),
-                "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
-            ),
-            Event::TrimFailed { error } => {
-                tracing::warn!(instance, error, "the invalidation log can't be trimmed");
-            }
-            Event::PollFailed { error } => {
-                tracing::warn!(instance, error, "the invalidation log can't be read");
-            }
-            other => tracing::info!(instance, event = ?other, "event"),
-        }
-    }
 }
 
 async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {

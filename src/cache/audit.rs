@@ -21,6 +21,7 @@ use super::{Core, Key, Value};
 use crate::coherence::Began;
 use crate::coherence::health::Event;
 use crate::coherence::snapshot::Origin;
+use crate::coherence::troubles::TroubleKind;
 use crate::instance::Token;
 use crate::local::Entry;
 use crate::wire::{self, Change};
@@ -29,6 +30,8 @@ use crate::wire::{self, Change};
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Violations of one round that are told of one by one. All are counted.
 const TOLD: usize = 8;
+/// How long a violation is a trouble.
+const VIOLATION_LASTS: Duration = Duration::from_mins(10);
 /// Times that a value is decoded and encoded again, to see whether its encoding is always the same. A `HashMap` of two
 /// entries shows it with a likelihood of three in eight or more, each time.
 const ENCODINGS: usize = 64;
@@ -165,6 +168,9 @@ impl<K: Key, V: Value> Core<K, V> {
             let (cache, key_hash) = (self.name.to_string(), key_hash(text));
             self.shared.signals.send(Event::AuditViolation { cache, key_hash });
         }
+        let why = "values were served that Postgres does not have, and no row of the log explains it; \
+                   they were invalidated everywhere. `perto doctor` looks for the reason";
+        self.shared.signals.begin_for(VIOLATION_LASTS, TroubleKind::AuditViolation.of(&self.name), why);
         let change = Change { cache: self.name.to_string(), keys: Some(texts) };
         if self.shared.invalidate(change.clone()).await.is_err() {
             // The log can't be written. A hint will do: any transaction that the last load contains.

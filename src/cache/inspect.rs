@@ -244,7 +244,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(Refusal::Expired)
         } else {
             let shared = &self.0.shared;
-            let state = shared.signals.health(&shared.coherence, shared.remote_usable()).state;
+            let state = shared.signals.state(&shared.coherence, shared.remote_usable());
             (!matches!(state, State::Coherent | State::Isolated)).then_some(Refusal::Lease)
         }
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
 
+use super::troubles::{Subject, Trouble, TroubleKind, Troubles};
+use crate::clock::Clock;
 use crate::coherence::Coherence;
 
 /// The state of an instance. `docs/ARCHITECTURE.md` has the table of what a reader gets in each.
@@ -40,7 +42,7 @@ impl fmt::Display for State {
 }
 
 /// The health of an instance at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Health {
     /// The state.
@@ -53,6 +55,8 @@ pub struct Health {
     pub bus_up: bool,
     /// Changes when transaction numbers may have been used again: a crash, a promotion, a restore.
     pub epoch: u64,
+    /// What makes reads or writes worse than they should be, for as long as it lasts. Empty where all is well.
+    pub troubles: Vec<Trouble>,
 }
 
 /// Something that an operator may want to know.
@@ -81,16 +85,10 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
-    /// The log could not be trimmed: it grows until it can.
-    TrimFailed {
-        /// The error and its causes.
-        error: String,
-    },
-    /// Redis does not answer a ping. Sent for the first of a series; reads go on without L2.
-    RemoteFailed {
-        /// The error and its causes.
-        error: String,
-    },
+    /// A trouble began. [`Health::troubles`] has it until it ends.
+    TroubleBegan(Trouble),
+    /// A trouble is over.
+    TroubleEnded(Trouble),
     /// A value that was served differs from what the primary says, and no invalidation explains it: a write that no
     /// trigger covered, or a loader that reads more than its key says. It was invalidated on every instance. `perto doctor`
     /// looks for the reason.
@@ -99,14 +97,6 @@ pub enum Event {
         cache: String,
         /// [`key_hash`](crate::key_hash) of the key's text.
         key_hash: u64,
-    },
-    /// A table that a cache declares as its source has no triggers: writes to it are not seen before the time to live.
-    /// Looked at every minute, and sent once for as long as it is so.
-    Unwatched {
-        /// The cache.
-        cache: String,
-        /// The table.
-        table: String,
     },
 }
 
@@ -133,11 +123,13 @@ pub(crate) struct Signals {
     changed: Notify,
     state: Mutex<State>,
     events: broadcast::Sender<Event>,
+    pub(crate) troubles: Troubles,
 }
 
 impl Signals {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
+            troubles: Troubles::new(clock),
             bus_up: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             changed: Notify::new(),
@@ -151,8 +143,39 @@ impl Signals {
     }
 
     pub(crate) fn send(&self, event: Event) {
+        #[cfg(feature = "tracing")]
+        event.log();
         // Nobody listening is fine.
         drop(self.events.send(event));
+    }
+
+    /// A trouble is there. Told of where it is new.
+    pub(crate) fn begin(&self, subject: Subject, detail: &str) {
+        self.tell(self.troubles.begin(subject, detail, None).map(Event::TroubleBegan));
+    }
+
+    /// A trouble was there just now, and lasts for so long after it was there last.
+    pub(crate) fn begin_for(&self, lasts: Duration, subject: Subject, detail: &str) {
+        self.tell(self.troubles.begin(subject, detail, Some(lasts)).map(Event::TroubleBegan));
+    }
+
+    /// A trouble is over, if there was one. Told of where there was.
+    pub(crate) fn end(&self, subject: &Subject) {
+        self.end_after(Duration::ZERO, subject);
+    }
+
+    /// Something went well: a trouble is over that has not been noticed for so long.
+    pub(crate) fn end_after(&self, quiet: Duration, subject: &Subject) {
+        self.tell(self.troubles.end(subject, quiet).map(Event::TroubleEnded));
+    }
+
+    /// Troubles of this kind are over, but for these.
+    pub(crate) fn end_others(&self, kind: TroubleKind, still: impl Fn(&Subject) -> bool) {
+        self.tell(self.troubles.retain(kind, still).into_iter().map(Event::TroubleEnded));
+    }
+
+    fn tell(&self, events: impl IntoIterator<Item = Event>) {
+        events.into_iter().for_each(|event| self.send(event));
     }
 
     pub(crate) fn set_bus(&self, up: bool) {
@@ -168,29 +191,39 @@ impl Signals {
 
     pub(crate) fn health(&self, coherence: &Coherence, remote_up: bool) -> Health {
         let held = coherence.lease.held();
-        let now = coherence.clock.now_ms();
-        let bus_up = self.bus_up.load(Ordering::Acquire);
-        let state = if self.closed.load(Ordering::Acquire) {
+        let lease_left_ms = held.deadline_ms().saturating_sub(coherence.clock.now_ms());
+        Health {
+            state: self.state(coherence, remote_up),
+            lease_left: Duration::from_millis(lease_left_ms),
+            remote_up,
+            bus_up: self.bus_up.load(Ordering::Acquire),
+            epoch: coherence.epoch(),
+            troubles: self.troubles.lasting(),
+        }
+    }
+
+    pub(crate) fn state(&self, coherence: &Coherence, remote_up: bool) -> State {
+        let held = coherence.lease.held();
+        if self.closed.load(Ordering::Acquire) {
             State::Closed
         } else if !(coherence.buckets.polled() && held.ever_valid()) {
             State::Recovering
-        } else if !held.valid_at(now) {
+        } else if !held.valid_at(coherence.clock.now_ms()) {
             State::Unverified
-        } else if bus_up && remote_up {
+        } else if self.bus_up.load(Ordering::Acquire) && remote_up {
             State::Coherent
         } else {
             State::Isolated
-        };
-        let lease_left = Duration::from_millis(held.deadline_ms().saturating_sub(now));
-        Health { state, lease_left, remote_up, bus_up, epoch: coherence.epoch() }
+        }
     }
 
-    /// Sends an event for each change of the state. A lease that lapses tells nobody, so this looks again ten times
-    /// a bound. Never returns.
+    /// Sends an event for each change of the state, and ends troubles that have outlived themselves. A lease that lapses
+    /// tells nobody, so this looks again ten times a bound. Never returns.
     pub(crate) async fn watch(&self, coherence: &Arc<Coherence>, remote_up: impl Fn() -> bool) {
         let pause = (coherence.bound / 10).max(Duration::from_millis(5));
         loop {
-            self.observe(self.health(coherence, remote_up()).state);
+            self.observe(self.state(coherence, remote_up()));
+            self.tell(self.troubles.expire().into_iter().map(Event::TroubleEnded));
             tokio::select! {
                 biased;
                 () = self.changed.notified() => {}
@@ -204,6 +237,31 @@ impl Signals {
         let from = std::mem::replace(&mut *state, now);
         if from != now {
             self.send(Event::State { from, to: now });
+        }
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl Event {
+    /// One line: an event that nobody receives is still news.
+    fn log(&self) {
+        match self {
+            Self::State { from, to } => tracing::info!(%from, %to, "state"),
+            Self::Recovered { why } => tracing::info!(?why, "the log was read anew"),
+            Self::Gap { lost } => tracing::info!(lost, "hints were lost"),
+            Self::PollFailed { error } => tracing::warn!(error, "the invalidation log can't be read"),
+            Self::AuditViolation { cache, key_hash } => tracing::error!(
+                name: "perto.audit.violations",
+                cache,
+                key_hash = format!("{key_hash:016x}"),
+                "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
+            ),
+            Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
+                tracing::warn!(trouble = kind.name(), cache, table, detail, "trouble");
+            }
+            Self::TroubleEnded(Trouble { kind, cache, table, .. }) => {
+                tracing::info!(trouble = kind.name(), cache, table, "trouble is over");
+            }
         }
     }
 }

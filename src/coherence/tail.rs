@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::health::{Event, Recovery};
 use super::repaired::Repaired;
 use super::snapshot::Snapshot;
+use super::troubles::TroubleKind;
 use crate::error::LogError;
 use crate::instance::Shared;
 use crate::log::Poll;
@@ -53,16 +54,28 @@ impl Tail {
     pub(crate) async fn poll(&mut self) -> Result<(), LogError> {
         let polled = self.step().await;
         match &polled {
-            Ok(()) => self.shared.counters.polls.add(1),
-            Err(error) => {
-                self.shared.counters.poll_errors.add(1);
-                if !self.failing {
-                    self.shared.signals.send(Event::PollFailed { error: crate::error::chain(error) });
-                }
+            Ok(()) => {
+                self.failing = false;
+                self.shared.counters.polls.add(1);
+                self.shared.signals.end(&TroubleKind::LogUnreadable.anywhere());
             }
+            Err(error) => self.failed(error),
         }
-        self.failing = polled.is_err();
         polled
+    }
+
+    fn failed(&mut self, error: &LogError) {
+        let Shared { signals, coherence, counters, .. } = &*self.shared;
+        counters.poll_errors.add(1);
+        let (now_ms, why) = (coherence.clock.now_ms(), crate::error::chain(error));
+        if !std::mem::replace(&mut self.failing, true) {
+            signals.send(Event::PollFailed { error: why.clone() });
+        }
+        // One that fails now and then costs nothing: the lease goes on.
+        if !coherence.lease.held().valid_at(now_ms) {
+            let why = format!("nothing that is cached can be vouched for: {why}");
+            signals.begin(TroubleKind::LogUnreadable.anywhere(), &why);
+        }
     }
 
     async fn step(&mut self) -> Result<(), LogError> {

@@ -201,9 +201,9 @@ impl PertoBuilder {
         let max_loads = settings.max_loads;
         let shared = Shared {
             app: self.app,
+            signals: Signals::new(Arc::clone(&self.clock)),
             coherence: Arc::new(Coherence::new(self.clock, settings.bound)),
             settings,
-            signals: Signals::new(),
             counters: Default::default(),
             propagation: Default::default(),
             staleness: Default::default(),

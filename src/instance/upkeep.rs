@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use crate::coherence::health::Event;
+use crate::coherence::troubles::TroubleKind;
 use crate::error::LogError;
 
 /// How often somebody looks whether the log wants trimming.
@@ -17,9 +17,14 @@ pub(super) async fn trim(shared: Arc<Shared>) {
         // A failed trim is tried again with the next; until then the log is longer.
         let limit = TRIM_INTERVAL;
         let trimmed = tokio::time::timeout(limit, shared.log.trim(shared.settings.retention)).await;
-        if let Err(error) = trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
-            shared.counters.trim_errors.add(1);
-            shared.signals.send(Event::TrimFailed { error: crate::error::chain(&error) });
+        let trouble = TroubleKind::LogNotTrimmed.anywhere();
+        match trimmed.unwrap_or(Err(LogError::Timeout(limit))) {
+            Ok(()) => shared.signals.end(&trouble),
+            Err(error) => {
+                shared.counters.trim_errors.add(1);
+                let why = crate::error::chain(&error);
+                shared.signals.begin(trouble, &format!("the log grows until it can be trimmed: {why}"));
+            }
         }
         tokio::time::sleep(TRIM_INTERVAL).await;
     }

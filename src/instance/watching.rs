@@ -8,32 +8,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
-use crate::coherence::health::Event;
+use crate::coherence::troubles::{Subject, TroubleKind};
 use crate::error::LogError;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
 pub(super) struct Watching {
     shared: Arc<Shared>,
-    /// Caches and their tables that were not watched when somebody looked last: they have been told of.
-    unwatched: HashSet<(String, String)>,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unwatched: HashSet::new() }
+        Self { shared }
     }
 
     /// Never returns. What can't be looked at now is left for the next time: the tail tells of a log that can't be read.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
         loop {
             tokio::time::sleep(INTERVAL).await;
             drop(self.look().await);
         }
     }
 
-    /// Tells of each table that is not watched, once, until it was watched in between.
-    pub(super) async fn look(&mut self) -> Result<(), LogError> {
+    /// Begins a trouble for each table that is not watched, and ends those of the others.
+    pub(super) async fn look(&self) -> Result<(), LogError> {
         let limit = self.shared.settings.poll_timeout;
         let mut now = HashSet::new();
         for cache in self.shared.caches().values() {
@@ -42,10 +40,16 @@ impl Watching {
             let tables = looking.await.unwrap_or(Err(LogError::Timeout(limit)))?;
             now.extend(tables.into_iter().map(|table| (cache.name().to_owned(), table)));
         }
-        for (cache, table) in now.difference(&self.unwatched).cloned() {
-            self.shared.signals.send(Event::Unwatched { cache, table });
+        for (cache, table) in &now {
+            let mend =
+                format!("writes to it are not seen: run `perto watch {table} --cache {cache} --key ...`");
+            self.shared.signals.begin(TroubleKind::Unwatched.on(cache, table), &mend);
         }
-        self.unwatched = now;
+        let still = |subject: &Subject| {
+            let Subject { cache: Some(cache), table: Some(table), .. } = subject else { return false };
+            now.contains(&(cache.clone(), table.clone()))
+        };
+        self.shared.signals.end_others(TroubleKind::Unwatched, still);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::Event;
+use perto::{Event, Trouble, TroubleKind};
 use tokio::sync::broadcast::Receiver;
 
 use crate::ring::Ring;
@@ -12,8 +12,8 @@ const MINUTE: Duration = Duration::from_secs(61);
 fn unwatched(events: &mut Receiver<Event>) -> Vec<String> {
     let mut tables = Vec::new();
     while let Ok(event) = events.try_recv() {
-        if let Event::Unwatched { table, .. } = event {
-            tables.push(table);
+        if let Event::TroubleBegan(Trouble { kind: TroubleKind::Unwatched, table, .. }) = event {
+            tables.extend(table);
         }
     }
     tables

@@ -10,7 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use perto::postgres::{self, Watch};
 use perto::{
-    Cache, CacheBuilder, Error, Event, Freshness, Load, Loaded, Perto, PertoBuilder, Read, State, Tier, Token,
+    Cache, CacheBuilder, Error, Event, Freshness, Load, Loaded, Perto, PertoBuilder, Read, State, Tier,
+    Token, Trouble, TroubleKind,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
@@ -295,6 +296,16 @@ impl Instance {
             self.events().iter().any(|event| matches!(event, Event::State { to, .. } if *to == state))
         })
         .await;
+    }
+
+    /// The troubles of this kind that last.
+    pub(crate) fn troubles(&self, kind: TroubleKind) -> Vec<Trouble> {
+        self.perto.health().troubles.into_iter().filter(|trouble| trouble.kind == kind).collect()
+    }
+
+    /// What is not watched now.
+    pub(crate) fn unwatched(&self) -> Vec<String> {
+        self.troubles(TroubleKind::Unwatched).into_iter().filter_map(|trouble| trouble.table).collect()
     }
 
     pub(crate) async fn tells(&self, event: Event) {
