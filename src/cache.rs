@@ -151,6 +151,11 @@ impl ReadOptions {
     pub const fn at_least(token: Token) -> Self {
         Self { at_least: Some(token) }
     }
+
+    /// The token, with the epoch that it is compared in.
+    fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
+        self.at_least.map(|token| (token, epoch))
+    }
 }
 
 type Flown<V> = Result<Outcome<V>, Error>;
@@ -242,11 +247,13 @@ impl<K: Key, V: Value> Cache<K, V> {
     fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
         let coherence = &self.0.shared.coherence;
         let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
+        // Before the lease.
+        let token = at_least.map(|token| (token, coherence.epoch()));
         let (held, entry, now) =
             coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
-        if !(live && held.valid_at(now) && contains(&entry.stamp, coherence.epoch(), at_least)) {
+        if !(live && held.valid_at(now) && contains(&entry.stamp, token)) {
             return None;
         }
         self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
@@ -373,6 +380,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         options: ReadOptions,
     ) -> Result<Option<Read<V>>, Error> {
         let coherence = &self.0.shared.coherence;
+        let token = options.token_in(coherence.epoch());
         let held = coherence.lease.held();
         let (entry, from) = (&outcome.entry, outcome.from);
         // What the primary said after this read began misses nothing that was visible before it. Nor does what was computed.
@@ -386,13 +394,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         if entry.era != coherence.lease.held().era() {
             return Ok(None);
         }
-        match options.at_least {
+        match token {
             // Transactions of another epoch can't be compared; what the primary says now contains the write, if it
             // still exists.
-            Some(token) if first_hand && token.epoch != coherence.epoch() => {}
+            Some((token, epoch)) if first_hand && token.epoch != epoch => {}
             // Whoever has a token got it before this read began.
             Some(_) if first_hand && from == From::Computed => {}
-            token if contains(&entry.stamp, coherence.epoch(), token) => {}
+            token if contains(&entry.stamp, token) => {}
             _ if first_hand || from == From::Behind => return Err(Error::TokenAhead),
             _ => return Ok(None),
         }
@@ -429,6 +437,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// L1 without a valid lease, where the policy allows it: flagged, and for a limited time.
     fn outage_hit(&self, key: &K, options: ReadOptions) -> Option<Read<V>> {
         let coherence = &self.0.shared.coherence;
+        let token = options.token_in(coherence.epoch());
         let held = coherence.lease.held();
         let (Outage::ServeStale { max }, Judged::Unverified(since)) =
             (self.0.policy.outage, coherence.freshness(held))
@@ -441,7 +450,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             && since <= max
             && entry.cache_epoch == self.0.whole.epoch()
             && coherence.clock.now_ms() < entry.expires_ms
-            && contains(&entry.stamp, coherence.epoch(), options.at_least);
+            && contains(&entry.stamp, token);
         live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
     }
 
@@ -481,7 +490,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         {
             let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, began));
             match outcome {
-                Some(entry) if contains(&entry.stamp, began.epoch, options.at_least) => {
+                Some(entry) if contains(&entry.stamp, options.token_in(began.epoch)) => {
                     let entry = Arc::new(entry);
                     core.insert(&led.leader.key, &led.text, &entry);
                     led.leader.finish(Ok(Outcome { entry, from: From::Remote }));
@@ -602,9 +611,12 @@ impl<K: Key, V: Value> Cache<K, V> {
 const HITS_PER_SAMPLE: u64 = 1_024;
 
 /// Whether a value with this stamp contains the write of the token. Transactions of another epoch can't be compared.
+///
+/// The epoch is the one from before the lease was taken. Taken after, a token of a new epoch could be compared with a
+/// value of the old one: `in_no_interleaving_does_a_token_of_a_new_epoch_find_a_value_of_the_old_one`.
 #[inline]
-fn contains(stamp: &Snapshot, epoch: u64, token: Option<Token>) -> bool {
-    token.is_none_or(|token| token.epoch == epoch && stamp.contains(token.xid))
+fn contains(stamp: &Snapshot, token: Option<(Token, u64)>) -> bool {
+    token.is_none_or(|(token, epoch)| token.epoch == epoch && stamp.contains(token.xid))
 }
 
 /// A key that this reader leads.

@@ -11,7 +11,6 @@
 //!    of anything. `docs/PROTOCOL.md` has the proof and the tests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -39,8 +38,6 @@ pub(crate) struct Coherence {
     pub(crate) bound: Duration,
     pub(crate) lease: Lease,
     pub(crate) buckets: Buckets,
-    /// Of the database; part of every key in L2 and of every hint.
-    epoch: AtomicU64,
     /// Asks the tail for a poll at once.
     pub(crate) doubt: Notify,
 }
@@ -57,26 +54,12 @@ pub(crate) struct Began {
 
 impl Coherence {
     pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration) -> Self {
-        Self {
-            clock,
-            bound,
-            lease: Lease::default(),
-            buckets: Buckets::new(),
-            epoch: AtomicU64::new(0),
-            doubt: Notify::new(),
-        }
+        Self { clock, bound, lease: Lease::default(), buckets: Buckets::new(), doubt: Notify::new() }
     }
 
     pub(crate) fn began(&self, whole: &Whole) -> Began {
-        // The epoch before the era: a recovery ends the era first. So a load that began in the old era can't fill
-        // L2 under the new epoch.
-        let epoch = self.epoch();
-        Began {
-            epoch,
-            era: self.lease.held().era(),
-            cache_epoch: whole.epoch(),
-            poll: self.buckets.poll().map(|poll| poll.rank()),
-        }
+        let (epoch, era) = self.lease.began();
+        Began { epoch, era, cache_epoch: whole.epoch(), poll: self.buckets.poll().map(|poll| poll.rank()) }
     }
 
     /// What a value misses nothing of that depends on no row and is computed from now on: the last poll of this era.
@@ -89,14 +72,14 @@ impl Coherence {
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
+        self.lease.epoch()
     }
 
     /// Ends the era: all that is cached is dead, all that is under way will be dropped. `floor` contains every
     /// invalidation so far.
     pub(crate) fn recover<'a>(&self, epoch: u64, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
         self.lease.begin_era();
-        self.epoch.store(epoch, Ordering::Release);
+        self.lease.enter(epoch);
         self.buckets.reset(floor, wholes);
         // Once more: a load that began in between was judged by what had not been reset yet, and may be in L1.
         self.lease.begin_era();

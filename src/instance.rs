@@ -430,13 +430,13 @@ impl Shared {
     }
 
     pub(crate) async fn announce(&self, token: Token, changes: &[Change]) {
-        if token.epoch != self.coherence.epoch() || self.is_closed() || !self.believes(token.xid) {
+        if !self.coherence.lease.is_in(token.epoch) || self.is_closed() || !self.believes(token.xid) {
             return;
         }
         let span = Trace::current().begin(Kind::Internal, format_args!("announce"));
         span.number("perto.changes", changes.len() as u64);
         // Here first: a reader on this instance sees the write from now on.
-        let evicted = self.apply(token.xid, changes);
+        let evicted = self.apply(token, changes);
         span.number("perto.evicted", evicted);
         self.overtaken(token.xid);
         let trace = span.trace();

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::coherence::snapshot::{MAX_XID, Snapshot};
+use crate::instance::Token;
 
 pub(crate) const VERSION: u8 = 1;
 const HEADER: usize = 40;
@@ -176,6 +177,11 @@ pub struct Change {
 }
 
 impl Hint {
+    /// The write that it tells of.
+    pub(crate) const fn token(&self) -> Token {
+        Token { epoch: self.epoch, xid: self.xid }
+    }
+
     pub(crate) fn encode(&self) -> Option<Bytes> {
         let mut out = vec![b'P', b'H', VERSION];
         out.extend(bincode::serde::encode_to_vec(self, CODEC).ok()?);

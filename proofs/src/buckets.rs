@@ -3,9 +3,11 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use crate::coherence::buckets::{Buckets, Whole};
+use crate::coherence::buckets::{Buckets, Told, Whole};
 use crate::coherence::lease::Lease;
 use crate::threads::{BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, stamp};
+
+const CLEARED: Told<'static> = Told { xid: 7, epoch: 0, poll: None };
 
 /// An instance with one bucket, in one stripe.
 struct World {
@@ -28,7 +30,12 @@ impl World {
     }
 
     fn apply(&self, xid: u64) {
-        self.buckets.apply(self.buckets.slot("item", "1"), xid, || self.local.evict(xid));
+        self.tell(Told { xid, epoch: self.lease.epoch(), poll: None });
+    }
+
+    fn tell(&self, told: Told<'_>) {
+        let slot = self.buckets.slot("item", "1");
+        self.buckets.apply(slot, told, &self.lease, || self.local.evict(told.xid));
     }
 
     fn accepts(&self, text: &str) -> bool {
@@ -145,6 +152,39 @@ pub fn hint_beside_a_reset(how: Reset) -> usize {
     })
 }
 
+/// A hint of an old epoch, beside a recovery into a new one whose numbers are far behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldHint {
+    AsBuilt,
+    /// As if the epoch were compared when the hint comes, and not where it is recorded.
+    EpochComparedOutsideOfTheStripe,
+}
+
+/// What is left of a hint of an old epoch closes no bucket of the new one: nobody would ever confirm its number.
+pub fn old_hint_beside_a_reset(how: OldHint) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        let hint = beside(&world, move |world| {
+            let old = Told { xid: 70, epoch: 0, poll: None };
+            match how {
+                OldHint::AsBuilt => world.tell(old),
+                OldHint::EpochComparedOutsideOfTheStripe if world.lease.is_in(old.epoch) => {
+                    world.tell(Told { epoch: world.lease.epoch(), ..old });
+                }
+                OldHint::EpochComparedOutsideOfTheStripe => {}
+            }
+        });
+        world.lease.begin_era();
+        world.lease.enter(1);
+        world.buckets.reset(&stamp("5:5:"), [&world.whole].into_iter());
+        world.lease.begin_era();
+        world.buckets.complete(stamp("8:8:"));
+        world.lease.extend(SENT_MS, BOUND);
+        hint.join().expect("the hint ends");
+        assert!(world.accepts("8:8:"), "a new value is refused");
+    })
+}
+
 /// An invalidation of the whole cache, beside a load and a hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clear {
@@ -160,9 +200,9 @@ pub fn insert_beside_a_clear(how: Clear) -> usize {
         let tail = beside(&world, move |world| {
             if how == Clear::LeasePublishedBeforeTheInvalidation {
                 world.lease.extend(SENT_MS, BOUND);
-                world.buckets.apply_whole(&world.whole, 7);
+                world.buckets.apply_whole(&world.whole, CLEARED, &world.lease);
             } else {
-                world.buckets.apply_whole(&world.whole, 7);
+                world.buckets.apply_whole(&world.whole, CLEARED, &world.lease);
                 world.lease.extend(SENT_MS, BOUND);
             }
         });

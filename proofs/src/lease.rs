@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use crate::coherence::buckets::{Buckets, Whole};
+use crate::coherence::buckets::{Buckets, Told, Whole};
 use crate::coherence::lease::Lease;
 use crate::sync::{AtomicU64, Ordering};
 use crate::threads::{
@@ -28,7 +28,8 @@ pub fn hit_beside_a_poll(how: Hit) -> usize {
             let world = Arc::clone(&world);
             thread::spawn(move || {
                 let (lease, buckets, local) = &*world;
-                let apply = || buckets.apply(buckets.slot("item", "1"), 7, || local.evict(7));
+                let told = Told { xid: 7, epoch: 0, poll: None };
+                let apply = || buckets.apply(buckets.slot("item", "1"), told, lease, || local.evict(7));
                 if how == Hit::LeasePublishedBeforeTheEviction {
                     lease.extend(SENT_MS, BOUND);
                     apply();
@@ -136,4 +137,72 @@ pub fn load_beside_a_recovery(how: Recovery, stamp_of_the_load: &'static str) ->
             assert!(served.stamp.contains(7), "a value misses what the floor contains");
         }
     })
+}
+
+/// Something that begins, beside a recovery into another epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    AsBuilt,
+    EpochThenEra,
+    EraThenEpoch,
+}
+
+/// What begins has the epoch and the era of one moment, or an era that ends with the recovery.
+pub fn beginning_beside_a_recovery(how: Beginning) -> usize {
+    every_interleaving(move || {
+        let lease = Arc::new(Lease::default());
+        let tail = {
+            let lease = Arc::clone(&lease);
+            thread::spawn(move || recover(&lease))
+        };
+        let (epoch, era) = match how {
+            Beginning::AsBuilt => lease.began(),
+            Beginning::EpochThenEra => {
+                let epoch = lease.epoch();
+                (epoch, lease.held().era())
+            }
+            Beginning::EraThenEpoch => {
+                let era = lease.held().era();
+                (lease.epoch(), era)
+            }
+        };
+        assert!(!(epoch == 0 && era == 2), "an old epoch is paired with a new era");
+        assert!(!(epoch == 1 && era == 0), "a new epoch is paired with an old era");
+        tail.join().expect("the tail ends");
+    })
+}
+
+/// A token of a new epoch, compared with a value of the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    AsBuilt,
+    EpochReadAfterTheLease,
+}
+
+/// A token finds no value of an epoch before its own, though the numbers seem to fit.
+pub fn token_beside_a_recovery(how: Token) -> usize {
+    every_interleaving(move || {
+        let world = Arc::new((Lease::default(), Local::default()));
+        world.0.extend(SENT_MS, BOUND);
+        // It has a transaction 7 of the old epoch; the token is of transaction 7 of the new one.
+        world.1.insert(Entry { stamp: stamp("8:8:"), era: 0, cache_epoch: 0 });
+        let tail = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || recover(&world.0))
+        };
+        let (lease, local) = &*world;
+        let before = lease.epoch();
+        let hit = local.hit(lease);
+        let epoch = if how == Token::AsBuilt { before } else { lease.epoch() };
+        let served = hit.filter(|entry| epoch == 1 && entry.stamp.contains(7));
+        assert!(served.is_none(), "a token finds a value from before its write");
+        tail.join().expect("the tail ends");
+    })
+}
+
+/// The order of `Coherence::recover`, without the buckets.
+fn recover(lease: &Lease) {
+    lease.begin_era();
+    lease.enter(1);
+    lease.begin_era();
 }

@@ -33,7 +33,7 @@ use variants::{Kind, Known};
 mod promise {
     pub(super) const SERVED: &str = "nothing wrong is served as fresh";
     pub(super) const HELD: &str = "an L1 entry misses no invalidation applied by its instance";
-    pub(super) const LIVELY: &str = "with nothing running, a completed poll lets new values in";
+    pub(super) const LIVELY: &str = "with no write running, a completed poll lets new values in";
     pub(super) const ANSWERED: &str = "every reader is answered";
 
     /// What may be wrong with what is served.
@@ -162,7 +162,7 @@ impl Perto {
             writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
             stored = Stored { epoch: 0, holds: 1, stamp: Seen::ended(0b10) };
             for instance in [&mut first, &mut second] {
-                instance.known.apply(1, instance.poll);
+                instance.known.apply(1, instance.poll, None);
                 instance.poll = Some(stored.stamp);
                 instance.lease = Some(1);
                 instance.heard = 1;
@@ -183,6 +183,7 @@ impl Perto {
             l2,
             instances: [first, second],
             readers: std::array::from_fn(reader),
+            checked: None,
             wrong: None,
         }
     }
@@ -247,7 +248,10 @@ impl Perto {
 
     fn accepts_at_rest(&self, world: &World) -> bool {
         let seen = world.seen_at(world.now);
-        world.writers.iter().any(|writer| writer.runs())
+        // More hints than a bucket has room for cost caching beside any transaction that runs; what the log brings does not.
+        let matters = |k: u8| self.scope.hints || self.touches(k);
+        (0..).zip(&world.writers).any(|(k, writer)| writer.runs() && matters(k))
+            || world.checked.is_some()
             || world.instances.iter().all(|instance| {
                 let polled = instance.tail == Tail::Idle
                     && instance.epoch == world.epoch

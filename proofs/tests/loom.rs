@@ -1,11 +1,12 @@
 //! Every interleaving of what threads share, and every broken order.
 
 use perto_proofs::buckets::{
-    Clear, Insert, Reset, Serve, hint_beside_a_reset, insert_beside_a_clear, insert_beside_an_invalidation,
-    serve_beside_a_poll,
+    Clear, Insert, OldHint, Reset, Serve, hint_beside_a_reset, insert_beside_a_clear,
+    insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
 };
 use perto_proofs::lease::{
-    Era, Hit, Recovery, era_ends_beside_an_extension, hit_beside_a_poll, load_beside_a_recovery,
+    Beginning, Era, Hit, Recovery, Token, beginning_beside_a_recovery, era_ends_beside_an_extension,
+    hit_beside_a_poll, load_beside_a_recovery, token_beside_a_recovery,
 };
 
 /// Loom panics where an interleaving fails. On a thread of its own, for it leaves things behind.
@@ -85,4 +86,25 @@ fn in_no_interleaving_does_a_key_survive_the_clearing_of_its_cache() {
     holds("insert beside a clear", insert_beside_a_clear(Clear::AsBuilt));
     fails("a key has survived", || insert_beside_a_clear(Clear::EpochTakenAtTheInsert));
     fails("a key has survived", || insert_beside_a_clear(Clear::LeasePublishedBeforeTheInvalidation));
+}
+
+#[test]
+fn in_no_interleaving_is_an_old_epoch_paired_with_a_new_era() {
+    holds("beginning beside a recovery", beginning_beside_a_recovery(Beginning::AsBuilt));
+    fails("an old epoch is paired with a new era", || beginning_beside_a_recovery(Beginning::EpochThenEra));
+    fails("a new epoch is paired with an old era", || beginning_beside_a_recovery(Beginning::EraThenEpoch));
+}
+
+#[test]
+fn in_no_interleaving_does_a_token_of_a_new_epoch_find_a_value_of_the_old_one() {
+    holds("token beside a recovery", token_beside_a_recovery(Token::AsBuilt));
+    fails("a token finds a value from before its write", || {
+        token_beside_a_recovery(Token::EpochReadAfterTheLease)
+    });
+}
+
+#[test]
+fn in_no_interleaving_does_a_hint_of_an_old_epoch_outlive_a_reset() {
+    holds("old hint beside a reset", old_hint_beside_a_reset(OldHint::AsBuilt));
+    fails("a new value is refused", || old_hint_beside_a_reset(OldHint::EpochComparedOutsideOfTheStripe));
 }

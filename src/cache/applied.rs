@@ -1,10 +1,13 @@
 //! A cache, as the tail and hints see it: something that invalidations are applied to, whatever its types.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 #[cfg(feature = "otel")]
 use super::Tier;
 use super::audit::Auditable;
 use super::{Core, Key, Value};
-use crate::coherence::buckets::Whole;
+use crate::coherence::Coherence;
+use crate::coherence::buckets::{Told, Whole};
 use crate::coherence::rules::Learned;
 #[cfg(feature = "otel")]
 use crate::metrics::{CacheStats, Timing};
@@ -23,9 +26,9 @@ pub(crate) trait Applied: Auditable {
     fn size(&self) -> (u64, u64);
     #[cfg(feature = "otel")]
     fn latency(&self, tier: Tier) -> &Timing;
-    /// Records that transaction `xid` invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
+    /// Records that a transaction invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
     /// something was evicted.
-    fn apply(&self, xid: u64, key: Option<&str>) -> bool;
+    fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool;
 }
 
 impl<K: Key, V: Value> Applied for Core<K, V> {
@@ -64,24 +67,24 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
         &self.latencies[tier as usize]
     }
 
-    fn apply(&self, xid: u64, key: Option<&str>) -> bool {
-        let buckets = &self.shared.coherence.buckets;
-        let key = key.and_then(|text| {
-            // A panic in the key's type must not end the tail.
-            let key = std::panic::catch_unwind(|| text.parse::<K>().ok()).ok().flatten();
-            if key.is_none() {
+    fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool {
+        let Coherence { buckets, lease, .. } = &*self.shared.coherence;
+        let of_key = |text: &str| {
+            let key: K = text.parse().ok()?;
+            let slot = buckets.slot(&self.name, &key.to_string());
+            Some(buckets.apply(slot, told, lease, || self.local.evict(&key, told.xid)))
+        };
+        let applied = key.and_then(|text| {
+            // The key's type is the application's. A panic in any of it must not end the tail.
+            let applied = catch_unwind(AssertUnwindSafe(|| of_key(text))).ok().flatten();
+            if applied.is_none() {
                 // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
                 self.counters.keys_misread.add(1);
             }
-            key
+            applied
         });
-        let (learned, evicted) = match key {
-            None => (buckets.apply_whole(&self.whole, xid), false),
-            Some(key) => {
-                let slot = buckets.slot(&self.name, &key.to_string());
-                buckets.apply(slot, xid, || self.local.evict(&key, xid))
-            }
-        };
+        let (learned, evicted) =
+            applied.unwrap_or_else(|| (buckets.apply_whole(&self.whole, told, lease), false));
         if learned == Learned::Coarsely {
             self.shared.counters.coarse.add(1);
             self.shared.coherence.doubt.notify_one();

@@ -134,7 +134,7 @@ impl<K: Key, V: Value> Core<K, V> {
             // A token tells of a write that may not have been heard of here.
             let sufficient = || {
                 self.all_accepted(&keys, &loaded)
-                    && contains(&loaded.stamp.snapshot, began.epoch, options.at_least)
+                    && contains(&loaded.stamp.snapshot, options.token_in(began.epoch))
             };
             if began.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok((loaded, From::Unknown));

@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::known::Known;
+use super::lease::Lease;
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
@@ -26,6 +27,16 @@ type Stripe = Box<[Bucket]>;
 /// Where a key's invalidations are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot(usize);
+
+/// What somebody says that a transaction has invalidated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'a> {
+    pub(crate) xid: u64,
+    /// The epoch that the number is of.
+    pub(crate) epoch: u64,
+    /// The snapshot of the poll that brings it. A hint has none, nor has a write of this instance.
+    pub(crate) poll: Option<&'a Snapshot>,
+}
 
 /// A cache as a whole is a bucket too: rows that invalidate all its keys go here.
 pub(crate) struct Whole {
@@ -81,23 +92,39 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// Records an invalidation of a key and evicts it, under the stripe.
-    pub(crate) fn apply<T>(&self, slot: Slot, xid: u64, evict: impl FnOnce() -> T) -> (Learned, T) {
+    ///
+    /// What is told of another epoch than the lease's is not recorded: its numbers mean nothing, and nobody would ever
+    /// confirm them. The epoch is compared under the stripe, which a recovery resets after it has entered the new one:
+    /// `in_no_interleaving_does_a_hint_of_an_old_epoch_outlive_a_reset`.
+    pub(crate) fn apply<T>(
+        &self,
+        slot: Slot,
+        told: Told<'_>,
+        lease: &Lease,
+        evict: impl FnOnce() -> T,
+    ) -> (Learned, T) {
         let mut stripe = self.stripe(slot);
+        if !lease.is_in(told.epoch) {
+            return (Learned::Exactly, evict());
+        }
         // Read under the stripe: a recovery forgets the poll first and then resets each stripe, so an older
         // poll can't make a replayed transaction look known.
-        let poll = self.poll();
-        let learned = stripe[slot.0 % PER_STRIPE].apply(xid, poll.as_deref());
-        self.highest[slot.0].fetch_max(xid, Ordering::AcqRel);
+        let last = self.poll();
+        let learned = stripe[slot.0 % PER_STRIPE].apply(told.xid, last.as_deref(), told.poll);
+        self.highest[slot.0].fetch_max(told.xid, Ordering::AcqRel);
         (learned, evict())
     }
 
-    /// Records an invalidation of a whole cache.
-    pub(crate) fn apply_whole(&self, whole: &Whole, xid: u64) -> Learned {
+    /// Records an invalidation of a whole cache. As [`Buckets::apply`].
+    pub(crate) fn apply_whole(&self, whole: &Whole, told: Told<'_>, lease: &Lease) -> Learned {
         let mut bucket = whole.bucket.lock();
-        let poll = self.poll();
-        let known = bucket.knows(xid, poll.as_deref());
-        let learned = bucket.apply(xid, poll.as_deref());
-        whole.highest.fetch_max(xid, Ordering::AcqRel);
+        if !lease.is_in(told.epoch) {
+            return Learned::Exactly;
+        }
+        let last = self.poll();
+        let known = bucket.knows(told.xid, last.as_deref());
+        let learned = bucket.apply(told.xid, last.as_deref(), told.poll);
+        whole.highest.fetch_max(told.xid, Ordering::AcqRel);
         if !known {
             whole.epoch.fetch_add(1, Ordering::AcqRel);
         }
@@ -171,11 +198,15 @@ mod tests {
         Snapshot::parse(text).unwrap()
     }
 
+    const fn hint(xid: u64) -> Told<'static> {
+        Told { xid, epoch: 0, poll: None }
+    }
+
     #[test]
     fn an_invalidation_of_a_key_that_is_not_held_is_remembered() {
         let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
-        buckets.apply(slot, 100, || ());
+        buckets.apply(slot, hint(100), &Lease::default(), || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
         assert!(buckets.accepts(slot, &whole, &stamp("101:101:")));
     }
@@ -184,8 +215,8 @@ mod tests {
     fn a_whole_cache_invalidation_refuses_every_key_of_it_once() {
         let (buckets, whole, other) = (<Buckets>::new(), Whole::new(), Whole::new());
         let slot = buckets.slot("users", "7");
-        buckets.apply_whole(&whole, 100);
-        buckets.apply_whole(&whole, 100);
+        buckets.apply_whole(&whole, hint(100), &Lease::default());
+        buckets.apply_whole(&whole, hint(100), &Lease::default());
         assert_eq!(whole.epoch(), 1);
         assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
         assert!(buckets.accepts(slot, &other, &stamp("100:100:")));
@@ -198,7 +229,7 @@ mod tests {
         buckets.complete(stamp("1000:1000:"));
         buckets.reset(&stamp("50:50:"), [&whole].into_iter());
         // A replayed row of a new epoch, below the old poll: it must count.
-        buckets.apply(slot, 60, || ());
+        buckets.apply(slot, hint(60), &Lease::default(), || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("60:60:")));
         assert!(buckets.accepts(slot, &whole, &stamp("61:61:")));
     }
@@ -207,7 +238,7 @@ mod tests {
     fn an_insert_is_refused_after_the_invalidation_it_misses() {
         let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
-        buckets.apply(slot, 100, || ());
+        buckets.apply(slot, hint(100), &Lease::default(), || ());
         let mut inserted = false;
         assert!(!buckets.insert_if_accepted(slot, &whole, &stamp("100:100:"), || inserted = true));
         assert!(!inserted);

@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::bus::{Bus, Subscription};
 use crate::error::RemoteError;
-use crate::instance::Shared;
+use crate::instance::{Shared, Token};
 use crate::trace::{Kind, Trace};
 use crate::wire::{Change, Hint};
 
+use super::buckets::Told;
 use super::health::Event;
 
 /// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
@@ -83,14 +84,14 @@ impl Listener {
             shared.counters.hints_refused.add(1);
             return;
         };
-        if hint.epoch != shared.coherence.epoch() || !shared.believes(hint.xid) {
+        if !shared.coherence.lease.is_in(hint.epoch) || !shared.believes(hint.xid) {
             shared.counters.hints_refused.add(1);
             return;
         }
         self.look_for_a_gap(&hint);
         shared.counters.hints.add(1);
         if hint.publisher == shared.publisher {
-            shared.apply(hint.xid, &hint.changes);
+            shared.apply(hint.token(), &hint.changes);
             return;
         }
         if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
@@ -103,7 +104,7 @@ impl Listener {
             span.link(&trace.origin());
             span
         });
-        let evicted = shared.apply(hint.xid, &hint.changes);
+        let evicted = shared.apply(hint.token(), &hint.changes);
         // Whether or not its poll is complete yet.
         shared.overtaken(hint.xid);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -153,19 +154,20 @@ impl Shared {
         self.counters.repairs_overtaken.add(self.repaired.overtaken(xid));
     }
 
-    /// Applies changes of transaction `xid`, from a hint or from a write of this instance. Returns how many entries went.
-    pub(crate) fn apply(&self, xid: u64, changes: &[Change]) -> u64 {
+    /// Applies changes of a transaction, from a hint or from a write of this instance. Returns how many entries went.
+    pub(crate) fn apply(&self, of: Token, changes: &[Change]) -> u64 {
         let caches = self.caches();
+        let told = Told { xid: of.xid, epoch: of.epoch, poll: None };
         let mut evicted = 0;
         for change in changes {
             let Some(cache) = caches.get(change.cache.as_str()) else { continue };
             match &change.keys {
                 None => {
-                    cache.apply(xid, None);
+                    cache.apply(told, None);
                 }
                 Some(keys) => {
                     for key in keys {
-                        evicted += u64::from(cache.apply(xid, Some(key)));
+                        evicted += u64::from(cache.apply(told, Some(key)));
                     }
                 }
             }

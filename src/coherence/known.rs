@@ -81,7 +81,7 @@ mod tests {
                         refused += u32::from(missing.is_some());
                         reasons.extend(missing.map(|missing| std::mem::discriminant(&missing)));
                     }
-                    bucket.apply(xid, poll.as_ref());
+                    bucket.apply(xid, poll.as_ref(), None);
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! The lease: until when what L1 holds may be served as fresh, and in which era it was loaded.
+//! The lease: until when what L1 holds may be served as fresh, in which era it was loaded, and in which epoch of the database.
 //!
-//! Packed into one atomic, so that a hit reads both with one load: 20 bits of era, 44 bits of milliseconds on the
-//! clock that counts sleep. 44 bits last 557 years.
+//! Deadline and era are packed into one atomic, so that a hit reads both with one load: 20 bits of era, 44 bits of
+//! milliseconds on the clock that counts sleep. 44 bits last 557 years.
 
 use std::time::Duration;
 
@@ -12,7 +12,11 @@ const DEADLINE_MASK: u64 = (1 << DEADLINE_BITS) - 1;
 
 /// Extended by each completed poll to the time it was *sent* plus the bound.
 #[derive(Debug, Default)]
-pub(crate) struct Lease(AtomicU64);
+pub(crate) struct Lease {
+    held: AtomicU64,
+    /// Of the database; part of every key in L2 and of every hint.
+    epoch: AtomicU64,
+}
 
 /// A lease as it was at one moment. Taken *before* the value that it is to vouch for: taken after, a reader that
 /// was paused in between would pair an old value with a newer lease.
@@ -21,7 +25,26 @@ pub(crate) struct Held(u64);
 
 impl Lease {
     pub(crate) fn held(&self) -> Held {
-        Held(self.0.load(Ordering::Acquire))
+        Held(self.held.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The epoch and the era in which something begins that is judged later.
+    ///
+    /// The era is read on both sides of the epoch. Read once, a reader that was paused in between would pair the epoch before
+    /// a recovery with the era after it, and take values of the old epoch for new ones:
+    /// `in_no_interleaving_is_an_old_epoch_paired_with_a_new_era`.
+    pub(crate) fn began(&self) -> (u64, u64) {
+        loop {
+            let era = self.held().era();
+            let epoch = self.epoch();
+            if self.held().era() == era {
+                return (epoch, era);
+            }
+        }
     }
 
     /// What a hit does, in the order that makes it safe: the lease, then the value, the clock last. A lease loaded
@@ -43,13 +66,23 @@ impl Lease {
         let deadline = sent_ms + u64::try_from(bound.as_millis()).unwrap_or(DEADLINE_MASK);
         // In one step: the era may end at the same time, by a shutdown.
         let extended = |lease| Some((lease & !DEADLINE_MASK) | deadline.min(DEADLINE_MASK));
-        let _always = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, extended);
+        let _always = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, extended);
     }
 
     /// Ends the lease and begins a new era: every entry of L1 is dead at once.
     pub(crate) fn begin_era(&self) {
         let next = |lease: u64| Some((lease >> DEADLINE_BITS).wrapping_add(1) << DEADLINE_BITS);
-        let _always = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        let _always = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+    }
+
+    /// Whether numbers of this epoch mean anything now.
+    pub(crate) fn is_in(&self, epoch: u64) -> bool {
+        epoch == self.epoch()
+    }
+
+    /// Enters an epoch. Only within a recovery: after the old era has ended, and before the buckets are reset.
+    pub(crate) fn enter(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
     }
 }
 

@@ -58,26 +58,34 @@ impl<const ROOM: usize> Bucket<ROOM> {
 
     /// Records that transaction `xid` invalidated a key of this bucket. Idempotent, and any order will do.
     ///
-    /// `poll` is the snapshot of the last poll whose rows have *all* been applied: what it contains, this bucket
-    /// has been told already. A transaction that it does not contain must not be dropped against it, even when
-    /// room is short: it would be forgotten before any poll brought it.
-    pub(crate) fn apply(&mut self, xid: u64, poll: Option<&Snapshot>) -> Learned {
-        let confirmed = |xid: u64| poll.is_some_and(|poll| poll.contains(xid));
+    /// `last` is the snapshot of the last poll whose rows have *all* been applied: what it contains, this bucket
+    /// has been told already. `current` is the snapshot of the poll that brings this very transaction; a hint has none.
+    ///
+    /// A transaction may be given up against a snapshot that contains it, for every snapshot of that rank and above does too.
+    /// One that neither contains must not be dropped, even when room is short: it would be forgotten before any poll
+    /// brought it. That `current` is not complete yet doesn't matter here, only to what is known.
+    pub(crate) fn apply(&mut self, xid: u64, last: Option<&Snapshot>, current: Option<&Snapshot>) -> Learned {
+        let by = |xid: u64| [last, current].into_iter().flatten().find(|poll| poll.contains(xid));
         self.highest = self.highest.max(xid);
-        if self.knows(xid, poll) {
+        if self.knows(xid, last) {
             return Learned::Exactly;
         }
         let mut learned = Learned::Exactly;
+        let mut give_up = |xid: u64| self.rk = self.rk.max(by(xid).map(Snapshot::rank).unwrap_or_default());
         let slot = match self.xids.iter().position(|x| *x == 0) {
             Some(free) => Some(free),
-            None => match self.lowest(confirmed) {
+            None => match lowest(&self.xids, |xid| by(xid).is_some()) {
                 Some(given_up) => {
-                    self.rk = self.rk.max(poll.map(Snapshot::rank).unwrap_or_default());
+                    give_up(self.xids[given_up]);
                     Some(given_up)
+                }
+                None if by(xid).is_some() => {
+                    give_up(xid);
+                    return Learned::Exactly;
                 }
                 None => {
                     learned = Learned::Coarsely;
-                    self.lowest(|_| true).filter(|lowest| self.xids[*lowest] < xid).inspect(|lowest| {
+                    lowest(&self.xids, |_| true).filter(|lowest| self.xids[*lowest] < xid).inspect(|lowest| {
                         self.lo = self.lo.max(self.xids[*lowest]);
                     })
                 }
@@ -91,12 +99,8 @@ impl<const ROOM: usize> Bucket<ROOM> {
     }
 
     /// Whether this transaction has been applied before, as far as the bucket can still tell.
-    pub(crate) fn knows(&self, xid: u64, poll: Option<&Snapshot>) -> bool {
-        self.xids.contains(&xid) || poll.is_some_and(|poll| poll.contains(xid))
-    }
-
-    fn lowest(&self, of: impl Fn(u64) -> bool) -> Option<usize> {
-        (0..ROOM).filter(|slot| of(self.xids[*slot])).min_by_key(|slot| self.xids[*slot])
+    pub(crate) fn knows(&self, xid: u64, last: Option<&Snapshot>) -> bool {
+        self.xids.contains(&xid) || last.is_some_and(|poll| poll.contains(xid))
     }
 
     /// Laid open, for people.
@@ -105,6 +109,10 @@ impl<const ROOM: usize> Bucket<ROOM> {
         xids.sort_unstable();
         Known { highest: self.highest, lo: self.lo, rk: self.rk, xids }
     }
+}
+
+fn lowest(xids: &[u64], of: impl Fn(u64) -> bool) -> Option<usize> {
+    (0..xids.len()).filter(|slot| of(xids[*slot])).min_by_key(|slot| xids[*slot])
 }
 
 #[cfg(test)]
@@ -182,23 +190,28 @@ mod tests {
                 6 if !db.committed.is_empty() => {
                     let at = db.below(db.committed.len());
                     let xid = db.committed[at];
-                    bucket.apply(xid, poll.as_ref());
+                    bucket.apply(xid, poll.as_ref(), None);
                     applied.insert(xid);
                 }
                 7 => {
                     let snapshot = db.snapshot();
                     for xid in db.committed.clone() {
-                        bucket.apply(xid, poll.as_ref());
+                        bucket.apply(xid, poll.as_ref(), Some(&snapshot));
                         applied.insert(xid);
                     }
                     poll = Some(snapshot);
                 }
                 8 if db.below(20) == 0 => {
-                    // Recovery: forget everything, take a snapshot that contains all that was trimmed as floor.
-                    let floor = db.snapshot();
+                    // Recovery: forget everything, take a snapshot that contains all that was trimmed as floor, and
+                    // replay the rest.
+                    let snapshot = db.snapshot();
+                    let floor = poll.take().filter(|_| db.below(2) == 0).unwrap_or_else(|| snapshot.clone());
                     bucket = Bucket::at(&floor);
-                    poll = None;
-                    applied = db.committed.iter().copied().filter(|x| floor.contains(*x)).collect();
+                    for xid in db.committed.iter().copied().filter(|xid| !floor.contains(*xid)) {
+                        bucket.apply(xid, None, Some(&snapshot));
+                    }
+                    applied = db.committed.iter().copied().collect();
+                    poll = Some(snapshot);
                 }
                 8 => {
                     let whole = db.snapshot();
@@ -270,7 +283,7 @@ mod tests {
         // The poll was before 20..=24 committed. Five hints: one must be given up, by `lo`, not by `rk`.
         let poll = Snapshot::parse("10:10:").unwrap();
         let mut bucket: Bucket = Bucket::default();
-        let learned: Vec<Learned> = (20..=24).map(|xid| bucket.apply(xid, Some(&poll))).collect();
+        let learned: Vec<Learned> = (20..=24).map(|xid| bucket.apply(xid, Some(&poll), None)).collect();
         assert_eq!(learned.last(), Some(&Learned::Coarsely));
         let without_20 = Snapshot::parse("20:25:20").unwrap();
         assert!(!bucket.accepts(&without_20));
@@ -281,8 +294,32 @@ mod tests {
     fn a_value_loaded_just_after_a_write_is_accepted_beside_a_long_transaction() {
         // 5 has been open for an hour; 20 wrote this key and ended.
         let mut bucket: Bucket = Bucket::default();
-        bucket.apply(20, None);
+        bucket.apply(20, None, None);
         assert!(bucket.accepts(&Snapshot::parse("5:21:5").unwrap()));
         assert!(!bucket.accepts(&Snapshot::parse("5:20:5").unwrap()));
+    }
+
+    #[test]
+    fn what_a_replay_brings_beside_a_long_transaction_closes_no_bucket() {
+        // 5 has been open for an hour. Ten writes of this key are replayed; the poll that brings them contains them all.
+        let current = Snapshot::parse("5:40:5").unwrap();
+        let mut bucket: Bucket = Bucket::default();
+        let learned: Vec<Learned> = (20..30).map(|xid| bucket.apply(xid, None, Some(&current))).collect();
+        assert!(learned.iter().all(|learned| *learned == Learned::Exactly));
+        assert!(bucket.accepts(&current), "what is loaded from now on");
+        assert!(!bucket.accepts(&Snapshot::parse("5:29:5").unwrap()), "what misses the last of them");
+        assert!(!bucket.accepts(&Snapshot::parse("5:20:5").unwrap()), "what misses all of them");
+    }
+
+    #[test]
+    fn hints_have_no_snapshot_that_confirms_them() {
+        let poll = Snapshot::parse("5:10:5").unwrap();
+        let mut bucket: Bucket = Bucket::default();
+        (20..24).for_each(|xid| drop(bucket.apply(xid, Some(&poll), None)));
+        // Brought by a poll that does not contain the hints before it: it is given up, and they are not.
+        let current = Snapshot::parse("5:25:5,20,21,22,23").unwrap();
+        assert_eq!(bucket.apply(24, Some(&poll), Some(&current)), Learned::Exactly);
+        assert!(!bucket.accepts(&current), "it misses the hints");
+        assert!(bucket.accepts(&Snapshot::parse("5:25:5").unwrap()));
     }
 }

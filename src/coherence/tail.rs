@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::buckets::Told;
 use super::health::{Event, Recovery};
 use super::repaired::Repaired;
 use super::snapshot::Snapshot;
@@ -143,8 +144,9 @@ impl Tail {
         // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
         // dump, and would keep its bucket from being cached until that number is reached.
         for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
+            let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
             if let Some(cache) = caches.get(row.cache.as_str())
-                && cache.apply(row.xid, row.key.as_deref())
+                && cache.apply(told, row.key.as_deref())
             {
                 self.shared.counters.repairs.add(1);
                 self.shared.repaired.add(row.xid);

@@ -27,6 +27,10 @@ impl Perto {
                 _ => format!("time passes: event {} is older than the bound", after.aged / 2),
             },
             Action::Hint { of, to } => format!("a hint of W{of} reaches I{to}{}", instance(after, to)),
+            Action::Record => format!(
+                "the hint is recorded{}",
+                before.checked.map(|(_, to)| instance(after, to)).unwrap_or_default()
+            ),
             Action::Poll(i) => match after.instances[usize::from(i)].tail {
                 Tail::Answered(answer) if answer.half => format!("I{i} reads rows {}", Names(answer.rows)),
                 Tail::Answered(answer) => {
@@ -93,7 +97,7 @@ fn reader(world: &World, r: u8) -> String {
     match world.reader(r).step {
         Step::Idle => " -> answered".to_owned(),
         Step::Hitting { .. } => " -> paused in a hit".to_owned(),
-        Step::Missed { again: false } => " -> a miss".to_owned(),
+        Step::Missed { again: false } | Step::Beginning { .. } => " -> a miss".to_owned(),
         Step::Missed { again: true } => " -> reads again".to_owned(),
         Step::Began { .. } | Step::Looking { .. } => " -> leads".to_owned(),
         Step::Found { .. } => " -> accepted".to_owned(),

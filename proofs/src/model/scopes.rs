@@ -146,6 +146,16 @@ pub const PROOFS: &[Scope] = &[
         ..PLAIN
     },
     Scope {
+        name: "replay",
+        about: "the log replayed by an instance about to start, beside a transaction that goes on; trim",
+        writers: &[true, true, false],
+        readers: &[(1, 1)],
+        trim: true,
+        cold: true,
+        empty: true,
+        ..PLAIN
+    },
+    Scope {
         name: "crash",
         about: "a crash that loses any commits, whose numbers are used again; time",
         writers: TWO,
@@ -302,6 +312,13 @@ impl Variant {
             Self::WalPositionAsStamp => PLAIN,
             Self::EpochOfAHintNotCompared => Scope { crashed: true, hints: true, ..PLAIN },
             Self::WaitersOfACancelledLeaderNotWoken => Scope { cancel: true, ..PLAIN },
+            Self::EpochCapturedBeforeTheEra => {
+                Scope { crashed: true, l2: true, time: true, fine: true, ..PLAIN }
+            }
+            Self::EpochOfAHintComparedTooEarly => Scope { crash: true, hints: true, ..PLAIN },
+            Self::ReplayConfirmsNothing => {
+                Scope { writers: &[true, true, false], readers: &[(1, 1)], cold: true, empty: true, ..PLAIN }
+            }
             Self::OldTransactionTakenAtItsWord => {
                 Scope { readers: &[(0, 1)], old_transactions: true, time: true, ..PLAIN }
             }

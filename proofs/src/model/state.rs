@@ -148,6 +148,11 @@ pub(super) enum Step {
     Missed {
         again: bool,
     },
+    /// Has read the epoch, and not the era yet. Only in the variant that reads each once.
+    Beginning {
+        epoch: u8,
+        again: bool,
+    },
     /// Has captured where things stand, and has not joined a flight yet.
     Began {
         began: Began,
@@ -223,6 +228,9 @@ pub(super) struct World {
     pub(super) l2: [Option<Stored>; FILLS],
     pub(super) instances: [Instance; INSTANCES],
     pub(super) readers: [Reader; READERS],
+    /// The writer of a hint whose epoch was compared, and the instance that has not recorded it yet. Only in the variant that
+    /// does so in two steps.
+    pub(super) checked: Option<(u8, u8)>,
     /// What was served that must not be.
     pub(super) wrong: Option<&'static str>,
 }

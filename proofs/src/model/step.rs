@@ -25,6 +25,7 @@ pub(super) enum Action {
         of: u8,
         to: u8,
     },
+    Record,
     Poll(u8),
     ReadSnapshot(u8),
     Apply(u8),
@@ -77,6 +78,7 @@ impl Perto {
                 actions.extend((0..self.writers()).filter(heard).map(|of| Action::Hint { of, to: i }));
             }
         }
+        actions.extend(world.checked.map(|_| Action::Record));
         for (r, reader) in (0..).zip(&world.readers) {
             self.of_reader(world, r, reader, actions);
         }
@@ -150,8 +152,12 @@ impl Perto {
             }
             Step::Aboard { .. } => {}
             Step::Hitting { .. } => actions.push(Action::EndHit(r)),
-            Step::Missed { .. } if self.scope.fine => actions.push(Action::CaptureBegan(r)),
-            Step::Missed { .. } | Step::Began { .. } => actions.push(Action::Join(r)),
+            Step::Missed { .. } | Step::Beginning { .. } if self.scope.fine => {
+                actions.push(Action::CaptureBegan(r));
+            }
+            Step::Missed { .. } | Step::Beginning { .. } | Step::Began { .. } => {
+                actions.push(Action::Join(r));
+            }
             Step::Looking { .. } => {
                 actions.push(Action::LookUp { reader: r, found: None });
                 let stored = (0..FILLS as u8).filter(|at| world.l2[usize::from(*at)].is_some());
@@ -214,7 +220,15 @@ impl Perto {
             Action::Trim => self.trim(world),
             Action::Crash { losing } => world.crash(losing),
             Action::TimePasses => world.aged += 1,
-            Action::Hint { of, to } => self.apply(world, to, of),
+            Action::Hint { of, to } if self.variant == Some(Variant::EpochOfAHintComparedTooEarly) => {
+                world.checked = Some((of, to));
+            }
+            Action::Hint { of, to } => self.apply(world, to, of, None),
+            Action::Record => {
+                if let Some((of, to)) = world.checked.take() {
+                    self.apply(world, to, of, None);
+                }
+            }
             Action::Poll(i) => self.poll(world, i),
             Action::ReadSnapshot(i) => {
                 let seen = world.seen_at(world.now);
@@ -224,9 +238,10 @@ impl Perto {
             }
             Action::Apply(i) => self.answered(world, i),
             Action::ApplyRow { of, to } => {
-                self.apply(world, to, of);
                 if let Tail::Applying(answer) = &mut world.instances[usize::from(to)].tail {
                     answer.rows &= !bit(of);
+                    let current = answer.seen;
+                    self.apply(world, to, of, Some(current));
                 }
             }
             Action::Complete(i) => complete(&mut world.instances[usize::from(i)]),
@@ -234,9 +249,17 @@ impl Perto {
             Action::Invoke(r) => self.invoke(world, r),
             Action::EndHit(r) => self.end_hit(world, r),
             Action::CaptureBegan(r) => {
-                if let Step::Missed { again } = world.reader(r).step {
-                    let began = began(world.instance_of(self, r));
-                    world.set(r, Step::Began { began, again });
+                let now = began(world.instance_of(self, r));
+                let twice = self.variant == Some(Variant::EpochCapturedBeforeTheEra);
+                match world.reader(r).step {
+                    Step::Missed { again } if twice => {
+                        world.set(r, Step::Beginning { epoch: now.epoch, again });
+                    }
+                    Step::Missed { again } => world.set(r, Step::Began { began: now, again }),
+                    Step::Beginning { epoch, again } => {
+                        world.set(r, Step::Began { began: Began { epoch, ..now }, again });
+                    }
+                    _ => {}
                 }
             }
             Action::Join(r) => self.join(world, r),
@@ -280,12 +303,13 @@ impl Perto {
     }
 
     /// Records an invalidation and evicts, as `Applied::apply` does.
-    fn apply(&self, world: &mut World, to: u8, of: u8) {
+    fn apply(&self, world: &mut World, to: u8, of: u8, current: Option<Seen>) {
+        let current = current.filter(|_| self.variant != Some(Variant::ReplayConfirmsNothing));
         let xid = world.xid(of);
         let instance = &mut world.instances[usize::from(to)];
         instance.heard |= bit(of);
         if self.variant != Some(Variant::HintAppliedOnlyToHeldKeys) || instance.entry.is_some() {
-            instance.known.apply(xid, instance.poll);
+            instance.known.apply(xid, instance.poll, current);
         }
         if instance.entry.is_some_and(|entry| !has(entry.stamp.contained, xid)) {
             instance.entry = None;
@@ -360,7 +384,7 @@ impl Perto {
         instance.tail = Tail::Applying(answer);
         if !self.scope.fine {
             for of in (0..self.writers()).filter(|of| has(answer.rows, *of)) {
-                self.apply(world, i, of);
+                self.apply(world, i, of, Some(answer.seen));
             }
             complete(&mut world.instances[usize::from(i)]);
             extend(&mut world.instances[usize::from(i)]);

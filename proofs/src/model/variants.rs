@@ -30,10 +30,13 @@ pub enum Variant {
     OldTransactionTakenAtItsWord,
     EpochOfAHintNotCompared,
     WaitersOfACancelledLeaderNotWoken,
+    EpochCapturedBeforeTheEra,
+    EpochOfAHintComparedTooEarly,
+    ReplayConfirmsNothing,
 }
 
 impl Variant {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -56,6 +59,9 @@ impl Variant {
         Self::OldTransactionTakenAtItsWord,
         Self::EpochOfAHintNotCompared,
         Self::WaitersOfACancelledLeaderNotWoken,
+        Self::EpochCapturedBeforeTheEra,
+        Self::EpochOfAHintComparedTooEarly,
+        Self::ReplayConfirmsNothing,
     ];
 
     /// What fails with it, in its smallest world: nothing else counts.
@@ -81,9 +87,11 @@ impl Variant {
             Self::ReplicasValueServedUnchecked | Self::OldTransactionTakenAtItsWord => {
                 promise::OLDER_THAN_THE_BOUND
             }
-            Self::EraOfALoadNotCompared => promise::LOST,
+            Self::EraOfALoadNotCompared | Self::EpochCapturedBeforeTheEra => promise::LOST,
             Self::CachedFromATransactionThatWrote => promise::UNCOMMITTED,
-            Self::EpochOfAHintNotCompared => promise::LIVELY,
+            Self::EpochOfAHintNotCompared
+            | Self::EpochOfAHintComparedTooEarly
+            | Self::ReplayConfirmsNothing => promise::LIVELY,
             Self::WaitersOfACancelledLeaderNotWoken => promise::ANSWERED,
         }
     }
@@ -139,13 +147,14 @@ impl Known {
         }
     }
 
-    pub(super) fn apply(&mut self, xid: u8, poll: Option<Seen>) {
-        let poll = poll.map(Seen::snapshot);
-        let (xid, poll) = (u64::from(xid), poll.as_ref());
+    /// `last` is the last completed poll, `current` the one that brings it.
+    pub(super) fn apply(&mut self, xid: u8, last: Option<Seen>, current: Option<Seen>) {
+        let (last, current) = (last.map(Seen::snapshot), current.map(Seen::snapshot));
+        let (xid, last, current) = (u64::from(xid), last.as_ref(), current.as_ref());
         match self {
-            Self::One(bucket) => drop(bucket.apply(xid, poll)),
-            Self::Two(bucket) => drop(bucket.apply(xid, poll)),
-            Self::Copied(bucket) => bucket.apply(xid, poll),
+            Self::One(bucket) => drop(bucket.apply(xid, last, current)),
+            Self::Two(bucket) => drop(bucket.apply(xid, last, current)),
+            Self::Copied(bucket) => bucket.apply(xid, last, current),
         }
     }
 }
@@ -161,18 +170,20 @@ impl Copied {
             || (stamp.xmin() > lo && stamp.rank() >= rk && (self.xid == 0 || stamp.contains(self.xid)))
     }
 
-    fn apply(&mut self, xid: u64, poll: Option<&Snapshot>) {
-        let confirmed = |xid: u64| poll.is_some_and(|poll| poll.contains(xid));
+    fn apply(&mut self, xid: u64, last: Option<&Snapshot>, current: Option<&Snapshot>) {
+        let by = |xid: u64| [last, current].into_iter().flatten().find(|poll| poll.contains(xid));
         self.highest = self.highest.max(xid);
-        if xid == self.xid || confirmed(xid) {
+        if xid == self.xid || last.is_some_and(|poll| poll.contains(xid)) {
             return;
         }
         let gives_way = self.broken == Some(Variant::UnconfirmedHintDroppedAgainstTheLastPoll);
         if self.xid == 0 {
             self.xid = xid;
-        } else if confirmed(self.xid) || gives_way {
-            self.rk = self.rk.max(poll.map(Snapshot::rank).unwrap_or_default());
+        } else if let Some(poll) = by(self.xid).or(last.filter(|_| gives_way)) {
+            self.rk = self.rk.max(poll.rank());
             self.xid = xid;
+        } else if let Some(poll) = by(xid) {
+            self.rk = self.rk.max(poll.rank());
         } else {
             self.lo = self.lo.max(self.xid.min(xid));
             self.xid = self.xid.max(xid);
