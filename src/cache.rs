@@ -319,13 +319,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         span: &Span,
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
+        let look_up = self.0.shared.remote_limit(keys.len());
         for attempt in 0..ATTEMPTS {
             let began = self.0.shared.coherence.began(&self.0.whole);
             let mut led = Vec::new();
             let mut waiting = Vec::new();
             let mut own = HashSet::new();
             for (at, key) in keys.iter().enumerate().filter(|(at, _)| answers[*at].is_none()) {
-                let (leader, waiter) = self.0.flights.join(key, &trace.origin());
+                let (leader, waiter) = self.0.flights.join(key, &trace.origin(), look_up);
                 // From the second attempt on, any flight of the key took off after this read began.
                 let boarded =
                     if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
@@ -349,7 +350,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             if !led.is_empty() {
                 self.look_up(led, began, options, &trace).await?;
             }
-            self.land(waiting, texts, options, &mut answers).await?;
+            self.land(waiting, keys, texts, options, &mut answers).await?;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
     }
@@ -358,13 +359,14 @@ impl<K: Key, V: Value> Cache<K, V> {
     async fn land(
         &self,
         waiting: Vec<(usize, Boarded, Waiter<Flown<V>>)>,
+        keys: &[K],
         texts: &[String],
         options: ReadOptions,
         answers: &mut [Option<Read<V>>],
     ) -> Result<(), Error> {
         for (at, boarded, waiter) in waiting {
-            // Without an outcome the leader is gone: the next attempt leads.
-            if let Some(outcome) = waiter.outcome().await {
+            // Without an outcome the leader is gone, or given up: the next attempt leads.
+            if let Some(outcome) = self.0.flights.outcome(&keys[at], waiter).await {
                 answers[at] = self.judge(&texts[at], &outcome?, boarded, options)?;
             }
         }
@@ -509,6 +511,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
         span.text("perto.cache", &self.0.name);
         span.number("perto.keys", led.len() as u64);
+        led.iter().for_each(|led| led.leader.loads());
         let core = Arc::clone(&self.0);
         let shared = Arc::clone(&core.shared);
         let trace = span.trace();

@@ -34,7 +34,7 @@ mod promise {
     pub(super) const SERVED: &str = "nothing wrong is served as fresh";
     pub(super) const HELD: &str = "an L1 entry misses no invalidation applied by its instance";
     pub(super) const LIVELY: &str = "with no write running, a completed poll lets new values in";
-    pub(super) const ANSWERED: &str = "every reader is answered";
+    pub(super) const ANSWERED: &str = "every reader that is polled is answered";
 
     /// What may be wrong with what is served.
     pub(super) const OLDER_THAN_THE_BOUND: &str = "a fresh value misses a write that is older than the bound";
@@ -222,7 +222,8 @@ impl Model for Perto {
             Property::always(promise::HELD, Self::entries_are_good),
             Property::always(promise::LIVELY, Self::accepts_at_rest),
             Property::eventually(promise::ANSWERED, |_, world: &World| {
-                world.readers.iter().all(|reader| reader.left == 0 && reader.step == Step::Idle)
+                let ended = |step| matches!(step, Step::Idle | Step::Parked);
+                world.readers.iter().all(|reader| reader.left == 0 && ended(reader.step))
             }),
         ];
         if let Some(variant) = self.variant {

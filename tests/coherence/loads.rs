@@ -82,6 +82,29 @@ async fn a_leader_cancelled_during_its_l2_look_up_hands_the_load_to_a_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_nobody_polls_during_its_look_up_holds_its_key_for_nobody_else() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "one");
+    member.node.remote.faults.hang();
+    // As in a `select!` over a future that is kept: begun, and then not polled any more.
+    let mut parked = Box::pin(member.users.get(&1));
+    assert!(futures_util::poll!(&mut parked).is_pending());
+    member.node.remote.faults.heal();
+    let began = Instant::now();
+    let readers: Vec<_> = (0..1_000).map(|_| member.reading(1)).collect();
+    for reader in readers {
+        assert_eq!(text(&reader.await.unwrap().unwrap()), some("one"));
+    }
+    // The L2 timeout, and a little for a busy machine.
+    assert!(began.elapsed() <= Duration::from_millis(60), "{:?}", began.elapsed());
+    assert_eq!(member.loads(), 1);
+    // Polled after all, it answers.
+    assert_eq!(text(&parked.await.unwrap()), some("one"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_cancelled_during_its_load_hands_the_load_to_a_waiter() {
     let ring = Ring::of(1).await;
     let member = &ring.members[0];

@@ -65,6 +65,8 @@ impl Perto {
             },
             Action::Insert(r) => format!("R{r} offers it to L1{}", instance(after, self.instance(r))),
             Action::Cancel(r) => format!("R{r} is cancelled"),
+            Action::Park(r) => format!("R{r} is not polled any more"),
+            Action::GiveUp(leader) => format!("those who wait for R{leader} give it up"),
             Action::Load { reader: r, from } => {
                 let from = match from {
                     Source::Primary => "the primary".to_owned(),
@@ -96,6 +98,7 @@ fn instance(world: &World, i: u8) -> String {
 fn reader(world: &World, r: u8) -> String {
     match world.reader(r).step {
         Step::Idle => " -> answered".to_owned(),
+        Step::Parked => " -> parked".to_owned(),
         Step::Hitting { .. } => " -> paused in a hit".to_owned(),
         Step::Missed { again: false } | Step::Beginning { .. } => " -> a miss".to_owned(),
         Step::Missed { again: true } => " -> reads again".to_owned(),

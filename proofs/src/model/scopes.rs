@@ -35,6 +35,8 @@ pub struct Scope {
     pub(super) fine: bool,
     /// Readers cancelled while they look into L2.
     pub(super) cancel: bool,
+    /// Readers that are not polled any more while they look into L2.
+    pub(super) park: bool,
     /// The second instance is about to start.
     pub(super) cold: bool,
     /// L1 holds nothing at first. Else each instance may or may not hold the value.
@@ -62,6 +64,7 @@ const PLAIN: Scope = Scope {
     split_hit: false,
     fine: false,
     cancel: false,
+    park: false,
     cold: false,
     empty: false,
 };
@@ -94,12 +97,13 @@ pub const PROOFS: &[Scope] = &[
     },
     Scope {
         name: "joins",
-        about: "three readers of one instance, some cancelled in their look-up; hints, L2, time",
+        about: "three readers of one instance, some cancelled or forgotten in their look-up; hints, L2, time",
         readers: &[(0, 1), (0, 1), (0, 1)],
         hints: true,
         time: true,
         l2: true,
         cancel: true,
+        park: true,
         ..PLAIN
     },
     Scope {
@@ -312,6 +316,7 @@ impl Variant {
             Self::WalPositionAsStamp => PLAIN,
             Self::EpochOfAHintNotCompared => Scope { crashed: true, hints: true, ..PLAIN },
             Self::WaitersOfACancelledLeaderNotWoken => Scope { cancel: true, ..PLAIN },
+            Self::ParkedLeaderHoldsItsKey => Scope { l2: true, park: true, ..PLAIN },
             Self::EpochCapturedBeforeTheEra => {
                 Scope { crashed: true, l2: true, time: true, fine: true, ..PLAIN }
             }

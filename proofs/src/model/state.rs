@@ -161,6 +161,8 @@ pub(super) enum Step {
     Looking {
         began: Began,
     },
+    /// Leads, in its look-up, and is not polled any more.
+    Parked,
     Found {
         began: Began,
         holds: Set,
@@ -285,7 +287,14 @@ impl Writer {
 impl Step {
     /// Whether others may board: its look-up or load is under way.
     pub(super) const fn leads(self) -> bool {
-        matches!(self, Self::Looking { .. } | Self::Found { .. } | Self::Loading { .. } | Self::Loaded { .. })
+        matches!(
+            self,
+            Self::Looking { .. }
+                | Self::Parked
+                | Self::Found { .. }
+                | Self::Loading { .. }
+                | Self::Loaded { .. }
+        )
     }
 }
 

@@ -45,6 +45,9 @@ pub(super) enum Action {
     },
     Insert(u8),
     Cancel(u8),
+    Park(u8),
+    /// Somebody who waits gives up a leader that nobody polls.
+    GiveUp(u8),
     Load {
         reader: u8,
         from: Source,
@@ -150,7 +153,13 @@ impl Perto {
                     actions.push(Action::Invoke(r));
                 }
             }
-            Step::Aboard { .. } => {}
+            Step::Aboard { leader, .. } => {
+                let parked = world.reader(leader).step == Step::Parked;
+                if parked && self.variant != Some(Variant::ParkedLeaderHoldsItsKey) {
+                    actions.push(Action::GiveUp(leader));
+                }
+            }
+            Step::Parked => {}
             Step::Hitting { .. } => actions.push(Action::EndHit(r)),
             Step::Missed { .. } | Step::Beginning { .. } if self.scope.fine => {
                 actions.push(Action::CaptureBegan(r));
@@ -162,6 +171,7 @@ impl Perto {
                 actions.push(Action::LookUp { reader: r, found: None });
                 let stored = (0..FILLS as u8).filter(|at| world.l2[usize::from(*at)].is_some());
                 actions.extend(stored.map(|at| Action::LookUp { reader: r, found: Some(at) }));
+                actions.extend(self.scope.park.then_some(Action::Park(r)));
                 actions.extend(self.scope.cancel.then_some(Action::Cancel(r)));
             }
             Step::Found { .. } => {
@@ -276,6 +286,11 @@ impl Perto {
                 if self.variant != Some(Variant::WaitersOfACancelledLeaderNotWoken) {
                     world.wake(r, Step::Missed { again: true });
                 }
+            }
+            Action::Park(r) => world.set(r, Step::Parked),
+            Action::GiveUp(leader) => {
+                world.set(leader, Step::Idle);
+                world.wake(leader, Step::Missed { again: true });
             }
             Action::Load { reader, from } => self.load(world, reader, from),
             Action::Share(r) => self.share(world, r),

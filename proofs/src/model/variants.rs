@@ -33,10 +33,11 @@ pub enum Variant {
     EpochCapturedBeforeTheEra,
     EpochOfAHintComparedTooEarly,
     ReplayConfirmsNothing,
+    ParkedLeaderHoldsItsKey,
 }
 
 impl Variant {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -62,6 +63,7 @@ impl Variant {
         Self::EpochCapturedBeforeTheEra,
         Self::EpochOfAHintComparedTooEarly,
         Self::ReplayConfirmsNothing,
+        Self::ParkedLeaderHoldsItsKey,
     ];
 
     /// What fails with it, in its smallest world: nothing else counts.
@@ -92,7 +94,7 @@ impl Variant {
             Self::EpochOfAHintNotCompared
             | Self::EpochOfAHintComparedTooEarly
             | Self::ReplayConfirmsNothing => promise::LIVELY,
-            Self::WaitersOfACancelledLeaderNotWoken => promise::ANSWERED,
+            Self::WaitersOfACancelledLeaderNotWoken | Self::ParkedLeaderHoldsItsKey => promise::ANSWERED,
         }
     }
 }
