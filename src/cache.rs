@@ -289,7 +289,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if answers.iter().all(Option::is_some) {
             return Ok(answers.into_iter().flatten().collect());
         }
-        let limit = self.0.policy.load_timeout + self.0.shared.remote_limit(keys.len());
+        let limit = self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys.len()));
         let (began, span) = (Instant::now(), self.span(keys.len()));
         let reading = self.read_within(keys, &texts, answers, options, &span);
         let answers = match tokio::time::timeout(limit, reading).await {

@@ -3,8 +3,12 @@
 //! One task per instance polls on a connection of its own: every poll interval while all is well, faster while no
 //! hints come, at once when something is in doubt. A poll that fails changes nothing but the time: the lease runs out.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
 
 use super::buckets::Told;
 use super::health::{Event, Recovery};
@@ -17,8 +21,10 @@ use crate::log::Poll;
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
-/// Polls at once are at least this far apart.
+/// Between a doubt and the poll that it asks for: one answers all that come in the meantime.
 const LEAST_INTERVAL: Duration = Duration::from_millis(5);
+/// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every instance poll as fast as it can.
+const DOUBT_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two tries after a failed poll.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -29,15 +35,31 @@ pub(crate) struct Tail {
     /// Why there is no cursor, where there is none.
     lost: Recovery,
     failing: bool,
+    /// The last poll in doubt.
+    doubted: Option<Instant>,
 }
 
 impl Tail {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, lost: Recovery::Start, failing: false }
+        Self { shared, cursor: None, lost: Recovery::Start, failing: false, doubted: None }
     }
 
     /// Polls until the instance is shut down. Never returns.
+    ///
+    /// A panic is not the end: without a tail nothing is ever fresh again. What the old one had applied nobody knows, so a
+    /// new one begins with all of the log.
     pub(crate) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let _panicked = AssertUnwindSafe(self.follow()).catch_unwind().await;
+            let subject = TroubleKind::LogUnreadable.anywhere();
+            shared.signals.begin(subject, "the task that reads the log has panicked: it begins anew");
+            tokio::time::sleep(RETRY_INTERVAL).await;
+            self = Self::new(Arc::clone(&shared));
+        }
+    }
+
+    async fn follow(&mut self) {
         loop {
             let pause = match self.poll().await {
                 Ok(()) => self.interval(),
@@ -45,10 +67,18 @@ impl Tail {
             };
             tokio::select! {
                 biased;
-                () = self.shared.coherence.doubt.notified() => tokio::time::sleep(LEAST_INTERVAL).await,
+                () = self.shared.coherence.doubt.notified() => self.wait_in_doubt(pause).await,
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// Soon, but not too soon after the last one; and no later than without a doubt.
+    async fn wait_in_doubt(&mut self, pause: Duration) {
+        let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
+        let wait = DOUBT_INTERVAL.saturating_sub(since).min(pause).max(LEAST_INTERVAL);
+        tokio::time::sleep(wait).await;
+        self.doubted = Some(Instant::now());
     }
 
     /// One poll. When it returns `Ok`, every write that was visible when it was called has been applied.
@@ -93,21 +123,21 @@ impl Tail {
             Some(_) => None,
         };
         let poll = match why {
-            None => {
-                self.apply(&poll);
-                poll
-            }
+            None => poll,
             Some(why) => self.recover(poll, why).await?,
         };
+        let repaired = self.apply(&poll);
         self.shared.coherence.buckets.complete(poll.snapshot.clone());
-        self.cursor = Some(poll.snapshot);
+        self.cursor = Some(poll.snapshot.clone());
         // Last: who sees this lease sees all that was applied.
         self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
         self.shared.signals.changed();
+        // The application's exporter runs in here: after the lease.
+        repaired.tell();
         Ok(())
     }
 
-    /// Drops L1 and all knowledge, and takes the log as the only truth.
+    /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of what it returns are yet to be applied.
     ///
     /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the floor and
     /// the retained rows are applied above it. Where there are too many of them, the poll's own snapshot is the
@@ -124,7 +154,6 @@ impl Tail {
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
         let caches = shared.caches();
         shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
-        self.apply(&poll);
         shared.counters.recoveries.add(1);
         shared.signals.send(Event::Recovered { why });
         Ok(poll)
@@ -138,7 +167,7 @@ impl Tail {
         }
     }
 
-    fn apply(&self, poll: &Poll) {
+    fn apply<'a>(&self, poll: &'a Poll) -> Repaired<'a> {
         let (caches, mut repaired) = (self.shared.caches(), Repaired::default());
         let rows = poll.rows.as_deref().unwrap_or_default();
         // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
@@ -153,8 +182,8 @@ impl Tail {
                 repaired.note(row);
             }
         }
-        repaired.tell();
         self.shared.counters.rows.add(rows.len() as u64);
+        repaired
     }
 
     fn interval(&self) -> Duration {

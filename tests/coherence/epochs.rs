@@ -169,3 +169,26 @@ async fn a_crash_in_the_middle_of_a_recovery_is_another_recovery() {
     assert_eq!(member.fresh(1).await, some("kept"));
     ring.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_starts_beside_a_long_transaction_caches_what_was_cleared_before() {
+    let mut ring = Ring::of(1).await;
+    ring.write_silently(1, "one");
+    let mut long = ring.sim.postgres.begin();
+    long.put(CACHE, &2_u64, &"two").unwrap();
+    // As ten bulk imports of the last hour.
+    for _ in 0..10 {
+        let mut import = ring.sim.postgres.begin();
+        import.clear(CACHE);
+        import.commit().unwrap();
+        ring.write_silently(3, "three");
+    }
+    let started = ring.join().await;
+    let started = &ring.members[started];
+    for key in [1, 3] {
+        started.fresh(key).await;
+        assert_eq!(started.tier(key).await, Tier::Local, "key {key}");
+    }
+    drop(long);
+    ring.end().await;
+}

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use perto::{Bus, Event, State, Tier, Token};
+use perto::sim::Sim;
+use perto::{Bus, Cache, Event, State, Tier, Token};
 
 use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some};
 
@@ -209,6 +210,59 @@ async fn rows_whose_key_is_none_of_the_caches_clear_it_and_are_counted() {
     member.fresh(1).await;
     tokio::time::sleep(POLL * 2).await;
     assert_eq!(member.cached(1), Some(some("one")), "once");
+    ring.end().await;
+}
+
+/// A key whose type can't be trusted in any of its parts: with 13, `Display` fails, and so `to_string` panics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Unlucky(u64);
+
+impl std::fmt::Display for Unlucky {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == 13 { Err(std::fmt::Error) } else { self.0.fmt(f) }
+    }
+}
+
+impl std::str::FromStr for Unlucky {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_can_not_be_written_as_text_ends_no_tail_and_clears_its_cache() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("ring").build().unwrap();
+    let users: Cache<Unlucky, String> =
+        perto.cache(CACHE).loader(sim.postgres.loader(CACHE).function()).unwrap();
+    perto.start().await.unwrap();
+    users.get(&Unlucky(7)).await.unwrap();
+    assert!(users.get_if_cached(&Unlucky(7)).is_some());
+    let mut transaction = sim.postgres.begin();
+    transaction.touch(CACHE, "13");
+    transaction.commit().unwrap();
+    tokio::time::sleep(POLL).await;
+    assert!(users.get_if_cached(&Unlucky(7)).is_none(), "nothing of this cache is safe");
+    assert_eq!(users.stats().keys_misread, 1);
+    tokio::time::sleep(BOUND * 2).await;
+    assert_eq!(perto.health().state, State::Coherent, "the tail goes on");
+    perto.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_written_all_the_time_makes_nobody_poll_more_than_twenty_times_a_second() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    let before = reader.perto.stats().polls;
+    for n in 0..400 {
+        ring.write(1, 1, &n.to_string()).await;
+        ms(5).await;
+    }
+    let polls = reader.perto.stats().polls - before;
+    assert!(reader.perto.stats().coarse > 10, "each asks for a poll");
+    assert!(polls <= 2 * 20 + 2, "{polls} polls in two seconds");
     ring.end().await;
 }
 
