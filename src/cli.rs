@@ -1,10 +1,12 @@
 //! The command line. Each command is a file; what they share is how they connect and how they complain.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 mod columns;
 mod connect;
@@ -47,6 +49,12 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// What this process was called with. A variable that is set and empty is as good as not set.
+    pub(crate) fn read() -> Self {
+        let matches = without_empty(Self::command()).get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Serve(command) => command.run().await,
@@ -61,6 +69,13 @@ impl Command {
             Self::Healthcheck(command) => command.run().await,
         }
     }
+}
+
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg })
+        .mut_subcommands(without_empty)
 }
 
 /// A time, as it is written in arguments.

@@ -90,6 +90,8 @@ pub(crate) mod remote;
 pub mod sim;
 pub(crate) mod sync;
 pub(crate) mod trace;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+pub(crate) mod url;
 pub(crate) mod watched;
 pub(crate) mod wire;
 

@@ -5,11 +5,9 @@ mod service;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::Command::parse().run().await {
+    match cli::Command::read().run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cli::complain(&error);

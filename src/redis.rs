@@ -8,7 +8,7 @@ use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::error::StartError;
 use crate::remote::Remote;
-use crate::remote::redis::{Link, RedisRemote};
+use crate::remote::redis::{Link, RedisRemote, connection_info};
 
 /// L2 and the bus of one app, over one connection.
 #[derive(Debug, Clone)]
@@ -17,6 +17,14 @@ pub struct Tiers {
     pub remote: Arc<dyn Remote>,
     /// For [`PertoBuilder::bus`](crate::PertoBuilder::bus). Publishing fails until there is a connection.
     pub bus: Arc<dyn Bus>,
+}
+
+/// Reads a URL as [`PertoBuilder::redis`](crate::PertoBuilder::redis) does: for a connection of your own. No I/O.
+///
+/// # Errors
+/// What is wrong with the URL, without quoting it.
+pub fn options(url: &str) -> Result<::redis::ConnectionInfo, StartError> {
+    connection_info(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
 }
 
 /// The tiers of one app on one server. No I/O.

@@ -88,7 +88,10 @@ impl Database {
 }
 
 fn address(options: &PgConnectOptions) -> String {
-    format!("{}:{}", options.get_host(), options.get_port())
+    match options.get_host() {
+        host if host.contains(':') => format!("[{host}]:{}", options.get_port()),
+        host => format!("{host}:{}", options.get_port()),
+    }
 }
 
 fn explain(error: sqlx::Error, options: &PgConnectOptions) -> anyhow::Error {
@@ -120,8 +123,9 @@ pub(crate) enum RedisTrouble {
 /// Checks that Redis answers, and says what is wrong where it doesn't.
 pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConnection, RedisTrouble> {
     let setting = |text: String| RedisTrouble::Setting(anyhow!(text));
-    let info = redis::IntoConnectionInfo::into_connection_info(url).map_err(|_quotes_the_url| {
-        setting("REDIS_URL is not a Redis URL; like redis://127.0.0.1:6379/0".to_owned())
+    let info = perto::redis::options(url).map_err(|error| match error {
+        StartError::Setting { problem, .. } => setting(format!("REDIS_URL is {problem}")),
+        error => setting(format!("REDIS_URL: {error}")),
     })?;
     let at = info.addr().to_string();
     let client = redis::Client::open(info)

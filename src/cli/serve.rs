@@ -40,7 +40,7 @@ pub(super) const CONNECTIONS: u32 = PoolSettings::SIZE + LOG;
 impl Serve {
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         self.check()?;
-        let telemetry = Telemetry::begin(&self.settings.instance)?;
+        let telemetry = Telemetry::begin(&self.settings.instance);
         log(&telemetry);
         let listener = TcpListener::bind(self.listen)
             .await
@@ -99,7 +99,10 @@ impl Serve {
 }
 
 fn log(telemetry: &Telemetry) {
-    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "info".into());
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let read = Some(wanted.trim()).filter(|wanted| !wanted.is_empty()).map(str::parse::<EnvFilter>);
+    let wrong = matches!(read, Some(Err(_)));
+    let filter = read.and_then(Result::ok).unwrap_or_else(|| "info".into());
     // It quotes lines of `.pgpass`, and parameters of URLs that it doesn't know.
     let filter = match "sqlx_postgres::options=off".parse() {
         Ok(off) => filter.add_directive(off),
@@ -110,7 +113,12 @@ fn log(telemetry: &Telemetry) {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_filter(filter);
     drop(tracing_subscriber::registry().with(lines).with(telemetry.layer()).try_init());
+    if wrong {
+        tracing::warn!("RUST_LOG makes no sense, and `info` is taken; like info,perto=debug");
+    }
+    telemetry.warn();
 }
+
 /// Completes at Ctrl-C, and where the system asks for an end: also if it does so before this is waited for.
 #[cfg(unix)]
 fn terminated() -> anyhow::Result<impl Future<Output = ()>> {

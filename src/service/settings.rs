@@ -39,7 +39,7 @@ pub(crate) struct AccessSettings {
     #[arg(long, env = "PERTO_RATE_LIMIT", default_value_t = 2_000, value_name = "N")]
     pub(crate) rate_limit: u32,
     /// How long a request may take, save an import's upload
-    #[arg(long, env = "PERTO_REQUEST_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "PERTO_REQUEST_TIMEOUT", default_value = "30s", value_parser = limit, value_name = "TIME")]
     pub(crate) request_timeout: Duration,
     /// Connections at once; more wait
     #[arg(long, env = "PERTO_MAX_CONNECTIONS", default_value_t = 4_096, value_name = "N",
@@ -99,7 +99,7 @@ pub(crate) struct PoolSettings {
     #[arg(long, env = "PERTO_POOL_IDLE", default_value = "30s", value_parser = duration, value_name = "TIME")]
     pub(crate) pool_idle: Duration,
     /// How long a request waits for a connection before it is told to come back
-    #[arg(long, env = "PERTO_POOL_ACQUIRE", default_value = "10s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, env = "PERTO_POOL_ACQUIRE", default_value = "10s", value_parser = limit, value_name = "TIME")]
     pub(crate) pool_acquire: Duration,
     /// Whether statements are prepared on their connections: `false` behind a transaction pooler
     #[arg(long, env = "PERTO_PREPARED_STATEMENTS", default_value_t = true, value_name = "BOOL",
@@ -140,8 +140,16 @@ fn up_to_an_hour(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn ttl(text: &str) -> Result<Duration, String> {
+/// Of what has to be waited for: with none nothing would ever come.
+fn limit(text: &str) -> Result<Duration, String> {
     match duration(text)? {
+        Duration::ZERO => Err("must be longer than 0; like 30s".to_owned()),
+        limit => Ok(limit),
+    }
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    match limit(text)? {
         ttl if ttl <= Duration::from_hours(24 * 30) => Ok(ttl),
         _ => Err("at most 720h".to_owned()),
     }

@@ -23,9 +23,11 @@ use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::Service;
+use environment::Environment;
 use exported::{Counted, Spans};
 use scraped::Scraped;
 
+mod environment;
 mod exported;
 pub(super) mod instruments;
 mod otlp;
@@ -40,6 +42,8 @@ pub(crate) struct Telemetry {
     meters: SdkMeterProvider,
     scraped: Scraped,
     spans: Arc<Spans>,
+    /// What is wrong with the environment, and what is done instead.
+    wrong: Vec<String>,
 }
 
 /// Buckets of an exponential histogram: a relative error of 2 % over six decades.
@@ -48,15 +52,16 @@ const BUCKETS: u32 = 160;
 const GRACE: Duration = Duration::from_secs(3);
 
 impl Telemetry {
-    /// In the runtime: what exports by HTTP/2 has a task there.
-    ///
-    /// # Errors
-    /// If a variable makes no sense; it is named.
-    pub(crate) fn begin(instance: &str) -> anyhow::Result<Self> {
-        let (resource, spans) = (resource(instance), Arc::new(Spans::default()));
-        let traces = otlp::spans()?.map(|exporter| {
+    /// In the runtime: what exports by HTTP/2 has a task there. A variable that makes no sense is told of by
+    /// [`Telemetry::warn`], and is as good as not set: nobody is served better by a service that ends.
+    pub(crate) fn begin(instance: &str) -> Self {
+        let mut environment = Environment::default();
+        let (resource, spans) = (resource(instance, &mut environment), Arc::new(Spans::default()));
+        let traces = otlp::spans(&mut environment).map(|exporter| {
+            let batches = environment.batches();
             SdkTracerProvider::builder()
-                .with_span_processor(Counted::new(exporter, Arc::clone(&spans)))
+                .with_sampler(environment.sampler())
+                .with_span_processor(Counted::new(exporter, batches, Arc::clone(&spans)))
                 .with_resource(resource.clone())
                 .build()
         });
@@ -68,10 +73,18 @@ impl Telemetry {
             .with_resource(resource)
             .with_reader(scraped.clone())
             .with_view(exponential);
-        if let Some(exporter) = otlp::metrics()? {
-            meters = meters.with_reader(PeriodicReader::builder(exporter).build());
+        if let Some(exporter) = otlp::metrics(&mut environment) {
+            let reader = PeriodicReader::builder(exporter).with_interval(environment.interval());
+            meters = meters.with_reader(reader.build());
         }
-        Ok(Self { traces, meters: meters.build(), scraped, spans })
+        Self { traces, meters: meters.build(), scraped, spans, wrong: environment.wrong }
+    }
+
+    /// Once, where lines can be logged.
+    pub(crate) fn warn(&self) {
+        for wrong in &self.wrong {
+            tracing::warn!("{wrong}");
+        }
     }
 
     /// Spans of requests and statements, and the warnings that come in between. None where no traces are wanted.
@@ -128,13 +141,13 @@ fn exponential(instrument: &Instrument) -> Option<Stream> {
     wanted.then(|| Stream::builder().with_aggregation(aggregation).build().ok()).flatten()
 }
 
-/// `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` are read by the builder.
-fn resource(instance: &str) -> Resource {
-    let named = std::env::var_os("OTEL_SERVICE_NAME").is_some()
-        || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|text| text.contains("service.name="));
-    let builder = Resource::builder().with_attributes([
-        KeyValue::new("service.instance.id", instance.to_owned()),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-    ]);
-    if named { builder.build() } else { builder.with_service_name("perto").build() }
+/// The builder reads `OTEL_RESOURCE_ATTRIBUTES`, and would let it win.
+fn resource(instance: &str, environment: &mut Environment) -> Resource {
+    Resource::builder()
+        .with_attributes([
+            KeyValue::new("service.instance.id", instance.to_owned()),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        ])
+        .with_service_name(environment.service_name())
+        .build()
 }

@@ -20,6 +20,11 @@ fn a_server_that_cannot_be_used_is_named_by_its_setting() {
     let database = Database::new();
     succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
     let there = (database.url.as_str(), redis_url());
+    let tls = if cfg!(feature = "tls") {
+        "REDIS_URL: 127.0.0.1:1 can't be reached"
+    } else {
+        "REDIS_URL is for TLS"
+    };
     let nobody = "postgres://nobody_at_all:s3cret@127.0.0.1:1/x";
     for (postgres, redis, names) in [
         ("", there.1.as_str(), "DATABASE_URL is not set"),
@@ -27,6 +32,11 @@ fn a_server_that_cannot_be_used_is_named_by_its_setting() {
         (nobody, &there.1, "DATABASE_URL: 127.0.0.1:1 can't be reached"),
         (there.0, "", "REDIS_URL is not set"),
         (there.0, "http://u:s3cret@h", "REDIS_URL is not a Redis URL"),
+        (there.0, "redis://:s3cret/x@h", "REDIS_URL is not a Redis URL: write `#` as %23"),
+        (there.0, "redis://:1/s3cret@h", "REDIS_URL is not a Redis URL: write `#` as %23"),
+        (there.0, "rediss://:s3cret@127.0.0.1:1", tls),
+        ("postgres://u:1/s3cret@127.0.0.1/x", &there.1, "DATABASE_URL: not a Postgres URL: write `#` as %23"),
+        ("postgres://u:s3cret@[::1]:1/x", &there.1, "DATABASE_URL: [::1]:1 can't be reached"),
         (there.0, "redis://:s3cret@127.0.0.1:1", "REDIS_URL: 127.0.0.1:1 can't be reached"),
         (there.0, "redis://:s3cret@no-such-host.invalid", "REDIS_URL: no-such-host.invalid:6379"),
     ] {

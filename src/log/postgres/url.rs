@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::url::{ENCODE, is_cut};
+
 /// What sqlx reads. A test asks it.
 const KNOWN: [&str; 18] = [
     "application_name",
@@ -79,14 +81,27 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
     if !matches!(scheme, Some("postgres" | "postgresql")) {
         return Err(NONE.to_owned());
     }
+    if is_cut(url) {
+        return Err(format!("not a Postgres URL: {ENCODE}"));
+    }
     let (place, query) = parts(url);
     check(query)?;
-    PgConnectOptions::from_str(url).map_err(|_quotes_the_url| match PgConnectOptions::from_str(place) {
-        Ok(_) => "one of its parameters has a value that is none: see sslmode, port, hostaddr and \
+    PgConnectOptions::from_str(url).map(named).map_err(|_quotes_the_url| {
+        match PgConnectOptions::from_str(place) {
+            Ok(_) => "one of its parameters has a value that is none: see sslmode, port, hostaddr and \
             statement-cache-capacity"
-            .to_owned(),
-        Err(_) => NONE.to_owned(),
+                .to_owned(),
+            Err(_) => NONE.to_owned(),
+        }
     })
+}
+
+/// The address of IPv6 as the system reads it: a URL has brackets around it.
+fn named(options: PgConnectOptions) -> PgConnectOptions {
+    match options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned) {
+        Some(host) => options.host(&host),
+        None => options,
+    }
 }
 
 /// What stands before the parameters, and they.
@@ -171,6 +186,33 @@ mod tests {
     }
 
     #[test]
+    fn an_address_of_ipv6_is_one() {
+        for (url, host) in [
+            ("postgres://u@[::1]:5432/db", "::1"),
+            ("postgres://u:p@[fe80::1]/db", "fe80::1"),
+            ("postgres://u@h/db?host=[::1]", "::1"),
+            ("postgres://u@127.0.0.1/db", "127.0.0.1"),
+        ] {
+            assert_eq!(options(url).unwrap().get_host(), host, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_has_to_be_encoded_is_said_and_not_shown() {
+        for url in [
+            "postgres://u:s3/cret@h/db",
+            "postgres://u:1/s3cret@h/db",
+            "postgres://u:s3#cret@h:1/db",
+            "postgres://u:s3?cret@h/db",
+            "postgres://u:s3@h/cret@h/db",
+        ] {
+            let refused = options(url).unwrap_err();
+            assert!(refused.contains("`/` as %2F") && !refused.contains("cret"), "{url}: {refused}");
+        }
+        assert!(options("postgres://u:s3@cret@h/db").is_ok());
+    }
+
+    #[test]
     fn what_sqlx_does_not_know_is_refused_by_its_name_and_never_with_its_value() {
         for (query, says) in [
             ("sslpassword=s3cret", "parameter sslpassword, which is not known: use a key without"),
@@ -190,7 +232,7 @@ mod tests {
             assert!(!refused.contains("s3cret"), "{query}: {refused}");
         }
         let raw = options("postgres://u:1?s3cret&more@127.0.0.1:1/db").unwrap_err();
-        assert!(raw.contains("percent-encode") && !raw.contains("s3cret") && !raw.contains("more@"), "{raw}");
+        assert!(raw.contains("`?` as %3F") && !raw.contains("s3cret") && !raw.contains("more@"), "{raw}");
         for none in ["", "postgres:u", "redis://h", "postgres://u:p#x@h:1/db", "postgres://h:port/x"] {
             assert!(options(none).unwrap_err().contains("not a Postgres URL"), "{none}");
         }

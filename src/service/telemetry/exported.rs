@@ -7,7 +7,9 @@ use std::time::Duration;
 use opentelemetry::Context;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor};
+use opentelemetry_sdk::trace::{
+    BatchConfig, BatchSpanProcessor, Span, SpanData, SpanExporter, SpanProcessor,
+};
 
 /// Since the start. What ended and was neither exported nor failed waits, or found no room in the queue.
 #[derive(Debug, Default)]
@@ -26,9 +28,14 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn new(exporter: impl SpanExporter + 'static, spans: Arc<Spans>) -> Self {
+    pub(super) fn new(
+        exporter: impl SpanExporter + 'static,
+        batches: BatchConfig,
+        spans: Arc<Spans>,
+    ) -> Self {
         let exporter = Told { exporter, spans: Arc::clone(&spans) };
-        Self { batches: BatchSpanProcessor::builder(exporter).build(), spans }
+        let batches = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
+        Self { batches, spans }
     }
 }
 
