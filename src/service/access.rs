@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Request};
-use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -20,6 +20,7 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 use perto::Tier;
 
 use super::Service;
+use super::input;
 use super::keys::{self, KeyHash};
 use super::listen;
 use super::problem::{Kind, Problem};
@@ -168,8 +169,7 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
         check_origin(headers)?;
         return acting(headers);
     }
-    let presented = headers
-        .get(AUTHORIZATION)
+    let presented = input::only(headers, AUTHORIZATION.as_str())?
         .ok_or_else(|| Problem::of(Kind::Unauthorized, "authorization", "must be `Bearer` and an API key"))?;
     let refused = || Problem::of(Kind::Unauthorized, "authorization", "is no key that is in use");
     let key = presented.to_str().ok().and_then(keys::bearer).ok_or_else(refused)?;
@@ -202,15 +202,18 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
 
 /// Where it is open, a page of any site that the same machine shows could ask too, if its name were made to lead here.
 fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
-    let given = |name| headers.get(name).map(|given| given.to_str().unwrap_or_default());
-    let host = given(HOST).unwrap_or_default();
+    let given = |name: HeaderName| {
+        let given = input::only(headers, name.as_str())?;
+        Ok::<_, Problem>(given.map(|given| given.to_str().unwrap_or_default()))
+    };
+    let host = given(HOST)?.unwrap_or_default();
     let name = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map_or(host, |(name, _)| name);
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     if !(name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())) {
         let wrong = "must be localhost or a loopback address, since no keys are configured";
         return Err(Problem::of(Kind::Forbidden, "host", wrong));
     }
-    match given(ORIGIN) {
+    match given(ORIGIN)? {
         Some(origin) if origin.split_once("://").is_none_or(|(_, from)| from != host) => {
             Err(Problem::of(Kind::Forbidden, "origin", "is another site, and no keys are configured"))
         }
@@ -220,7 +223,7 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// An admin, or anybody where it is open; for one company where the request says so.
 fn acting(headers: &HeaderMap) -> Result<Caller, Problem> {
-    let company = match headers.get(COMPANY) {
+    let company = match input::only(headers, COMPANY)? {
         None => None,
         Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
             Some(company) => Some(company),

@@ -18,7 +18,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
 
+use super::input;
 use super::problem::Problem;
+
+mod tags;
 
 const AT_LEAST: &str = "perto-at-least";
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
@@ -31,7 +34,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 #[derive(Debug)]
 pub(crate) struct Wanted {
     at_least: Option<Token>,
-    if_none_match: Option<HeaderValue>,
+    /// As they came, line by line.
+    if_none_match: Vec<HeaderValue>,
 }
 
 /// As documented.
@@ -58,12 +62,7 @@ impl Wanted {
     }
 
     fn has(&self, tag: &HeaderValue) -> bool {
-        let Some(given) = self.if_none_match.as_ref().map(HeaderValue::as_bytes) else { return false };
-        given == tag.as_bytes()
-            || given.split(|byte| *byte == b',').any(|one| {
-                let one = one.trim_ascii();
-                one == b"*" || one.strip_prefix(b"W/").unwrap_or(one) == tag.as_bytes()
-            })
+        self.if_none_match.iter().any(|given| given == tag || tags::names(given.as_bytes(), tag.as_bytes()))
     }
 }
 
@@ -71,14 +70,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Wanted {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let at_least = match parts.headers.get(AT_LEAST).filter(|given| !given.is_empty()) {
+        let at_least = match input::only(&parts.headers, AT_LEAST)?.filter(|given| !given.is_empty()) {
             None => None,
             Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
                 Some(token) => Some(token),
                 None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
             },
         };
-        Ok(Self { at_least, if_none_match: parts.headers.get(IF_NONE_MATCH).cloned() })
+        Ok(Self { at_least, if_none_match: parts.headers.get_all(IF_NONE_MATCH).iter().cloned().collect() })
     }
 }
 

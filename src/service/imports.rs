@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::database::Database;
 
 mod chunks;
+mod header;
 mod http;
 mod receive;
 mod records;

@@ -8,6 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
 use futures_util::StreamExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
@@ -61,9 +62,35 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
             return Ok(Self(value));
         }
         // Once more, to say which it is.
-        serde_path_to_error::deserialize(read())
-            .map(Self)
-            .map_err(|error| of_field(Kind::BadRequest, "query", &error))
+        serde_path_to_error::deserialize(read()).map(Self).map_err(|error| {
+            let problem = of_field(Kind::BadRequest, "query", &error);
+            if has_plus(query, &error.path().to_string()) { problem.and(PLUS) } else { problem }
+        })
+    }
+}
+
+/// Forms are encoded so, and queries like them.
+const PLUS: &str = "a raw `+` in a query is a space: write it as `%2B`";
+
+/// Whether a parameter's value has a plus that was not encoded.
+fn has_plus(query: &str, name: &str) -> bool {
+    query.split('&').any(|pair| match pair.split_once('=') {
+        // Of what is there twice, or unknown, the name is not told.
+        Some((given, value)) => value.contains('+') && (given == name || name == "."),
+        None => false,
+    })
+}
+
+/// A header that has one value.
+///
+/// # Errors
+/// 400 where it is there twice: whichever was taken, the other would be forgotten.
+pub(crate) fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Problem> {
+    let mut given = headers.get_all(name).iter();
+    let first = given.next();
+    match given.next() {
+        None => Ok(first),
+        Some(_) => Err(Problem::bad(name, "is there more than once, and may be only once")),
     }
 }
 
@@ -93,7 +120,7 @@ impl<S: Send + Sync> FromRequest<S> for Json {
 
 async fn json(request: Request) -> Result<Bytes, Problem> {
     let essence = |given: &str| given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let given = request.headers().get(CONTENT_TYPE).and_then(|given| given.to_str().ok());
+    let given = only(request.headers(), CONTENT_TYPE.as_str())?.and_then(|given| given.to_str().ok());
     match given.is_some_and(|given| essence(given) == "application/json") {
         true => bytes(request).await,
         false => Err(Problem::of(Kind::UnsupportedMediaType, "content-type", "must be application/json")),

@@ -108,6 +108,12 @@ impl Problem {
         Self { detail: format!("{part}: {}", self.detail), field: Some(field), ..self }
     }
 
+    /// With one more thing to know.
+    pub(crate) fn and(mut self, more: &str) -> Self {
+        self.detail = format!("{}; {more}", self.detail);
+        self
+    }
+
     pub(crate) fn bad(field: &str, wrong: &str) -> Self {
         Self::of(Kind::BadRequest, field, wrong)
     }
@@ -202,7 +208,13 @@ impl From<super::rules::Flaw> for Problem {
 }
 
 /// Constraints that a write may run into, and what to tell of them.
-const CONSTRAINTS: [(&str, Kind, &str, &str); 7] = [
+const CONSTRAINTS: [(&str, Kind, &str, &str); 8] = [
+    (
+        "users_company_id_folded_email_key",
+        Kind::Conflict,
+        "email",
+        "another user of this company has it; upper and lower case are the same",
+    ),
     ("users_company_id_email_key", Kind::Conflict, "email", "another user of this company has it"),
     ("contacts_company_id_phone_key", Kind::Conflict, "phone", "another contact of this company has it"),
     ("users_company_id_fkey", Kind::NotFound, "company", "there is no such company"),

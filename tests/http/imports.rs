@@ -200,7 +200,7 @@ async fn a_csv_file_becomes_contacts_and_its_bad_rows_a_file_with_their_reasons(
         "\"Smith, Cleo\",+1 212 555 2368, cleo@example.com\n", // 5
         "\r\n",                                                // 6
         "Dan,12345,\n",                                        // 7
-        ",,\n",                                                // 8
+        ",,\n",                                                // 8: no row
         "=1+1,912345670,@\n",                                  // 9
         "Eve,912345670\n",                                     // 10
         "Eve,912345670,,\n",                                   // 11
@@ -217,7 +217,7 @@ async fn a_csv_file_becomes_contacts_and_its_bad_rows_a_file_with_their_reasons(
     assert_eq!(seen["state"], "done", "{seen}");
     assert_eq!(
         (&seen["rows"], &seen["accepted"], &seen["rejected"]),
-        (&json!(14), &json!(3), &json!(11)),
+        (&json!(13), &json!(3), &json!(10)),
         "{seen}"
     );
     let kept = |text: &str| format!("{}…", &text[..1024]);
@@ -225,11 +225,10 @@ async fn a_csv_file_becomes_contacts_and_its_bad_rows_a_file_with_their_reasons(
         "line,reason,record".to_owned(),
         "3,\"name: must not have control characters\",\"\"\"Bob \"\"\"\"the\nbuilder\"\"\"\"\"\",+351912345679,\"".to_owned(),
         "7,\"phone: is not a phone number of any country\",\"Dan,12345,\"".to_owned(),
-        "8,\"phone: is missing\",\",,\"".to_owned(),
         "9,\"email: is not an e-mail address\",\"'=1+1,912345670,@\"".to_owned(),
         "10,\"record: has more or fewer fields than the header\",\"Eve,912345670\"".to_owned(),
         "11,\"record: has more or fewer fields than the header\",\"Eve,912345670,,\"".to_owned(),
-        "12,\"record: is not UTF-8\",\"\u{fffd}\u{fffd},912345670,\"".to_owned(),
+        "12,\"record: is not UTF-8: save the file as UTF-8\",\"\u{fffd}\u{fffd},912345670,\"".to_owned(),
         format!("13,\"record: is longer than 64 KiB\",\"{}\"", kept(&long)),
         "14,\"name: must not have control characters\",\"Nul,912345670,\"".to_owned(),
         format!("15,\"name: must have 1 to 200 characters\",\"{},912345670,\"", "n".repeat(201)),
@@ -305,7 +304,12 @@ async fn a_file_or_request_that_cannot_be_an_import_is_a_problem_and_leaves_noth
         (1, CSV, "", 422, "header: is missing"),
         (1, CSV, "\n\n", 422, "header: is missing"),
         (1, CSV, "phone,age\n+351912345678,7\n", 422, "header: has the column \"age\""),
-        (1, CSV, "phone;name\n", 422, "header: has the column \"phone;name\""),
+        (1, CSV, "phone;age\n", 422, "header: has the column \"age\""),
+        (1, CSV, "phone|name\n", 422, "header: has '|' between its columns"),
+        (1, CSV, "p\0h\0o\0n\0e\0\n\0", 422, "header: is in UTF-16"),
+        (1, CSV, "[{\"phone\":\"1\"}]", 422, "header: is JSON"),
+        (1, CSV, "phone,name\r912345678,Ann\r", 422, "header: ends its lines with CR alone"),
+        (1, "multipart/form-data; boundary=x", "--x\r\n", 415, "send the file itself"),
         (1, CSV, "phone,name,Phone\n", 422, "header: has the column \"phone\" twice"),
         (1, CSV, "name,email\n", 422, "header: lacks the column \"phone\""),
         (1, CSV, "\"phone\n", 422, "header: can't be read"),
@@ -329,6 +333,75 @@ async fn a_file_or_request_that_cannot_be_an_import_is_a_problem_and_leaves_noth
     }
     assert_eq!(count(&database, "imports").await, 4);
     assert_eq!(count(&database, "contacts").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_read_as_spreadsheets_write_it() {
+    let database = prepared();
+    let served = Served::start(&database, "a");
+    let text = |text: &str| Some(text.to_owned());
+    let ann: Contacts = [("+351912345678".to_owned(), (text("Ann; A"), text("ann@example.com")))].into();
+    for (company, content_type, file) in [
+        (1, CSV, "\u{feff}Telemóvel;Nome;E-mail\r\n+351912345678;\"Ann; A\";ann@example.com\r\n"),
+        (
+            2,
+            "application/vnd.ms-excel",
+            "sep=;\nphone;name;email\n+351912345678;\"Ann; A\";ann@example.com\n",
+        ),
+        (3, "text/tab-separated-values", "celular\tnome\te-mail\n+351912345678\tAnn; A\tann@example.com\n"),
+        (4, CSV, "phone,name,email,,\n+351912345678,Ann; A,ann@example.com,,\n,,,,\n\n , ,,,\n"),
+        (5, CSV, "phone;name;email\n=\"+351912345678\";\"=\"\"Ann; A\"\"\";\u{200b}ann@example.com\n;;\n"),
+        (6, CSV, "\u{feff}sep=,\r\nphone,name,email,\n'+351912345678,Ann; A,ann@example.com"),
+    ] {
+        let import = upload(&served, company, content_type, file.as_bytes()).await;
+        let seen = ended(&served, &import).await;
+        assert_eq!(
+            (&seen["state"], &seen["rows"], &seen["accepted"]),
+            (&json!("done"), &json!(1), &json!(1)),
+            "{seen}"
+        );
+        assert_eq!(contacts(&database, company).await, ann, "{file}");
+    }
+    let latin = upload(&served, 7, CSV, b"phone;name\n+351912345678;Jo\xe3o\n+351912345679;x;y\n").await;
+    let extra = upload(&served, 8, CSV, b"phone,\n+351912345678,x\n").await;
+    ended(&served, &latin).await;
+    ended(&served, &extra).await;
+    let file = rejected(&served, &latin).await;
+    assert!(
+        file.contains("2,\"record: is not UTF-8: save the file as UTF-8\"")
+            && file.contains("3,\"record: has more"),
+        "{file}"
+    );
+    assert!(rejected(&served, &extra).await.contains("in a column that the header does not name"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_phone_a_spreadsheet_changed_is_rejected_with_what_to_do() {
+    let database = prepared();
+    let served = Served::start(&database, "a");
+    sql(
+        &database,
+        "update companies set region = 'US' where id = 1; update companies set region = 'DE' where id = 2; \
+        update companies set region = 'IN' where id = 3; update companies set region = 'BR' where id = 4",
+    )
+    .await;
+    for (company, phones) in [
+        (1, ["3.10820712E9", "\"3,108,207,129\"", "3108207129.0"]),
+        (2, ["1701234567.0", "1.701234567E9", "\"1701234567,0\""]),
+        (3, ["9.87654321E9", "9876543210.0", "\"9,876,543,210\""]),
+        (4, ["1.19876543E10", "\"1,19876543E+10\"", "11987654321.0"]),
+    ] {
+        let import =
+            upload(&served, company, CSV, format!("phone\n{}\n", phones.join("\n")).as_bytes()).await;
+        assert_eq!(ended(&served, &import).await["rejected"], 3);
+        let file = rejected(&served, &import).await;
+        assert_eq!(file.matches("format the column as text").count(), 3, "{file}");
+        let lines: Vec<String> =
+            phones.iter().map(|phone| json!({ "phone": phone.trim_matches('"') }).to_string()).collect();
+        let import = upload(&served, company, NDJSON, lines.join("\n").as_bytes()).await;
+        assert_eq!(ended(&served, &import).await["rejected"], 3);
+        assert!(contacts(&database, company).await.is_empty());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,8 +44,8 @@ fn no_import() -> Problem {
 
 /// Imports contacts from a file, in the background
 ///
-/// CSV has a header that names its columns: `phone`, and `name` and `email` if there are any. NDJSON has an object of the
-/// same on each line. A contact that exists gets the name and the e-mail address of the file; what a row leaves out or
+/// CSV has a header that names its columns: `phone`, and `name` and `email` if there are any; a comma, a semicolon or a
+/// tab is between them. NDJSON has an object of the same on each line. A contact that exists gets the name and the e-mail address of the file; what a row leaves out or
 /// empty stays as it is. Of several rows with one phone number the last one counts.
 #[utoipa::path(post, path = "/api/v1/companies/{company}/contacts/imports", tag = "contacts",
     params(OfCompany),
@@ -105,7 +105,7 @@ async fn cancel(
 
 /// The rows that an import rejected, with their lines and reasons, as a CSV file
 ///
-/// The first million, if not set otherwise. A record is cut at 1 KiB; one that begins like a spreadsheet's formula has an apostrophe before it.
+/// The first million, if not set otherwise. A record is cut at 1 KiB; what a spreadsheet could take for a formula has an apostrophe before it.
 #[utoipa::path(get, path = "/api/v1/companies/{company}/contacts/imports/{id}/rejected", tag = "contacts",
     params(ImportPath), responses((status = 200, body = String, content_type = "text/csv")))]
 async fn read_rejected(
@@ -122,6 +122,18 @@ async fn read_rejected(
     Ok((headers, Body::from_stream(rejected::file(service.database.clone(), id))).into_response())
 }
 
+/// What programs call a CSV file; on Windows also what Excel opens.
+const CSV: [&str; 6] = [
+    "text/csv",
+    "application/csv",
+    "text/x-csv",
+    "text/comma-separated-values",
+    "text/tab-separated-values",
+    "application/vnd.ms-excel",
+];
+const NDJSON: [&str; 4] =
+    ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+
 /// By the content type. Only UTF-8, and as it is.
 fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     let unsupported = |field: &str, wrong: &str| Err(Problem::of(Kind::UnsupportedMediaType, field, wrong));
@@ -132,14 +144,17 @@ fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     }
     let mut parts = given(header::CONTENT_TYPE).split(';').map(|part| part.trim().to_ascii_lowercase());
     let format = match parts.next().as_deref() {
-        Some("text/csv") => Format::Csv,
-        Some("application/x-ndjson") => Format::Ndjson,
+        Some(given) if CSV.contains(&given) => Format::Csv,
+        Some(given) if NDJSON.contains(&given) => Format::Ndjson,
+        Some("multipart/form-data") => {
+            return unsupported("content-type", "a form is not read: send the file itself, as text/csv");
+        }
         _ => return unsupported("content-type", "must be text/csv or application/x-ndjson"),
     };
     let charset = parts.find_map(|part| Some(part.strip_prefix("charset=")?.trim_matches('"').to_owned()));
     match charset.as_deref() {
         None | Some("utf-8" | "utf8" | "us-ascii") => Ok(format),
-        Some(_) => unsupported("content-type", "the charset must be utf-8"),
+        Some(_) => unsupported("content-type", "the charset must be utf-8: save the file as UTF-8"),
     }
 }
 

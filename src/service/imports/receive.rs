@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::chunks::{self, Chunk, Counts};
+use super::header::{self, Header};
 use super::records::{Found, Scanner};
-use super::rows::{self, Reject, TOO_LONG};
+use super::rows::{Reject, TOO_LONG};
 use super::{Format, IDLE, Imports, Refusal, UPLOAD_LEASE};
 use crate::service::database::Database;
 
@@ -45,13 +46,13 @@ where
     let mut body = Body::new(body, imports.settings.max_bytes);
     let mut cutter = Cutter::new(format);
     let opening = imports.opening(company)?;
-    let (columns, mut rest) = match format {
-        Format::Csv => tokio::time::timeout(HEADER, header(&mut body, &mut cutter))
+    let (shape, mut rest) = match format {
+        Format::Csv => tokio::time::timeout(HEADER, begin(&mut body, &mut cutter))
             .await
             .map_err(|_elapsed| Refusal::Slow)??,
-        Format::Ndjson => (Vec::new(), Bytes::new()),
+        Format::Ndjson => (Header { columns: Vec::new(), separator: b',' }, Bytes::new()),
     };
-    let upload = Upload::open(imports, company, region, format, &columns).await?;
+    let upload = Upload::open(imports, company, region, format, &shape).await?;
     // From here on the database counts it.
     drop(opening);
     let taking = async {
@@ -115,27 +116,35 @@ impl<S: Stream<Item = Result<Bytes, E>> + Unpin, E> Body<S> {
 }
 
 /// Reads the header, and returns with it what came behind it.
-async fn header<S, E>(body: &mut Body<S>, cutter: &mut Cutter) -> Result<(Vec<String>, Bytes), Refusal>
+async fn begin<S, E>(body: &mut Body<S>, cutter: &mut Cutter) -> Result<(Header, Bytes), Refusal>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
 {
-    let mut record = Vec::new();
+    let (mut record, mut declared) = (Vec::new(), None);
     while let Some(mut piece) = body.next().await? {
         loop {
             match cutter.scanner.scan(&piece) {
                 Found::Record(end) => {
                     record.extend_from_slice(&piece.split_to(end));
-                    if record.trim_ascii().is_empty() {
+                    let separator = header::declared(&record).filter(|_| declared.is_none());
+                    if separator.is_some() || record.trim_ascii().is_empty() {
+                        declared = declared.or(separator);
                         record.clear();
                         continue;
                     }
-                    return Ok((rows::header(&record).map_err(Refusal::Header)?, piece));
+                    let header = header::read(&record, declared).map_err(Refusal::Header)?;
+                    cutter.separate_by(header.separator);
+                    return Ok((header, piece));
                 }
                 Found::More => {
                     record.extend_from_slice(&piece);
                     break;
                 }
-                _ => return Err(Refusal::Header("is longer than any".to_owned())),
+                Found::TooLong(end) | Found::Skipped(end) => {
+                    record.extend_from_slice(&piece[..end]);
+                    let wrong = header::unreadable(&record);
+                    return Err(Refusal::Header(wrong.unwrap_or_else(|| "is longer than any".to_owned())));
+                }
             }
         }
     }
@@ -146,7 +155,7 @@ where
     }
     record.push(b'\n');
     *cutter = Cutter::new(Format::Csv);
-    Ok((rows::header(&record).map_err(Refusal::Header)?, Bytes::new()))
+    Ok((header::read(&record, declared).map_err(Refusal::Header)?, Bytes::new()))
 }
 
 /// What is to be stored at once.
@@ -171,6 +180,11 @@ struct Cutter {
 impl Cutter {
     fn new(format: Format) -> Self {
         Self { scanner: Scanner::new(format), chunk: Vec::new(), whole: 0, records: 0, first_line: 1, seq: 0 }
+    }
+
+    fn separate_by(&mut self, separator: u8) {
+        let scanner = std::mem::replace(&mut self.scanner, Scanner::new(Format::Csv));
+        self.scanner = scanner.separated_by(separator);
     }
 
     /// Takes from `bytes` until there is something to store, or nothing left.
@@ -244,7 +258,7 @@ impl Upload {
         company: i64,
         region: &str,
         format: Format,
-        columns: &[String],
+        header: &Header,
     ) -> Result<Self, Refusal> {
         let mut connection = imports.database.pool.lend().await?;
         let mut tx = imports.database.begin(&mut connection).await?;
@@ -257,19 +271,20 @@ impl Upload {
         let query = imports
             .database
             .write::<(Uuid,)>(
-                "insert into imports (company_id, format, columns, region, instance, leased_until) \
-             select $1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6) \
+                "insert into imports (company_id, format, columns, separator, region, instance, leased_until) \
+             select $1, $2, $3, $8, $4, $5, clock_timestamp() + make_interval(secs => $6) \
              where (select count(*) from imports \
                where company_id = $1 and state in ('uploading', 'queued', 'running')) < $7 \
              returning id",
             )
             .bind(company)
             .bind(format.name())
-            .bind(columns)
+            .bind(&header.columns)
             .bind(region)
             .bind(&imports.instance)
             .bind(UPLOAD_LEASE.as_secs_f64())
-            .bind(i64::from(imports.settings.per_company));
+            .bind(i64::from(imports.settings.per_company))
+            .bind(char::from(header.separator).to_string());
         let id = query.fetch_optional(&mut tx).await?;
         tx.commit().await?;
         let (id,) = id.ok_or(Refusal::TooMany(imports.settings.per_company))?;
@@ -405,7 +420,7 @@ mod tests {
             assert!(steady.next().await.is_ok());
         }
         let (mut spaces, mut cutter) = (Body::new(every(3, 1), 1 << 20), Cutter::new(Format::Csv));
-        let header = tokio::time::timeout(HEADER, header(&mut spaces, &mut cutter));
+        let header = tokio::time::timeout(HEADER, begin(&mut spaces, &mut cutter));
         assert!(header.await.is_err(), "spaces are no header");
     }
 

@@ -37,6 +37,7 @@ enum Inside {
 #[derive(Debug)]
 pub(super) struct Scanner {
     format: Format,
+    separator: u8,
     longest: usize,
     inside: Inside,
     /// Bytes of this record so far.
@@ -49,9 +50,15 @@ pub(super) struct Scanner {
 
 impl Scanner {
     pub(super) fn new(format: Format) -> Self {
-        let mut scanner = Self { format, longest: LONGEST, inside: Inside::Line, len: 0, lines: 0, line: 1 };
+        let (longest, inside) = (LONGEST, Inside::Line);
+        let mut scanner = Self { format, separator: b',', longest, inside, len: 0, lines: 0, line: 1 };
         scanner.begin();
         scanner
+    }
+
+    /// With this between its fields instead of a comma.
+    pub(super) fn separated_by(self, separator: u8) -> Self {
+        Self { separator, ..self }
     }
 
     /// For records that were found before: none is too long.
@@ -108,7 +115,7 @@ impl Scanner {
             // What decides is at `skipped`; nothing before it does.
             let skipped = match self.inside {
                 Inside::FieldStart | Inside::Quote => 0,
-                Inside::Field => memchr2(b',', b'\n', rest)?,
+                Inside::Field => memchr2(self.separator, b'\n', rest)?,
                 Inside::Quotes => memchr2(b'"', b'\n', rest)?,
                 Inside::Line | Inside::TooLong => memchr(b'\n', rest)?,
             };
@@ -119,7 +126,7 @@ impl Scanner {
                 (Inside::Quotes, b'"') => Inside::Quote,
                 (Inside::Quotes, _) | (Inside::Quote | Inside::FieldStart, b'"') => Inside::Quotes,
                 (_, b'\n') => return Some(at),
-                (_, b',') => Inside::FieldStart,
+                (_, byte) if byte == self.separator => Inside::FieldStart,
                 _ => Inside::Field,
             };
         }
@@ -135,7 +142,11 @@ mod tests {
 
     /// The records of pieces: line, bytes, and whether it is one that was given up.
     fn records(format: Format, pieces: &[&[u8]]) -> Vec<(u64, Vec<u8>, bool)> {
-        let (mut scanner, mut found, mut record) = (Scanner::new(format), Vec::new(), Vec::new());
+        records_of(Scanner::new(format), pieces)
+    }
+
+    fn records_of(mut scanner: Scanner, pieces: &[&[u8]]) -> Vec<(u64, Vec<u8>, bool)> {
+        let (mut found, mut record) = (Vec::new(), Vec::new());
         for piece in pieces {
             let mut rest = *piece;
             loop {
@@ -211,7 +222,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_split_into_pieces_has_the_same_records(
-            text in "[a\",\r\n]{0,60}",
+            text in "[a\",;\r\n]{0,60}",
             long in 0..3_usize,
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
             ndjson in any::<bool>(),
@@ -232,9 +243,14 @@ mod tests {
         }
 
         #[test]
-        fn records_end_where_the_parser_ends_them(text in "[a\",\r\n]{0,80}") {
-            let mut parser = csv_core::ReaderBuilder::new().terminator(csv_core::Terminator::Any(b'\n')).build();
-            for (_, record, _) in records(Format::Csv, &[text.as_bytes()]) {
+        fn records_end_where_the_parser_ends_them(
+            text in "[a\",;\t\r\n]{0,80}",
+            separator in prop_oneof![Just(b','), Just(b';'), Just(b'\t')],
+        ) {
+            let mut builder = csv_core::ReaderBuilder::new();
+            let mut parser = builder.delimiter(separator).terminator(csv_core::Terminator::Any(b'\n')).build();
+            let scanner = Scanner::new(Format::Csv).separated_by(separator);
+            for (_, record, _) in records_of(scanner, &[text.as_bytes()]) {
                 let (result, read, ..) = parser.read_record(&record, &mut [0; 99], &mut [0; 99]);
                 let ended = result == csv_core::ReadRecordResult::Record;
                 // Empty lines are none for the parser. A last record may lack its end.

@@ -28,11 +28,25 @@ pub(super) fn file(database: Database, import: Uuid) -> impl Stream<Item = Resul
     })
 }
 
-/// Always in quotes. A spreadsheet takes what begins like a formula for one, and anybody may have written the record: an
-/// apostrophe before it makes it a text.
+/// Always in quotes. A spreadsheet takes a cell that begins like a formula for one, and anybody may have written the record:
+/// an apostrophe before it makes it a text. Where the decimal sign is a comma, cells end at semicolons, and quotes that
+/// begin in the middle of one are none: there, lines and semicolons inside the record begin cells too.
 fn field(text: &str) -> String {
-    let formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    format!("\"{}{}\"", if formula { "'" } else { "" }, text.replace('"', "\"\""))
+    let mut shown = String::with_capacity(text.len() + 8);
+    let mut begins = true;
+    shown.push('"');
+    for c in text.chars() {
+        if begins && matches!(c, '=' | '+' | '-' | '@' | '\t' | '\r' | '＝' | '＋' | '－' | '＠') {
+            shown.push('\'');
+        }
+        begins = matches!(c, ';' | '\t' | '\r' | '\n') || (begins && matches!(c, ' ' | '"'));
+        shown.push(c);
+        if c == '"' {
+            shown.push(c);
+        }
+    }
+    shown.push('"');
+    shown
 }
 
 #[cfg(test)]
@@ -47,6 +61,13 @@ mod tests {
             ("+351,x", "\"'+351,x\""),
             ("", "\"\""),
             ("a\r\nb", "\"a\r\nb\""),
+            ("a;=1+1;+2", "\"a;'=1+1;'+2\""),
+            ("a\n=1", "\"a\n'=1\""),
+            ("a; =1", "\"a; '=1\""),
+            ("\"=1\"", "\"\"\"'=1\"\"\""),
+            ("a;\"=1\"", "\"a;\"\"'=1\"\"\""),
+            ("＝1", "\"'＝1\""),
+            ("a-b,+351", "\"a-b,+351\""),
         ] {
             assert_eq!(field(text), shown);
         }

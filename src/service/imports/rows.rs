@@ -1,6 +1,7 @@
 //! A chunk of a file becomes what is to be written: contacts, each once, and rejects. Pure, and all of the work that
 //! takes a processor's time.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
@@ -13,14 +14,13 @@ use crate::service::rules::{self, Flaw};
 /// Bytes of a rejected record that are kept.
 const KEPT: usize = 1024;
 const BOM: &[u8] = b"\xef\xbb\xbf";
-const COLUMNS: [&str; 3] = ["phone", "name", "email"];
-/// Most columns that a header is read of.
-const MOST_COLUMNS: usize = 64;
 
 pub(super) const TOO_LONG: Flaw = Flaw { field: "record", wrong: "is longer than 64 KiB" };
-const NOT_UTF8: Flaw = Flaw { field: "record", wrong: "is not UTF-8" };
+const NOT_UTF8: Flaw = Flaw { field: "record", wrong: "is not UTF-8: save the file as UTF-8" };
+const UTF16: Flaw = Flaw { field: "record", wrong: "is in UTF-16: save the file as UTF-8" };
 const UNCLOSED: Flaw = Flaw { field: "record", wrong: "has a quote that is not closed" };
 const FIELDS: Flaw = Flaw { field: "record", wrong: "has more or fewer fields than the header" };
+const UNNAMED: Flaw = Flaw { field: "record", wrong: "has text in a column that the header does not name" };
 const NOT_JSON: Flaw = Flaw { field: "record", wrong: "is not JSON" };
 const SHAPE: Flaw =
     Flaw { field: "record", wrong: "is not an object of phone, name and email, each a text and once" };
@@ -29,8 +29,10 @@ const SHAPE: Flaw =
 #[derive(Debug, Clone)]
 pub(super) struct Shape {
     pub(super) format: Format,
-    /// What the columns are called, in their order. For CSV.
+    /// What the columns are called, in their order; those at the end may have no name. For CSV.
     pub(super) columns: Vec<String>,
+    /// What is between them.
+    pub(super) separator: u8,
     pub(super) region: String,
 }
 
@@ -78,40 +80,12 @@ struct Row {
     email: Option<String>,
 }
 
-/// The names of a header's columns, in their order.
-///
-/// # Errors
-/// In words: which column is unknown, missing or there twice.
-pub(super) fn header(record: &[u8]) -> Result<Vec<String>, String> {
-    let record = record.strip_prefix(BOM).unwrap_or(record);
-    let mut reader = CsvReader::new(MOST_COLUMNS);
-    let Some(names) = reader.fields(record) else {
-        return Err("can't be read as the names of columns".to_owned());
-    };
-    let mut columns: Vec<String> = Vec::new();
-    for name in names {
-        let name = String::from_utf8_lossy(name).trim().to_lowercase();
-        let shown: String = name.chars().take(40).collect();
-        if !COLUMNS.contains(&name.as_str()) {
-            return Err(format!("has the column {shown:?}; there may be phone, name and email"));
-        }
-        if columns.contains(&name) {
-            return Err(format!("has the column {shown:?} twice"));
-        }
-        columns.push(name);
-    }
-    if !columns.iter().any(|name| name == "phone") {
-        return Err("lacks the column \"phone\"".to_owned());
-    }
-    Ok(columns)
-}
-
 /// Works through the records of a chunk.
 pub(super) fn batch(shape: &Shape, first_line: u64, data: &[u8]) -> Batch {
     let mut batch = Batch::default();
     let mut contacts = BTreeMap::new();
-    let mut reader = CsvReader::new(COLUMNS.len() + 1);
-    let mut scanner = Scanner::again(shape.format, first_line);
+    let mut reader = CsvReader::new(shape.separator, shape.columns.len() + 1);
+    let mut scanner = Scanner::again(shape.format, first_line).separated_by(shape.separator);
     let mut rest = data;
     while !rest.is_empty() {
         let line = scanner.line();
@@ -121,11 +95,17 @@ pub(super) fn batch(shape: &Shape, first_line: u64, data: &[u8]) -> Batch {
         };
         let (record, after) = rest.split_at(end);
         rest = after;
-        if record.trim_ascii().is_empty() {
+        let blank = |byte: &u8| {
+            byte.is_ascii_whitespace() || (shape.format == Format::Csv && *byte == shape.separator)
+        };
+        if record.iter().all(blank) {
             continue;
         }
         let read = match shape.format {
-            Format::Csv => reader.row(record, &shape.columns),
+            Format::Csv => match reader.row(record, &shape.columns).transpose() {
+                Some(row) => row,
+                None => continue,
+            },
             Format::Ndjson => {
                 json(if line == 1 { record.strip_prefix(BOM).unwrap_or(record) } else { record })
             }
@@ -149,13 +129,12 @@ pub(super) fn batch(shape: &Shape, first_line: u64, data: &[u8]) -> Batch {
 type Fields = (String, Option<String>, Option<String>);
 
 fn contact(row: &Row, region: &str) -> Result<Fields, Flaw> {
-    let given = |text: &Option<String>| {
-        text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
+    fn given(text: &Option<String>) -> Option<&str> {
+        text.as_deref().filter(|text| !rules::plain(text).is_empty())
+    }
     let phone = rules::phone(row.phone.as_deref().unwrap_or_default(), region)?;
-    let (name, email) = (given(&row.name), given(&row.email));
-    name.as_deref().map(rules::name).transpose()?;
-    email.as_deref().map(rules::email).transpose()?;
+    let name = given(&row.name).map(rules::name).transpose()?.map(Cow::into_owned);
+    let email = given(&row.email).map(rules::email).transpose()?.map(Cow::into_owned);
     Ok((phone, name, email))
 }
 
@@ -166,27 +145,33 @@ fn json(record: &[u8]) -> Result<Row, Flaw> {
         return Err(if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
             SHAPE
         } else {
-            NOT_JSON
+            not_json(text)
         });
     }
-    serde_json::from_str(text).map_err(|error| if error.is_data() { SHAPE } else { NOT_JSON })
+    serde_json::from_str(text).map_err(|error| if error.is_data() { SHAPE } else { not_json(text) })
+}
+
+/// Letters of two bytes each have a zero in them.
+fn not_json(text: &str) -> Flaw {
+    if text.contains('\0') { UTF16 } else { NOT_JSON }
 }
 
 /// Splits records into fields.
-struct CsvReader {
+pub(super) struct CsvReader {
     reader: Reader,
     text: Vec<u8>,
     ends: Vec<usize>,
 }
 
 impl CsvReader {
-    fn new(most_fields: usize) -> Self {
-        let reader = ReaderBuilder::new().terminator(Terminator::Any(b'\n')).build();
+    pub(super) fn new(separator: u8, most_fields: usize) -> Self {
+        let mut builder = ReaderBuilder::new();
+        let reader = builder.delimiter(separator).terminator(Terminator::Any(b'\n')).build();
         Self { reader, text: vec![0; LONGEST + 1], ends: vec![0; most_fields] }
     }
 
     /// None where a quote is not closed or there are too many.
-    fn fields(&mut self, record: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+    pub(super) fn fields(&mut self, record: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
         let (result, _, _, fields) = self.reader.read_record(record, &mut self.text, &mut self.ends);
         if result != ReadRecordResult::Record {
             self.reader.reset();
@@ -197,13 +182,15 @@ impl CsvReader {
         Some(starts.zip(&self.ends[..fields]).map(|(start, end)| &text[start..*end]))
     }
 
-    fn row(&mut self, record: &[u8], columns: &[String]) -> Result<Row, Flaw> {
+    /// None where no field says anything.
+    fn row(&mut self, record: &[u8], columns: &[String]) -> Result<Option<Row>, Flaw> {
         if str::from_utf8(record).is_err() {
             return Err(NOT_UTF8);
         }
+        let named = columns.iter().filter(|column| !column.is_empty()).count();
         let (result, _, _, fields) = self.reader.read_record(record, &mut self.text, &mut self.ends);
         match result {
-            ReadRecordResult::Record if fields == columns.len() => {}
+            ReadRecordResult::Record if (named..=columns.len()).contains(&fields) => {}
             ReadRecordResult::Record => return Err(FIELDS),
             ReadRecordResult::InputEmpty => {
                 self.reader.reset();
@@ -214,16 +201,25 @@ impl CsvReader {
                 return Err(FIELDS);
             }
         }
-        let (mut row, mut start) = (Row::default(), 0);
-        for (column, end) in columns.iter().zip(&self.ends) {
-            let text = String::from_utf8_lossy(&self.text[start..*end]).into_owned();
+        let (mut row, mut start, mut blank) = (Row::default(), 0, true);
+        for (column, end) in columns.iter().zip(&self.ends[..fields]) {
+            let text = String::from_utf8_lossy(&self.text[start..*end]);
             start = *end;
-            match column.as_str() {
-                "phone" => row.phone = Some(text),
-                "name" => row.name = Some(text),
-                _ => row.email = Some(text),
+            // A formula that only says that it is a text.
+            let inside = text.trim().strip_prefix("=\"").and_then(|text| text.strip_suffix('"'));
+            let text = inside.unwrap_or(&text);
+            if rules::plain(text).is_empty() {
+                continue;
             }
+            blank = false;
+            let field = match column.as_str() {
+                "phone" => &mut row.phone,
+                "name" => &mut row.name,
+                "email" => &mut row.email,
+                _ => return Err(UNNAMED),
+            };
+            *field = Some(text.to_owned());
         }
-        Ok(row)
+        Ok((!blank).then_some(row))
     }
 }

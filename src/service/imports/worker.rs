@@ -64,6 +64,7 @@ struct Taken {
     owner: Uuid,
     format: String,
     columns: Vec<String>,
+    separator: String,
     region: String,
     attempts: i32,
 }
@@ -79,7 +80,7 @@ async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
         " order by (select count(*) from imports o where o.company_id = i.company_id and o.state = 'running' ",
         "and o.leased_until > clock_timestamp()), coalesce(i.worked_at, i.created_at) ",
         "limit 1 for update of i skip locked) ",
-        "returning id, company_id, owner, format, columns, region, attempts"
+        "returning id, company_id, owner, format, columns, separator, region, attempts"
     ));
     Ok(database.fetch(query.bind(&imports.instance).bind(LEASE.as_secs_f64())).await?.pop())
 }
@@ -87,7 +88,12 @@ async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
 /// One turn, and what is to be said of it.
 async fn take(imports: &Arc<Imports>, taken: Taken) {
     let claim = Claim { import: taken.id, company: taken.company_id, owner: taken.owner };
-    let shape = Shape { format: Format::named(&taken.format), columns: taken.columns, region: taken.region };
+    let shape = Shape {
+        format: Format::named(&taken.format),
+        columns: taken.columns,
+        separator: taken.separator.bytes().next().unwrap_or(b','),
+        region: taken.region,
+    };
     let again = taken.attempts <= ATTEMPTS;
     let _running = Running::begin(imports);
     let turn = tokio::select! {
