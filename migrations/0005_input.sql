@@ -17,6 +17,10 @@ create function users_twin() returns trigger language plpgsql as $$
 declare
     had boolean;
 begin
+    -- As a dump has it.
+    if tg_op = 'INSERT' and new.twin then
+        return new;
+    end if;
     new.twin := tg_op = 'UPDATE' and old.twin and lower(new.email) = lower(old.email);
     if tg_op = 'INSERT' or lower(new.email) <> lower(old.email) or new.company_id <> old.company_id then
         execute format(

@@ -111,6 +111,9 @@ async fn users_who_shared_an_address_before_stay_and_nobody_joins_them() {
     assert_eq!(change(3, json!({ "email": "third@example.com" })).await, 200);
     assert_eq!(change(3, json!({ "email": "ann@example.com" })).await, 409, "who has left stays out");
     assert_eq!(request(&served, "DELETE", "/api/v1/users/1", "", "").await.status, 200);
+    let restored =
+        "insert into users (company_id, name, email, twin) values (1, 'Restored', 'aNn@example.com', true)";
+    sqlx::raw_sql(restored).execute(&mut connection).await.unwrap();
     let new = json!({ "name": "New", "email": "ann@EXAMPLE.com" });
     let refused = post(&served, "/api/v1/users", "perto-company: 1\r\n", &new).await;
     assert_eq!((refused.status, &refused.body["field"]), (409, &json!("email")), "{}", refused.text);

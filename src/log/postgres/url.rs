@@ -126,7 +126,7 @@ fn check(query: &str) -> Result<(), String> {
             format!("it has a parameter {name}, which is not known: write {lower}")
         } else if let Some((known, hint)) = OTHERS.iter().find(|(known, _)| known.replace('_', "") == like) {
             format!("it has a parameter {known}, which is not known: {hint}")
-        } else if secret || name.len() > 63 || !name.bytes().all(plain) {
+        } else if secret || name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
             "it has a parameter that can't be one: percent-encode `?` (%3F), `#` (%23), `&` (%26) and `@` (%40) in \
              names, passwords and values"
                 .to_owned()
