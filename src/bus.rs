@@ -14,11 +14,12 @@ pub(crate) mod redis;
 
 /// Carries messages from each instance to all.
 pub trait Bus: Debug + Send + Sync + 'static {
-    /// Sends `message` to all who are subscribed now.
+    /// Sends `message` to all who are subscribed now. Returns how many these were, where that is known: with none, not even
+    /// the sender's own subscription, messages go to another server than subscriptions.
     ///
     /// # Errors
     /// If it could not be sent. Nobody retries: the log has it.
-    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<(), RemoteError>>;
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>>;
 
     /// Subscribes, over a connection of its own.
     ///

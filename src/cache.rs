@@ -528,6 +528,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             match loaded {
                 Err(error) => {
                     core.counters.load_errors.add(1);
+                    core.shared.load_failed(&core.name, &error);
                     span.failed(&error);
                     led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
                 }
@@ -536,7 +537,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         }));
     }
 
-    fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
+    pub(crate) fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
         let text = |key: &K| {
             let text = key.to_string();
             match text.len() {

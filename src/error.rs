@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::log::Unwatched;
+
 /// The cause of an error, shared by all who waited for the same load.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
@@ -105,9 +107,20 @@ pub enum StartError {
     /// The invalidation log can't be read.
     #[error("the invalidation log in Postgres can't be read")]
     Log(#[source] LogError),
+    /// Caches declare tables that are missing or not watched: writes to them would not be seen before the time to live. What each
+    /// message says mends it; [`PertoBuilder::allow_unwatched`](crate::PertoBuilder::allow_unwatched) starts all the same.
+    #[error("writes would not be seen; {}", listed(.0))]
+    Unwatched(Vec<(String, Unwatched)>),
     /// The instance has been shut down.
     #[error("the instance is shut down")]
     Closed,
+}
+
+fn listed(unwatched: &[(String, Unwatched)]) -> String {
+    let each = |(cache, Unwatched { table, problem, .. }): &(String, Unwatched)| {
+        format!("cache {cache} declares table {table:?}: {problem}")
+    };
+    unwatched.iter().map(each).collect::<Vec<_>>().join("; ")
 }
 
 /// Trouble with the invalidation log.
@@ -141,6 +154,10 @@ pub enum RemoteError {
     /// The server answered, with an error.
     #[error("the server refused")]
     Refused(#[source] Cause),
+    /// The server answered that it is of no use as it is: it takes no writes, is loading, or wants another password. The connection is left,
+    /// and another one is made by the server's name.
+    #[error("the server can't be used")]
+    Unusable(#[source] Cause),
     /// The connection broke.
     #[error("the connection broke")]
     Failed(#[source] Cause),

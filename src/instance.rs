@@ -22,6 +22,7 @@ use crate::cache::{Key, Value};
 use crate::coherence::health::{Event, Health, Signals, State};
 use crate::coherence::repaired::RecentlyRepaired;
 use crate::coherence::tail::Tail;
+use crate::coherence::troubles::TroubleKind;
 use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
 use crate::log::Log;
@@ -33,9 +34,11 @@ use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
 pub(crate) mod fills;
+mod loads;
 mod upkeep;
 mod watching;
 
+use loads::FailedLoads;
 use watching::Watching;
 
 pub use builder::PertoBuilder;
@@ -73,6 +76,7 @@ pub(crate) struct Shared {
     started: RwLock<bool>,
     loads: Semaphore,
     fills: Arc<Semaphore>,
+    failed_loads: FailedLoads,
     tasks: TaskTracker,
     ending: CancellationToken,
 }
@@ -90,6 +94,7 @@ pub(crate) struct Settings {
     pub(crate) max_loads: usize,
     /// Keys per cache and interval; 0 switches it off.
     pub(crate) audit_rate: usize,
+    pub(crate) allow_unwatched: bool,
     #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "only Postgres has a schema"))]
     pub(crate) schema: String,
 }
@@ -146,7 +151,8 @@ impl Perto {
     /// Dropping the future leaves an instance that has not started.
     ///
     /// # Errors
-    /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`).
+    /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`). If a table that a cache declares
+    /// is missing or not watched: [`StartError::Unwatched`] names it, and the command that mends it.
     pub async fn start(&self) -> Result<(), StartError> {
         let shared = self.shared();
         if shared.is_closed() {
@@ -158,8 +164,8 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.poll().await.map_err(StartError::Log)?;
-        let watching = Watching::new(Arc::clone(shared));
-        watching.look().await.map_err(StartError::Log)?;
+        let mut watching = Watching::new(Arc::clone(shared));
+        watching.begin().await?;
         if let Some(remote) = &shared.remote {
             // Whether it answers decides the first reads' way, not whether the instance starts.
             if remote::ping(&**remote, shared.settings.fence_timeout).await.is_err() {
@@ -191,6 +197,7 @@ impl Perto {
             shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
         });
         shared.spawn_until_end(upkeep::trim(Arc::clone(shared)));
+        shared.spawn_until_end(loads::judge(Arc::clone(shared)));
         if shared.settings.audit_rate > 0 {
             shared.spawn_until_end(upkeep::audit(Arc::clone(shared)));
         }
@@ -394,24 +401,40 @@ impl Shared {
     /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a server that
     /// refuses one operation is up.
     async fn guard<T>(&self, operation: impl Future<Output = Result<T, RemoteError>>) -> Option<T> {
-        self.guard_for(self.settings.remote_timeout, operation).await
+        let done = self.try_for(self.settings.remote_timeout, operation).await;
+        if matches!(done, Err(RemoteError::Refused(_))) {
+            self.counters.l2_errors.add(1);
+        }
+        done.ok()
     }
 
-    async fn guard_for<T>(
+    /// The same within a limit, with what went wrong. What was refused is for the caller to count.
+    async fn try_for<T>(
         &self,
         limit: Duration,
         operation: impl Future<Output = Result<T, RemoteError>>,
-    ) -> Option<T> {
-        match tokio::time::timeout(limit, operation).await {
-            Ok(Ok(value)) => return Some(value),
-            Ok(Err(RemoteError::Refused(_))) => {}
-            Ok(Err(_)) | Err(_) => {
+    ) -> Result<T, RemoteError> {
+        let done = tokio::time::timeout(limit, operation).await.unwrap_or(Err(RemoteError::Timeout));
+        match &done {
+            Ok(_) | Err(RemoteError::Refused(_)) => return done,
+            Err(RemoteError::Unusable(_)) => self.leave_remote(),
+            Err(_) => {
                 self.breaker.trip();
                 self.signals.changed();
             }
         }
         self.counters.l2_errors.add(1);
-        None
+        done
+    }
+
+    fn leave_remote(&self) {
+        self.breaker.leave();
+        self.signals.changed();
+    }
+
+    /// Changes when Redis was left for good: whoever has a connection of its own makes another one.
+    pub(crate) fn remote_left(&self) -> u64 {
+        self.breaker.left()
     }
 
     pub(crate) async fn invalidate(&self, change: Change) -> Result<Token, InvalidateError> {
@@ -444,11 +467,16 @@ impl Shared {
         let bury = self.bury(token, changes, &trace);
         // Both go out on one connection without waiting for each other: one round trip. The hint is first, for with
         // memory full and no eviction the tombstones may be refused.
-        tokio::join!(publish, bury);
+        let (published, buried) = tokio::join!(publish, bury);
+        self.signals.judge(
+            TroubleKind::HintsRefused,
+            published.and(buried),
+            "other instances see writes with their next poll",
+        );
     }
 
-    async fn publish(&self, token: Token, changes: &[Change], trace: &Trace) {
-        let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return };
+    async fn publish(&self, token: Token, changes: &[Change], trace: &Trace) -> Result<(), RemoteError> {
+        let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return Ok(()) };
         let span = redis_span(trace, Kind::Producer, "PUBLISH", 1);
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hint = Hint {
@@ -460,18 +488,36 @@ impl Shared {
             committed_unix_us: u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX),
             traceparent: span.traceparent(),
         };
+        let listening = self.hints_come();
         let sent = match hint.encode() {
-            Some(bytes) => self.guard(bus.publish(bytes)).await.is_some(),
-            None => false,
+            Some(bytes) => self.try_for(self.settings.remote_timeout, bus.publish(bytes)).await,
+            // Too long. The log has it.
+            None => {
+                self.counters.hints_failed.add(1);
+                span.failed(&"too long");
+                return Ok(());
+            }
         };
-        if !sent {
-            span.failed(&NO_ANSWER);
+        match sent {
+            Ok(Some(0)) if listening => {
+                self.leave_remote();
+                self.counters.hints_failed.add(1);
+                Err(RemoteError::Refused(Arc::new(Unheard)))
+            }
+            Ok(_) => {
+                self.counters.hints_published.add(1);
+                Ok(())
+            }
+            Err(error) => {
+                span.failed(&NO_ANSWER);
+                self.counters.hints_failed.add(1);
+                Err(error)
+            }
         }
-        if sent { self.counters.hints_published.add(1) } else { self.counters.hints_failed.add(1) }
     }
 
-    async fn bury(&self, token: Token, changes: &[Change], trace: &Trace) {
-        let Some(remote) = self.remote.as_ref().filter(|_| self.breaker.is_closed()) else { return };
+    async fn bury(&self, token: Token, changes: &[Change], trace: &Trace) -> Result<(), RemoteError> {
+        let Some(remote) = self.remote.as_ref().filter(|_| self.breaker.is_closed()) else { return Ok(()) };
         let caches = self.caches();
         let mut names = Vec::new();
         for change in changes {
@@ -484,14 +530,21 @@ impl Shared {
         for names in names.chunks(KEYS_AT_ONCE) {
             let span = redis_span(trace, Kind::Client, "EVALSHA", names.len());
             span.text("db.stored_procedure.name", "invalidate");
-            if self.guard(remote.invalidate(names, token.xid, TOMBSTONE_TTL)).await.is_none() {
+            let burying = remote.invalidate(names, token.xid, TOMBSTONE_TTL);
+            self.try_for(self.settings.remote_timeout, burying).await.inspect_err(|_| {
                 span.failed(&NO_ANSWER);
                 self.counters.hints_failed.add(1);
-                return;
-            }
+            })?;
         }
+        Ok(())
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "nobody is subscribed where hints are published, not even this instance: they reach different servers"
+)]
+struct Unheard;
 
 const NO_ANSWER: &str = "Redis refused, or did not answer in time";
 

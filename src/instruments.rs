@@ -80,7 +80,7 @@ const OF_CACHES: [OfCaches; 9] = [
     }),
 ];
 
-const OF_INSTANCE: [OfInstance; 8] = [
+const OF_INSTANCE: [OfInstance; 9] = [
     ("perto.hints", "Hints of writes, sent and received.", |stats| {
         vec![
             (stats.hints_published, &[(OUTCOME, "published")]),
@@ -112,6 +112,9 @@ const OF_INSTANCE: [OfInstance; 8] = [
     ),
     ("perto.l2.errors", "Operations on Redis that failed or took too long.", |stats| {
         vec![(stats.l2_errors, &[])]
+    }),
+    ("perto.fills.refused", "Values not put into L2: Redis refused them.", |stats| {
+        vec![(stats.fills_refused, &[])]
     }),
     ("perto.fills.dropped", "Values not put into L2: too many fills were under way.", |stats| {
         vec![(stats.fills_dropped, &[])]

@@ -42,7 +42,7 @@ pub trait Log: Debug + Send + Sync + 'static {
     /// If Postgres refuses or can't be reached.
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>>;
 
-    /// Which of `tables` no trigger watches for `cache`.
+    /// What is wrong with those of `tables` that are not there, or that no trigger watches for `cache`.
     ///
     /// # Errors
     /// If Postgres can't be read.
@@ -50,7 +50,18 @@ pub trait Log: Debug + Send + Sync + 'static {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
-    ) -> BoxFuture<'a, Result<Vec<String>, LogError>>;
+    ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>>;
+}
+
+/// A table that a cache declares, and whose writes the log does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unwatched {
+    /// As it was declared.
+    pub table: String,
+    /// What is wrong, and how to mend it.
+    pub problem: String,
+    /// Another one once it was mended and lost again.
+    pub mark: String,
 }
 
 /// What one poll brings.

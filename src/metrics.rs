@@ -117,6 +117,8 @@ counters! {
         l2_errors,
         /// Fills of L2 that were dropped because too many were under way.
         fills_dropped,
+        /// Fills that Redis refused: a missing right, no memory left, a dump that it can't write.
+        fills_refused,
     }
 }
 

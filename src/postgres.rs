@@ -10,12 +10,17 @@ use sqlx::{
 };
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
+use crate::cache::{Cache, Key, Value};
 use crate::error::StartError;
 use crate::instance::{Perto, Token};
 use crate::log::postgres::{PostgresLog, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::trace::{Kind, Span, Trace};
 use crate::wire::Change;
+
+mod pool;
+
+pub use pool::{Lent, Pool};
 
 /// The version of sqlx whose types are part of this interface.
 pub use sqlx;
@@ -108,6 +113,10 @@ impl<R> Query<R> {
 
     /// Runs the query, on a pool, a connection or a transaction. Dropping the future gives it up.
     ///
+    /// Once more outside of a transaction where what the connection has prepared no longer fits (`cached plan must not change
+    /// result type`: a column was altered), or where a serializable transaction failed. Inside of one the error is
+    /// returned, and what was prepared is forgotten all the same, so the next transaction on the connection goes well.
+    ///
     /// # Errors
     /// Those of the query, and of rows that are not of type `R`.
     #[expect(
@@ -115,31 +124,44 @@ impl<R> Query<R> {
         reason = "the compiler does not find out that an `async fn` is Send here"
     )]
     pub fn fetch<'e>(
-        self,
+        mut self,
         place: impl Acquire<'e, Database = Postgres> + Send + 'e,
     ) -> impl Future<Output = Result<Stamped<R>, sqlx::Error>> + Send + 'e
     where
         R: for<'r> FromRow<'r, PgRow> + 'e,
     {
         async move {
-            if let Some(error) = self.error {
+            if let Some(error) = self.error.take() {
                 return Err(sqlx::Error::Encode(error));
             }
             let span = self.span();
-            let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments).persistent(self.persistent);
             let mut connection = place.acquire().await?;
-            let rows = if self.persistent || connection.is_in_transaction() {
-                query.fetch_all(&mut *connection).await?
-            } else {
-                let mut tx = sqlx::Connection::begin(&mut *connection).await?;
-                let rows = query.fetch_all(&mut *tx).await?;
-                tx.commit().await?;
-                rows
+            let rows = match self.run(&mut connection).await {
+                Err(error) if pool::passes_when_prepared_anew(&error) => {
+                    connection.clear_cached_statements().await?;
+                    if connection.is_in_transaction() {
+                        return Err(error);
+                    }
+                    self.run(&mut connection).await?
+                }
+                rows => rows?,
             };
             let stamped = Stamped::read(&rows)?;
             span.number("db.response.returned_rows", stamped.rows.len() as u64);
             Ok(stamped)
         }
+    }
+
+    async fn run(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
+        let query = sqlx::query_with(AssertSqlSafe(self.sql.as_str()), self.arguments.clone())
+            .persistent(self.persistent);
+        if self.persistent || connection.is_in_transaction() {
+            return query.fetch_all(connection).await;
+        }
+        let mut tx = sqlx::Connection::begin(connection).await?;
+        let rows = query.fetch_all(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(rows)
     }
 
     /// With the statement, and never what is bound to it.
@@ -219,6 +241,11 @@ impl Perto {
     ///
     /// Dropping the future before the commit rolls back; after it, the rest is left to the tail of each instance.
     ///
+    /// A connection on which it failed is looked at before it is given back: what it has prepared is forgotten, and it is closed
+    /// if it may only read, as one that was begun before a failover or under `default_transaction_read_only`. That
+    /// takes two round trips that nobody waits for. To have such a one replaced before it fails a write, make the pool by
+    /// [`postgres::Pool::tested`](Pool::tested).
+    ///
     /// Behind a transaction pooler that doesn't keep prepared statements, `work` must not keep any: `sqlx::raw_sql`, or
     /// `sqlx::query(..).persistent(false)`. All of it runs on one server, for it is one transaction.
     ///
@@ -240,10 +267,10 @@ impl Perto {
         pool: &PgPool,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let mut tx = pool.begin().await?;
-        let value = work(&mut tx).await?;
-        let pending = self.pending(&mut tx).await?;
-        commit(tx).await?;
+        let mut connection = Pool::new(pool).lend().await?;
+        let (value, pending) =
+            self.write_on(&mut connection, work).await.inspect_err(|_| connection.doubt())?;
+        drop(connection);
         let token = match pending {
             Some(pending) => Some(self.announce_pending(pending).await),
             None => None,
@@ -251,20 +278,39 @@ impl Perto {
         Ok(Written { value, token })
     }
 
+    async fn write_on<T, E: From<sqlx::Error>>(
+        &self,
+        connection: &mut PgConnection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<(T, Option<Pending>), E> {
+        let mut tx = sqlx::Connection::begin(connection).await?;
+        let value = work(&mut tx).await?;
+        let pending = self.pending(&mut tx).await?;
+        commit(tx).await?;
+        Ok((value, pending))
+    }
+
     /// What your own transaction has invalidated so far; `None` where it changed no watched table. To be called last,
     /// before its commit; give it to [`Perto::announce_pending`] after. It keeps no prepared statement.
     ///
+    /// Deferred constraints are checked now, and deferred triggers run (`set constraints all immediate`): what they write
+    /// at the commit would be missing from the token and the hint. For the rest of the transaction they stay immediate.
+    ///
     /// # Errors
-    /// Those of the query.
+    /// Those of the query, and of a deferred constraint that is violated: the same error that the commit would have given.
     pub async fn pending(&self, connection: &mut PgConnection) -> Result<Option<Pending>, sqlx::Error> {
         let span = Trace::current().begin(Kind::Client, format_args!("SELECT pending"));
         span.text("db.system.name", "postgresql");
         span.text("db.operation.name", "SELECT");
         let trace = span.traceparent().map(|text| format!("'{text}'")).unwrap_or_default();
         let schema = &self.shared().settings.schema;
-        let sql = format!("select xid, epoch, cache, key from {schema}.pending({trace})");
+        // In one round trip, of the simple protocol.
+        let sql = format!(
+            "set constraints all immediate; select xid, epoch, cache, key from {schema}.pending({trace})"
+        );
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
         let rows: Vec<(String, Option<i64>, String, Option<String>)> =
-            sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_all(connection).await?;
+            rows.iter().map(FromRow::from_row).collect::<Result<_, _>>()?;
         let Some((xid, epoch)) = rows.first().and_then(|(xid, epoch, ..)| Some((xid.parse().ok()?, *epoch)))
         else {
             return Ok(None);
@@ -295,6 +341,61 @@ impl Perto {
     pub async fn announce_pending(&self, pending: Pending) -> Token {
         self.announce(pending.token, &pending.changes).await;
         pending.token
+    }
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Invalidates keys in a transaction of yours: committed with what it writes, or rolled back with it. For what no key
+    /// expression can say: a value that is made of other rows than those that bear its key.
+    ///
+    /// Inside of [`Perto::write`], or before [`Perto::pending`], it is part of the token, of the hint and of what is buried in L2,
+    /// like what triggers log. More than [`MAX_KEYS_PER_ROW`] keys clear the cache; none do nothing.
+    ///
+    /// It must be a transaction. Outside of one it is committed at once, before what you write next: a reader in
+    /// between caches the old value again.
+    ///
+    /// The role needs the right to insert these two columns, which those who only write watched tables don't have:
+    /// `grant insert (cache, keys) on perto.invalidation to ROLE`. Whoever has it can invalidate any key of any cache, which costs
+    /// loads, and can make nothing stale.
+    ///
+    /// ```no_run
+    /// # async fn move_item(perto: perto::Perto, pool: sqlx::PgPool, totals: perto::Cache<i64, i64>) -> Result<(), sqlx::Error> {
+    /// perto
+    ///     .write(&pool, async |tx| {
+    ///         sqlx::query("update orders set user_id = 2 where id = 7").execute(&mut *tx).await?;
+    ///         // The totals of both users, made of the items of their orders.
+    ///         totals.invalidate_in(tx, &[1, 2]).await
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the statement, after which Postgres refuses the rest of the transaction; [`sqlx::Error::Configuration`] where
+    /// the right is missing; [`sqlx::Error::Encode`] where a key's text is longer than
+    /// [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
+    pub async fn invalidate_in(&self, transaction: &mut PgConnection, keys: &[K]) -> Result<(), sqlx::Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let texts = self.texts(keys).map_err(|error| sqlx::Error::Encode(error.into()))?;
+        let texts = (texts.len() <= MAX_KEYS_PER_ROW).then_some(texts);
+        let schema = &self.0.shared.settings.schema;
+        let sql = format!("insert into {schema}.invalidation (cache, keys) values ($1, $2)");
+        let inserting = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(self.name()).bind(texts);
+        let refused = |error: sqlx::Error| {
+            match error.as_database_error().and_then(|error| error.code()) {
+            // insufficient_privilege
+            Some(code) if code == "42501" => sqlx::Error::Configuration(
+                format!(
+                    "this role may not invalidate by hand: `grant insert (cache, keys) on {schema}.invalidation` to it"
+                )
+                .into(),
+            ),
+            _ => error,
+        }
+        };
+        inserting.execute(transaction).await.map(drop).map_err(refused)
     }
 }
 

@@ -32,7 +32,7 @@ pub fn options(url: &str) -> Result<::redis::ConnectionInfo, StartError> {
 /// # Errors
 /// If the URL makes no sense.
 pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
-    let link = Link::new(url).map_err(|problem| StartError::Setting { setting: "redis", problem })?;
+    let link = Link::new(url, app).map_err(|problem| StartError::Setting { setting: "redis", problem })?;
     let bus = RedisBus::new(Arc::clone(&link), app);
     Ok(Tiers { remote: Arc::new(RedisRemote::new(link)), bus: Arc::new(bus) })
 }

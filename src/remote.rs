@@ -4,7 +4,7 @@
 //! old content: what it returns is judged by its stamp like any other value.
 
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,6 +89,8 @@ pub trait Remote: Debug + Send + Sync + 'static {
 pub(crate) struct Breaker {
     open: AtomicBool,
     opened: Notify,
+    /// How often a server was left that said that it is of no use, or that nobody listens to.
+    left: AtomicU64,
 }
 
 impl Breaker {
@@ -100,6 +102,16 @@ impl Breaker {
         if !self.open.swap(true, Ordering::AcqRel) {
             self.opened.notify_one();
         }
+    }
+
+    /// As [`Breaker::trip`], and whoever has another connection there leaves it too.
+    pub(crate) fn leave(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+        self.trip();
+    }
+
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Pings the remote for as long as the breaker is open, and closes it at the first answer. Never returns.

@@ -12,7 +12,7 @@ use axum::extract::{DefaultBodyLimit, Request, State as Shared};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use perto::postgres::Written;
+use perto::postgres::{self, Written};
 use perto::{Perto, State};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
@@ -81,12 +81,11 @@ impl Service {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let mut connection = self.database.pool.lend().await?;
-        let mut tx = self.database.begin(&mut connection).await?;
-        let value = work(&mut tx).await?;
-        let pending = self.perto.pending(&mut tx).await?;
-        database::commit(tx).await?;
-        drop(connection);
+        let writing = async |tx: &mut PgConnection| {
+            let value = work(tx).await?;
+            Ok::<_, E>((value, self.perto.pending(tx).await?))
+        };
+        let (value, pending) = self.database.transact(writing).await?;
         let token = match pending {
             Some(pending) => Some(self.perto.announce_pending(pending).await),
             None => None,
@@ -179,14 +178,12 @@ impl PoolSettings {
         (self.pool_size - loads - upkeep, loads, upkeep)
     }
 
-    pub(crate) fn options(&self, connections: u32) -> PgPoolOptions {
-        PgPoolOptions::new()
+    pub(crate) fn options(&self, connections: u32, for_writes: bool) -> PgPoolOptions {
+        let options = PgPoolOptions::new()
             .max_connections(connections)
             .idle_timeout(self.pool_idle)
-            .acquire_timeout(self.pool_acquire)
-            // The pool's own test has no limit.
-            .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(database::answers(connection)))
+            .acquire_timeout(self.pool_acquire);
+        postgres::Pool::tested(options, for_writes)
     }
 }
 
@@ -270,6 +267,8 @@ fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
     let mut builder = Perto::builder("service")
         .bound(settings.bound)
         .postgres(&places.database_url)
+        // A table without a trigger is a trouble and an alert. To answer nobody would be a greater one.
+        .allow_unwatched()
         .prepared_statements(settings.pool.prepared_statements);
     match &places.redis_url {
         Some(url) => builder = builder.redis(url),

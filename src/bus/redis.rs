@@ -20,13 +20,15 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
 pub(crate) struct RedisBus {
     link: Arc<Link>,
     subscriber: Client,
+    /// Whether that is another server's.
+    elsewhere: bool,
     channel: String,
 }
 
 impl RedisBus {
     pub(crate) fn new(link: Arc<Link>, app: &str) -> Self {
         let subscriber = link.client().clone();
-        Self { link, subscriber, channel: format!("perto:{app}:bus") }
+        Self { link, subscriber, elsewhere: false, channel: format!("perto:{app}:bus") }
     }
 
     /// Subscribes at another address than it publishes to: through a proxy, or at a replica.
@@ -36,16 +38,19 @@ impl RedisBus {
     pub(crate) fn subscribing_at(mut self, url: &str) -> Result<Self, String> {
         let info = url.into_connection_info().map_err(|_unusable| "not a Redis URL".to_owned())?;
         self.subscriber = Client::open(info).map_err(|_unusable| "not a usable Redis URL".to_owned())?;
+        self.elsewhere = true;
         Ok(self)
     }
 }
 
 impl Bus for RedisBus {
-    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<(), RemoteError>> {
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>> {
         Box::pin(async move {
             let mut connection = self.link.connection()?;
             let publish = redis::cmd("PUBLISH").arg(&self.channel).arg(&message[..]).to_owned();
-            publish.query_async::<()>(&mut connection).await.map_err(failed)
+            let receivers: u64 = publish.query_async(&mut connection).await.map_err(failed)?;
+            // A server counts its own subscribers only.
+            Ok((!self.elsewhere).then_some(receivers))
         })
     }
 
@@ -78,7 +83,13 @@ impl Subscription for Subscribed {
     }
 
     fn ping(&mut self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        Box::pin(async move { self.sink.ping::<redis::Value>().await.map(drop).map_err(failed) })
+        Box::pin(async move {
+            match self.sink.ping::<redis::Value>().await.map(drop).map_err(failed) {
+                // An answer like any other: one that can't write its dump refuses pings (`MISCONF`).
+                Err(RemoteError::Refused(_)) => Ok(()),
+                answered => answered,
+            }
+        })
     }
 }
 

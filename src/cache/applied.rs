@@ -9,8 +9,9 @@ use super::{Core, Key, Value};
 use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, Whole};
 use crate::coherence::rules::Learned;
+use crate::metrics::CacheStats;
 #[cfg(feature = "otel")]
-use crate::metrics::{CacheStats, Timing};
+use crate::metrics::Timing;
 
 /// See the module's documentation.
 pub(crate) trait Applied: Auditable {
@@ -20,7 +21,6 @@ pub(crate) trait Applied: Auditable {
     fn local_only(&self) -> bool;
     fn tables(&self) -> &[String];
     fn whole(&self) -> &Whole;
-    #[cfg(feature = "otel")]
     fn stats(&self) -> CacheStats;
     #[cfg(feature = "otel")]
     fn size(&self) -> (u64, u64);
@@ -52,7 +52,6 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
         &self.whole
     }
 
-    #[cfg(feature = "otel")]
     fn stats(&self) -> CacheStats {
         self.counters.snapshot()
     }

@@ -30,8 +30,12 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         Self { shared, name: name.to_owned(), policy: Policy::default(), types: PhantomData }
     }
 
-    /// The tables that the loader reads. `start` says which of them no trigger watches for this cache
-    /// (`perto watch TABLE --cache NAME --key EXPR` installs one). Default: none, and nothing is checked.
+    /// The tables that the loader reads. [`Perto::start`](crate::Perto::start) fails where one is missing or where no trigger
+    /// watches it for this cache (`perto watch TABLE --cache NAME --key EXPR` installs one); an instance that runs looks every
+    /// minute. Default: none, and nothing is checked. That is right for what is computed, or invalidated by hand.
+    ///
+    /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
+    /// it is looked up by the search path of the log's connection, which need not be the loader's.
     pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
         self.policy.tables = tables.into_iter().map(Into::into).collect();
         self

@@ -115,7 +115,7 @@ pub(crate) enum RedisTrouble {
     /// It will not get better by itself.
     #[error(transparent)]
     Setting(anyhow::Error),
-    /// It is not there, or not now.
+    /// It is not there, or not now. A password that is refused may be rotated back, or set at the server.
     #[error(transparent)]
     Unreachable(anyhow::Error),
 }
@@ -138,7 +138,7 @@ pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConn
     let mut connection = match tokio::time::timeout(LIMIT, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) if error.kind() == redis::ErrorKind::AuthenticationFailed => {
-            return Err(setting(format!("REDIS_URL: {at} refuses the user or the password")));
+            return Err(unreachable(anyhow!("REDIS_URL: {at} refuses the user or the password")));
         }
         Ok(Err(error)) => {
             return Err(unreachable(
@@ -150,7 +150,7 @@ pub(crate) async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConn
     match redis::cmd("PING").query_async::<String>(&mut connection).await {
         Ok(_pong) => Ok(connection),
         Err(error) if error.code() == Some("NOAUTH") => {
-            Err(setting(format!("REDIS_URL: {at} wants a password")))
+            Err(unreachable(anyhow!("REDIS_URL: {at} wants a password")))
         }
         Err(error) => Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} refuses")))),
     }

@@ -91,9 +91,9 @@ impl Serve {
         let limits = pool.prepared_statements.then_some(&limits[..]);
         let (requests, loads, upkeep) = pool.shares();
         Ok(service::Pools {
-            requests: self.database.pool_with(pool.options(requests), limits).await?,
-            loads: self.database.pool_with(pool.options(loads), limits).await?,
-            upkeep: self.database.pool_with(pool.options(upkeep), limits).await?,
+            requests: self.database.pool_with(pool.options(requests, true), limits).await?,
+            loads: self.database.pool_with(pool.options(loads, false), limits).await?,
+            upkeep: self.database.pool_with(pool.options(upkeep, true), limits).await?,
         })
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, broadcast};
 use super::troubles::{Subject, Trouble, TroubleKind, Troubles};
 use crate::clock::Clock;
 use crate::coherence::Coherence;
+use crate::error::{RemoteError, chain};
 
 /// The state of an instance. `docs/ARCHITECTURE.md` has the table of what a reader gets in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,6 +115,8 @@ pub enum Recovery {
     TooManyRows,
 }
 
+/// How long nothing must have been refused: a server that is full takes some and refuses others.
+const CALM: Duration = Duration::from_secs(10);
 /// Events kept for a receiver that is slow; older ones are lost to it, and it is told.
 const EVENTS_KEPT: usize = 256;
 
@@ -172,6 +175,18 @@ impl Signals {
     /// Troubles of this kind are over, but for these.
     pub(crate) fn end_others(&self, kind: TroubleKind, still: impl Fn(&Subject) -> bool) {
         self.tell(self.troubles.retain(kind, still).into_iter().map(Event::TroubleEnded));
+    }
+
+    /// What Redis has said to something that it was asked for: a refusal is a trouble, until nothing was refused for a while.
+    /// Silence is the breaker's.
+    pub(crate) fn judge(&self, kind: TroubleKind, done: Result<(), RemoteError>, what: &str) {
+        match done {
+            Ok(()) => self.end_after(CALM, &kind.anywhere()),
+            Err(RemoteError::Refused(why)) => {
+                self.begin(kind.anywhere(), &format!("{what}: {}", chain(&*why)))
+            }
+            Err(_) => {}
+        }
     }
 
     fn tell(&self, events: impl IntoIterator<Item = Event>) {

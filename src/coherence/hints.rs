@@ -15,6 +15,7 @@ use crate::wire::{Change, Hint};
 
 use super::buckets::Told;
 use super::health::Event;
+use super::troubles::TroubleKind;
 
 /// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
 const PUBLISHERS: usize = 4_096;
@@ -25,16 +26,34 @@ const FURTHEST_AHEAD: u64 = 1 << 30;
 /// Subscribes, applies hints and fences, and begins again when anything breaks. Never returns.
 pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
     let mut pause = Duration::from_millis(20);
+    let mut failures = 0;
     loop {
         let limit = shared.settings.fence_timeout;
-        if let Ok(Ok(subscription)) = tokio::time::timeout(limit, bus.subscribe()).await {
-            let mut listener = Listener { shared: Arc::clone(&shared), last: HashMap::new() };
-            let fenced = listener.follow(subscription).await;
-            if fenced {
-                pause = Duration::from_millis(20);
+        // Before it is dialled: a server that is left meanwhile may be the one that answers.
+        let left = shared.remote_left();
+        let subscribed = tokio::time::timeout(limit, bus.subscribe()).await;
+        let broken = match subscribed.unwrap_or(Err(RemoteError::Timeout)) {
+            Ok(subscription) => {
+                let mut listener =
+                    Listener { shared: Arc::clone(&shared), last: HashMap::new(), fenced: false };
+                let broken = listener.follow(subscription, left).await;
+                if listener.fenced {
+                    (pause, failures) = (Duration::from_millis(20), 0);
+                }
+                broken
             }
-        }
+            Err(error) => error,
+        };
         shared.signals.set_bus(false);
+        failures += 1;
+        // One that was lost and stands again at once is no trouble.
+        if failures > 1 {
+            let why = format!(
+                "writes of other instances are seen with the next poll: {}",
+                crate::error::chain(&broken)
+            );
+            shared.signals.begin(TroubleKind::HintsNotReceived.anywhere(), &why);
+        }
         shared.coherence.doubt.notify_one();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
@@ -45,12 +64,13 @@ struct Listener {
     shared: Arc<Shared>,
     /// The last sequence of each publisher.
     last: HashMap<u64, u64>,
+    /// Whether the subscription ever worked.
+    fenced: bool,
 }
 
 impl Listener {
-    /// Until the subscription breaks. Returns whether it ever worked.
-    async fn follow(&mut self, mut subscription: Box<dyn Subscription>) -> bool {
-        let mut fenced = false;
+    /// Until the subscription breaks, or the server is left. Returns why.
+    async fn follow(&mut self, mut subscription: Box<dyn Subscription>, left: u64) -> RemoteError {
         let mut fences = tokio::time::interval(self.shared.settings.poll_interval);
         fences.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -58,13 +78,17 @@ impl Listener {
                 // Fences first: a flood of messages must not put them off.
                 biased;
                 _ = fences.tick() => {
-                    if fence(&mut *subscription, self.shared.settings.fence_timeout).await.is_err() {
-                        return fenced;
+                    if self.shared.remote_left() != left {
+                        return RemoteError::Disconnected;
                     }
-                    if !fenced {
+                    if let Err(error) = fence(&mut *subscription, self.shared.settings.fence_timeout).await {
+                        return error;
+                    }
+                    if !self.fenced {
                         // What was published before the subscription stood is in the log.
                         self.shared.coherence.doubt.notify_one();
-                        fenced = true;
+                        self.fenced = true;
+                        self.shared.signals.end(&TroubleKind::HintsNotReceived.anywhere());
                     }
                     self.shared.signals.set_bus(true);
                     // A period from now: fences that take as long as one would leave no time for messages.
@@ -72,7 +96,7 @@ impl Listener {
                 }
                 message = subscription.next() => match message {
                     Ok(bytes) => self.receive(&bytes),
-                    Err(_) => return fenced,
+                    Err(error) => return error,
                 },
             }
         }

@@ -34,6 +34,7 @@ pub struct PertoBuilder {
     retention: Duration,
     max_loads: usize,
     audit_rate: usize,
+    allow_unwatched: bool,
     schema: String,
     #[cfg(feature = "redis")]
     redis: Option<String>,
@@ -59,6 +60,7 @@ impl PertoBuilder {
             retention: Duration::from_hours(1),
             max_loads: 64,
             audit_rate: 64,
+            allow_unwatched: false,
             schema: "perto".to_owned(),
             #[cfg(feature = "redis")]
             redis: None,
@@ -114,6 +116,14 @@ impl PertoBuilder {
     /// transaction of `read committed`: [`CacheStats::audits_skipped`](crate::CacheStats) counts them.
     pub const fn audit_rate(mut self, keys: usize) -> Self {
         self.audit_rate = keys;
+        self
+    }
+
+    /// Lets [`Perto::start`] succeed though tables that caches declare are missing or not watched. Writes to them are not seen
+    /// before the time to live, and answers are called fresh all the same. It is a trouble for as long as it lasts:
+    /// [`Health::troubles`](crate::Health::troubles) has it, and it is looked at every minute. Default: start fails.
+    pub const fn allow_unwatched(mut self) -> Self {
+        self.allow_unwatched = true;
         self
     }
 
@@ -218,6 +228,7 @@ impl PertoBuilder {
             caches: Default::default(),
             started: Default::default(),
             loads: Semaphore::new(max_loads),
+            failed_loads: Default::default(),
             fills: Arc::new(Semaphore::new(super::fills::MAX_FILLS)),
             tasks: Default::default(),
             ending: Default::default(),
@@ -272,6 +283,7 @@ impl PertoBuilder {
             retention: self.retention,
             max_loads: self.max_loads,
             audit_rate: self.audit_rate,
+            allow_unwatched: self.allow_unwatched,
             schema: self.schema.clone(),
         })
     }
@@ -280,7 +292,7 @@ impl PertoBuilder {
     fn redis_tiers(&self) -> Result<(Option<Arc<dyn Remote>>, Option<Arc<dyn Bus>>), StartError> {
         #[cfg(feature = "redis")]
         if let Some(url) = &self.redis {
-            let link = crate::remote::redis::Link::new(url)
+            let link = crate::remote::redis::Link::new(url, &self.app)
                 .map_err(|problem| StartError::Setting { setting: "redis", problem })?;
             let mut bus = crate::bus::redis::RedisBus::new(Arc::clone(&link), &self.app);
             if let Some(url) = &self.subscribe_at {

@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{KEYS_AT_ONCE, Shared};
+use crate::coherence::troubles::TroubleKind;
+use crate::error::RemoteError;
 
 /// Fills of L2 under way at once; more are dropped and counted.
 pub(super) const MAX_FILLS: usize = 4_096;
@@ -41,7 +43,11 @@ impl Shared {
                 rest = others;
                 let timeouts = u32::try_from(batch.len().div_ceil(FILLS_A_TIMEOUT)).unwrap_or(u32::MAX);
                 let limit = shared.settings.remote_timeout.saturating_mul(timeouts);
-                shared.guard_for(limit, remote.fill_many(batch)).await;
+                let filled = shared.try_for(limit, remote.fill_many(batch)).await;
+                if matches!(filled, Err(RemoteError::Refused(_))) {
+                    shared.counters.fills_refused.add(batch.len() as u64);
+                }
+                shared.signals.judge(TroubleKind::FillsRefused, filled, "every instance loads for itself");
                 if !shared.breaker.is_closed() {
                     return;
                 }

@@ -3,53 +3,75 @@
 //! A trigger that was dropped by hand, a partition that came later, a table that was made again: the log says nothing of
 //! writes to them, so somebody has to be told.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
 use crate::coherence::troubles::{Subject, TroubleKind};
-use crate::error::LogError;
+use crate::error::{LogError, StartError};
+use crate::log::Unwatched;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
+/// By the trouble that it is.
+type Found = BTreeMap<Subject, Unwatched>;
+
 pub(super) struct Watching {
     shared: Arc<Shared>,
+    /// What was found last.
+    found: Found,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, found: Found::new() }
+    }
+
+    /// Fails where a table is not watched and that was not allowed.
+    pub(super) async fn begin(&mut self) -> Result<(), StartError> {
+        let found = self.look().await.map_err(StartError::Log)?;
+        if !found.is_empty() && !self.shared.settings.allow_unwatched {
+            let each = found.into_iter().map(|(subject, found)| (subject.cache.unwrap_or_default(), found));
+            return Err(StartError::Unwatched(each.collect()));
+        }
+        self.tell(found);
+        Ok(())
     }
 
     /// Never returns. What can't be looked at now is left for the next time: the tail tells of a log that can't be read.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            drop(self.look().await);
+            if let Ok(found) = self.look().await {
+                self.tell(found);
+            }
         }
     }
 
-    /// Begins a trouble for each table that is not watched, and ends those of the others.
-    pub(super) async fn look(&self) -> Result<(), LogError> {
+    async fn look(&self) -> Result<Found, LogError> {
         let limit = self.shared.settings.poll_timeout;
-        let mut now = HashSet::new();
+        let mut found = Found::new();
         for cache in self.shared.caches().values() {
             let looking =
                 tokio::time::timeout(limit, self.shared.log.unwatched(cache.name(), cache.tables()));
-            let tables = looking.await.unwrap_or(Err(LogError::Timeout(limit)))?;
-            now.extend(tables.into_iter().map(|table| (cache.name().to_owned(), table)));
+            let unwatched = looking.await.unwrap_or(Err(LogError::Timeout(limit)))?;
+            let subject = |table: &str| TroubleKind::Unwatched.on(cache.name(), table);
+            found.extend(unwatched.into_iter().map(|unwatched| (subject(&unwatched.table), unwatched)));
         }
-        for (cache, table) in &now {
-            let mend =
-                format!("writes to it are not seen: run `perto watch {table} --cache {cache} --key ...`");
-            self.shared.signals.begin(TroubleKind::Unwatched.on(cache, table), &mend);
+        Ok(found)
+    }
+
+    /// A table that was watched in between is told of again, though it was not watched either when somebody looked last.
+    fn tell(&mut self, found: Found) {
+        let signals = &self.shared.signals;
+        let mark = |subject: &Subject| self.found.get(subject).map(|before: &Unwatched| &before.mark);
+        signals.end_others(TroubleKind::Unwatched, |subject| {
+            found.get(subject).is_some_and(|now| mark(subject) == Some(&now.mark))
+        });
+        for (subject, unwatched) in &found {
+            signals.begin(subject.clone(), &unwatched.problem);
         }
-        let still = |subject: &Subject| {
-            let Subject { cache: Some(cache), table: Some(table), .. } = subject else { return false };
-            now.contains(&(cache.clone(), table.clone()))
-        };
-        self.shared.signals.end_others(TroubleKind::Unwatched, still);
-        Ok(())
+        self.found = found;
     }
 }

@@ -12,15 +12,17 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 use tokio::sync::Mutex;
 
-use super::{Log, MAX_POLL_ROWS, Poll, Row};
+use super::{Log, MAX_POLL_ROWS, Poll, Row, Unwatched};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
+use crate::postgres::Pool;
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
+mod declared;
 pub(crate) mod schema;
 pub(crate) mod url;
 pub(crate) mod watch;
@@ -36,7 +38,7 @@ pub(crate) struct PostgresLog {
     prepared: bool,
     tail: Mutex<Option<PgConnection>>,
     /// For what is not a poll: invalidations by hand, trimming. Opened when first used.
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl PostgresLog {
@@ -49,8 +51,8 @@ impl PostgresLog {
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(CONNECT_TIMEOUT)
-            .idle_timeout(Duration::from_secs(30))
-            .connect_lazy_with(options.clone());
+            .idle_timeout(Duration::from_secs(30));
+        let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(options.clone()));
         Ok(Self { options, schema: schema.to_owned(), prepared, tail: Mutex::default(), pool })
     }
 
@@ -109,7 +111,7 @@ impl PostgresLog {
     }
 
     async fn append_once(&self, change: &Change) -> Result<String, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.pool.lend().await?;
         if self.prepared {
             return self.insert(&mut connection, change).await;
         }
@@ -139,8 +141,10 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
             )
         }
     };
+    // A role whose transactions are serializable must not make writers fail because the log is read.
     format!(
-        "select pg_current_snapshot()::text as snapshot, m.version, pg_snapshot_xmax(m.trimmed)::text as trimmed, \
+        "set transaction isolation level read committed; \
+         select pg_current_snapshot()::text as snapshot, m.version, pg_snapshot_xmax(m.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
            i.xid::text as xid, i.cache, k.key, i.traceparent \
          from {schema}.meta m left join {schema}.boot b on b.origin = {schema}.origin() \
@@ -202,7 +206,7 @@ impl Log for PostgresLog {
 
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
-            let mut connection = self.pool.acquire().await.map_err(refused)?;
+            let mut connection = self.pool.lend().await.map_err(refused)?;
             schema::trim(&mut connection, &self.schema, retention).await.map_err(|error| self.explain(error))
         })
     }
@@ -211,13 +215,13 @@ impl Log for PostgresLog {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
-    ) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+    ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>> {
         Box::pin(async move {
             if tables.is_empty() {
                 return Ok(Vec::new());
             }
-            let mut connection = self.pool.acquire().await.map_err(refused)?;
-            watch::unwatched(&mut connection, &self.schema, cache, tables)
+            let mut connection = self.pool.lend().await.map_err(refused)?;
+            declared::unwatched(&mut connection, &self.schema, cache, tables)
                 .await
                 .map_err(|error| self.explain(error))
         })

@@ -36,6 +36,8 @@ pub(crate) struct Link {
     fill: Script,
     invalidate: Script,
     discard: Script,
+    /// A key of the app's that nothing is ever under.
+    probe: String,
 }
 
 #[derive(Clone)]
@@ -45,21 +47,35 @@ struct Connections {
 }
 
 impl Connections {
-    async fn answer(self) -> bool {
+    async fn answer(mut self, probe: &str) -> bool {
         let ping = async |mut connection: MultiplexedConnection| {
-            let ping = redis::cmd("PING");
-            let answered = tokio::time::timeout(PING_TIMEOUT, ping.query_async::<()>(&mut connection)).await;
-            matches!(answered, Ok(Ok(())))
+            let answered = redis::cmd("PING").query_async::<()>(&mut connection).await;
+            // One that can't write its dump refuses pings too (`MISCONF`), and is up.
+            matches!(answered.map_err(failed), Ok(()) | Err(RemoteError::Refused(_)))
         };
-        let (awaited, fills) = tokio::join!(ping(self.awaited), ping(self.fills));
-        awaited && fills
+        let answers = async {
+            let (awaited, fills) = tokio::join!(ping(self.awaited.clone()), ping(self.fills));
+            awaited && fills && takes_writes(&mut self.awaited, probe).await.is_ok()
+        };
+        tokio::time::timeout(PING_TIMEOUT, answers).await.unwrap_or(false)
+    }
+}
+
+/// Reads and pings are answered by a replica too: one that was demoted a moment ago, for instance.
+///
+/// # Errors
+/// If the server takes no writes from anybody. What it refuses for other reasons is for whoever asks for it to find out.
+async fn takes_writes(connection: &mut MultiplexedConnection, probe: &str) -> Result<(), RemoteError> {
+    match redis::cmd("UNLINK").arg(probe).query_async::<()>(connection).await.map_err(failed) {
+        Err(RemoteError::Refused(_)) => Ok(()),
+        taken => taken,
     }
 }
 
 impl Link {
     /// # Errors
     /// What is wrong with the URL.
-    pub(crate) fn new(url: &str) -> Result<Arc<Self>, String> {
+    pub(crate) fn new(url: &str, app: &str) -> Result<Arc<Self>, String> {
         let info = connection_info(url)?;
         let client = Client::open(info).map_err(|error| format!("not usable: {}", error.kind_text()))?;
         Ok(Arc::new(Self {
@@ -69,6 +85,7 @@ impl Link {
             fill: Script::new(include_str!("fill.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
             discard: Script::new(include_str!("discard.lua")),
+            probe: format!("perto:{app}:probe"),
         }))
     }
 
@@ -94,7 +111,7 @@ impl Link {
     async fn ping(&self) -> Result<(), RemoteError> {
         let _one_at_a_time = self.connecting.lock().await;
         if let Ok(connections) = self.connections() {
-            if connections.answer().await {
+            if connections.answer(&self.probe).await {
                 return Ok(());
             }
             *self.connections.write() = None;
@@ -105,6 +122,7 @@ impl Link {
         let connect = || self.client.get_multiplexed_async_connection_with_config(&config);
         let (mut awaited, fills) = tokio::try_join!(connect(), connect()).map_err(failed)?;
         self.load_scripts(&mut awaited).await?;
+        takes_writes(&mut awaited, &self.probe).await?;
         *self.connections.write() = Some(Connections { awaited, fills });
         Ok(())
     }
@@ -144,12 +162,25 @@ pub(crate) fn failed(error: RedisError) -> RemoteError {
         RemoteError::Timeout
     } else if error.is_connection_dropped() || error.is_connection_refusal() {
         RemoteError::Disconnected
+    } else if is_unusable(&error) {
+        RemoteError::Unusable(Arc::new(error))
     } else if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
         // By its kind: of a pipeline's refusal the client knows no code where the code is not one of its own, as `OOM`.
         RemoteError::Refused(Arc::new(error))
     } else {
         RemoteError::Failed(Arc::new(error))
     }
+}
+
+/// What a server says that is of no use to anybody, whatever it is asked for. Of a pipeline's errors the client has no code, but
+/// the names of those that it knows.
+fn is_unusable(error: &RedisError) -> bool {
+    const CODES: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
+    const NAMES: [&str; 3] = ["ReadOnly", "BusyLoading", "MasterDown"];
+    let text = error.to_string();
+    error.kind() == ErrorKind::AuthenticationFailed
+        || error.code().is_some_and(|code| CODES.contains(&code))
+        || CODES.iter().chain(&NAMES).any(|said| text.contains(said))
 }
 
 /// L2 on one Redis or Valkey server.
@@ -184,11 +215,7 @@ impl RedisRemote {
     }
 
     async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
-        match self.run(pipeline, self.link.connections()?.fills).await {
-            // Full, and evicting nothing. It is up: hints and what it holds are as good as ever.
-            Err(RemoteError::Refused(cause)) if cause.to_string().contains("OOM") => Ok(Vec::new()),
-            put => put,
-        }
+        self.run(pipeline, self.link.connections()?.fills).await
     }
 }
 

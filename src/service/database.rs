@@ -1,14 +1,8 @@
 //! Postgres, as handlers and loaders use it: prepared statements or none, for all alike.
 
-use std::ops::{Deref, DerefMut};
-use std::time::Duration;
-
-use futures_util::future::BoxFuture;
-use perto::postgres::{self, Query, sqlx};
-use sqlx::pool::PoolConnection;
+use perto::postgres::{self, Pool, Query, sqlx};
 use sqlx::postgres::PgRow;
-use sqlx::{Acquire, Connection as _, FromRow, PgConnection, PgPool, Postgres, Transaction};
-use tokio_util::task::TaskTracker;
+use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
 use tracing::Instrument as _;
 
 use super::telemetry::spans;
@@ -67,11 +61,7 @@ impl Database {
 
     /// Runs one in a transaction of its own. Returns how many rows it changed.
     pub(crate) async fn run(&self, statement: Statement<'_>) -> Result<u64, sqlx::Error> {
-        let mut connection = self.pool.lend().await?;
-        let mut tx = self.begin(&mut connection).await?;
-        let done = statement.execute(&mut tx).await?;
-        commit(tx).await?;
-        Ok(done.rows_affected())
+        self.transact(async |tx| Ok(statement.execute(tx).await?.rows_affected())).await
     }
 
     /// Runs one of [`Database::write`] in a transaction of its own.
@@ -79,11 +69,27 @@ impl Database {
     where
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        self.transact(async |tx| query.fetch_all(tx).await).await
+    }
+
+    /// A transaction on a connection of its own, which is looked at where it failed.
+    pub(crate) async fn transact<T, E: From<sqlx::Error>>(
+        &self,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
         let mut connection = self.pool.lend().await?;
-        let mut tx = self.begin(&mut connection).await?;
-        let rows = query.fetch_all(&mut tx).await?;
+        self.transact_on(&mut connection, work).await.inspect_err(|_| connection.doubt())
+    }
+
+    async fn transact_on<T, E: From<sqlx::Error>>(
+        &self,
+        connection: &mut PgConnection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut tx = self.begin(connection).await?;
+        let done = work(&mut tx).await?;
         commit(tx).await?;
-        Ok(rows)
+        Ok(done)
     }
 
     /// A statement of a transaction, or for [`Database::fetch`].
@@ -98,76 +104,4 @@ impl Database {
 /// Ends a transaction, in a span of its own: it is where a write happens.
 pub(crate) async fn commit(tx: Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
     tx.commit().instrument(spans::statement("COMMIT")).await
-}
-
-/// How long a connection may take to say that it is ready, what was given up on it included: else it is thrown away.
-const READY: Duration = Duration::from_secs(1);
-
-/// Connections that keep their places no longer than they answer.
-///
-/// Where a route is lost nothing comes, and no error: a pool of sqlx waits for each connection that is given back, without
-/// a limit.
-#[derive(Debug, Clone)]
-pub(crate) struct Pool {
-    pool: PgPool,
-    returns: TaskTracker,
-}
-
-impl Pool {
-    pub(crate) fn new(pool: &PgPool) -> Self {
-        Self { pool: pool.clone(), returns: TaskTracker::new() }
-    }
-
-    pub(crate) async fn lend(&self) -> Result<Lent, sqlx::Error> {
-        let connection = self.pool.acquire().await?;
-        Ok(Lent { connection, returns: self.returns.clone() })
-    }
-}
-
-impl<'c> Acquire<'c> for &'c Pool {
-    type Database = Postgres;
-    type Connection = Lent;
-
-    fn acquire(self) -> BoxFuture<'c, Result<Lent, sqlx::Error>> {
-        Box::pin(self.lend())
-    }
-
-    /// Without the limit: nothing here begins one so.
-    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>> {
-        Box::pin(async move { self.pool.begin().await })
-    }
-}
-
-/// A connection of a [`Pool`], given back within a limit or not at all.
-#[derive(Debug)]
-pub(crate) struct Lent {
-    connection: PoolConnection<Postgres>,
-    returns: TaskTracker,
-}
-
-impl Deref for Lent {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.connection
-    }
-}
-
-impl DerefMut for Lent {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        // Dropped before its end, it closes the connection and frees the place.
-        self.returns.spawn(tokio::time::timeout(READY, self.connection.return_to_pool()));
-    }
-}
-
-/// Whether an idle connection still does: an error closes it without a word to the server.
-pub(crate) async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(READY, connection.ping()).await.map_err(late)?.map(|()| true)
 }

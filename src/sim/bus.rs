@@ -75,7 +75,7 @@ impl Inbox {
 }
 
 impl Bus for SimBus {
-    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<(), RemoteError>> {
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>> {
         Box::pin(async move {
             self.faults.unless_hung().await?;
             let inboxes: Vec<_> = {
@@ -84,7 +84,7 @@ impl Bus for SimBus {
                 inboxes.iter().filter_map(Weak::upgrade).collect()
             };
             inboxes.iter().for_each(|inbox| inbox.receive(&message));
-            Ok(())
+            Ok(u64::try_from(inboxes.len()).ok())
         })
     }
 

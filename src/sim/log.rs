@@ -1,6 +1,6 @@
 //! The simulated database's log, as one instance reaches it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -10,14 +10,15 @@ use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
-use crate::log::{Log, Poll};
+use crate::log::{Log, Poll, Unwatched};
 use crate::wire::Change;
 
 /// One instance's way to the log.
 #[derive(Debug)]
 pub struct SimLog {
     database: SimPostgres,
-    unwatched: Mutex<HashSet<String>>,
+    /// With how many times each has been lost.
+    unwatched: Mutex<HashMap<String, (bool, u64)>>,
     /// The faults of this connection.
     pub faults: Faults,
 }
@@ -30,11 +31,9 @@ impl SimLog {
     /// Whether triggers watch a table of this name, as far as this instance is told. Default: they do.
     pub fn watch(&self, table: &str, watched: bool) {
         let mut unwatched = self.unwatched.lock();
-        if watched {
-            unwatched.remove(table)
-        } else {
-            unwatched.insert(table.to_owned())
-        };
+        let (lost, times) = unwatched.entry(table.to_owned()).or_default();
+        *times += u64::from(!watched && !*lost);
+        *lost = !watched;
     }
 }
 
@@ -74,11 +73,19 @@ impl Log for SimLog {
         &'a self,
         _: &'a str,
         tables: &'a [String],
-    ) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+    ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>> {
         Box::pin(async {
             self.faults.pass().await?;
             let unwatched = self.unwatched.lock();
-            Ok(tables.iter().filter(|table| unwatched.contains(*table)).cloned().collect())
+            let lost = |table: &String| match unwatched.get(table) {
+                Some((true, times)) => Some(Unwatched {
+                    table: table.clone(),
+                    problem: "no trigger, the simulation says".to_owned(),
+                    mark: times.to_string(),
+                }),
+                _ => None,
+            };
+            Ok(tables.iter().filter_map(lost).collect())
         })
     }
 }

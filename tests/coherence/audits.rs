@@ -233,7 +233,7 @@ impl Log for ReadOnly {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
-    ) -> BoxFuture<'a, Result<Vec<String>, LogError>> {
+    ) -> BoxFuture<'a, Result<Vec<perto::Unwatched>, LogError>> {
         self.0.unwatched(cache, tables)
     }
 }

@@ -1,10 +1,13 @@
 //! Hints: fast when they come, harmless when they don't.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use perto::sim::Sim;
-use perto::{Bus, Cache, Event, State, Tier, Token};
+use futures_util::future::BoxFuture;
+use perto::sim::{Sim, SimBus};
+use perto::{Bus, Cache, Event, RemoteError, State, Subscription, Tier, Token};
 
 use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some};
 
@@ -405,5 +408,45 @@ async fn five_unconfirmed_writes_to_one_bucket_make_it_coarse_and_never_wrong() 
     ms(1).await;
     assert_eq!(reader.cached(1), None);
     assert_eq!((reader.fresh(1).await, reader.users.stats().l2_refused), (some("new"), 1));
+    ring.end().await;
+}
+
+/// As where hints are published at one server and awaited at another one.
+#[derive(Debug)]
+struct Unheard(Arc<SimBus>, AtomicBool);
+
+impl Bus for Unheard {
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>> {
+        if self.1.load(Ordering::Acquire) {
+            return Box::pin(async { Ok(Some(0)) });
+        }
+        self.0.publish(message)
+    }
+
+    fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, RemoteError>> {
+        self.0.subscribe()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_that_nobody_hears_are_a_trouble_until_somebody_does() {
+    let mut ring = Ring::of(1).await;
+    let node = ring.sim.node();
+    let bus = Arc::new(Unheard(Arc::clone(&node.bus), true.into()));
+    let given = Arc::clone(&bus);
+    let writer = ring.join_with(move |perto| perto.bus(given), |cache| cache).await;
+    ms(300).await;
+    let kinds = |ring: &Ring| -> Vec<&str> {
+        let troubles = ring.members[writer].perto.health().troubles;
+        troubles.iter().map(|trouble| trouble.kind.name()).collect()
+    };
+    assert_eq!(kinds(&ring), [""; 0]);
+    ring.write(writer, 1, "a").await;
+    assert_eq!(ring.members[writer].perto.health().state, State::Isolated, "nobody is told");
+    assert_eq!(kinds(&ring), ["hints-refused"]);
+    bus.1.store(false, Ordering::Release);
+    ms(11_000).await;
+    ring.write(writer, 1, "b").await;
+    assert_eq!((kinds(&ring), ring.members[writer].perto.health().state), (vec![], State::Coherent));
     ring.end().await;
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use perto::{Event, Trouble, TroubleKind};
+use perto::{Event, PertoBuilder, StartError, Trouble, TroubleKind};
 use tokio::sync::broadcast::Receiver;
 
-use crate::ring::Ring;
+use crate::ring::{Member, Ring};
 
 const MINUTE: Duration = Duration::from_secs(61);
 
@@ -48,15 +48,53 @@ async fn a_table_whose_triggers_go_while_an_instance_runs_is_told_of_once_until_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_is_not_watched_at_the_start_is_told_of_once() {
+async fn a_table_lost_again_within_a_minute_is_told_of_again() {
     let mut ring = Ring::of(0).await;
-    let member = crate::ring::Member::new(&ring.sim, |perto| perto, |cache| cache.tables(["users"]));
+    ring.join_with(|perto| perto, |cache| cache.tables(["users"])).await;
+    let (perto, log) = (ring.members[0].perto.clone(), std::sync::Arc::clone(&ring.members[0].node.log));
+    let mut events = perto.events();
+    log.watch("users", false);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(unwatched(&mut events), ["users"]);
+    log.watch("users", true);
+    log.watch("users", false);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(unwatched(&mut events), ["users"]);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_is_not_watched_fails_the_start_unless_that_is_allowed() {
+    let mut ring = Ring::of(0).await;
+    let member = Member::new(&ring.sim, |perto| perto, |cache| cache.tables(["users", "names"]));
+    member.node.log.watch("users", false);
+    let error = member.perto.start().await.unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, StartError::Unwatched(_)), "{told}");
+    assert!(told.contains("cache user") && told.contains("\"users\"") && !told.contains("names"), "{told}");
+    assert_eq!(member.perto.health().troubles, [], "it did not start");
+    member.node.log.watch("users", true);
+    member.perto.start().await.unwrap();
+    ring.members.push(member);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_may_be_unwatched_is_a_trouble_for_as_long_as_it_lasts() {
+    let mut ring = Ring::of(0).await;
+    let member = Member::new(&ring.sim, PertoBuilder::allow_unwatched, |cache| cache.tables(["users"]));
     member.node.log.watch("users", false);
     let mut events = member.perto.events();
     member.perto.start().await.unwrap();
     assert_eq!(unwatched(&mut events), ["users"]);
     tokio::time::sleep(MINUTE * 2).await;
-    assert_eq!(unwatched(&mut events), [""; 0]);
+    assert_eq!(unwatched(&mut events), [""; 0], "told of once");
+    let troubles = member.perto.health().troubles;
+    assert_eq!((troubles.len(), troubles[0].kind.name()), (1, "unwatched"));
+    assert_eq!((troubles[0].cache.as_deref(), troubles[0].table.as_deref()), (Some("user"), Some("users")));
+    member.node.log.watch("users", true);
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(member.perto.health().troubles, []);
     ring.members.push(member);
     ring.end().await;
 }

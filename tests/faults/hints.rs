@@ -98,9 +98,9 @@ impl Held {
 }
 
 impl Bus for Held {
-    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<(), RemoteError>> {
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>> {
         self.messages.lock().push(message);
-        Box::pin(async { Ok(()) })
+        Box::pin(async { Ok(None) })
     }
 
     fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, RemoteError>> {

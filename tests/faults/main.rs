@@ -10,6 +10,7 @@
 mod support;
 mod world;
 
+mod at_commit;
 mod audits;
 mod epochs;
 mod garbage;
@@ -22,8 +23,11 @@ mod redis_down;
 mod replicas;
 mod round_trips;
 mod stale_fills;
+mod starting;
 mod states;
 mod tokens;
 mod triggers;
+mod useless;
+mod useless_redis;
 mod watched;
 mod writes;

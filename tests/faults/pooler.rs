@@ -233,7 +233,11 @@ async fn a_log_is_made_and_looked_after_through_a_transaction_pooler() {
         postgres::unwatch(&mut connection, &watch).await.unwrap();
     }
     let log = {
-        let perto = perto::Perto::builder(name).schema(name).postgres(&pooled.url).prepared_statements(false);
+        let perto = perto::Perto::builder(name)
+            .schema(name)
+            .postgres(&pooled.url)
+            .prepared_statements(false)
+            .allow_unwatched();
         perto.build().unwrap()
     };
     let unwatched: perto::Cache<i64, i64> = log

@@ -31,3 +31,4 @@ mod sink;
 mod spelling;
 mod tags;
 mod traces;
+mod useless;

@@ -183,6 +183,7 @@ async fn labels_are_few_whatever_is_asked_for() {
         "perto_tier",
         "perto_outcome",
         "perto_state",
+        "perto_kind",
         "http_request_method",
         "http_response_status_code",
         "db_client_connection_pool_name",

@@ -97,35 +97,6 @@ pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-/// Which of `tables`, partitions and inheriting tables included, lack an enabled trigger of this cache for any kind of
-/// statement.
-pub(crate) async fn unwatched(
-    connection: &mut PgConnection,
-    schema: &str,
-    cache: &str,
-    tables: &[String],
-) -> Result<Vec<String>, sqlx::Error> {
-    let names: Vec<String> = EVENTS.iter().map(|event| trigger_name(schema, cache, event)).collect();
-    // On one server, whatever is in between: see the log.
-    let mut tx = connection.begin().await?;
-    let unwatched = sqlx::query_scalar(
-        "with recursive tree(name, relid) as ( \
-           select name, to_regclass(name)::oid from unnest($1::text[]) name union \
-           select t.name, i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid) \
-         select coalesce(t.relid::regclass::text, t.name) from tree t \
-         where t.relid is null or (select count(*) from pg_trigger g \
-           where g.tgrelid = t.relid and g.tgname = any($2::text[]) and g.tgenabled = 'A') < $3",
-    )
-    .persistent(false)
-    .bind(tables)
-    .bind(&names)
-    .bind(i64::try_from(EVENTS.len()).unwrap_or(i64::MAX))
-    .fetch_all(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    Ok(unwatched)
-}
-
 struct Table {
     oid: i64,
     name: String,

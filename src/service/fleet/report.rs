@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use perto::postgres;
 use perto::{InstanceStats, Perto};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -15,7 +16,6 @@ use super::counts::Tallies;
 use super::times::Times;
 use crate::service::Service;
 use crate::service::administration::ms;
-use crate::service::database;
 
 /// As it lies in the instance's row. Those of other versions are read for what they have.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -186,7 +186,7 @@ impl Gauge {
     /// Stands in line like any other, where there seems to be one.
     pub(crate) async fn is_exhausted(&self) -> bool {
         let full = || self.pool.size() >= self.max() && self.pool.num_idle() == 0;
-        let pool = database::Pool::new(&self.pool);
+        let pool = postgres::Pool::new(&self.pool);
         let exhausted = full() && tokio::time::timeout(NONE_FOR, pool.lend()).await.is_err() && full();
         self.exhausted.fetch_add(exhausted.into(), Ordering::Relaxed);
         exhausted

@@ -175,9 +175,9 @@ impl Rows {
             tx.commit().await?;
             Ok::<_, sqlx::Error>(outcome)
         };
-        tokio::time::timeout(LIMIT, working)
-            .await
-            .map_err(|_elapsed| Unanswered::Late)?
-            .map_err(Unanswered::from)
+        match tokio::time::timeout(LIMIT, working).await {
+            Ok(worked) => worked.inspect_err(|_| connection.doubt()).map_err(Unanswered::from),
+            Err(_elapsed) => Err(Unanswered::Late),
+        }
     }
 }

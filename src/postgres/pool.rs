@@ -1,0 +1,158 @@
+//! A pool whose connections keep their places no longer than they are of use.
+//!
+//! A pool of sqlx waits without a limit for each connection that is given back, and gives those out again that have said
+//! that they are of no use: prepared statements that no longer fit, a session that may only read.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Acquire, Connection as _, PgConnection, PgPool, Postgres, Transaction};
+use tokio_util::task::TaskTracker;
+
+/// How long a connection may take to say that it is ready, what was given up on it included.
+const READY: Duration = Duration::from_secs(1);
+
+/// An [`sqlx::PgPool`], used so that a connection keeps its place no longer than it is of use.
+///
+/// A connection is given back within a second or closed: where a route is lost, nothing comes and no error, and a pool of sqlx
+/// waits for ever. One on which something failed ([`Lent::doubt`]) is looked at first.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    pool: PgPool,
+    returns: TaskTracker,
+}
+
+impl Pool {
+    /// Of a pool. No I/O. Any number of them may share one.
+    #[must_use]
+    pub fn new(pool: &PgPool) -> Self {
+        Self { pool: pool.clone(), returns: TaskTracker::new() }
+    }
+
+    /// Options for a pool whose connections are tested before they are given out: within a second, and, where
+    /// they are for writes, for whether they may write.
+    ///
+    /// A session begins as its role and its database say at that moment, and stays so. One that was begun while
+    /// `default_transaction_read_only` was on refuses writes when it is long off; such a one is closed once it is a second
+    /// old.
+    pub fn tested(options: PgPoolOptions, for_writes: bool) -> PgPoolOptions {
+        // The pool's own test has no limit.
+        options.test_before_acquire(false).before_acquire(move |connection, about| {
+            Box::pin(async move {
+                if for_writes && about.age >= READY {
+                    return within(may_write(connection)).await;
+                }
+                within(connection.ping()).await.map(|()| true)
+            })
+        })
+    }
+
+    /// A connection, as soon as there is one.
+    ///
+    /// # Errors
+    /// Those of [`sqlx::Pool::acquire`].
+    pub async fn lend(&self) -> Result<Lent, sqlx::Error> {
+        let connection = self.pool.acquire().await?;
+        Ok(Lent { connection: Some(connection), doubted: false, returns: self.returns.clone() })
+    }
+}
+
+impl<'c> Acquire<'c> for &'c Pool {
+    type Database = Postgres;
+    type Connection = Lent;
+
+    fn acquire(self) -> BoxFuture<'c, Result<Lent, sqlx::Error>> {
+        Box::pin(self.lend())
+    }
+
+    /// Without the limit. Lend a connection, and begin on that.
+    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>> {
+        Box::pin(async move { self.pool.begin().await })
+    }
+}
+
+/// A connection of a [`Pool`], given back within a second or not at all.
+#[derive(Debug)]
+pub struct Lent {
+    /// There until it is dropped.
+    connection: Option<PoolConnection<Postgres>>,
+    doubted: bool,
+    returns: TaskTracker,
+}
+
+impl Lent {
+    /// Something failed on it. Before it is given back its prepared statements are forgotten, and it is closed if it may not
+    /// write or does not answer.
+    pub const fn doubt(&mut self) {
+        self.doubted = true;
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    #[expect(clippy::expect_used, reason = "it is there until the drop")]
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_deref().expect("a connection is lent until it is dropped")
+    }
+}
+
+impl DerefMut for Lent {
+    #[expect(clippy::expect_used, reason = "it is there until the drop")]
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_deref_mut().expect("a connection is lent until it is dropped")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        if !self.doubted {
+            // Dropped before its end, it closes the connection and frees the place.
+            self.returns.spawn(tokio::time::timeout(READY, connection.return_to_pool()));
+            return;
+        }
+        self.returns.spawn(async move {
+            if matches!(within(is_of_use(&mut connection)).await, Ok(true)) {
+                drop(tokio::time::timeout(READY, connection.return_to_pool()).await);
+            } else {
+                // Without a word to the server, which may not listen.
+                drop(connection.detach());
+            }
+        });
+    }
+}
+
+/// Whether a connection on which something failed is good for the next one.
+async fn is_of_use(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    connection.clear_cached_statements().await?;
+    may_write(connection).await
+}
+
+async fn may_write(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let sql = sqlx::raw_sql("show transaction_read_only");
+    let setting = sqlx::Row::try_get::<String, _>(&sql.fetch_one(connection).await?, 0)?;
+    Ok(setting == "off")
+}
+
+/// An error closes a connection of a pool without a word to the server.
+async fn within<T>(asking: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(READY, asking).await.map_err(late)?
+}
+
+/// Whether the error says that what the connection has prepared is of no use: a column's type was altered, or something in
+/// between has forgotten it. Or that the same statement may just be run again.
+pub(super) fn passes_when_prepared_anew(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    match error.code().as_deref() {
+        // feature_not_supported is also said of much else.
+        Some("0A000") => error.message().contains("cached plan"),
+        // invalid_sql_statement_name, duplicate_prepared_statement, serialization_failure
+        Some("26000" | "42P05" | "40001") => true,
+        _ => false,
+    }
+}

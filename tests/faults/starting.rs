@@ -1,0 +1,120 @@
+//! A cache whose table is forgotten, misspelled or another one than the loader reads: the start says so.
+
+use perto::postgres;
+use perto::{PertoBuilder, StartError, TroubleKind};
+use sqlx::{Connection, PgConnection};
+
+use crate::world::World;
+
+/// What `start` says of a table that is declared.
+async fn said_of(world: &World, table: &str) -> String {
+    let a = world.build(|perto| perto, |cache| cache.tables([table]));
+    match a.perto.start().await {
+        Err(error @ StartError::Unwatched(_)) => error.to_string(),
+        other => panic!("{table}: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_fails_with_what_mends_it_where_a_declared_table_is_missing_or_not_watched() {
+    let world = World::new().await;
+    let schema = &world.name;
+    world
+        .sql(
+            "create table free (id bigint); create view seen as select * from items; \
+             create materialized view kept as select * from items; create sequence numbers",
+        )
+        .await;
+    world.sql(&format!("alter table items disable trigger \"{schema}:item:delete\"")).await;
+    let mend =
+        |table: &str| format!("`perto watch {schema}.{table} --cache item --key KEY --schema {schema}`");
+    for (table, says) in [
+        (format!("{schema}.free"), mend("free")),
+        (format!("{schema}.items"), mend("items")),
+        (format!("{}.ITEMS", schema.to_uppercase()), mend("items")),
+        (format!("{schema}.nowhere"), format!("there is no table {schema}.nowhere")),
+        (format!("{schema}_nowhere.items"), format!("there is no table {schema}_nowhere.items")),
+        (format!("{schema}.seen"), "is no table".to_owned()),
+        (format!("{schema}.kept"), "is no table".to_owned()),
+        (format!("{schema}.numbers"), "is no table".to_owned()),
+        ("no such; table".to_owned(), "is no name of a table".to_owned()),
+        (String::new(), "is no name of a table".to_owned()),
+        ("a.b.c.d".to_owned(), "is no name of a table".to_owned()),
+        ("other.public.users".to_owned(), "is no name of a table".to_owned()),
+    ] {
+        let said = said_of(&world, &table).await;
+        assert!(said.contains(&says), "{table}: {said}");
+        assert!(said.contains("cache item") && said.contains(&format!("{table:?}")), "{table}: {said}");
+    }
+    // All that is wrong at once, one that is no name among them, and nothing of what is right.
+    world.sql(&format!("alter table items enable always trigger \"{schema}:item:delete\"")).await;
+    let all = ["items", "free", "nowhere"].map(|table| format!("{schema}.{table}"));
+    let declared = all.clone().into_iter().chain(["no such; table".to_owned()]);
+    let a = world.build(|perto| perto, |cache| cache.tables(declared));
+    let said = a.perto.start().await.unwrap_err().to_string();
+    assert!(said.contains("no such; table") && all[1..].iter().all(|table| said.contains(table)), "{said}");
+    assert!(!said.contains(&all[0]), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_was_refused_succeeds_once_the_table_is_watched() {
+    let world = World::new().await;
+    let mut connection = PgConnection::connect(&world.database).await.unwrap();
+    let watch = world.watch("items", "item");
+    postgres::unwatch(&mut connection, &watch).await.unwrap();
+    let a = world.build(|perto| perto, |cache| cache);
+    a.perto.start().await.unwrap_err();
+    postgres::watch(&mut connection, &watch).await.unwrap();
+    a.perto.start().await.unwrap();
+    assert_eq!(a.perto.health().troubles, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_it_is_allowed_what_is_not_watched_is_a_trouble_of_its_cache() {
+    let world = World::new().await;
+    world.sql("create table free (id bigint)").await;
+    let names = ["free", "items", "nowhere"].map(|table| format!("{}.{table}", world.name));
+    let declared = names.clone();
+    let a = world.start_with(PertoBuilder::allow_unwatched, move |cache| cache.tables(declared)).await;
+    assert_eq!(a.unwatched(), [&names[0][..], &names[2]]);
+    assert!(
+        a.troubles(TroubleKind::Unwatched).iter().all(|trouble| trouble.cache.as_deref() == Some("item"))
+    );
+}
+
+/// By its own search path the loader may read either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_several_schemas_have_is_declared_with_its_schema() {
+    let world = World::new().await;
+    let (name, other) = (format!("t_{}", world.name), format!("{}_b", world.name));
+    let (one, two) = (format!("{}.{name}", world.name), format!("{other}.{name}"));
+    world.sql(&format!("create table {one} (id bigint)")).await;
+    let said = said_of(&world, &name).await;
+    assert!(said.contains("search path") && said.contains(&one), "found nowhere on it: {said}");
+    world.sql(&format!("create schema {other}; create table {two} (id bigint)")).await;
+    let said = said_of(&world, &name).await;
+    world.sql(&format!("drop schema {other} cascade")).await;
+    assert!(said.contains("several tables") && said.contains(&one) && said.contains(&two), "{said}");
+}
+
+/// As somebody does who makes a table anew each night: what was told of once is told of again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_was_mended_and_lost_again_is_told_from_one_that_was_lost_all_the_time() {
+    let world = World::new().await;
+    let mut connection = PgConnection::connect(&world.database).await.unwrap();
+    let log = postgres::log(&world.database, &world.name).unwrap();
+    let tables = [format!("{}.items", world.name)];
+    let mark = async || log.unwatched("item", &tables).await.unwrap().pop().unwrap().mark;
+    let drop_one = format!("drop trigger \"{}:item:delete\" on items", world.name);
+    world.sql(&drop_one).await;
+    let lost = mark().await;
+    assert_eq!(mark().await, lost, "nothing has happened");
+    let watch = world.watch("items", "item");
+    postgres::watch(&mut connection, &watch).await.unwrap();
+    assert_eq!(log.unwatched("item", &tables).await.unwrap(), []);
+    world.sql(&drop_one).await;
+    let again = mark().await;
+    assert_ne!(again, lost);
+    world.sql(&format!("alter table items disable trigger \"{}:item:insert\"", world.name)).await;
+    assert_ne!(mark().await, again);
+}
