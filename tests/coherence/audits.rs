@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::ring::{CACHE, Member, Ring, ms, some};
 
 /// A write where somebody has dropped the trigger.
-fn write_unlogged(postgres: &SimPostgres, key: u64, value: &str) {
+pub(crate) fn write_unlogged(postgres: &SimPostgres, key: u64, value: &str) {
     let mut transaction = postgres.begin();
     transaction.put_unlogged(CACHE, &key, &value).unwrap();
     transaction.commit().unwrap();

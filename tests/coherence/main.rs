@@ -21,4 +21,5 @@ mod remotes;
 mod replicas;
 mod ring;
 mod tokens;
+mod troubles;
 mod watching;

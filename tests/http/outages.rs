@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use perto::proxy::{Fault, FaultProxy};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
 
 use crate::command::{Database, Served, seeded};
 use crate::resources::CHAT;
 use crate::service::{Response, request};
 use crate::support::engines::{moved_to, place_of, redis_url};
+use crate::support::silencer::Silencer;
 use crate::support::wait::eventually;
 
 /// What is read and what is written, of each resource.
@@ -156,46 +154,6 @@ async fn a_slow_database_costs_a_request_its_limit_and_no_more() {
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
 }
 
-/// Passes connections on to Postgres until they are silenced: then they stay open and nothing comes, while new ones work.
-struct Silencer {
-    address: String,
-    silenced: watch::Sender<u64>,
-    opened: watch::Receiver<u64>,
-    _tasks: TaskTracker,
-}
-
-impl Silencer {
-    async fn start(server: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (silenced, seen) = watch::channel(0);
-        let (open, opened) = watch::channel(0);
-        let tasks = TaskTracker::new();
-        let passing = tasks.clone();
-        tasks.spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let (server, mut seen) = (server.clone(), seen.clone());
-                seen.mark_unchanged();
-                open.send_modify(|opened| *opened += 1);
-                passing.spawn(async move {
-                    let mut server = TcpStream::connect(server).await.unwrap();
-                    tokio::select! {
-                        _ended = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
-                        _silenced = seen.changed() => {}
-                    }
-                    // Both ends stay open.
-                    std::future::pending::<()>().await;
-                });
-            }
-        });
-        Self { address, silenced, opened, _tasks: tasks }
-    }
-
-    fn silence(&self) {
-        self.silenced.send_modify(|times| *times += 1);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_fall_silent_lose_their_places_in_no_pool() {
     let database = seeded();
@@ -229,9 +187,9 @@ async fn connections_that_fall_silent_lose_their_places_in_no_pool() {
         for _ in 0..2 {
             let before = answered.load(Ordering::Relaxed);
             eventually("requests go on", async || answered.load(Ordering::Relaxed) > before + 200).await;
-            let opened = *silencer.opened.borrow();
+            let opened = silencer.opened();
             silencer.silence();
-            eventually("there are new connections", async || *silencer.opened.borrow() > opened + 3).await;
+            eventually("there are new connections", async || silencer.opened() > opened + 3).await;
         }
     };
     tokio::select! {

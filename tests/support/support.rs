@@ -5,4 +5,5 @@ pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod servers;
+pub(crate) mod silencer;
 pub(crate) mod wait;
