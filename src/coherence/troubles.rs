@@ -141,6 +141,7 @@ impl Troubles {
     }
 
     /// How many last of a kind.
+    #[cfg(any(test, feature = "otel"))]
     pub(crate) fn count(&self, kind: TroubleKind) -> usize {
         self.lasting.lock().keys().filter(|subject| subject.kind == kind).count()
     }

@@ -74,7 +74,8 @@ async fn a_redis_that_does_not_answer_is_a_trouble_until_it_does() {
     ms(2_000).await;
     assert_eq!(lasting(&ring), []);
     let (mut begun, mut ended) = told(&mut events);
-    (begun.sort_unstable(), ended.sort_unstable());
+    begun.sort_unstable();
+    ended.sort_unstable();
     assert_eq!((begun, ended), (both.clone(), both), "once each");
     ring.end().await;
 }

@@ -19,7 +19,8 @@ async fn reads_its_own_writes(world: &World, sql: impl Fn(i64) -> String) {
     let (a, b) = (world.start().await, world.start().await);
     coherent([&a, &b]).await;
     for v in 1..=ROUNDS {
-        (a.fresh(1).await, b.fresh(1).await);
+        a.fresh(1).await;
+        b.fresh(1).await;
         let token = write(world, &a, sql(v)).await.unwrap().expect("it wrote a watched table");
         assert_eq!(a.fresh(1).await, Some(v), "on the writer's own instance");
         let read = b.items.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
@@ -119,7 +120,8 @@ async fn keys_invalidated_in_a_transaction_go_with_its_commit_and_stay_without()
             instance.fresh(id).await;
         }
     };
-    (warm(&a).await, warm(&b).await);
+    warm(&a).await;
+    warm(&b).await;
     let cached = |instance: &Instance| [1, 2, 3, 4].map(|id| instance.items.get_if_cached(&id).is_some());
 
     let given_up = a.perto.write(&world.pool, async |tx| {

@@ -3,7 +3,8 @@
 //! A name without a schema is looked up by the search path of the log's connection, which need not be that of the loader.
 //! So it counts only where no other table has that name.
 
-use sqlx::{Connection as _, FromRow, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
 
 use super::super::Unwatched;
 use super::watch::{EVENTS, trigger_name};
@@ -32,7 +33,7 @@ pub(super) async fn unwatched(
     Ok(found.into_iter().filter_map(|declared| declared.judge(schema, cache)).collect())
 }
 
-#[derive(Debug, FromRow)]
+#[derive(Debug)]
 struct Declared {
     name: String,
     /// What it stands for, with its schema.
@@ -46,6 +47,20 @@ struct Declared {
     lacking: Vec<String>,
     /// Changes whenever triggers are made, altered or dropped.
     mark: String,
+}
+
+impl FromRow<'_, PgRow> for Declared {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            name: row.try_get("name")?,
+            found: row.try_get("found")?,
+            is_table: row.try_get("is_table")?,
+            search_path: row.try_get("search_path")?,
+            namesakes: row.try_get("namesakes")?,
+            lacking: row.try_get("lacking")?,
+            mark: row.try_get("mark")?,
+        })
+    }
 }
 
 async fn find(
@@ -91,7 +106,7 @@ async fn find(
     Ok(found)
 }
 
-/// invalid_name, invalid_parameter_value, and feature_not_supported for the name of another database.
+/// `invalid_name`, `invalid_parameter_value`, `syntax_error`, and `feature_not_supported` for one of another database.
 fn is_about_a_name(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("42602" | "22023" | "0A000" | "42601"))
