@@ -158,6 +158,7 @@ async fn timely(
         Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
     };
     service.answered.record(method, response.status(), timed.elapsed());
+    service.fleet.writes.answered(method, response.status());
     response
 }
 

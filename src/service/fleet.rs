@@ -29,6 +29,7 @@ use redis::Redis;
 use report::{Gauge, Repaired, Start};
 use requests::Requests;
 use rows::Rows;
+use writes::Writes;
 
 mod alerts;
 mod counts;
@@ -41,6 +42,7 @@ mod requests;
 mod rows;
 mod times;
 mod upkeep;
+mod writes;
 
 pub(super) use alerts::Alert;
 pub(super) use counts::{Tallies, Tally};
@@ -54,6 +56,7 @@ pub(super) use upkeep::run;
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(super) requests: Requests,
+    pub(super) writes: Writes,
     start: Start,
     began: Instant,
     rows: Rows,

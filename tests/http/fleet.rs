@@ -19,6 +19,7 @@ use crate::support::wait::eventually;
 
 mod alerts;
 mod instances;
+mod troubles;
 
 const METRICS: &str = "/api/v1/cache/metrics";
 const OWN: &str = "/api/v1/cache/metrics?scope=instance";

@@ -196,3 +196,58 @@ async fn labels_are_few_whatever_is_asked_for() {
         assert!(name == "target_info" || unknown.is_empty(), "{name}: {unknown:?}");
     }
 }
+
+/// The table of what can be wrong: whoever is woken by one name finds the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_state_of_the_table_has_the_alert_the_metric_the_line_and_the_check_that_it_names() {
+    let read =
+        |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let (operations, api) = (read("docs/OPERATIONS.md"), read("docs/API.md"));
+    let doctor: String =
+        ["declared", "keys", "postgres", "redis", "redis/scripts", "replication", "settings", "tables"]
+            .map(|file| read(&format!("src/cli/doctor/{file}.rs")))
+            .concat();
+    let database = seeded();
+    let a = Served::start(&database, "a");
+    request(&a, "GET", "/api/v1/companies/1", "", "").await;
+    let (_, families) = scrape(&a).await;
+    let (_, table) = operations.split_once("| State | Alert | Metric | Log | Doctor |\n").unwrap();
+    let rows: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 20, "{}", rows.len());
+    let is_trouble = |name: &str| perto::TroubleKind::ALL.iter().any(|kind| kind.name() == name);
+    let mut told = BTreeSet::new();
+    for row in rows {
+        let cells: Vec<Vec<&str>> =
+            row.split(" |").skip(1).map(|cell| cell.split('`').skip(1).step_by(2).collect()).collect();
+        let [alerts, metrics, lines, checks, ..] = &cells[..] else { panic!("{row}") };
+        assert!(!alerts.is_empty() && !metrics.is_empty(), "{row}");
+        for alert in alerts {
+            assert!(api.contains(&format!("\n| `{alert}` |")), "docs/API.md has no {alert}");
+            assert!(operations.contains(&format!("\n### {alert}\n")), "there is no runbook of {alert}");
+            told.insert(*alert);
+        }
+        for metric in metrics {
+            assert!(families.contains_key(*metric), "there is no metric {metric}");
+            assert!(
+                operations.matches(&format!("`{metric}")).count() > 1,
+                "{metric} is not in the table of metrics"
+            );
+        }
+        for line in lines {
+            let (kind, name) = line.split_once('=').unwrap();
+            assert!(alerts.contains(&name), "{line} is of another row");
+            assert_eq!(kind == "trouble", is_trouble(name), "{line}");
+        }
+        for check in checks {
+            let quoted = format!("\"{check}\"");
+            assert!(doctor.contains(&quoted), "the doctor has no check {check}");
+        }
+    }
+    for kind in perto::TroubleKind::ALL {
+        assert!(told.contains(kind.name()), "the table says nothing of {kind}");
+        assert!(
+            sum(&families, "perto_troubles", "perto_kind", kind.name()) == 0.0,
+            "{kind} in a new instance"
+        );
+    }
+}

@@ -2,15 +2,20 @@
 //!
 //! [`judge`] is pure: samples in, alerts out. `docs/API.md` has the table of alerts.
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
+use perto::TroubleKind;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::requests::Minute;
 use crate::service::settings::AlertSettings;
+
+mod troubles;
+
+pub(crate) use troubles::Lasting;
 
 /// Of hit rates.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -22,6 +27,27 @@ const RECENTLY: Duration = Duration::from_secs(10);
 const OLD_LEASE: f64 = 80.0;
 
 const MEMORY: &str = "redis-memory-high";
+/// Fewer writes that failed say nothing: one may have met another.
+const LEAST_FAILED: u64 = 3;
+/// Heartbeats that could not be written in a row.
+const LEAST_SILENT: u32 = 3;
+
+/// Those that are judged here; besides them there is one for each kind of trouble, by its name. `docs/API.md` and
+/// `docs/OPERATIONS.md` have each of them, and so do the dashboard and Prometheus' rules.
+#[cfg(test)]
+const NAMES: [&str; 11] = [
+    "hit-rate-low",
+    MEMORY,
+    "postgres-pool-exhausted",
+    "postgres-pool-unusable",
+    "responses-slow",
+    "instance-not-coherent",
+    "staleness-near-bound",
+    "invalidation-repaired",
+    "writes-failing",
+    "traces-lost",
+    "instance-silent",
+];
 
 /// What an instance sees of itself at one moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,10 +63,31 @@ pub(crate) struct Sample {
     pub(crate) redis_percent: Option<f64>,
     /// The pools that had no connection to give.
     pub(crate) exhausted: Vec<&'static str>,
+    /// The pools whose connections are of no use, and why.
+    pub(crate) unusable: Vec<(&'static str, String)>,
+    pub(crate) writes: Writes,
+    /// Spans that could not be sent, since the start.
+    pub(crate) spans_failed: u64,
+    /// By the wall clock, as troubles are told.
+    pub(crate) now: SystemTime,
+    pub(crate) troubles: Vec<Lasting>,
     pub(crate) responses: Minute,
     pub(crate) state: perto::State,
     /// Age of the lease, in percent of the bound.
     pub(crate) lease_percent: f64,
+}
+
+/// Writes as the sample sees them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Writes {
+    /// Requests that write and were answered, since the start.
+    pub(crate) done: u64,
+    /// Those that failed for no fault of who asked.
+    pub(crate) failed: u64,
+    /// Heartbeats that could not be written, in a row.
+    pub(crate) silent: u32,
+    /// Why the last of these could not.
+    pub(crate) why: String,
 }
 
 /// What is too much.
@@ -54,8 +101,11 @@ pub(crate) struct Thresholds {
 /// Something to look at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Alert {
-    /// Stable, for programs: `hit-rate-low`, `redis-memory-high`, `postgres-pool-exhausted`, `responses-slow`,
-    /// `instance-not-coherent`, `staleness-near-bound`, `invalidation-repaired`, `instance-silent`.
+    /// Stable, for programs: `hit-rate-low`, `redis-memory-high`, `postgres-pool-exhausted`, `postgres-pool-unusable`,
+    /// `responses-slow`, `instance-not-coherent`, `staleness-near-bound`, `invalidation-repaired`, `writes-failing`, `traces-lost`,
+    /// `instance-silent`, and one for each kind of trouble: `unwatched`, `key-fails`, `keys-differ`, `values-unstorable`,
+    /// `log-unreadable`, `log-not-trimmed`, `loads-failing`, `redis-unusable`, `fills-refused`, `hints-refused`,
+    /// `hints-not-received`, `audit-violation`.
     pub(crate) name: String,
     pub(crate) severity: Severity,
     /// Who says so; of `instance-silent`, who doesn't.
@@ -103,11 +153,13 @@ pub(crate) struct Alerts {
     thresholds: Thresholds,
     seen: VecDeque<Sample>,
     active: Vec<Alert>,
+    /// When the log was told last that one began, and whether it was told that it is over.
+    told: HashMap<String, (Duration, bool)>,
 }
 
 impl Alerts {
-    pub(crate) const fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, seen: VecDeque::new(), active: Vec::new() }
+    pub(crate) fn new(thresholds: Thresholds) -> Self {
+        Self { thresholds, seen: VecDeque::new(), active: Vec::new(), told: HashMap::new() }
     }
 
     pub(crate) fn active(&self) -> &[Alert] {
@@ -119,6 +171,7 @@ impl Alerts {
         while self.seen.front().is_some_and(|first| sample.at.saturating_sub(first.at) > kept) {
             self.seen.pop_front();
         }
+        let at = sample.at;
         self.seen.push_back(sample);
         let raised = judge(self.seen.make_contiguous(), &self.thresholds);
         let before = std::mem::take(&mut self.active);
@@ -133,6 +186,26 @@ impl Alerts {
             detail: raised.detail,
         };
         self.active = raised.into_iter().map(alert).collect();
+        self.tell(&before, at);
+    }
+
+    /// A line in the log when one begins, and when it is over: once a minute for each. The library tells of troubles.
+    fn tell(&mut self, before: &[Alert], at: Duration) {
+        let is_trouble = |alert: &&Alert| TroubleKind::ALL.iter().any(|kind| kind.name() == alert.name);
+        let was = |alert: &&Alert, all: &[Alert]| all.iter().any(|other| other.name == alert.name);
+        for alert in self.active.iter().filter(|alert| !is_trouble(alert) && !was(alert, before)) {
+            let told = self.told.get(&alert.name);
+            if told.is_none_or(|(last, _)| at.saturating_sub(*last) >= MINUTE) {
+                tracing::warn!(alert = alert.name, detail = alert.detail, "alert");
+                self.told.insert(alert.name.clone(), (at, false));
+            }
+        }
+        for alert in before.iter().filter(|alert| !was(alert, &self.active)) {
+            if let Some((_, over)) = self.told.get_mut(&alert.name).filter(|(_, over)| !over) {
+                tracing::info!(alert = alert.name, "alert is over");
+                *over = true;
+            }
+        }
     }
 }
 
@@ -146,6 +219,8 @@ pub(crate) fn once_a_server(alerts: &mut Vec<Alert>) {
 fn judge(seen: &[Sample], thresholds: &Thresholds) -> Vec<Raised> {
     let Some(now) = seen.last() else { return Vec::new() };
     let window = Window { seen, now };
+    let before = seen.iter().rev().nth(1).map_or(&[][..], |before| &before.troubles);
+    let troubles = troubles::raised(before, &now.troubles, now.now);
     let all = [
         window.coherence(thresholds.redis),
         window.staleness(),
@@ -154,8 +229,11 @@ fn judge(seen: &[Sample], thresholds: &Thresholds) -> Vec<Raised> {
         window.hit_rate(thresholds.settings.hit_rate),
         window.memory(thresholds.settings.redis_memory),
         window.repairs(thresholds.settings.repaired_for),
+        window.unusable(),
+        window.writes(),
+        window.traces(),
     ];
-    all.into_iter().flatten().collect()
+    all.into_iter().flatten().chain(troubles).collect()
 }
 
 struct Window<'a> {
@@ -227,6 +305,56 @@ impl Window<'_> {
             detail: format!(
                 "all connections for {which} were in use, and others waited: look for slow statements"
             ),
+        })
+    }
+
+    /// Seen twice: a new connection may take its time.
+    fn unusable(&self) -> Option<Raised> {
+        let seen = || self.last(RECENTLY).filter(|sample| !sample.unusable.is_empty());
+        let times = seen().count();
+        let (which, why) = seen().next_back().filter(|_| times >= 2)?.unusable.first()?;
+        Some(Raised {
+            name: "postgres-pool-unusable",
+            severity: Severity::Critical,
+            value: f64::from(u32::try_from(times).unwrap_or(u32::MAX)),
+            threshold: 0.0,
+            unit: Unit::Times,
+            detail: format!("Postgres gives no connection for {which}: {why}"),
+        })
+    }
+
+    /// Of what requests write, and of this instance's own heartbeat: so it is seen where nobody writes, too.
+    fn writes(&self) -> Option<Raised> {
+        let Writes { silent, why, .. } = &self.now.writes;
+        let failed = self.rise(MINUTE, |sample| sample.writes.failed);
+        let done = self.rise(MINUTE, |sample| sample.writes.done);
+        let many = failed >= LEAST_FAILED && failed > done;
+        let detail = match (*silent >= LEAST_SILENT, many) {
+            (true, _) => format!("nothing can be written since {silent} heartbeats: {why}"),
+            (false, true) => {
+                format!("{failed} of {} writes of the last minute failed: see the log", failed + done)
+            }
+            (false, false) => return None,
+        };
+        Some(Raised {
+            name: "writes-failing",
+            severity: Severity::Critical,
+            value: if many { f64::from(u32::try_from(failed).unwrap_or(u32::MAX)) } else { (*silent).into() },
+            threshold: 0.0,
+            unit: Unit::Times,
+            detail,
+        })
+    }
+
+    fn traces(&self) -> Option<Raised> {
+        let lost = self.rise(MINUTE, |sample| sample.spans_failed);
+        (lost > 0).then(|| Raised {
+            name: "traces-lost",
+            severity: Severity::Warning,
+            value: f64::from(u32::try_from(lost).unwrap_or(u32::MAX)),
+            threshold: 0.0,
+            unit: Unit::Times,
+            detail: format!("{lost} spans of the last minute could not be sent to the collector"),
         })
     }
 

@@ -170,6 +170,17 @@ pub(crate) struct Gauge {
     pub(crate) what: &'static str,
     pub(crate) pool: PgPool,
     exhausted: AtomicU64,
+    unusable: AtomicU64,
+}
+
+/// What a look at a pool has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    Connection,
+    /// All are in use, and nobody gets one.
+    None,
+    /// Postgres gives none: it has no place, or refuses the role or its password.
+    Refusal(String),
 }
 
 /// The state of one that says nothing.
@@ -177,19 +188,38 @@ pub(crate) const SILENT: &str = "silent";
 
 /// How long nobody gets a connection where there is none.
 const NONE_FOR: Duration = Duration::from_millis(100);
+/// How much longer a new one may take.
+const NO_NEW_FOR: Duration = Duration::from_millis(400);
 
 impl Gauge {
     pub(crate) const fn new(what: &'static str, pool: PgPool) -> Self {
-        Self { what, pool, exhausted: AtomicU64::new(0) }
+        Self { what, pool, exhausted: AtomicU64::new(0), unusable: AtomicU64::new(0) }
     }
 
-    /// Stands in line like any other, where there seems to be one.
-    pub(crate) async fn is_exhausted(&self) -> bool {
+    /// Stands in line like any other, where there is no idle one.
+    pub(crate) async fn look(&self) -> Found {
         let full = || self.pool.size() >= self.max() && self.pool.num_idle() == 0;
+        if self.pool.num_idle() > 0 {
+            return Found::Connection;
+        }
         let pool = postgres::Pool::new(&self.pool);
-        let exhausted = full() && tokio::time::timeout(NONE_FOR, pool.lend()).await.is_err() && full();
-        self.exhausted.fetch_add(exhausted.into(), Ordering::Relaxed);
-        exhausted
+        let mut lending = std::pin::pin!(pool.lend());
+        let mut lent = tokio::time::timeout(NONE_FOR, &mut lending).await;
+        if lent.is_err() {
+            if full() {
+                self.exhausted.fetch_add(1, Ordering::Relaxed);
+                return Found::None;
+            }
+            // There is room, and nothing comes: a pool tries again for as long as Postgres has no place.
+            lent = tokio::time::timeout(NO_NEW_FOR, lending).await;
+        }
+        let why = match lent {
+            Ok(Ok(_)) => return Found::Connection,
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => "it gives no new one, and says nothing: perhaps it has no place left".to_owned(),
+        };
+        self.unusable.fetch_add(1, Ordering::Relaxed);
+        Found::Refusal(why)
     }
 
     pub(crate) fn max(&self) -> u32 {
@@ -205,6 +235,10 @@ impl Gauge {
 
     pub(crate) fn exhausted(&self) -> u64 {
         self.exhausted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn unusable(&self) -> u64 {
+        self.unusable.load(Ordering::Relaxed)
     }
 
     fn shown(&self) -> Pool {

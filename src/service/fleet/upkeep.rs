@@ -1,20 +1,21 @@
 //! What an instance does by itself, once a second: it looks how it is, and says so in its row. It must go on whatever hangs.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::alerts::{Alerts, Sample, Thresholds};
+use super::alerts::{Alerts, Lasting, Sample, Thresholds};
 use super::counts::Tallies;
 use super::others::Others;
 use super::redis::Redis;
-use super::report::{Gauge, Repaired, Report, Start};
+use super::report::{Found, Gauge, Repaired, Report, Start};
 use super::requests::Requests;
 use super::rows::{Beat, Rows};
 use super::times::Times;
+use super::writes::Writes;
 use super::{Baseline, Fleet};
 use crate::service::dashboard;
 use crate::service::database::Database;
@@ -24,9 +25,9 @@ use crate::service::{Pools, Service};
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often Redis is asked, where nobody else does.
 const REDIS: Duration = Duration::from_secs(5);
-/// How often tenants that have been quiet are forgotten.
 /// How long to look whether there are keys.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often tenants that have been quiet are forgotten.
 const SWEEP: Duration = Duration::from_mins(1);
 /// Statements a minute that delete what has expired.
 const EXPIRIES: usize = 100;
@@ -45,6 +46,7 @@ impl Fleet {
         let thresholds = Thresholds { settings: settings.alerts.clone(), redis: redis.is_configured() };
         Ok(Self {
             requests: Requests::new(settings.alerts.response_time),
+            writes: Writes::default(),
             start: Start {
                 id: Uuid::new_v4(),
                 name: settings.instance.clone(),
@@ -121,9 +123,15 @@ async fn close(service: &Service) {
 async fn sample(service: &Service) -> Sample {
     let fleet = &service.fleet;
     let (redis, requests, loads) =
-        tokio::join!(fleet.redis.info(REDIS), fleet.gauges[0].is_exhausted(), fleet.gauges[1].is_exhausted());
-    let exhausted = fleet.gauges.iter().zip([requests, loads]).filter(|(_, exhausted)| *exhausted);
-    let exhausted = exhausted.map(|(gauge, _)| gauge.what).collect();
+        tokio::join!(fleet.redis.info(REDIS), fleet.gauges[0].look(), fleet.gauges[1].look());
+    let (mut exhausted, mut unusable) = (Vec::new(), Vec::new());
+    for (gauge, found) in fleet.gauges.iter().zip([requests, loads]) {
+        match found {
+            Found::Connection => {}
+            Found::None => exhausted.push(gauge.what),
+            Found::Refusal(why) => unusable.push((gauge.what, why)),
+        }
+    }
     let counts = Tallies::now(service).overall().counts;
     let (health, bound) = (service.perto.health(), service.settings.bound);
     Sample {
@@ -133,6 +141,11 @@ async fn sample(service: &Service) -> Sample {
         repairs: fleet.repaired.look(&service.perto.stats()),
         redis_percent: redis.and_then(|info| info.memory_percent),
         exhausted,
+        unusable,
+        writes: fleet.writes.seen(),
+        spans_failed: service.telemetry.spans_failed(),
+        now: SystemTime::now(),
+        troubles: health.troubles.iter().map(Lasting::from).collect(),
         responses: fleet.requests.minute(),
         state: health.state,
         lease_percent: (bound.saturating_sub(health.lease_left)).as_secs_f64() / bound.as_secs_f64() * 100.0,
@@ -196,7 +209,9 @@ pub(crate) async fn beat_once(service: &Service) -> Result<i64, Box<dyn std::err
     let (report, generation) = fleet.report(service);
     let figures = serde_json::to_string::<Report>(&report)?;
     let Start { id, name, at, .. } = &fleet.start;
-    let heard = fleet.rows.beat(Beat { id: *id, name, started_at: *at, generation, figures }).await?;
+    let written = fleet.rows.beat(Beat { id: *id, name, started_at: *at, generation, figures }).await;
+    fleet.writes.beat(written.as_ref().map(drop));
+    let heard = written?;
     if fleet.begin_anew(service, heard.generation) {
         // Whoever made the reset waits for this.
         fleet.changed.notify_one();

@@ -55,6 +55,7 @@ pub(crate) fn begin(service: &Arc<Service>) {
     let of = Of { service: Arc::downgrade(service), meter };
     of.service.upgrade().iter().for_each(|service| service.perto.instrument(&of.meter));
     pools(&of);
+    writes(&of);
     redis(&of);
     of.gauge("perto.imports.running", "", "Imports that this instance works on.", |service, observed| {
         observed.observe(count(&service.imports.worked.running), &[]);
@@ -100,6 +101,28 @@ fn pools(of: &Of) {
             observed.observe(gauge.exhausted(), &[KeyValue::new(POOL, gauge.what)]);
         }
     });
+    let help = "Times that, looking once a second, Postgres gave no connection: it has no place, or refuses the role.";
+    of.counter("perto.pool.unusable", help, |service, observed| {
+        for gauge in &service.fleet.gauges {
+            observed.observe(gauge.unusable(), &[KeyValue::new(POOL, gauge.what)]);
+        }
+    });
+}
+
+/// Requests that write, and the heartbeats, which an instance writes by itself.
+fn writes(of: &Of) {
+    let help = "Requests that may write, all but GET: answered, or failed for no fault of who asked.";
+    of.counter("perto.writes", help, |service, observed| {
+        let writes = &service.fleet.writes;
+        observed.observe(count(&writes.done), &[KeyValue::new(OUTCOME, "ok")]);
+        observed.observe(count(&writes.failed), &[KeyValue::new(OUTCOME, "error")]);
+    });
+    let help = "Heartbeats, one a second: rows that this instance wrote, or could not write.";
+    of.counter("perto.heartbeats", help, |service, observed| {
+        let writes = &service.fleet.writes;
+        observed.observe(count(&writes.beats), &[KeyValue::new(OUTCOME, "ok")]);
+        observed.observe(count(&writes.beats_failed), &[KeyValue::new(OUTCOME, "error")]);
+    });
 }
 
 /// As it said within the last seconds: whoever collects does not ask it.
@@ -122,6 +145,13 @@ fn redis(of: &Of) {
     of.ratio("perto.redis.memory", help, |service| service.fleet.redis.last()?.memory_percent);
     let help = "Keys that were there, of those looked up, since the start of Redis, whoever asked.";
     of.ratio("perto.redis.hit", help, |service| service.fleet.redis.last()?.hit_percent);
+}
+
+impl Telemetry {
+    /// Spans that could not be sent, since the start.
+    pub(crate) fn spans_failed(&self) -> u64 {
+        count(&self.spans.failed)
+    }
 }
 
 fn count(counter: &AtomicU64) -> u64 {

@@ -23,6 +23,11 @@ fn well(second: u64) -> Sample {
         repairs: 0,
         redis_percent: Some(80.0),
         exhausted: Vec::new(),
+        unusable: Vec::new(),
+        writes: Writes::default(),
+        spans_failed: 0,
+        now: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
+        troubles: Vec::new(),
         responses: Minute { count: 100, slow: 1, p50: Duration::ZERO, p99: Duration::from_secs(2) },
         state: State::Coherent,
         lease_percent: 80.0,
@@ -142,4 +147,111 @@ fn an_alert_keeps_its_beginning_for_as_long_as_it_lasts() {
         alerts.see(well(second), "a", at(0));
     }
     assert_eq!(alerts.seen.len(), 301, "five minutes of samples");
+}
+
+#[test]
+fn a_pool_to_which_postgres_gives_nothing_is_told_of_once_it_was_seen_twice_in_ten_seconds() {
+    let refused = |second| Sample { unusable: vec![("loads", "no place".to_owned())], ..well(second) };
+    assert!(names(&[refused(1), well(2)]).is_empty(), "once");
+    assert_eq!(names(&[refused(1), refused(2), well(11)]), ["postgres-pool-unusable"]);
+    let raised = judge(&[refused(1), refused(2)], &thresholds()).remove(0);
+    assert!(raised.value == 2.0 && raised.detail.contains("for loads: no place"), "{}", raised.detail);
+    assert!(names(&[refused(1), refused(2), well(12)]).is_empty());
+}
+
+#[test]
+fn writes_fail_where_three_and_more_than_half_of_a_minute_do_or_three_heartbeats_in_a_row() {
+    let counted = |second, done, failed| Sample {
+        writes: Writes { done, failed, ..Writes::default() },
+        ..well(second)
+    };
+    let before = counted(1, 100, 100);
+    assert_eq!(names(&[before.clone(), counted(2, 102, 103)]), ["writes-failing"]);
+    assert!(names(&[before.clone(), counted(2, 103, 103)]).is_empty(), "half of them");
+    assert!(names(&[before.clone(), counted(2, 100, 102)]).is_empty(), "two say nothing");
+    assert!(names(&[before, counted(61, 100, 103), counted(122, 100, 103)]).is_empty(), "a minute ago");
+    let silent = |silent| {
+        let writes = Writes { silent, why: "read-only".to_owned(), ..Writes::default() };
+        [Sample { writes, ..well(1) }]
+    };
+    assert!(names(&silent(2)).is_empty());
+    assert_eq!(names(&silent(3)), ["writes-failing"]);
+    let raised = judge(&silent(4), &thresholds()).remove(0);
+    assert!(raised.value == 4.0 && raised.detail.contains("4 heartbeats: read-only"), "{}", raised.detail);
+}
+
+#[test]
+fn spans_that_could_not_be_sent_are_told_of_for_a_minute() {
+    let lost = |second, spans_failed| Sample { spans_failed, ..well(second) };
+    assert_eq!(names(&[lost(1, 5), lost(2, 6), lost(61, 6)]), ["traces-lost"]);
+    assert!(names(&[lost(1, 5), lost(2, 6), lost(62, 6)]).is_empty());
+}
+
+#[test]
+fn the_troubles_of_a_kind_are_one_alert_once_two_samples_have_them() {
+    let lasting = |kind, detail: &str, second| Lasting {
+        kind,
+        detail: detail.to_owned(),
+        since: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
+    };
+    let with = |second, troubles: &[Lasting]| Sample { troubles: troubles.to_vec(), ..well(second) };
+    let unwatched: Vec<Lasting> =
+        (1..=5).map(|n| lasting(TroubleKind::Unwatched, &format!("table {n}"), 10 - n)).collect();
+    let refused = lasting(TroubleKind::FillsRefused, "NOPERM", 9);
+    assert!(names(&[well(10), with(11, &unwatched)]).is_empty(), "once");
+    assert!(names(&[with(11, &unwatched), well(12)]).is_empty(), "no more");
+    let all = [&unwatched[..], &[refused]].concat();
+    let raised = judge(&[with(11, &unwatched), with(12, &all), with(15, &all)], &thresholds());
+    assert_eq!(raised.len(), 2);
+    assert_eq!(
+        (raised[0].name, raised[0].severity, raised[0].value),
+        ("unwatched", Severity::Critical, 10.0)
+    );
+    assert_eq!(raised[0].detail, "table 1; table 2; table 3; and 2 more");
+    assert_eq!((raised[1].name, raised[1].severity), ("fills-refused", Severity::Warning));
+}
+
+#[test]
+fn each_alert_begins_and_ends_with_a_line_at_most_once_a_minute() {
+    let mut alerts = Alerts::new(thresholds());
+    let told = |alerts: &Alerts| alerts.told.get("redis-memory-high").copied();
+    let high = |second| Sample { redis_percent: Some(90.0), ..well(second) };
+    let at = DateTime::from_timestamp(0, 0).unwrap();
+    alerts.see(high(1), "a", at);
+    assert_eq!(told(&alerts), Some((Duration::from_secs(1), false)));
+    alerts.see(well(2), "a", at);
+    assert_eq!(told(&alerts), Some((Duration::from_secs(1), true)));
+    for second in 3..61 {
+        let sample = if second % 2 == 0 { well(second) } else { high(second) };
+        alerts.see(sample, "a", at);
+        assert_eq!(told(&alerts), Some((Duration::from_secs(1), true)), "{second}");
+    }
+    alerts.see(high(61), "a", at);
+    assert_eq!(told(&alerts), Some((Duration::from_secs(61), false)));
+}
+
+/// A name that is missing somewhere is found at night.
+#[test]
+fn each_alert_is_in_the_api_the_runbooks_the_dashboard_and_the_rules() {
+    let read = |path: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let (api, runbooks) = (read("docs/API.md"), read("docs/OPERATIONS.md"));
+    let (page, rules) = (read("web/alerts.js"), read("otel/prometheus/rules.yml"));
+    let described = read("src/service/fleet/alerts.rs");
+    for name in NAMES.into_iter().chain(TroubleKind::ALL.iter().map(|kind| kind.name())) {
+        assert!(described.contains(&format!("`{name}`")), "the field `name` says nothing of {name}");
+        assert!(api.contains(&format!("| `{name}` |")), "docs/API.md has no row for {name}");
+        assert!(page.contains(&format!("  \"{name}\": ")), "web/alerts.js says nothing of {name}");
+        let (_, runbook) =
+            runbooks.split_once(&format!("\n### {name}\n")).unwrap_or_else(|| panic!("no runbook of {name}"));
+        let runbook = runbook.split("\n### ").next().unwrap();
+        for part in ["**Meaning**", "**Look**", "**Do**"] {
+            assert!(runbook.contains(part), "the runbook of {name} has no {part}");
+        }
+        let words = name.split('-').map(|word| format!("{}{}", word[..1].to_uppercase(), &word[1..]));
+        let rule = format!("alert: Perto{}\n", words.collect::<String>());
+        assert!(rules.contains(&rule), "no rule: {rule}");
+    }
 }
