@@ -33,6 +33,7 @@ use crate::trace::{Kind, Span, Trace};
 use crate::wire::{Change, Hint};
 
 pub(crate) mod builder;
+mod declared;
 pub(crate) mod fills;
 mod loads;
 mod upkeep;
@@ -42,6 +43,7 @@ use loads::FailedLoads;
 use watching::Watching;
 
 pub use builder::PertoBuilder;
+pub use declared::Declared;
 
 /// How long a tombstone stays. It only has to outlive fills that were under way; nothing rests on it.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);

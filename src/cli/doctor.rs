@@ -1,7 +1,9 @@
 //! `perto doctor`: looks at Postgres and Redis as they are configured, says what is wrong, and how to mend it.
 //!
-//! Reads only. Each check has a limit in time and stands alone: one that fails is one more finding.
+//! Reads only, but for a key of its own in Redis, which it removes. Each check has a limit in time and stands alone: one that
+//! fails is one more finding.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -12,8 +14,12 @@ use serde_json::json;
 use super::columns::{WIDTH, wrapped};
 use super::connect::Database;
 
+mod declared;
+mod keys;
 mod postgres;
 mod redis;
+mod replication;
+mod settings;
 mod tables;
 
 /// Of one check, connecting included.
@@ -28,6 +34,12 @@ pub(crate) struct Doctor {
     /// URL of a replica that loaders read, to look at too
     #[arg(long, value_name = "URL")]
     replica: Option<String>,
+    /// What a program's caches declare, to look whether it is watched: JSON, as `Perto::declared()` gives it
+    #[arg(long, value_name = "FILE")]
+    declared: Option<PathBuf>,
+    /// The app whose keys and channel in Redis to try
+    #[arg(long, default_value = "service")]
+    app: String,
     /// Tell of transactions that have been open for longer
     #[arg(long, default_value = "5m", value_parser = super::duration, value_name = "TIME")]
     long: Duration,
@@ -104,8 +116,10 @@ impl Doctor {
         self.database.options()?;
         // Before it stands in any SQL.
         perto::postgres::log(self.database.url()?, &self.schema)?;
-        let mut findings = postgres::look(&self).await;
-        findings.extend(redis::look(self.redis_url.as_deref().filter(|url| !url.is_empty())).await);
+        let declared = self.declared.as_deref().map(declared::read).transpose()?;
+        let mut findings = postgres::look(&self, declared.as_deref()).await;
+        let redis_url = self.redis_url.as_deref().filter(|url| !url.is_empty());
+        findings.extend(redis::look(redis_url, &self.app).await);
         let worst = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
         if self.json {
             super::say(&json!({ "state": worst, "checks": findings }).to_string());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
+use perto::postgres::Watched;
 use perto::{Clock, InRemote, MAX_KEY_BYTES, Snapshot, SystemClock};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -80,7 +81,9 @@ impl Inspect {
             bail!("KEY: longer than {MAX_KEY_BYTES} bytes");
         }
         let mut connection = self.database.connect().await?;
-        self.cache = self.cache_of_table(&mut connection).await?.unwrap_or(self.cache);
+        let watched =
+            perto::postgres::watched(&mut connection, &self.schema).await.context("DATABASE_URL")?;
+        self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
         let log = self.read_log(&mut connection).await?;
         let remote = self.read_remote(log.epoch).await;
         let mut instances = Vec::with_capacity(self.instances.len());
@@ -88,6 +91,11 @@ impl Inspect {
             // Without what may be a password.
             let place = host_and_port(url, 80).unwrap_or_else(|| "--instance".to_owned());
             instances.push((place, self.ask(url).await));
+        }
+        let answered = instances.iter().any(|(_, seen)| seen.is_ok());
+        let held = remote.holds.as_ref().is_ok_and(|holds| !matches!(holds, InRemote::Nothing));
+        if !answered && !held && log.rows.is_empty() {
+            self.is_watched(&watched)?;
         }
         if self.json {
             super::say(&self.document(&log, &remote, &instances).to_string());
@@ -98,29 +106,43 @@ impl Inspect {
     }
 
     /// A cache is often called otherwise than its table.
-    async fn cache_of_table(&self, connection: &mut PgConnection) -> anyhow::Result<Option<String>> {
-        let watched = perto::postgres::watched(connection, &self.schema).await.context("DATABASE_URL")?;
-        let known = |watched: &&perto::postgres::Watched| watched.watch.cache == self.cache;
-        if watched.iter().any(|watched| known(&watched)) {
+    fn cache_of_table(&self, watched: &[Watched]) -> anyhow::Result<Option<String>> {
+        if watched.iter().any(|watched| watched.watch.cache == self.cache) {
             return Ok(None);
         }
-        let of_table = |name: &str| {
-            name == self.cache || name.split_once('.').is_some_and(|(_, name)| name == self.cache)
+        let of_table = |name: &String| {
+            *name == self.cache || name.split_once('.').is_some_and(|(_, name)| name == self.cache)
         };
-        let mut caches: Vec<String> = watched
-            .into_iter()
-            .filter(|watched| watched.tables.iter().any(|name| of_table(name)))
-            .map(|watched| watched.watch.cache)
+        let mut caches: Vec<&str> = watched
+            .iter()
+            .filter(|watched| watched.tables.iter().any(of_table))
+            .map(|watched| watched.watch.cache.as_str())
             .collect();
         caches.dedup();
-        match caches.len() {
-            0 | 1 => Ok(caches.pop()),
+        match caches[..] {
+            [] => Ok(None),
+            [cache] => Ok(Some(cache.to_owned())),
             _ => bail!(
                 "CACHE: the table {} is watched for {}: name one of them",
                 self.cache,
                 caches.join(", ")
             ),
         }
+    }
+
+    /// That it is a cache at all, where nobody knows anything of the key: one may be computed, and have no table.
+    fn is_watched(&self, watched: &[Watched]) -> anyhow::Result<()> {
+        let mut caches: Vec<&str> = watched.iter().map(|watched| watched.watch.cache.as_str()).collect();
+        caches.dedup();
+        if caches.contains(&self.cache.as_str()) {
+            return Ok(());
+        }
+        let caches = if caches.is_empty() { "none".to_owned() } else { caches.join(", ") };
+        bail!(
+            "CACHE: nothing is watched for a cache {:?}, and neither Redis nor an instance knows it; watched are: {caches}. Of a \
+             cache without tables, ask an instance by --instance",
+            self.cache
+        )
     }
 
     async fn read_log(&self, connection: &mut PgConnection) -> anyhow::Result<Log> {

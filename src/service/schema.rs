@@ -21,6 +21,11 @@ pub(crate) const WATCHED: [(&str, &str, &str); 8] = [
     ("api_keys", keys::CACHE, "encode(hash, 'hex')"),
 ];
 
+/// The version of the service's tables that this program needs.
+pub(crate) fn last_migration() -> i64 {
+    sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
 /// Makes or upgrades everything. Watching again is harmless: it clears the caches once.
 pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
     sqlx::migrate!().run(&mut *connection).await.context("DATABASE_URL: migrate the service's tables")?;

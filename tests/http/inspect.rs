@@ -136,3 +136,17 @@ async fn what_cannot_be_asked_is_said_in_its_row() {
     assert!(table.contains("REDIS_URL: 127.0.0.1:1 can't be reached"), "{table}");
     assert!(!table.contains("s3cret"), "{table}");
 }
+
+#[test]
+fn a_cache_that_nobody_knows_is_refused_with_those_that_there_are() {
+    let database = Database::new();
+    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    let output = perto(&database.url, &redis_url()).args(["inspect", "nosuch", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && output.stdout.is_empty(), "{said}");
+    assert!(
+        said.contains("\"nosuch\"") && said.contains("api_key, company, contact, contact_by_phone"),
+        "{said}"
+    );
+    succeed(perto(&database.url, &redis_url()).args(["inspect", "company", "1"]));
+}

@@ -9,7 +9,8 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use super::super::columns::{bytes, time};
 use super::super::connect::Database;
 use super::super::serve;
-use super::{Doctor, Finding, Findings, State, limited, tables};
+use super::declared::{self, Declared};
+use super::{Doctor, Finding, Findings, State, limited, replication, settings, tables};
 
 /// The oldest that has what the log needs.
 const OLDEST: i32 = 130_000;
@@ -18,16 +19,15 @@ const TICK_OVERDUE: Duration = Duration::from_secs(5 * 60);
 /// A replica that is further behind makes loads go to the primary.
 const MOST_LAG: Duration = Duration::from_secs(1);
 
-/// A connection that reads, and waits for nothing.
+/// A connection that reads, and waits for nothing. Queries of the catalogue run once: to compile them takes seconds.
 pub(super) async fn reading(database: &Database) -> anyhow::Result<PgConnection> {
     let mut connection = database.connect().await?;
-    let settings =
-        "set default_transaction_read_only = on; set statement_timeout = '4s'; set lock_timeout = '1s'";
+    let settings = "set default_transaction_read_only = on; set statement_timeout = '4s'; set lock_timeout = '1s'; set jit = off";
     sqlx::raw_sql(settings).execute(&mut connection).await.context("DATABASE_URL")?;
     Ok(connection)
 }
 
-pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
+pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> {
     let database = &doctor.database;
     let (mut findings, reached) = match tokio::time::timeout(super::LIMIT, server(database)).await {
         Ok(Ok(found)) => (found, true),
@@ -38,14 +38,16 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
         ),
     };
     if reached {
+        findings.extend(limited("settings", settings::look(doctor)).await);
         let log_is_there = limited("schema", there(doctor)).await;
         if log_is_there.is_empty() {
             findings.extend(limited("rights", rights(doctor)).await);
             let version = limited("schema", log_version(doctor)).await;
             let usable = version.iter().all(|finding| finding.state == State::Ok);
             findings.extend(version);
+            findings.extend(limited("publications", replication::publications(doctor, usable)).await);
             if usable {
-                findings.extend(tables::look(doctor).await);
+                findings.extend(tables::look(doctor, declared).await);
                 findings.extend(limited("log", log(doctor)).await);
             }
         }
@@ -120,7 +122,7 @@ pub(super) fn schema_option(schema: &str) -> String {
     if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
 }
 
-fn migrate(schema: &str) -> String {
+pub(super) fn migrate(schema: &str) -> String {
     format!("perto migrate{}", schema_option(schema))
 }
 
@@ -227,7 +229,7 @@ async fn log(doctor: &Doctor) -> Findings {
     if newest.is_some_and(|newest| newest > TICK_OVERDUE) {
         let found =
             format!("{found}: nobody trims it, so no instance runs, or each one fails to (see its events)");
-        findings.push(Finding::warn("log", found).mend("start an instance, as `perto serve`"));
+        findings.push(Finding::warn("log", found).mend("start an instance of the program that uses it"));
     } else if many {
         findings.push(
             Finding::warn("log", format!("{found}: an instance that starts can't read that many, and begins with an empty cache"))
@@ -293,11 +295,13 @@ async fn connections(database: &Database) -> Findings {
     .persistent(false)
     .fetch_one(&mut connection)
     .await?;
-    let found = format!(
-        "{used} of {limit} of {what} in use; an instance of the service takes up to {}",
-        serve::CONNECTIONS
-    );
-    Ok(vec![if limit - used < i64::from(serve::CONNECTIONS) {
+    let (takes, wanted) = if declared::is_services(&mut connection).await? {
+        ("an instance of the service takes up to", serve::CONNECTIONS)
+    } else {
+        ("besides its own pools, an instance takes for the log", serve::LOG)
+    };
+    let found = format!("{used} of {limit} of {what} in use; {takes} {wanted}");
+    Ok(vec![if limit - used < i64::from(wanted) {
         let mend = match what.as_str() {
             "this role" => "alter role ROLE connection limit N;",
             "this database" => "alter database NAME connection limit N;",

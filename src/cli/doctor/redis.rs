@@ -7,6 +7,9 @@ use redis::aio::MultiplexedConnection;
 use super::super::columns::{bytes, shell, time};
 use super::super::connect::{check_redis, host_and_port};
 use super::{Finding, limited};
+use scripts::Place;
+
+mod scripts;
 
 const OLDEST: (u32, u32) = (6, 2);
 /// What a read waits for L2 at most, by default.
@@ -16,38 +19,49 @@ const PINGS: usize = 20;
 const LEAST_BUFFER: u64 = 1 << 20;
 const MOST_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
 
-pub(super) async fn look(url: Option<&str>) -> Vec<Finding> {
+pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     let Some(url) = url else {
         let found = "REDIS_URL is not set: no L2 and no hints. Each instance loads for itself, and sees what others write \
             by polling every 75 ms: within the bound all the same";
         return vec![Finding::warn("redis", found).mend("REDIS_URL=redis://HOST:6379")];
     };
+    let place = Place { url, app };
     let connecting = async { check_redis(url).await.map_err(anyhow::Error::from) };
     let mut connection = match tokio::time::timeout(super::LIMIT, connecting).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return vec![Finding::wrong("redis", super::super::one_line(&error))],
+        Ok(Err(error)) => {
+            let said = super::super::one_line(&error);
+            let known = scripts::refusal("redis", "it is not used", &place, &said);
+            return with_client(vec![known], url);
+        }
         Err(_elapsed) => {
             return vec![Finding::wrong("redis", format!("REDIS_URL: no answer within {:?}", super::LIMIT))];
         }
     };
-    let info: String = match redis::cmd("INFO").query_async(&mut connection).await {
-        Ok(info) => info,
+    // Where it says nothing of itself, everything else can be looked at all the same.
+    let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut connection).await {
+        Ok(info) => (of_info(&Info(&info)), info),
         Err(error) => {
-            return vec![Finding::warn(
-                "redis",
-                format!("answers, but INFO can't be read: {}", said(&error)),
-            )];
+            let found =
+                format!("INFO can't be read, so version, role and memory are not known: {}", said(&error));
+            let grant = format!("redis-cli acl setuser {} +info", shell(&place.user()));
+            (vec![Finding::warn("redis", found).mend(grant)], String::new())
         }
     };
-    let info = Info(&info);
-    let mut findings = vec![version(&info), mode(&info), role(&info), memory(&info)];
-    let mut others = [connection.clone(), connection.clone(), connection.clone(), connection.clone()];
-    let [a, b, c, d] = &mut others;
-    findings.extend(limited("buffers", async { Ok(vec![buffers(a).await]) }).await);
-    findings.extend(limited("persistence", async { Ok(vec![persistence(b, &info).await]) }).await);
-    findings.extend(limited("commands", async { Ok(vec![commands(c).await]) }).await);
-    findings.extend(limited("latency", async { Ok(vec![latency(d).await?]) }).await);
+    findings.extend(limited("buffers", async { Ok(vec![buffers(&mut connection.clone()).await]) }).await);
+    findings.extend(
+        limited("persistence", async { Ok(vec![persistence(&mut connection.clone(), &Info(&info)).await]) })
+            .await,
+    );
+    findings.extend(limited("commands", scripts::commands(&place, &mut connection.clone())).await);
+    findings.extend(limited("scripts", scripts::scripts(&place)).await);
+    findings.extend(limited("latency", async { Ok(vec![latency(&mut connection.clone()).await?]) }).await);
     findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
+    with_client(findings, url)
+}
+
+/// The commands that reach this server.
+fn with_client(mut findings: Vec<Finding>, url: &str) -> Vec<Finding> {
     for how in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
         *how = how.replace("redis-cli ", &client(url));
     }
@@ -65,6 +79,10 @@ fn client(url: &str) -> String {
 /// What a server said, which holds no secret, without the client's words for it.
 fn said(error: &redis::RedisError) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
+}
+
+fn of_info(info: &Info<'_>) -> Vec<Finding> {
+    vec![version(info), mode(info), role(info), memory(info)]
 }
 
 struct Info<'a>(&'a str);
@@ -179,10 +197,9 @@ fn buffer(limits: &str) -> Finding {
 }
 
 async fn persistence(connection: &mut MultiplexedConnection, info: &Info<'_>) -> Finding {
-    let appends = info.text("aof_enabled") == "1";
-    let save = match config(connection, "save").await {
-        Ok(save) => save,
-        Err(why) => return Finding::warn("persistence", why),
+    let (save, appends) = match (config(connection, "save").await, config(connection, "appendonly").await) {
+        (Ok(save), Ok(appends)) => (save, appends == "yes"),
+        (Err(why), _) | (_, Err(why)) => return Finding::warn("persistence", why),
     };
     if !appends && save.is_empty() {
         return Finding::ok("persistence", "none, as it should be: nothing in it is needed");
@@ -206,21 +223,6 @@ async fn persistence(connection: &mut MultiplexedConnection, info: &Info<'_>) ->
         finding = finding.mend("redis-cli config set save ''");
     }
     finding
-}
-
-/// Those that L2 and the bus use, on a key and a channel that are nobody's.
-async fn commands(connection: &mut MultiplexedConnection) -> Finding {
-    let mut script = redis::cmd("EVAL");
-    script.arg("return redis.call('GET', KEYS[1])").arg(1).arg("perto:doctor:none");
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg("perto:doctor:bus").arg("");
-    for (name, command) in [("EVAL", script), ("PUBLISH", publish)] {
-        if let Err(error) = command.query_async::<redis::Value>(connection).await {
-            return Finding::wrong("commands", format!("{name} is refused: {}", said(&error)))
-                .mend("redis-cli acl setuser USER '~perto:*' '&perto:*' +@read +@write +@scripting +@pubsub +@connection");
-        }
-    }
-    Finding::ok("commands", "scripts run, and messages are published")
 }
 
 async fn latency(connection: &mut MultiplexedConnection) -> anyhow::Result<Finding> {
@@ -250,7 +252,11 @@ async fn latency(connection: &mut MultiplexedConnection) -> anyhow::Result<Findi
 
 async fn clock(connection: &mut MultiplexedConnection) -> anyhow::Result<Finding> {
     let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+    let (seconds, micros): (u64, u64) = match redis::cmd("TIME").query_async(connection).await {
+        Ok(time) => time,
+        // Perto itself never asks for it.
+        Err(error) => return Ok(Finding::warn("clock", format!("TIME can't be read: {}", said(&error)))),
+    };
     let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(difference((before + after) / 2, Duration::from_secs(seconds) + Duration::from_micros(micros)))
 }

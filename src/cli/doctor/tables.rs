@@ -3,11 +3,11 @@
 use perto::postgres::{self, Fault, FunctionChange, Watch, Watched};
 
 use super::super::columns::shell;
+use super::declared::{self, Declared};
 use super::postgres::{reading, schema_option};
-use super::{Doctor, Finding, Findings, limited};
-use crate::service;
+use super::{Doctor, Finding, Findings, keys, limited, replication};
 
-pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
+pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> {
     let mut watched = None;
     let mut findings = limited("watched tables", async {
         let mut connection = reading(&doctor.database).await?;
@@ -21,8 +21,13 @@ pub(super) async fn look(doctor: &Doctor) -> Vec<Finding> {
     .await;
     findings.extend(limited("record", writers(doctor)).await);
     if let Some(watched) = watched {
-        findings.extend(limited("service", declared(doctor, &watched)).await);
-        findings.extend(limited("subscriptions", subscriptions(doctor, &watched)).await);
+        findings.extend(limited("keys", keys::columns(doctor, &watched)).await);
+        findings.extend(limited("functions", keys::orphans(doctor)).await);
+        findings.extend(limited("service", declared::of_service(doctor, &watched)).await);
+        if let Some(declared) = declared {
+            findings.extend(limited("declared", declared::of_file(doctor, declared, &watched)).await);
+        }
+        findings.extend(limited("subscriptions", replication::subscriptions(doctor, &watched)).await);
     }
     findings
 }
@@ -53,7 +58,7 @@ async fn writers(doctor: &Doctor) -> Findings {
 }
 
 /// The command that makes it right.
-fn command(watch: &Watch) -> String {
+pub(super) fn command(watch: &Watch) -> String {
     let Watch { schema, table, cache, key } = watch;
     let key = if key.is_empty() { "EXPR".to_owned() } else { shell(key) };
     format!("perto watch {} --cache {} --key {key}{}", shell(table), shell(cache), schema_option(schema))
@@ -169,74 +174,4 @@ fn of_function(watch: &Watch, table: &str, function: &str, change: FunctionChang
         _ => ("is not as it was installed", mend.to_owned()),
     };
     Finding::wrong("functions", format!("the trigger function of {table}, {function}, {says}")).mend(mend)
-}
-
-/// The tables that the service's caches declare as their sources.
-async fn declared(doctor: &Doctor, watched: &[Watched]) -> Findings {
-    if doctor.schema != service::schema::LOG {
-        return Ok(Vec::new());
-    }
-    let mut connection = reading(&doctor.database).await?;
-    let mut findings = Vec::new();
-    for (table, cache, key) in service::schema::WATCHED {
-        let name: Option<String> = sqlx::query_scalar(
-            "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-             where c.oid = to_regclass($1)",
-        )
-        .persistent(false)
-        .bind(table)
-        .fetch_optional(&mut connection)
-        .await?;
-        let Some(name) = name else {
-            findings.push(Finding::ok("service", format!("its table {table} is not in this database")));
-            continue;
-        };
-        let its_own = |w: &&Watched| w.watch.cache == cache && w.tables.contains(&name);
-        match watched.iter().find(its_own) {
-            Some(watched) if watched.faults.is_empty() => findings
-                .push(Finding::ok("service", format!("its cache {cache} reads {name}, which is watched"))),
-            // It has been told of.
-            Some(_) => {}
-            None => {
-                let found = format!(
-                    "its cache {cache} reads {name}, which nobody watches: writes are not seen before the time to live"
-                );
-                let watch = Watch {
-                    schema: doctor.schema.clone(),
-                    table: name.clone(),
-                    cache: cache.to_owned(),
-                    key: key.to_owned(),
-                };
-                findings.push(Finding::wrong("service", found).mend(command(&watch)));
-            }
-        }
-    }
-    Ok(findings)
-}
-
-/// Their apply worker fires row triggers, and ours are for statements.
-async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findings {
-    let mut connection = reading(&doctor.database).await?;
-    let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "select quote_ident(s.subname), format('%I.%I', n.nspname, c.relname) from pg_subscription s \
-         join pg_subscription_rel r on r.srsubid = s.oid join pg_class c on c.oid = r.srrelid \
-         join pg_namespace n on n.oid = c.relnamespace where format('%I.%I', n.nspname, c.relname) = any($1) order by 1, 2",
-    )
-    .persistent(false)
-    .bind(tables)
-    .fetch_all(&mut connection)
-    .await?;
-    if rows.is_empty() {
-        return Ok(vec![Finding::ok("subscriptions", "none writes into a watched table")]);
-    }
-    let finding = |(subscription, table): &(String, String)| {
-        let found = format!(
-            "the subscription {subscription} writes into {table}: logical replication fires no statement trigger, so what it writes is not seen"
-        );
-        Finding::wrong("subscriptions", found)
-            .mend(format!("alter publication PUBLICATION drop table {table}; -- on the publisher"))
-            .mend(format!("alter subscription {subscription} refresh publication;"))
-    };
-    Ok(rows.iter().map(finding).collect())
 }

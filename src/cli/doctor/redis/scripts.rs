@@ -1,0 +1,203 @@
+//! Whether Redis lets Perto do what it does: each command by itself, and the scripts, on a key and a channel of the doctor's
+//! own. The key is removed again, and would be gone after a minute anyway.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use perto::RemoteError;
+use redis::aio::MultiplexedConnection;
+use uuid::Uuid;
+
+use super::super::{Finding, Findings};
+use super::{said, shell};
+
+/// Of the key.
+const LIFE: Duration = Duration::from_secs(60);
+/// How long a message to ourselves may take.
+const ARRIVAL: Duration = Duration::from_secs(2);
+/// What the commands and the scripts need, for who makes a user for Perto alone.
+const RIGHTS: &str = "+ping +select +get +getrange +set +unlink +evalsha '+script|load' +publish +subscribe +unsubscribe +info";
+
+/// Where it looks.
+pub(super) struct Place<'a> {
+    pub(super) url: &'a str,
+    pub(super) app: &'a str,
+}
+
+impl Place<'_> {
+    pub(super) fn user(&self) -> String {
+        let user = redis::IntoConnectionInfo::into_connection_info(self.url);
+        let user = user.ok().and_then(|info| info.redis_settings().username().map(str::to_owned));
+        user.unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// What mends such a refusal. Patterns only where they are what is missing: to one who has all, Redis takes no more.
+    fn grant(&self, refused: &str) -> String {
+        let keys = if refused.contains("one of the keys") { " '~perto:*'" } else { "" };
+        let channels = if refused.contains("one of the channels") { " '&perto:*'" } else { "" };
+        format!("redis-cli acl setuser {}{keys}{channels} {RIGHTS}", shell(&self.user()))
+    }
+}
+
+/// Each command that Perto sends.
+pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConnection) -> Findings {
+    let (key, channel) = (format!("perto:{}:doctor", place.app), format!("perto:{}:doctor:bus", place.app));
+    let mut all = Vec::new();
+    for words in [
+        &["PING"][..],
+        &["GET", &key],
+        // It does nothing, and can be run by its hash.
+        &["SCRIPT", "LOAD", "return 1"],
+        &["EVALSHA", "e0e1f9fabfc9d4800c877a703b823ac0578ff8db", "1", &key],
+        &["PUBLISH", &channel, ""],
+    ] {
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(word);
+        }
+        let name = if words[0] == "SCRIPT" { "SCRIPT LOAD" } else { words[0] };
+        match command.query_async::<redis::Value>(connection).await {
+            // What could not be loaded can't be run.
+            Err(error) if error.code() == Some("NOSCRIPT") => {}
+            Err(error) => all.push(format!("{name} ({})", said(&error))),
+            Ok(_) => {}
+        }
+    }
+    match hears(place, connection, &channel).await {
+        Ok(true) => {}
+        // It has been said why.
+        Ok(false) if all.iter().any(|refused| refused.starts_with("PUBLISH")) => {}
+        Ok(false) => {
+            let found = format!(
+                "what is published does not reach who has subscribed within {ARRIVAL:?}: hints are lost, and polls do their work"
+            );
+            return Ok(vec![Finding::wrong("commands", found).mend("point REDIS_URL at the server itself")]);
+        }
+        Err(error) => all.push(format!("SUBSCRIBE ({})", said(&error))),
+    }
+    if all.is_empty() {
+        return Ok(vec![Finding::ok("commands", "each that Perto sends is taken, and messages arrive")]);
+    }
+    let found = format!("refused to the user {}: {}", place.user(), all.join("; "));
+    let grant = place.grant(&found);
+    Ok(vec![Finding::wrong("commands", found).mend(grant)])
+}
+
+/// Whether a message to ourselves arrives.
+async fn hears(
+    place: &Place<'_>,
+    connection: &mut MultiplexedConnection,
+    channel: &str,
+) -> Result<bool, redis::RedisError> {
+    let (mut sink, mut messages) = redis::Client::open(place.url)?.get_async_pubsub().await?.split();
+    // That of the app too: a user may have rights to some channels only.
+    sink.subscribe(format!("perto:{}:bus", place.app)).await?;
+    sink.subscribe(channel).await?;
+    if redis::cmd("PUBLISH").arg(channel).arg("doctor").query_async::<()>(connection).await.is_err() {
+        return Ok(false);
+    }
+    let arriving = async {
+        while let Some(message) = messages.next().await {
+            if message.get_channel_name() == channel {
+                return true;
+            }
+        }
+        false
+    };
+    Ok(tokio::time::timeout(ARRIVAL, arriving).await.unwrap_or(false))
+}
+
+/// The scripts that are run on values, by the library itself.
+pub(super) async fn scripts(place: &Place<'_>) -> Findings {
+    let tiers = perto::redis::tiers(place.url, place.app)?;
+    let key = format!("perto:{}:doctor:{}", place.app, Uuid::new_v4());
+    let outcome = async {
+        tiers.remote.ping().await?;
+        let (old, tombstone_of) = (value(1), 5);
+        if !tiers.remote.fill(&key, old.clone(), LIFE).await? {
+            return Ok(Some("a value was not put where there was none"));
+        }
+        let keys = std::slice::from_ref(&key);
+        if tiers.remote.get(keys).await?.first() != Some(&Some(old.clone())) {
+            return Ok(Some("the value that was put is not what is read"));
+        }
+        tiers.remote.invalidate(keys, tombstone_of, LIFE).await?;
+        if tiers.remote.fill(&key, old, LIFE).await? {
+            return Ok(Some("an old value was put over an invalidation"));
+        }
+        let Some(Some(tombstone)) = tiers.remote.get(keys).await?.into_iter().next() else {
+            return Ok(Some("an invalidation left no tombstone"));
+        };
+        tiers.remote.discard(&key, tombstone).await?;
+        Ok(tiers
+            .remote
+            .get(keys)
+            .await?
+            .first()
+            .is_some_and(Option::is_some)
+            .then_some("what was discarded is there"))
+    };
+    let outcome: Result<_, RemoteError> = outcome.await;
+    // Wherever it ended, a tombstone that is gone at once leaves nothing behind.
+    drop(tiers.remote.invalidate(std::slice::from_ref(&key), 9, Duration::from_millis(1)).await);
+    Ok(vec![match outcome {
+        Ok(None) => Finding::ok("scripts", "values are put, invalidated and discarded as they should be"),
+        Ok(Some(what)) => {
+            let found = format!(
+                "they don't do what they should: {what}. Something between here and Redis alters what is sent"
+            );
+            Finding::wrong("scripts", found).mend("point REDIS_URL at the server itself")
+        }
+        Err(error) => refused(place, &error),
+    }])
+}
+
+/// A value without a payload, as of a snapshot that contains all transactions below.
+fn value(below: u8) -> Bytes {
+    let mut header = [0; 40];
+    header[..3].copy_from_slice(b"P\x01V");
+    (header[15], header[23]) = (below, below);
+    Bytes::copy_from_slice(&header)
+}
+
+/// What the server says when it takes nothing, and what to do.
+const REFUSALS: [(&str, &str, &str); 6] = [
+    ("OOM", "its memory is full, and it evicts nothing", "redis-cli config set maxmemory-policy allkeys-lru"),
+    ("READONLY", "it is a replica", "point REDIS_URL at the primary"),
+    (
+        "MISCONF",
+        "it can't save what it holds, and takes nothing until it can",
+        "redis-cli config set stop-writes-on-bgsave-error no",
+    ),
+    ("NOREPLICAS", "it has too few replicas", "redis-cli config set min-replicas-to-write 0"),
+    ("LOADING", "it reads its dump", "wait until it has"),
+    ("MASTERDOWN", "it is a replica that lost its primary", "point REDIS_URL at the primary"),
+];
+
+fn refused(place: &Place<'_>, error: &RemoteError) -> Finding {
+    let mut said = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        said = format!("{said}: {cause}");
+        source = cause.source();
+    }
+    refusal("scripts", "nothing is put into L2", place, &said)
+}
+
+/// What the server has said, in words that say what to do.
+pub(super) fn refusal(check: &'static str, effect: &str, place: &Place<'_>, said: &str) -> Finding {
+    // The client has words of its own for some codes, as `ReadOnly`.
+    let upper = said.to_uppercase();
+    if let Some((code, why, mend)) = REFUSALS.iter().find(|(code, ..)| upper.contains(code)) {
+        return Finding::wrong(check, format!("{effect}: {code}, {why}")).mend(*mend);
+    }
+    let finding = Finding::wrong(check, format!("{effect}: {said}"));
+    // A script that is refused a command says it in its own words.
+    let of_rights = ["NOPERM", "PERMISSION", "CAN'T RUN THIS COMMAND", "CAN'T ACCESS"];
+    if of_rights.iter().any(|words| upper.contains(words)) {
+        finding.mend(place.grant(said))
+    } else {
+        finding
+    }
+}

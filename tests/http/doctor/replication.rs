@@ -1,0 +1,123 @@
+//! What the doctor says of standbys, publications and subscriptions.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_into_a_watched_table_is_told_of() {
+    let (from, to) = (migrated(), migrated());
+    sql(&from.url, "create publication p for table companies").await;
+    let (_, name) = from.url.rsplit_once('/').unwrap();
+    let place = place_of(&from.url);
+    let (host, port) = place.split_once(':').unwrap_or((&place, "5432"));
+    // Without a slot: it never runs, but it is there.
+    let subscribe = format!(
+        "create subscription s connection 'host={host} port={port} user=postgres dbname={name} password=s3cret' publication p \
+         with (create_slot = false, enabled = false, copy_data = false, slot_name = none)"
+    );
+    sql(&to.url, &subscribe).await;
+    let said = doctor(&to.url, "", &[]).await;
+    sql(&to.url, "drop subscription s").await;
+    said.tells(
+        "subscriptions",
+        "wrong",
+        "the subscription s writes into public.companies",
+        "alter subscription s refresh publication",
+    );
+    assert!(!said.text.contains("s3cret"), "{}", said.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_no_primary_and_a_replica_must_be_one_of_this_cluster() {
+    let primary = PrivatePostgres::start().await;
+    let url = primary.url("postgres");
+    succeed(perto(&url, "").args(["migrate", "--service"]));
+    let (standby, stranger) = (primary.standby().await, Database::new());
+    let at = standby.url("postgres");
+    eventually("the standby has what the primary has", async || {
+        doctor(&url, "", &["--replica", &at])
+            .await
+            .checks
+            .iter()
+            .any(|(check, state, ..)| check == "replica" && state == "ok")
+    })
+    .await;
+    let said = doctor(&at, "", &[]).await;
+    said.tells(
+        "primary",
+        "wrong",
+        "a standby",
+        &format!("point DATABASE_URL at the primary, 127.0.0.1:{}", primary.port),
+    );
+    said.tells("schema", "ok", "", "");
+    doctor(&url, "", &["--replica", &url]).await.tells("replica", "wrong", "not in recovery", "");
+    succeed(perto(&stranger.url, "").args(["migrate", "--service"]));
+    doctor(&stranger.url, "", &["--replica", &at]).await.tells("replica", "wrong", "of another cluster", "");
+    sql(&at, "select pg_wal_replay_pause()").await;
+    sql(&url, "update companies set name = name; create table filler as select generate_series(1, 10000)")
+        .await;
+    eventually("the standby lags", async || {
+        let said = doctor(&url, "", &["--replica", &at]).await;
+        said.checks.iter().any(|(check, state, found, mend)| {
+            check == "replica"
+                && state == "warn"
+                && found.contains("to replay")
+                && mend.contains("pg_wal_replay_resume")
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_carries_the_log_is_told_of() {
+    let database = migrated();
+    sql(&database.url, "create publication everything for all tables").await;
+    // Somebody's idea of safety: then it is in that publication, and Postgres refuses what the log needs.
+    sql(&database.url, "alter table perto.invalidation set logged; alter table perto.tick set logged").await;
+    let said = doctor(&database.url, "", &[]).await;
+    said.tells(
+        "publications",
+        "wrong",
+        "the publication everything carries perto.invalidation, without a replica identity",
+        "alter table perto.invalidation replica identity full;",
+    );
+    said.tells("publications", "warn", "perto.tick", "drop publication everything");
+    sql(&database.url, "drop publication everything; create publication few for table perto.tick, companies")
+        .await;
+    let said = doctor(&database.url, "", &[]).await;
+    said.tells(
+        "publications",
+        "warn",
+        "few carries perto.tick",
+        "alter publication few drop table perto.tick;",
+    );
+    for mend in said.mends("publications") {
+        run(&database.url, &mend).await;
+    }
+    doctor(&database.url, "", &[]).await.tells("publications", "ok", "none carries the log", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_into_the_log_is_told_of() {
+    let (from, to) = (migrated(), migrated());
+    for database in [&from, &to] {
+        sql(&database.url, "alter table perto.tick set logged").await;
+    }
+    sql(&from.url, "create publication p for table perto.tick").await;
+    let (_, name) = from.url.rsplit_once('/').unwrap();
+    let place = place_of(&from.url);
+    let (host, port) = place.split_once(':').unwrap_or((&place, "5432"));
+    let subscribe = format!(
+        "create subscription s connection 'host={host} port={port} user=postgres dbname={name}' publication p \
+         with (create_slot = false, enabled = false, copy_data = false, slot_name = none)"
+    );
+    sql(&to.url, &subscribe).await;
+    let said = doctor(&to.url, "", &[]).await;
+    sql(&to.url, "drop subscription s").await;
+    let mend = "perto migrate # with DATABASE_URL of the publisher";
+    said.tells(
+        "subscriptions",
+        "wrong",
+        "the subscription s writes into perto.tick, which is this database's own",
+        mend,
+    );
+}
