@@ -4,7 +4,7 @@ use perto::postgres::{Watch, Watched};
 use sqlx::FromRow;
 
 use super::postgres::reading;
-use super::tables::command;
+use super::tables::{command, remove};
 use super::{Doctor, Finding, Findings};
 
 /// A column of a watched table whose text is not what a loader asks by.
@@ -69,16 +69,35 @@ impl Column {
                 "{who}: `where {name} = 'ANA'` finds the row `ana`, and only `ana` is evicted when it is written. Key the cache by \
                  one spelling, and load by that"
             );
-            let key = watch.key.replace(name.as_str(), &format!("lower({name}::text)"));
-            Finding::warn("keys", found).mend(command(&Watch { key, ..watch.clone() }))
+            let key = folded_by(&watch.key, name);
+            // Two steps: a table that is watched is not watched otherwise without a word.
+            Finding::warn("keys", found).mend(remove(watch)).mend(command(&Watch { key, ..watch.clone() }))
         })
     }
 }
 
+fn of_a_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+/// The expression, with this column folded wherever it stands as a word.
+fn folded_by(key: &str, name: &str) -> String {
+    let mut folded = String::with_capacity(key.len() + 16);
+    let mut done = 0;
+    for (at, _) in key.match_indices(name) {
+        let end = at + name.len();
+        let inside = key[..at].ends_with(of_a_word) || key[end..].starts_with(of_a_word);
+        if !inside {
+            folded += &format!("{}lower({name}::text)", &key[done..at]);
+            done = end;
+        }
+    }
+    folded + &key[done..]
+}
+
 /// Whether an expression names a column.
 fn mentions(key: &str, column: &str, quoted: &str) -> bool {
-    let of_a_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    key.contains(quoted) || key.split(|c| !of_a_word(c)).any(|word| word.to_lowercase() == *column)
+    key.contains(quoted) || key.split(|c: char| !of_a_word(c)).any(|word| word.to_lowercase() == *column)
 }
 
 /// Trigger functions of tables that went, or that are watched otherwise now.
@@ -106,6 +125,12 @@ pub(super) async fn orphans(doctor: &Doctor) -> Findings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_column_is_folded_where_it_is_a_word_and_nowhere_else() {
+        assert_eq!(folded_by("id || paid || id_2", "id"), "lower(id::text) || paid || id_2");
+        assert_eq!(folded_by("\"A b\" || 'x'", "\"A b\""), "lower(\"A b\"::text) || 'x'");
+    }
 
     #[test]
     fn a_column_is_named_as_a_word_or_in_quotes() {

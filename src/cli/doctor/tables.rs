@@ -64,6 +64,12 @@ pub(super) fn command(watch: &Watch) -> String {
     format!("perto watch {} --cache {} --key {key}{}", shell(table), shell(cache), schema_option(schema))
 }
 
+/// The command that takes the triggers away.
+pub(super) fn remove(watch: &Watch) -> String {
+    let Watch { schema, table, cache, .. } = watch;
+    format!("perto watch {} --cache {} --remove{}", shell(table), shell(cache), schema_option(schema))
+}
+
 fn of_table(watched: &Watched) -> Vec<Finding> {
     let watch = &watched.watch;
     let who = format!("{} (cache {})", watch.table, watch.cache);
@@ -99,12 +105,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
         findings.extend(match fault {
             Fault::Gone => {
                 let found = format!("{who} does not exist any more");
-                Some(Finding::warn("watched tables", found).mend(format!(
-                    "perto watch {} --cache {} --remove{}",
-                    shell(&watch.table),
-                    shell(&watch.cache),
-                    schema_option(&watch.schema)
-                )))
+                Some(Finding::warn("watched tables", found).mend(remove(watch)))
             }
             Fault::Replaced { table } => {
                 let found = format!("{table} is not the table that was watched for cache {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
