@@ -5,14 +5,9 @@
 //! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
 
 use std::collections::HashSet;
-use std::fmt::{Debug, Display};
-use std::hash::Hash;
-use std::str::FromStr;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
@@ -34,28 +29,20 @@ pub(crate) mod inspect;
 pub(crate) mod loader;
 pub(crate) mod policy;
 mod sampler;
+pub(crate) mod types;
 
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use policy::{Outage, Policy};
 use sampler::Sampler;
 
+pub use types::{Key, Value};
+
 /// Longest text of a key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1_024;
 /// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
 /// ended. Twice is the rule; the rest is for very bad luck.
 const ATTEMPTS: usize = 8;
-
-/// What a key must be able to do. Implemented for every type that can.
-///
-/// Its text is how the log, L2 and hints name it: `to_string` must give what the trigger's key expression gives in
-/// SQL, and `parse` must read that back. Integers, strings and UUIDs do.
-pub trait Key: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static {}
-impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> Key for T {}
-
-/// What a value must be able to do. Implemented for every type that can.
-pub trait Value: DeserializeOwned + Send + Serialize + Sync + 'static {}
-impl<T: DeserializeOwned + Send + Serialize + Sync + 'static> Value for T {}
 
 /// A coherent cache of the rows that a loader reads. Cheap to clone; all clones are one cache.
 pub struct Cache<K: Key, V: Value>(pub(crate) Arc<Core<K, V>>);
@@ -583,6 +570,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// The version of its values: see [`CacheBuilder::version`](crate::CacheBuilder::version).
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.0.policy.version
     }
 
     /// What this cache has counted on this instance.

@@ -29,6 +29,40 @@ pub enum Error {
         /// The cache's name.
         cache: Arc<str>,
     },
+    /// The loader brought other keys than it was asked for, while some of those are missing. Nothing of it was cached: a
+    /// key that is there under another spelling would be cached as absent.
+    #[error(
+        "the loader of cache {cache} brought {unasked} keys that were not asked for, while {missing} that were are missing. \
+         It must return each key as it was asked for: compare spelling, padding (char(n)) and case (citext)"
+    )]
+    UnaskedKeys {
+        /// The cache's name.
+        cache: Arc<str>,
+        /// Keys that were brought and not asked for.
+        unasked: usize,
+        /// Keys that were asked for and not brought.
+        missing: usize,
+    },
+    /// The loader brought a key twice, with different values. Nothing of it was cached.
+    #[error(
+        "the loader of cache {cache} brought {count} keys more than once, with different values. \
+         It must return one value a key: look for a join that multiplies rows, or a key that is not unique"
+    )]
+    AmbiguousKeys {
+        /// The cache's name.
+        cache: Arc<str>,
+        /// Keys with more than one value.
+        count: usize,
+    },
+    /// A key's text is parsed as another key, so no write could evict it. Nothing was loaded.
+    #[error(
+        "a key of cache {cache} is not what its own text is parsed as: \
+         `FromStr` must read back what `Display` writes, and equal keys must have equal texts"
+    )]
+    KeyNotReadBack {
+        /// The cache's name.
+        cache: Arc<str>,
+    },
     /// The load, or the wait for a free place among the concurrent loads, took longer than the load timeout.
     #[error("a load of cache {cache} took longer than {limit:?}")]
     LoadTimeout {

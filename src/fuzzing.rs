@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{self, Hint, Stored};
-use crate::{Snapshot, Stamp, Token};
+use crate::{Snapshot, Stamp, Token, Value};
 
 /// What people cache: a bit of everything that an encoding must get right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,11 +44,30 @@ pub fn stored(input: &[u8]) {
     let Some(payload) = &stored.payload else { return };
     if let Ok(order) = wire::decode_payload::<Order>(payload) {
         let bytes = wire::encode_payload(&order).expect("what was decoded can be encoded");
-        assert_eq!(wire::payload_size(&order), Some(bytes.len()));
-        assert_eq!(wire::decode_payload(&bytes), Ok(order));
+        assert_eq!(wire::decode_payload(&bytes).as_ref(), Ok(&order));
+        assert_eq!(wire::read_back::payload(&order), Ok(bytes), "what was decoded goes into L2 again");
     }
     drop(wire::decode_payload::<Vec<String>>(payload));
     drop(wire::decode_payload::<(i64, f64, Vec<u8>)>(payload));
+}
+
+/// The bytes of a value in L2.
+///
+/// # Errors
+/// Why it is kept out.
+pub fn payload<V: Value>(value: &V) -> Result<Bytes, String> {
+    wire::read_back::payload(value).map_err(|flaw| flaw.to_string())
+}
+
+/// A value by its bytes in L2. `None` where they are not of its type.
+#[must_use]
+pub fn value<V: Value>(bytes: &[u8]) -> Option<V> {
+    wire::decode_payload(bytes).ok()
+}
+
+/// About how many bytes a value counts for in L1.
+pub fn weight<V: Value>(value: &V) -> usize {
+    wire::tape::weigh(value)
 }
 
 /// A hint from the bus.

@@ -39,7 +39,7 @@ type Label = (&'static str, &'static str);
 const TIER: &str = "perto.tier";
 const OUTCOME: &str = "perto.outcome";
 
-const OF_CACHES: [OfCaches; 9] = [
+const OF_CACHES: [OfCaches; 11] = [
     ("perto.lookups", "Look-ups of keys, by the tier that answered or did not.", |stats| {
         vec![
             (stats.l1_hits, &[(TIER, "l1"), (OUTCOME, "hit")]),
@@ -58,6 +58,19 @@ const OF_CACHES: [OfCaches; 9] = [
     ("perto.flights.joined", "Reads that waited for what another one had asked for already.", |stats| {
         vec![(stats.flights_joined, &[])]
     }),
+    ("perto.load.keys.unasked", "Keys that loaders brought and nobody had asked for.", |stats| {
+        vec![(stats.keys_unasked, &[])]
+    }),
+    (
+        "perto.fills.kept_out",
+        "Values kept out of L2: too large, or of a type that it can't bring back as it was.",
+        |stats| {
+            vec![
+                (stats.too_large, &[(OUTCOME, "too_large")]),
+                (stats.l2_unstorable, &[(OUTCOME, "unstorable")]),
+            ]
+        },
+    ),
     (
         "perto.inserts.refused",
         "Loaded values not put into L1: an invalidation came while they were loaded.",

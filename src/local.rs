@@ -76,7 +76,7 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V>
 }
 
 impl<V> Entry<V> {
-    /// The weight of an entry whose key's text and value take this many bytes.
+    /// The weight of an entry whose key's text and value take about so many bytes.
     pub(crate) fn weigh(key_bytes: usize, value_bytes: usize, stamp: &Snapshot) -> u32 {
         u32::try_from(ENTRY_BYTES + key_bytes + value_bytes + stamp.heap_bytes()).unwrap_or(u32::MAX)
     }

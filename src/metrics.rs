@@ -65,6 +65,10 @@ counters! {
         inserts_refused,
         /// Values too large for L2.
         too_large,
+        /// Values kept out of L2 because it can't bring them back as they are: see [`Value`](crate::Value).
+        l2_unstorable,
+        /// Keys that loaders brought and nobody had asked for.
+        keys_unasked,
         /// Loads repeated because the loader had read a lagging replica.
         replica_reloads,
         /// Log rows whose key is not one of this cache's keys. Each invalidates the whole cache.

@@ -2,12 +2,15 @@
 //!
 //! Everything read here may be old, cut short, of another version or garbage: it is then refused, never trusted and
 //! never a panic. Payloads are bincode 2 in its standard configuration, which other crates write too
-//! (`tests/wire`); nothing else in the crate knows the codec.
+//! (`tests/wire`); nothing else in the crate knows the codec. Its bytes don't say what they are, so a value goes into L2
+//! only after a proof that it comes back as it was: `wire/read_back.rs`.
 //!
 //! ```text
 //! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 crc32
 //!        40 n × u32 (running transaction - xmin)  then the payload              all big endian; crc over key and rest
 //! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bincode::config::{Configuration, Limit};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,6 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::coherence::snapshot::{MAX_XID, Snapshot};
 use crate::instance::Token;
+
+pub(crate) mod flaw;
+pub(crate) mod read_back;
+pub(crate) mod tape;
 
 pub(crate) const VERSION: u8 = 1;
 const HEADER: usize = 40;
@@ -131,23 +138,18 @@ pub(crate) fn seal(key: &str, bytes: &[u8]) -> Option<Bytes> {
     Some(bytes.freeze())
 }
 
-/// Encodes a payload. `None` where the type can't be encoded or is too large.
+/// Encodes a payload. `None` where the type can't be encoded or is too large. Whether it is read back as the same is
+/// another question: [`read_back::payload`] answers it.
 pub(crate) fn encode_payload<V: Serialize>(value: &V) -> Option<Bytes> {
     let bytes = bincode::serde::encode_to_vec(value, CODEC).ok()?;
     (bytes.len() <= MAX_PAYLOAD).then(|| Bytes::from(bytes))
 }
 
-/// The size that [`encode_payload`] would give, without the bytes.
-pub(crate) fn payload_size<V: Serialize>(value: &V) -> Option<usize> {
-    let mut size = bincode::enc::write::SizeWriter::default();
-    bincode::serde::encode_into_writer(value, &mut size, CODEC).ok()?;
-    Some(size.bytes_written)
-}
-
-/// Decodes a payload, all of it: bytes left over mean another type.
+/// Decodes a payload, all of it: bytes left over mean another type. One whose `Deserialize` panics is refused too.
 pub(crate) fn decode_payload<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, Refused> {
-    match bincode::serde::decode_from_slice(bytes, CODEC) {
-        Ok((value, read)) if read == bytes.len() => Ok(value),
+    let decoding = AssertUnwindSafe(|| bincode::serde::decode_from_slice(bytes, CODEC));
+    match catch_unwind(decoding) {
+        Ok(Ok((value, read))) if read == bytes.len() => Ok(value),
         _ => Err(Refused::Corrupt),
     }
 }
@@ -302,7 +304,7 @@ mod tests {
         for sample in samples() {
             let bytes = encode_payload(&sample).unwrap();
             assert_eq!(decode_payload::<Sample>(&bytes), Ok(sample.clone()));
-            assert_eq!(payload_size(&sample), Some(bytes.len()));
+            assert_eq!(read_back::payload(&sample), Ok(bytes));
         }
     }
 

@@ -10,7 +10,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -24,7 +23,8 @@ use crate::coherence::snapshot::Origin;
 use crate::coherence::troubles::TroubleKind;
 use crate::instance::Token;
 use crate::local::Entry;
-use crate::wire::{self, Change};
+use crate::wire::tape::Tape;
+use crate::wire::{Change, read_back};
 
 /// Time between two looks for a new poll.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -32,9 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 const TOLD: usize = 8;
 /// How long a violation is a trouble.
 const VIOLATION_LASTS: Duration = Duration::from_mins(10);
-/// Times that a value is decoded and encoded again, to see whether its encoding is always the same. A `HashMap` of two
-/// entries shows it with a likelihood of three in eight or more, each time.
-const ENCODINGS: usize = 64;
+/// Times that a value is read back and written again, to see whether its lists always have the same order. A `HashSet` of
+/// two elements shows it with a likelihood of three in eight or more, each time.
+const WRITINGS: usize = 64;
 
 /// A cache, as the auditor sees it.
 pub(crate) trait Auditable: Send + Sync {
@@ -69,17 +69,17 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut differ = Vec::new();
         let mut same = 0;
         for (sample, now) in samples.into_iter().zip(now.answers) {
-            match (encoded(sample.1.value.as_deref()), now) {
-                // What can't be encoded can't be compared.
-                (Answer::Unencodable, _) | (_, Answer::Unencodable) => {}
+            match (Answer::of(sample.1.value.as_deref()), now) {
+                // What can't be written to its end can't be compared.
+                (Answer::Unwritable, _) | (_, Answer::Unwritable) => {}
                 (served, now) if served == now => same += 1,
-                (_, now) => differ.push((sample, now)),
+                (served, now) => differ.push((sample, served, now)),
             }
         }
         self.audited(same, 0);
         let mut steady = Vec::new();
-        for (sample, now) in differ {
-            if now.is_steady::<V>().await {
+        for (sample, served, now) in differ {
+            if !served.differs_in_order(&now) || now.is_steady::<V>().await {
                 steady.push((sample, now));
             }
         }
@@ -120,13 +120,15 @@ impl<K: Key, V: Value> Core<K, V> {
         let load = Load::new(keys.to_vec(), true);
         let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind();
         let loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
+        // What was asked for may be there under another spelling.
+        loaded.answers(keys, &self.name).ok()?;
         let stamp = loaded.stamp;
         let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
         if stamp.wrote || stamp.origin != Origin::Primary || !new {
             return None;
         }
         let mut found: HashMap<K, Answer> =
-            loaded.found.into_iter().map(|found| (found.key, encoded(Some(&found.value)))).collect();
+            loaded.found.into_iter().map(|found| (found.key, Answer::of(Some(&found.value)))).collect();
         let answers = keys.iter().map(|key| found.remove(key).unwrap_or(Answer::Absent)).collect();
         Some(Said { answers, horizon: stamp.snapshot.xmax().saturating_sub(1) })
     }
@@ -190,35 +192,57 @@ struct Said {
     horizon: u64,
 }
 
-/// A value by its encoding, which is all that two of them can be compared by.
-#[derive(Debug, PartialEq, Eq)]
+/// A value by what it writes, which is all that two of them can be compared by.
+#[derive(Debug)]
 enum Answer {
     Absent,
-    Encoded(Bytes),
-    /// Too large, or of a kind that can't be encoded without its names.
-    Unencodable,
+    /// With the entries of its maps in order: a `HashMap` has none.
+    Written(Tape, Vec<u8>),
+    /// Its `Serialize` gives an error.
+    Unwritable,
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Absent, Self::Absent) => true,
+            (Self::Written(_, one), Self::Written(_, other)) => one == other,
+            _ => false,
+        }
+    }
 }
 
 impl Answer {
-    /// Whether the same value always has the same encoding. One with a `HashMap` in it does not.
+    fn of<V: Value>(value: Option<&V>) -> Self {
+        match value.map(Tape::of) {
+            None => Self::Absent,
+            Some(tape) if tape.is_whole() => {
+                let sorted = tape.sorted(false);
+                Self::Written(tape, sorted)
+            }
+            Some(_) => Self::Unwritable,
+        }
+    }
+
+    /// Whether two that differ do so only by the order of their lists, one of which may be a `HashSet`.
+    fn differs_in_order(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Written(one, _), Self::Written(other, _)) => one.says_the_same(other),
+            _ => false,
+        }
+    }
+
+    /// Whether the same value always has its lists in the same order. One that can't be read back is not known to.
     async fn is_steady<V: Value>(&self) -> bool {
-        let Self::Encoded(bytes) = self else { return true };
-        for _ in 0..ENCODINGS {
-            let again = wire::decode_payload::<V>(bytes).ok().and_then(|value| wire::encode_payload(&value));
-            if again.as_ref() != Some(bytes) {
+        let Self::Written(tape, sorted) = self else { return true };
+        for _ in 0..WRITINGS {
+            let again = read_back::read::<V>(tape).map(|value| Tape::of(&value).sorted(false));
+            if again.as_ref() != Ok(sorted) {
                 return false;
             }
             // Large values take their time.
             tokio::task::yield_now().await;
         }
         true
-    }
-}
-
-fn encoded<V: Value>(value: Option<&V>) -> Answer {
-    match value.map(wire::encode_payload) {
-        None => Answer::Absent,
-        Some(Some(bytes)) => Answer::Encoded(bytes),
-        Some(None) => Answer::Unencodable,
     }
 }

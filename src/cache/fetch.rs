@@ -13,15 +13,23 @@ use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::Origin;
+use crate::coherence::troubles::TroubleKind;
 use crate::error::{Cause, Error};
 use crate::instance::fills::Fill;
 use crate::local::Entry;
-use crate::wire::{self, Refused, Stored};
+use crate::wire::flaw::Flaw;
+use crate::wire::{self, Refused, Stored, read_back, tape};
 
 const LOADED_IN_A_WRITE: &str =
     "the loader read in a transaction that has written; load on a connection of its own";
 /// Longest life of a value in L2: what its header can say, 49 days.
 const MAX_LIFE: Duration = Duration::from_millis(u32::MAX as u64);
+/// Bytes for L2 that are made before others get their turn.
+const BYTES_AT_A_TIME: usize = 64 << 10;
+/// How long it is a trouble that a loader brought other keys than it was asked for.
+const DISAGREEMENT_LASTS: Duration = Duration::from_mins(10);
+/// How long a value that was kept out of L2 is a trouble.
+const UNSTORABLE_LASTS: Duration = Duration::from_mins(10);
 
 impl<K: Key, V: Value> Core<K, V> {
     /// Puts an entry into L1 if it is accepted, under the stripe of its key.
@@ -74,7 +82,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
         let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
-        let size = stored.payload.as_ref().map_or(0, Bytes::len);
+        let size = value.as_deref().map_or(0, tape::weigh);
         Some(Entry {
             era: began.era,
             cache_epoch: began.cache_epoch,
@@ -99,6 +107,9 @@ impl<K: Key, V: Value> Core<K, V> {
             Ok(place) => place?,
             Err(_elapsed) => return Err(Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
         };
+        if !loader::read_back(&keys) {
+            return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
+        }
         let mut primary = false;
         loop {
             self.counters.loads.add(1);
@@ -114,6 +125,10 @@ impl<K: Key, V: Value> Core<K, V> {
                 }
                 Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
             };
+            match loaded.answers(&keys, &self.name) {
+                Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
+                Err(error) => return Err(self.unanswered(error)),
+            }
             if loaded.computed {
                 // Without one it contains nothing: then it is not cached.
                 if let Some(ended) = ended {
@@ -147,6 +162,17 @@ impl<K: Key, V: Value> Core<K, V> {
         }
     }
 
+    /// The loader and the key's type disagree about what a key is.
+    #[cold]
+    fn unanswered(&self, error: Error) -> Error {
+        if let Error::UnaskedKeys { unasked, .. } = error {
+            self.counters.keys_unasked.add(unasked as u64);
+        }
+        let trouble = TroubleKind::KeysDiffer.of(&self.name);
+        self.shared.signals.begin_for(DISAGREEMENT_LASTS, trouble, &error.to_string());
+        error
+    }
+
     fn all_accepted(&self, keys: &[K], loaded: &Loaded<K, V>) -> bool {
         let buckets = &self.shared.coherence.buckets;
         let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
@@ -164,70 +190,71 @@ impl<K: Key, V: Value> Core<K, V> {
         let stamp = loaded.stamp;
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
-        let mut fills = Vec::new();
+        let mut loads = Vec::with_capacity(led.len());
         for Led { text, leader } in led {
             let (value, ttl) = match found.remove(&leader.key) {
                 Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                 None => (None, self.policy.absent_ttl),
             };
-            let payload = value.as_ref().map(|value| self.encode(value));
+            let size = value.as_ref().map_or(0, tape::weigh);
             let entry = Arc::new(Entry {
                 era: began.era,
                 cache_epoch: began.cache_epoch,
                 expires_ms: self.shared.coherence.clock.now_ms().saturating_add(millis(ttl)),
-                weight: Entry::<V>::weigh(
-                    text.len(),
-                    payload.as_ref().map_or(0, Encoded::len),
-                    &stamp.snapshot,
-                ),
+                weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot),
                 stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });
             self.insert(&leader.key, &text, &entry);
-            if !self.policy.local_only {
-                fills.extend(self.fill(&text, &entry, payload, ttl, began));
-            }
+            loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
             leader.finish(Ok(Outcome { entry, from }));
         }
-        self.shared.remote_fill(fills);
+        if !self.policy.local_only {
+            self.fill(loads, began);
+        }
     }
 
-    /// Bytes only where L2 will want them; else the size alone, for L1's weight.
-    fn encode(&self, value: &V) -> Encoded {
-        let wanted = !self.policy.local_only && self.shared.remote_usable();
-        let bytes = wanted.then(|| wire::encode_payload(value)).flatten();
-        match bytes {
-            Some(bytes) => Encoded::Bytes(bytes),
-            None => Encoded::Size(wire::payload_size(value).unwrap_or(0)),
-        }
+    /// Into L2, in the background: to prove that a value comes back as it is takes about twice the time of reading it.
+    fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, began: Began) {
+        let core = Arc::clone(self);
+        let created_unix_ms = self.shared.coherence.clock.unix_ms();
+        self.shared.remote_fill(loads.len(), async move {
+            let (mut fills, mut bytes) = (Vec::with_capacity(loads.len()), 0);
+            for load in loads {
+                let fill = core.encoded(&load, began, created_unix_ms);
+                bytes += fill.as_ref().map_or(0, |(_, value, _)| value.len());
+                fills.extend(fill);
+                if bytes >= BYTES_AT_A_TIME {
+                    bytes = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+            fills
+        });
     }
 
     /// What to put into L2, if anything.
-    fn fill(
-        &self,
-        text: &str,
-        entry: &Entry<V>,
-        payload: Option<Encoded>,
-        ttl: Duration,
-        began: Began,
-    ) -> Option<Fill> {
-        let payload = match payload {
-            None => None,
-            Some(Encoded::Bytes(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
-            Some(Encoded::Bytes(_)) => {
-                self.counters.too_large.add(1);
-                return None;
-            }
-            Some(Encoded::Size(_)) => return None,
-        };
+    fn encoded(&self, load: &ForRemote<V>, began: Began, created_unix_ms: u64) -> Option<Fill> {
         if began.era != self.shared.coherence.lease.held().era() {
             return None;
         }
-        let ttl = ttl.min(MAX_LIFE);
-        let name = self.remote_key(began.epoch, text);
+        let payload = match load.entry.value.as_deref().map(read_back::payload) {
+            None => None,
+            Some(Ok(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
+            Some(Ok(_) | Err(Flaw::TooLarge)) => {
+                self.counters.too_large.add(1);
+                return None;
+            }
+            Some(Err(flaw)) => {
+                self.unstorable(flaw);
+                return None;
+            }
+        };
+        let ttl = load.ttl.min(MAX_LIFE);
+        let name = self.remote_key(began.epoch, &load.text);
         let stored = Stored {
-            stamp: entry.stamp.clone(),
-            created_unix_ms: self.shared.coherence.clock.unix_ms(),
+            stamp: load.entry.stamp.clone(),
+            created_unix_ms,
             life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
             payload,
         };
@@ -235,23 +262,27 @@ impl<K: Key, V: Value> Core<K, V> {
         Some((name, value, ttl))
     }
 
+    #[cold]
+    fn unstorable(&self, flaw: Flaw) {
+        self.counters.l2_unstorable.add(1);
+        let detail = format!(
+            "a value stays out of L2, so each instance loads it for itself: {flaw}. `perto::Value` has what can be kept; \
+             `local_only` says that it shall be so"
+        );
+        let trouble = TroubleKind::ValuesUnstorable.of(&self.name);
+        self.shared.signals.begin_for(UNSTORABLE_LASTS, trouble, &detail);
+    }
+
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
         self.shared.remote_key(epoch, &self.name, self.policy.version, text)
     }
 }
 
-enum Encoded {
-    Bytes(Bytes),
-    Size(usize),
-}
-
-impl Encoded {
-    fn len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Size(size) => *size,
-        }
-    }
+/// What was loaded, on its way to L2.
+struct ForRemote<V> {
+    text: String,
+    entry: Arc<Entry<V>>,
+    ttl: Duration,
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,12 +1,16 @@
 //! Loads: what a loader is asked for, and what it brings.
 
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use super::{Key, Value};
 use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::error::Error;
+use crate::wire::tape::Tape;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -98,6 +102,11 @@ impl Stamp {
 
 /// What a loader brings: the stamp, and the values found. Keys that were asked for and not found are absent, which
 /// is cached like any other answer.
+///
+/// It must return each key as it was asked for, once. A `char(n)` comes padded and a `citext` in its own case, which are
+/// other keys: then the key that was asked for would be absent. So such a load is an error, [`Error::UnaskedKeys`].
+/// Where all that was asked for is there, more keys do no harm. They are not cached, and `keys_unasked` counts them.
+/// The same key twice is an error too, [`Error::AmbiguousKeys`], unless both values write the same.
 #[derive(Debug, Clone)]
 pub struct Loaded<K, V> {
     pub(crate) stamp: Stamp,
@@ -153,4 +162,47 @@ impl<K, V> Loaded<K, V> {
         self.found.push(Found { key, value, ttl: Some(ttl) });
         self
     }
+}
+
+impl<K: Key, V: Value> Loaded<K, V> {
+    /// Whether this answers what was asked. Returns how many keys it has besides.
+    pub(crate) fn answers(&self, asked: &[K], cache: &Arc<str>) -> Result<usize, Error> {
+        let asked: HashSet<&K> = asked.iter().collect();
+        let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
+        let (mut unasked, mut ambiguous) = (0, HashSet::new());
+        for Found { key, value, .. } in &self.found {
+            match asked.get(key) {
+                // Equal keys of different texts lie under different names in L2 and in the log.
+                Some(same) if same.to_string() == key.to_string() => {}
+                _ => {
+                    unasked += 1;
+                    continue;
+                }
+            }
+            if first.insert(key, value).is_some_and(|other| !same(other, value)) {
+                ambiguous.insert(key);
+            }
+        }
+        let (cache, missing) = (Arc::clone(cache), asked.len() - first.len());
+        if unasked > 0 && missing > 0 {
+            Err(Error::UnaskedKeys { cache, unasked, missing })
+        } else if !ambiguous.is_empty() {
+            Err(Error::AmbiguousKeys { cache, count: ambiguous.len() })
+        } else {
+            Ok(unasked)
+        }
+    }
+}
+
+/// Whether two values write the same. One that can't be written to its end is the same as none.
+fn same<V: Value>(one: &V, other: &V) -> bool {
+    let (one, other) = (Tape::of(one), Tape::of(other));
+    one.is_whole() && other.is_whole() && one.says_the_same(&other)
+}
+
+/// Whether keys are what the log will call them by: a text that is parsed as another key would evict that one. A text that
+/// is no key at all is another matter: it clears the cache.
+pub(crate) fn read_back<K: Key>(keys: &[K]) -> bool {
+    let read_back = |key: &K| key.to_string().parse::<K>().map_or(true, |parsed| parsed == *key);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| keys.iter().all(read_back))).unwrap_or(true)
 }

@@ -24,19 +24,24 @@ const FILLS_A_TIMEOUT: usize = 100;
 pub(crate) type Fill = (String, Bytes, Duration);
 
 impl Shared {
-    /// Fills L2 in the background, with all that one load brought.
-    pub(crate) fn remote_fill(self: &Arc<Self>, fills: Vec<Fill>) {
+    /// Fills L2 in the background, with so many values at most: all that one load brought, encoded there too.
+    pub(crate) fn remote_fill(
+        self: &Arc<Self>,
+        count: usize,
+        fills: impl Future<Output = Vec<Fill>> + Send + 'static,
+    ) {
         let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
-        let places = u32::try_from(fills.len().min(MAX_FILLS)).unwrap_or(u32::MAX);
+        let places = u32::try_from(count.min(MAX_FILLS)).unwrap_or(u32::MAX);
         if places == 0 {
             return;
         }
         let Ok(places) = Arc::clone(&self.fills).try_acquire_many_owned(places) else {
-            return self.counters.fills_dropped.add(fills.len() as u64);
+            return self.counters.fills_dropped.add(count as u64);
         };
         let shared = Arc::clone(self);
         self.spawn(async move {
             let _places = places;
+            let fills = fills.await;
             let mut rest = &fills[..];
             while !rest.is_empty() {
                 let (batch, others) = rest.split_at(at_once(rest));

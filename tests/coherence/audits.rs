@@ -1,6 +1,6 @@
 //! The auditor: what it finds, and what it must not take for a violation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -129,19 +129,19 @@ async fn audited<V: Value + Clone>(sim: &Sim, value: V, millis: u64) -> CacheSta
     values.stats()
 }
 
-/// As a `HashMap` is: each that is made has an order of its own, and two in a row may well have the same.
+/// As a `HashSet` is: each that is made has an order of its own, and two in a row may well have the same.
 #[derive(Clone)]
 struct Unordered;
 
 impl Serialize for Unordered {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        HashMap::from([("one", 1), ("two", 2)]).serialize(serializer)
+        HashSet::from(["one", "two"]).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Unordered {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        HashMap::<String, u8>::deserialize(deserializer).map(|_| Self)
+        HashSet::<String>::deserialize(deserializer).map(|_| Self)
     }
 }
 
@@ -152,6 +152,29 @@ async fn a_value_whose_encoding_is_not_always_the_same_is_no_violation() {
     assert_eq!(stats.audit_violations, 0);
 }
 
+/// A new one each time, as a loader makes it.
+#[derive(Clone)]
+struct Mapped;
+
+impl Serialize for Mapped {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        HashMap::from([("one", 1), ("two", 2)]).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Mapped {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        HashMap::<String, u8>::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hash_map_is_the_same_in_any_order() {
+    let stats = audited(&Sim::new(1), Mapped, 200_000).await;
+    assert!(stats.audits > 40, "{stats:?}");
+    assert_eq!((stats.audits_skipped, stats.audit_violations), (0, 0));
+}
+
 #[derive(Clone, Serialize, Deserialize)]
 struct Flattened {
     #[serde(flatten)]
@@ -159,8 +182,59 @@ struct Flattened {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_encoded_does_not_count_as_right() {
+async fn what_l2_cannot_keep_is_audited_all_the_same() {
     let value = Flattened { names: BTreeMap::from([("one".to_owned(), 1)]) };
+    let stats = audited(&Sim::new(1), value, 5_000).await;
+    assert!(stats.audits > 2 && stats.audits_skipped == 0 && stats.audit_violations == 0, "{stats:?}");
+}
+
+/// What the primary says of a row changes, and nothing logs it. `HashSet`s hide nothing, nor does what L2 can't keep.
+#[tokio::test(start_paused = true)]
+async fn a_violation_is_found_whatever_the_type_of_the_value() {
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Mixed {
+        set: HashSet<u8>,
+        count: u64,
+        #[serde(flatten)]
+        names: BTreeMap<String, u8>,
+    }
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Sets {
+        set: HashSet<u8>,
+        count: u64,
+    }
+    async fn found<V: Value>(make: fn(u64) -> V) {
+        let sim = Sim::new(1);
+        let perto = sim.node().builder("ring").build().unwrap();
+        let (postgres, now) = (sim.postgres.clone(), Arc::new(AtomicU64::new(1)));
+        let count = Arc::clone(&now);
+        let load = move |load: Load<u64>| {
+            let stamp = Stamp::parse(&format!("{} primary clean", postgres.snapshot())).unwrap();
+            let loaded = Loaded::new(stamp).with(load.keys[0], make(count.load(Ordering::Relaxed)));
+            async move { Ok::<_, perto::sim::Down>(loaded) }
+        };
+        let values: Cache<u64, V> = perto.cache(CACHE).loader(load).unwrap();
+        perto.start().await.unwrap();
+        for round in 0..2_000 {
+            if round == 200 {
+                now.store(2, Ordering::Relaxed);
+            }
+            values.get(&7).await.unwrap();
+            ms(10).await;
+        }
+        let stats = values.stats();
+        assert_eq!(stats.audit_violations, 1, "{stats:?}");
+        perto.shutdown().await;
+    }
+    found(|count| Mixed { set: HashSet::from([1, 2, 3]), count, names: BTreeMap::new() }).await;
+    found(|count| Sets { set: HashSet::from([1, 2, 3]), count }).await;
+}
+
+/// Its `Serialize` gives an error.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_does_not_count_as_right() {
+    use std::os::unix::ffi::OsStringExt;
+    let value = std::path::PathBuf::from(std::ffi::OsString::from_vec(vec![0xFF]));
     let stats = audited(&Sim::new(1), value, 5_000).await;
     assert!(stats.audits == 0 && stats.audits_skipped > 2, "{stats:?}");
 }

@@ -20,6 +20,8 @@ mod pauses;
 mod remotes;
 mod replicas;
 mod ring;
+mod spellings;
 mod tokens;
 mod troubles;
+mod values;
 mod watching;

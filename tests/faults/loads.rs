@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use perto::proxy::{Fault, FaultProxy};
-use perto::{Cache, Error, Load, State, Tier};
+use perto::{Cache, Error, Load, Perto, State, Tier, postgres};
 use tokio::sync::Semaphore;
 
 use crate::support::engines::{moved_to, place_of};
@@ -255,11 +255,10 @@ async fn what_a_loader_reads_in_a_transaction_that_wrote_is_not_cached() {
                 if writes {
                     sqlx::query("update items set v = 99").execute(&mut *tx).await?;
                 }
-                let rows =
-                    perto::postgres::query_as::<(i64, i64)>("select id, v from items where id = any($1)")
-                        .bind(&load.keys)
-                        .fetch(&mut *tx)
-                        .await?;
+                let rows = postgres::query_as::<(i64, i64)>("select id, v from items where id = any($1)")
+                    .bind(&load.keys)
+                    .fetch(&mut *tx)
+                    .await?;
                 tx.rollback().await?;
                 Ok(rows.by_key(|row| row))
             }
@@ -273,4 +272,38 @@ async fn what_a_loader_reads_in_a_transaction_that_wrote_is_not_cached() {
     writes.store(0, Ordering::Release);
     assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Load), "a transaction that only reads is fine");
     assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local));
+}
+
+/// Postgres compares a `char(n)` without its padding, and brings it with it: another key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_postgres_brings_padded_or_in_another_case_is_an_error_and_never_absent() {
+    let world = World::new().await;
+    world.sql("create table codes (code char(8) primary key, name text not null)").await;
+    world.sql("insert into codes values ('PT', 'Portugal')").await;
+    let perto = Perto::builder(&world.name).schema(&world.name).postgres(&world.database).redis(&world.redis);
+    let perto = perto.build().unwrap();
+    let cache = |name: &str, sql: &'static str| {
+        let pool = world.pool.clone();
+        let load = move |load: Load<String>| {
+            let pool = pool.clone();
+            async move {
+                let query = postgres::query_as::<(String, String)>(sql).bind(load.keys);
+                query.fetch(&pool).await.map(|rows| rows.by_key(|row| row))
+            }
+        };
+        perto.cache::<String, String>(name).loader(load).unwrap()
+    };
+    let padded = cache("padded", "select code, name from codes where code = any($1::char(8)[])");
+    let cased = cache("cased", "select code::text, name from codes where lower(code) = any($1)");
+    let right = cache("right", "select rtrim(code), name from codes where code = any($1::char(8)[])");
+    perto.start().await.unwrap();
+    for (cache, key) in [(&padded, "PT"), (&cased, "pt")] {
+        let error = ends("a read", cache.get(&key.to_owned())).await.unwrap_err();
+        assert!(matches!(error, Error::UnaskedKeys { unasked: 1, missing: 1, .. }), "{error}");
+        assert!(cache.get_if_cached(&key.to_owned()).is_none());
+    }
+    let read = ends("a read", right.get(&"PT".to_owned())).await.unwrap();
+    assert_eq!(read.value.as_deref().map(String::as_str), Some("Portugal"));
+    assert_eq!(ends("a read", padded.get(&"XX".to_owned())).await.unwrap().value, None, "it is absent");
+    perto.shutdown().await;
 }

@@ -55,6 +55,10 @@ counts! {
     inserts_refused,
     /// Values too large for L2.
     too_large,
+    /// Values kept out of L2 because it can't bring them back as they are.
+    l2_unstorable,
+    /// Keys that loaders brought and nobody had asked for.
+    keys_unasked,
     /// Loads repeated because the loader had read a lagging replica.
     replica_reloads,
     /// Rows of the log whose key is none of this cache's. Each invalidates the whole cache.
