@@ -98,6 +98,9 @@ pub(crate) trait AnyCache: Send + Sync {
     /// None where the text is no key of this cache.
     fn invalidate<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Token, InvalidateError>>>;
     fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>>;
+    /// The version of the values, and the bytes in L2 of one of them, given as JSON.
+    #[cfg(test)]
+    fn payload(&self, json: &str) -> (u16, Result<Vec<u8>, String>);
 }
 
 impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
@@ -129,5 +132,63 @@ impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
 
     fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>> {
         Box::pin(self.clear())
+    }
+
+    #[cfg(test)]
+    fn payload(&self, json: &str) -> (u16, Result<Vec<u8>, String>) {
+        let value = serde_json::from_str::<V>(json).map_err(|error| error.to_string());
+        let bytes = value.and_then(|value| perto::fuzzing::payload(&value)).map(Vec::from);
+        (self.version(), bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use clap::{Args, FromArgMatches};
+    use perto::postgres::sqlx::PgPool;
+    use serde::Deserialize;
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    /// A value, by the names of its fields, and its bytes in hexadecimal.
+    #[derive(Deserialize)]
+    struct Pinned {
+        value: Box<RawValue>,
+        bytes: String,
+    }
+
+    /// Instances of two releases run side by side, and each reads what the other put into L2. The bytes have no names: of two
+    /// texts that change places each is read as the other.
+    #[tokio::test]
+    async fn the_bytes_of_each_cache_are_those_that_its_version_always_had() {
+        let arguments = Settings::augment_args(clap::Command::new("perto")).get_matches_from(["perto"]);
+        let settings = Settings::from_arg_matches(&arguments).unwrap();
+        let url = "postgres://localhost/none";
+        let perto = Perto::builder("pinned").postgres(url).build().unwrap();
+        let database = Database::new(&PgPool::connect_lazy(url).unwrap(), true);
+        let caches = Caches::new(&perto, &database, &settings).unwrap();
+        for cache in caches.all() {
+            let name = cache.name();
+            let (version, _) = cache.payload("");
+            let path = format!("tests/wire/service/{name}-v{version}.json");
+            let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path));
+            let text = text.unwrap_or_else(|error| {
+                panic!(
+                    "{path}: {error}. Pin a value of cache {name} there, no two of whose fields are alike."
+                )
+            });
+            let pinned: Pinned = serde_json::from_str(&text).unwrap();
+            let bytes =
+                cache.payload(pinned.value.get()).1.unwrap_or_else(|why| panic!("cache {name}: {why}"));
+            let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(
+                bytes, pinned.bytes,
+                "the bytes of cache {name} have changed: raise its version by `CacheBuilder::version`, and pin them in a new file",
+            );
+        }
     }
 }
