@@ -79,8 +79,9 @@ impl<K: Key, V: Value> Core<K, V> {
         self.audited(same, 0);
         let mut steady = Vec::new();
         for (sample, served, now) in differ {
-            if !served.differs_in_order(&now) || now.is_steady::<V>().await {
-                steady.push((sample, now));
+            let in_order = served.is_alike(&now);
+            if !in_order || now.is_steady::<V>().await {
+                steady.push((sample, (now, in_order)));
             }
         }
         let mut differ = steady;
@@ -99,7 +100,11 @@ impl<K: Key, V: Value> Core<K, V> {
         let wrong: Vec<K> = samples
             .into_iter()
             .zip(now.into_iter().zip(again.answers))
-            .filter(|((key, entry), (now, again))| now == again && self.still_serves(key, entry, began))
+            .filter(|((key, entry), ((now, in_order), again))| {
+                // Where only an order differs, that must be the same again. Else the order of a `HashSet` says nothing.
+                let the_same = if *in_order { now == again } else { now.is_alike(again) };
+                the_same && self.still_serves(key, entry, began)
+            })
             .map(|((key, _), _)| key)
             .collect();
         self.mend(&wrong, Token { epoch: began.epoch, xid: again.horizon }).await;
@@ -224,11 +229,11 @@ impl Answer {
         }
     }
 
-    /// Whether two that differ do so only by the order of their lists, one of which may be a `HashSet`.
-    fn differs_in_order(&self, other: &Self) -> bool {
+    /// Whether two are the same but for the order of their lists, one of which may be a `HashSet`.
+    fn is_alike(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Written(one, _), Self::Written(other, _)) => one.says_the_same(other),
-            _ => false,
+            _ => self == other,
         }
     }
 

@@ -214,7 +214,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
     }
 
-    /// Into L2, in the background: to prove that a value comes back as it is takes about twice the time of reading it.
+    /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
     fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, began: Began) {
         let core = Arc::clone(self);
         let created_unix_ms = self.shared.coherence.clock.unix_ms();
