@@ -17,6 +17,7 @@ mod postgres_faults;
 mod record;
 mod report;
 mod schedule;
+mod schema_faults;
 mod stats;
 mod verdict;
 mod worker;

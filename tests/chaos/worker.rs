@@ -173,14 +173,14 @@ impl Worker {
             .loader(move |load: perto::Load<i64>| {
                 let pool = loading.clone();
                 async move {
-                    let sql = "select id, version, value from rows where id = any($1)";
-                    let rows =
-                        postgres::query_as::<(i64, i64, i64)>(sql).bind(load.keys).fetch(&pool).await?;
+                    let sql = "select id, version, value, note from rows where id = any($1)";
+                    let rows = postgres::query_as::<(i64, i64, i64, Option<String>)>(sql);
+                    let rows = rows.bind(load.keys).fetch(&pool).await?;
                     let row = |version: i64, value: i64| Row {
                         version: version.cast_unsigned(),
                         value: value.cast_unsigned(),
                     };
-                    Ok::<_, sqlx::Error>(rows.by_key(|(id, version, value)| (id, row(version, value))))
+                    Ok::<_, sqlx::Error>(rows.by_key(|(id, version, value, _note)| (id, row(version, value))))
                 }
             })
             .unwrap();

@@ -58,9 +58,9 @@ impl World {
         let mut connection = world.connect().await?;
         migrate(&mut connection, "chaos").await?;
         let create = format!(
-            "create table chaos.rows (id bigint primary key, version bigint not null, value bigint not null) \
+            "create table chaos.rows (id bigint primary key, version bigint not null, value bigint not null, note varchar(20)) \
                with (fillfactor = 50); \
-             insert into chaos.rows select n, 0, n from generate_series(0, {}) n; analyze chaos.rows",
+             insert into chaos.rows select n, 0, n, null from generate_series(0, {}) n; analyze chaos.rows",
             ROWS - 1
         );
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await?;
