@@ -32,12 +32,14 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
 
     /// The tables that the loader reads. [`Perto::start`](crate::Perto::start) fails where one is missing or where no trigger
     /// watches it for this cache (`perto watch TABLE --cache NAME --key EXPR` installs one); an instance that runs looks every
-    /// minute. Default: none, and nothing is checked. That is right for what is computed, or invalidated by hand.
+    /// minute. Default: none, and nothing is checked, which is told of once ([`Event::Undeclared`](crate::Event::Undeclared)). For what is
+    /// invalidated by hand, say so: `tables([""; 0])`.
     ///
     /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
     /// it is looked up by the search path of the log's connection, which need not be the loader's.
     pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
         self.policy.tables = tables.into_iter().map(Into::into).collect();
+        self.policy.declared = true;
         self
     }
 

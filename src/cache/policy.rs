@@ -36,6 +36,8 @@ pub(crate) struct Policy {
     pub(crate) version: u16,
     pub(crate) local_only: bool,
     pub(crate) tables: Vec<String>,
+    /// Whether it was said which they are, be it none.
+    pub(crate) declared: bool,
 }
 
 impl Default for Policy {
@@ -50,6 +52,7 @@ impl Default for Policy {
             version: 1,
             local_only: false,
             tables: Vec::new(),
+            declared: false,
         }
     }
 }

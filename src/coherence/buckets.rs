@@ -93,8 +93,8 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
     /// Records an invalidation of a key and evicts it, under the stripe.
     ///
-    /// What is told of another epoch than the lease's is not recorded: its numbers mean nothing, and nobody would ever
-    /// confirm them. The epoch is compared under the stripe, which a recovery resets after it has entered the new one:
+    /// What is told of another epoch than the lease's evicts only. Its numbers mean nothing: recorded, they would close the
+    /// bucket until the new epoch's numbers get there. The epoch is compared under the stripe, which a recovery resets after it has entered the new one:
     /// `in_no_interleaving_does_a_hint_of_an_old_epoch_outlive_a_reset`.
     pub(crate) fn apply<T>(
         &self,

@@ -86,6 +86,13 @@ pub enum Event {
         /// The error and its causes.
         error: String,
     },
+    /// A cache has read rows and declares no tables, so nobody looks whether writes to them are seen:
+    /// [`CacheBuilder::tables`](crate::CacheBuilder::tables). Sent once, with its first load. None for what is computed, and where it
+    /// was said that there are none.
+    Undeclared {
+        /// The cache.
+        cache: String,
+    },
     /// A trouble began. [`Health::troubles`] has it until it ends.
     TroubleBegan(Trouble),
     /// A trouble is over.
@@ -183,7 +190,7 @@ impl Signals {
         match done {
             Ok(()) => self.end_after(CALM, &kind.anywhere()),
             Err(RemoteError::Refused(why)) => {
-                self.begin(kind.anywhere(), &format!("{what}: {}", chain(&*why)))
+                self.begin(kind.anywhere(), &format!("{what}: {}", chain(&*why)));
             }
             Err(_) => {}
         }
@@ -270,6 +277,10 @@ impl Event {
                 cache,
                 key_hash = format!("{key_hash:016x}"),
                 "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
+            ),
+            Self::Undeclared { cache } => tracing::warn!(
+                cache,
+                "it declares no tables, so nobody looks whether writes to them are seen: CacheBuilder::tables"
             ),
             Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
                 tracing::warn!(trouble = kind.name(), cache, table, detail, "trouble");

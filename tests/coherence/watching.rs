@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::{Event, PertoBuilder, StartError, Trouble, TroubleKind};
+use perto::{Event, Load, Loaded, PertoBuilder, StartError, Trouble, TroubleKind};
 use tokio::sync::broadcast::Receiver;
 
 use crate::ring::{Member, Ring};
@@ -45,6 +45,34 @@ async fn a_table_whose_triggers_go_while_an_instance_runs_is_told_of_once_until_
     told.sort_unstable();
     assert_eq!(told, ["names", "users"]);
     ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_reads_rows_and_declares_no_tables_is_told_of_once() {
+    for (declares, computed, times) in [(false, false, 1), (true, false, 0), (false, true, 0)] {
+        let ring = Ring::of(0).await;
+        let node = ring.sim.node();
+        let perto = node.builder("ring").build().unwrap();
+        let cache = perto.cache::<u64, u64>("number");
+        let cache = if declares { cache.tables([""; 0]) } else { cache };
+        let rows = ring.sim.postgres.loader("number");
+        let numbers = cache
+            .loader(move |load: Load<u64>| {
+                let loading = rows.function::<u64, u64>()(load);
+                async move { if computed { Ok(Loaded::computed()) } else { loading.await } }
+            })
+            .unwrap();
+        let mut events = perto.events();
+        perto.start().await.unwrap();
+        for key in 0..3 {
+            numbers.get(&key).await.unwrap();
+        }
+        let told = std::iter::from_fn(|| events.try_recv().ok());
+        let told = told.filter(|event| matches!(event, Event::Undeclared { cache } if cache == "number"));
+        assert_eq!(told.count(), times, "declares: {declares}, computed: {computed}");
+        perto.shutdown().await;
+        ring.end().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -72,12 +72,10 @@ impl Variant {
         match self {
             Self::NoStampCheckOnL2
             | Self::XmaxAboveHighest
-            | Self::LoForgotten
             | Self::RkForgotten
             | Self::NoRecheckAtInsert
             | Self::NaiveJoin
             | Self::StandbysSnapshotAtFaceValue
-            | Self::UnconfirmedHintDroppedAgainstTheLastPoll
             | Self::PollKeptAcrossAnEpoch
             | Self::AbsenceWithoutAStamp
             | Self::PollOfTwoStatements
@@ -86,6 +84,8 @@ impl Variant {
             | Self::HintAppliedOnlyToHeldKeys
             | Self::TrimmedByAge
             | Self::WalPositionAsStamp => promise::UNSEEN_BY_ITS_POLL,
+            // The poll that brings the row closes the bucket by itself: only what a hint told is forgotten.
+            Self::LoForgotten | Self::UnconfirmedHintDroppedAgainstTheLastPoll => promise::HELD,
             Self::ReplicasValueServedUnchecked | Self::OldTransactionTakenAtItsWord => {
                 promise::OLDER_THAN_THE_BOUND
             }
