@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::coherence::buckets::Whole;
@@ -56,6 +57,8 @@ pub(crate) struct Core<K: Key, V: Value> {
     flights: Arc<Flights<K, Flown<V>>>,
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
+    /// Whether it was told of that it declares no tables.
+    undeclared: AtomicBool,
     counters: CacheCounters,
     /// By tier.
     latencies: [Timing; 3],
@@ -473,6 +476,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
         let found = core.shared.remote_get(&names, trace).await;
+        // From here on nothing waits: nobody needs to give up this leader.
+        led.iter().for_each(|led| led.leader.loads());
         let mut missing = Vec::new();
         for ((led, name), bytes) in
             led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
@@ -661,6 +666,7 @@ impl<K: Key, V: Value> Core<K, V> {
             flights: Flights::new(),
             loader,
             sampler: Sampler::new(),
+            undeclared: AtomicBool::new(false),
             counters: CacheCounters::default(),
             latencies: Default::default(),
         })

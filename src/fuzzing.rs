@@ -45,7 +45,11 @@ pub fn stored(input: &[u8]) {
     if let Ok(order) = wire::decode_payload::<Order>(payload) {
         let bytes = wire::encode_payload(&order).expect("what was decoded can be encoded");
         assert_eq!(wire::decode_payload(&bytes).as_ref(), Ok(&order));
-        assert_eq!(wire::read_back::payload(&order), Ok(bytes), "what was decoded goes into L2 again");
+        assert_eq!(
+            wire::read_back::payload(&order, wire::MAX_PAYLOAD),
+            Ok(bytes),
+            "what was decoded goes into L2 again"
+        );
     }
     drop(wire::decode_payload::<Vec<String>>(payload));
     drop(wire::decode_payload::<(i64, f64, Vec<u8>)>(payload));
@@ -56,7 +60,7 @@ pub fn stored(input: &[u8]) {
 /// # Errors
 /// Why it is kept out.
 pub fn payload<V: Value>(value: &V) -> Result<Bytes, String> {
-    wire::read_back::payload(value).map_err(|flaw| flaw.to_string())
+    wire::read_back::payload(value, wire::MAX_PAYLOAD).map_err(|flaw| flaw.to_string())
 }
 
 /// A value by its bytes in L2. `None` where they are not of its type.

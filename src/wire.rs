@@ -304,7 +304,7 @@ mod tests {
         for sample in samples() {
             let bytes = encode_payload(&sample).unwrap();
             assert_eq!(decode_payload::<Sample>(&bytes), Ok(sample.clone()));
-            assert_eq!(read_back::payload(&sample), Ok(bytes));
+            assert_eq!(read_back::payload(&sample, MAX_PAYLOAD), Ok(bytes));
         }
     }
 

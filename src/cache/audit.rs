@@ -124,9 +124,9 @@ impl<K: Key, V: Value> Core<K, V> {
         let _place = self.shared.spare_load_place()?;
         let load = Load::new(keys.to_vec(), true);
         let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind();
-        let loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
+        let mut loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
         // What was asked for may be there under another spelling.
-        loaded.answers(keys, &self.name).ok()?;
+        loaded.retain_answers(keys, &self.name).ok()?;
         let stamp = loaded.stamp;
         let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
         if stamp.wrote || stamp.origin != Origin::Primary || !new {

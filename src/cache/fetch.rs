@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use super::loader::{self, Load, Loaded};
 use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
+use crate::coherence::health::Event;
 use crate::coherence::snapshot::Origin;
 use crate::coherence::troubles::TroubleKind;
 use crate::error::{Cause, Error};
@@ -125,7 +127,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 }
                 Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
             };
-            match loaded.answers(&keys, &self.name) {
+            match loaded.retain_answers(&keys, &self.name) {
                 Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
                 Err(error) => return Err(self.unanswered(error)),
             }
@@ -135,6 +137,9 @@ impl<K: Key, V: Value> Core<K, V> {
                     loaded.stamp.snapshot = (*ended).clone();
                 }
                 return Ok((loaded, From::Computed));
+            }
+            if !self.policy.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
+                self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
             }
             if loaded.stamp.wrote {
                 // Its transaction may roll back, and then nothing would ever invalidate what it read.
@@ -222,7 +227,8 @@ impl<K: Key, V: Value> Core<K, V> {
             let (mut fills, mut bytes) = (Vec::with_capacity(loads.len()), 0);
             for load in loads {
                 let fill = core.encoded(&load, began, created_unix_ms);
-                bytes += fill.as_ref().map_or(0, |(_, value, _)| value.len());
+                // Also of those that stay out: they took as long.
+                bytes += load.entry.weight as usize;
                 fills.extend(fill);
                 if bytes >= BYTES_AT_A_TIME {
                     bytes = 0;
@@ -238,10 +244,11 @@ impl<K: Key, V: Value> Core<K, V> {
         if began.era != self.shared.coherence.lease.held().era() {
             return None;
         }
-        let payload = match load.entry.value.as_deref().map(read_back::payload) {
+        let most = self.policy.max_value_bytes;
+        let payload = match load.entry.value.as_deref().map(|value| read_back::payload(value, most)) {
             None => None,
-            Some(Ok(bytes)) if bytes.len() <= self.policy.max_value_bytes => Some(bytes),
-            Some(Ok(_) | Err(Flaw::TooLarge)) => {
+            Some(Ok(bytes)) => Some(bytes),
+            Some(Err(Flaw::TooLarge)) => {
                 self.counters.too_large.add(1);
                 return None;
             }

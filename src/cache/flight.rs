@@ -24,14 +24,14 @@ pub(crate) struct Flights<K, T> {
 }
 
 /// How much later than by its limit a look-up may end, on a busy machine.
-const LATE: Duration = Duration::from_millis(5);
+const LATE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 struct Flight<T> {
     state: Watched<State<T>>,
     /// The read that leads it.
     origin: Origin,
-    /// When its look-up has ended, if anybody polls its leader.
+    /// By when its look-up must have ended.
     looks_until: Instant,
 }
 
@@ -39,7 +39,7 @@ struct Flight<T> {
 enum State<T> {
     /// Its leader looks into L2, in the leader's own task.
     LookingUp,
-    /// A load runs, in a task of the instance.
+    /// Its look-up has ended. If need be, a load runs in a task of the instance.
     Loading,
     Landed(T),
     /// Its leader is gone.

@@ -165,25 +165,22 @@ impl<K, V> Loaded<K, V> {
 }
 
 impl<K: Key, V: Value> Loaded<K, V> {
-    /// Whether this answers what was asked. Returns how many keys it has besides.
-    pub(crate) fn answers(&self, asked: &[K], cache: &Arc<str>) -> Result<usize, Error> {
+    /// Keeps what answers what was asked, and returns how many keys there were besides.
+    pub(crate) fn retain_answers(&mut self, asked: &[K], cache: &Arc<str>) -> Result<usize, Error> {
         let asked: HashSet<&K> = asked.iter().collect();
+        // Equal keys of different texts lie under different names in L2 and in the log.
+        let is_asked = |key: &K| asked.get(key).is_some_and(|same| same.to_string() == key.to_string());
+        let brought = self.found.len();
+        self.found.retain(|found| is_asked(&found.key));
+        let unasked = brought - self.found.len();
         let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
-        let (mut unasked, mut ambiguous) = (0, HashSet::new());
+        let mut ambiguous = HashSet::new();
         for Found { key, value, .. } in &self.found {
-            match asked.get(key) {
-                // Equal keys of different texts lie under different names in L2 and in the log.
-                Some(same) if same.to_string() == key.to_string() => {}
-                _ => {
-                    unasked += 1;
-                    continue;
-                }
-            }
             if first.insert(key, value).is_some_and(|other| !same(other, value)) {
                 ambiguous.insert(key);
             }
         }
-        let (cache, missing) = (Arc::clone(cache), asked.len() - first.len());
+        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len()));
         if unasked > 0 && missing > 0 {
             Err(Error::UnaskedKeys { cache, unasked, missing })
         } else if !ambiguous.is_empty() {

@@ -52,7 +52,8 @@ impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> K
 /// | a `PathBuf` that is not UTF-8, or whatever else gives an error | no |
 ///
 /// What nobody can see is what a type keeps to itself. `#[serde(skip)]` reads its default from L2, as it does from
-/// anywhere. A `with` that rounds has rounded. In a *tuple* struct with both a `skip_serializing` and a `skip_deserializing`
+/// anywhere. A `with` that rounds has rounded, and one that puts a list into another order has done so: lists count as
+/// equal in any order, for sets and maps have none. In a *tuple* struct with both a `skip_serializing` and a `skip_deserializing`
 /// field the next field is read in place of the other, where both are the default: its fields have no names.
 pub trait Value: DeserializeOwned + Send + Serialize + Sync + 'static {}
 impl<T: DeserializeOwned + Send + Serialize + Sync + 'static> Value for T {}

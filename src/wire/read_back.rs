@@ -20,17 +20,21 @@ use super::{MAX_PAYLOAD, decode_payload, encode_payload};
 /// More of the decoder's limit than a value's bytes are, it takes at most: 16 for a number of 128 bits that is small.
 const MOST_PER_BYTE: usize = 16;
 
-/// The payload of a value that comes back from it as it is.
+/// The payload of a value that comes back from it as it is, of `most` bytes at most. A larger one costs no proof.
 ///
 /// # Errors
 /// Why it would not, or might not. Nothing is known then of what bytes of it would be read as.
-pub(crate) fn payload<V: Serialize + DeserializeOwned>(value: &V) -> Result<Bytes, Flaw> {
+pub(crate) fn payload<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
+    let bytes = encode_payload(value);
+    if bytes.as_ref().is_some_and(|bytes| bytes.len() > most) {
+        return Err(Flaw::TooLarge);
+    }
     let tape = Tape::of(value);
     let again = Tape::of(&read::<V>(&tape)?);
     if again.flaw.is_some() || !tape.says_the_same(&again) {
         return Err(Flaw::Differs);
     }
-    let bytes = encode_payload(value).ok_or(Flaw::TooLarge)?;
+    let bytes = bytes.ok_or(Flaw::TooLarge)?;
     if bytes.len() > MAX_PAYLOAD / MOST_PER_BYTE && decode_payload::<V>(&bytes).is_err() {
         return Err(Flaw::TooLarge);
     }

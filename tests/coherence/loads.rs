@@ -97,7 +97,7 @@ async fn a_leader_that_nobody_polls_during_its_look_up_holds_its_key_for_nobody_
         assert_eq!(text(&reader.await.unwrap().unwrap()), some("one"));
     }
     // The L2 timeout, and a little for a busy machine.
-    assert!(began.elapsed() <= Duration::from_millis(60), "{:?}", began.elapsed());
+    assert!(began.elapsed() <= Duration::from_millis(75), "{:?}", began.elapsed());
     assert_eq!(member.loads(), 1);
     // Polled after all, it answers.
     assert_eq!(text(&parked.await.unwrap()), some("one"));
