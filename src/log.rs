@@ -88,4 +88,7 @@ pub struct Row {
     pub key: Option<String>,
     /// W3C trace context of the write, where it was part of a trace that is recorded and the writer said so.
     pub traceparent: Option<String>,
+    /// Why the trigger could tell no key, and cleared the cache instead: the table, and what its key failed with. No part
+    /// of a row's data is in it.
+    pub fault: Option<String>,
 }

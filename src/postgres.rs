@@ -25,8 +25,8 @@ pub use pool::{Lent, Pool};
 /// The version of sqlx whose types are part of this interface.
 pub use sqlx;
 
-pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate};
-pub use crate::log::postgres::watch::{Watch, unwatch, watch};
+pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate, migrate_sql, schema_version};
+pub use crate::log::postgres::watch::{Watch, rewatch, unwatch, watch, watch_sql};
 pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched};
 
 /// The invalidation log in `schema`, for [`PertoBuilder::log`](crate::PertoBuilder::log): to wrap it, or to test it.

@@ -148,7 +148,8 @@ impl Inspect {
     async fn read_log(&self, connection: &mut PgConnection) -> anyhow::Result<Log> {
         let schema = &self.schema;
         let sql = format!(
-            "select pg_current_snapshot()::text, (select pg_snapshot_xmax(trimmed)::text from {schema}.meta), \
+            "select pg_current_snapshot()::text, \
+               pg_snapshot_xmax(coalesce((select trimmed from {schema}.boot), pg_current_snapshot()))::text, \
                {schema}.epoch(), r.xid::text, r.keys is null, \
                extract(epoch from clock_timestamp() - (select min(t.at) from {schema}.tick t \
                  where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8 \

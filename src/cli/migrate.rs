@@ -15,12 +15,21 @@ pub(crate) struct Migrate {
     /// Make the service's tables too, and watch them
     #[arg(long)]
     service: bool,
+    /// Print the SQL that would be run for the log, and run nothing
+    #[arg(long, conflicts_with = "service")]
+    sql: bool,
     #[command(flatten)]
     database: Database,
 }
 
 impl Migrate {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
+        if self.sql {
+            let mut connection = self.database.connect().await?;
+            let sql = postgres::migrate_sql(&mut connection, &self.schema).await?;
+            super::say(sql.as_deref().map_or("-- nothing to do", str::trim_end));
+            return Ok(());
+        }
         let mut connection = self.database.connect_or_create().await?;
         if self.service {
             service::schema::migrate(&mut connection).await?;

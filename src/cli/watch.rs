@@ -13,14 +13,20 @@ pub(crate) struct Watch {
     /// The cache whose keys a write invalidates
     #[arg(long)]
     cache: String,
-    /// A key's text, as an SQL expression over the table's columns
+    /// A key's text, as an SQL expression over the columns of one row; a set-returning one gives several keys
     #[arg(long, default_value = "id", value_name = "EXPR")]
     key: String,
     /// The schema that holds the log
     #[arg(long, default_value = "perto")]
     schema: String,
-    /// Remove the triggers
+    /// Watch it by this key also where it is watched by another one for this cache
     #[arg(long)]
+    replace: bool,
+    /// Print the SQL that would be run, and run nothing
+    #[arg(long)]
+    sql: bool,
+    /// Remove the triggers
+    #[arg(long, conflicts_with_all = ["sql", "replace"])]
     remove: bool,
     #[command(flatten)]
     database: Database,
@@ -31,8 +37,15 @@ impl Watch {
         let mut connection = self.database.connect().await?;
         let watch =
             postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
+        if self.sql {
+            let sql = postgres::watch_sql(&mut connection, &watch, self.replace).await?;
+            super::say(sql.as_deref().map_or("-- nothing to do", str::trim_end));
+            return Ok(());
+        }
         let (tables, done) = if self.remove {
             (postgres::unwatch(&mut connection, &watch).await?, "no longer watched")
+        } else if self.replace {
+            (postgres::rewatch(&mut connection, &watch).await?, "watched")
         } else {
             (postgres::watch(&mut connection, &watch).await?, "watched")
         };

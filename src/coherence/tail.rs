@@ -21,12 +21,15 @@ use crate::log::Poll;
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
-/// Between a doubt and the poll that it asks for: one answers all that come in the meantime.
+/// Between a doubt and the poll that it asks for: more may come.
 const LEAST_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every instance poll as fast as it can.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two tries after a failed poll.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long after the last write whose keys could not be told that counts as over.
+const KEY_FAILS_FOR: Duration = Duration::from_mins(2);
 
 pub(crate) struct Tail {
     shared: Arc<Shared>,
@@ -52,10 +55,12 @@ impl Tail {
         let shared = Arc::clone(&self.shared);
         loop {
             let _panicked = AssertUnwindSafe(self.follow()).catch_unwind().await;
-            let subject = TroubleKind::LogUnreadable.anywhere();
-            shared.signals.begin(subject, "the task that reads the log has panicked: it begins anew");
             tokio::time::sleep(RETRY_INTERVAL).await;
             self = Self::new(Arc::clone(&shared));
+            // What is told runs the application's subscriber, which may be what panicked.
+            let subject = TroubleKind::LogUnreadable.anywhere();
+            let why = "the task that reads the log has panicked: it begins anew";
+            let _told = std::panic::catch_unwind(AssertUnwindSafe(|| shared.signals.begin(subject, why)));
         }
     }
 
@@ -65,19 +70,21 @@ impl Tail {
                 Ok(()) => self.interval(),
                 Err(_) => RETRY_INTERVAL.min(self.interval()),
             };
+            let due = Instant::now() + pause;
             tokio::select! {
                 biased;
-                () = self.shared.coherence.doubt.notified() => self.wait_in_doubt(pause).await,
-                () = tokio::time::sleep(pause) => {}
+                () = self.shared.coherence.doubt.notified() => self.wait_in_doubt(due).await,
+                () = tokio::time::sleep_until(due) => {}
             }
         }
     }
 
-    /// Soon, but not too soon after the last one; and no later than without a doubt.
-    async fn wait_in_doubt(&mut self, pause: Duration) {
+    /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all doubts until it is sent.
+    async fn wait_in_doubt(&mut self, due: Instant) {
         let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
-        let wait = DOUBT_INTERVAL.saturating_sub(since).min(pause).max(LEAST_INTERVAL);
-        tokio::time::sleep(wait).await;
+        let wait = DOUBT_INTERVAL.saturating_sub(since).max(LEAST_INTERVAL);
+        tokio::time::sleep_until(due.min(Instant::now() + wait)).await;
+        let _asked_again = self.shared.coherence.doubt.notified().now_or_never();
         self.doubted = Some(Instant::now());
     }
 
@@ -173,6 +180,9 @@ impl Tail {
         // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
         // dump, and would keep its bucket from being cached until that number is reached.
         for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
+            if let Some(fault) = &row.fault {
+                self.key_failed(&row.cache, fault);
+            }
             let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
             if let Some(cache) = caches.get(row.cache.as_str())
                 && cache.apply(told, row.key.as_deref())
@@ -184,6 +194,19 @@ impl Tail {
         }
         self.shared.counters.rows.add(rows.len() as u64);
         repaired
+    }
+
+    /// A trigger could not tell the keys of a write, and cleared the cache. It is told for as long as such writes come.
+    fn key_failed(&self, cache: &str, fault: &str) {
+        if !self.shared.caches().contains_key(cache) {
+            return;
+        }
+        let (table, why) = fault.split_once(": ").unwrap_or(("", fault));
+        let detail = format!(
+            "the keys of writes to {table} can't be told, so each clears the whole cache: {why}. \
+             `perto watch {table} --cache {cache} --key EXPR --replace` mends it"
+        );
+        self.shared.signals.begin_for(KEY_FAILS_FOR, TroubleKind::KeyFails.on(cache, table), &detail);
     }
 
     fn interval(&self) -> Duration {

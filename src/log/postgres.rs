@@ -23,6 +23,9 @@ use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
 mod declared;
+mod function;
+mod key;
+mod locks;
 pub(crate) mod schema;
 pub(crate) mod url;
 pub(crate) mod watch;
@@ -130,13 +133,13 @@ impl PostgresLog {
 /// takes a key `NULL` for none.
 fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
     let rows = match cursor {
-        None => format!("select xid, cache, keys, traceparent from {schema}.invalidation"),
+        None => format!("select xid, cache, keys, traceparent, fault from {schema}.invalidation"),
         Some(cursor) => {
             let xmax = cursor.xmax();
             let running: Vec<String> = cursor.running().iter().map(u64::to_string).collect();
             format!(
-                "select xid, cache, keys, traceparent from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
-                 select xid, cache, keys, traceparent from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
+                "select xid, cache, keys, traceparent, fault from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
+                 select xid, cache, keys, traceparent, fault from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
                 running.join(",")
             )
         }
@@ -144,10 +147,11 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
     // A role whose transactions are serializable must not make writers fail because the log is read.
     format!(
         "set transaction isolation level read committed; \
-         select pg_current_snapshot()::text as snapshot, m.version, pg_snapshot_xmax(m.trimmed)::text as trimmed, \
+         select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
+           pg_snapshot_xmax(b.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
-           i.xid::text as xid, i.cache, k.key, i.traceparent \
-         from {schema}.meta m left join {schema}.boot b on b.origin = {schema}.origin() \
+           i.xid::text as xid, i.cache, k.key, i.traceparent, i.fault \
+         from (select) one left join {schema}.boot b on b.origin = {schema}.origin() \
          left join ({rows}) i on true left join lateral unnest(i.keys) k(key) on true limit {}",
         MAX_POLL_ROWS + 1
     )
@@ -155,14 +159,16 @@ fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
 
 fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
     let malformed = |what: &str| LogError::Schema(format!("the log's {what} can't be read"));
-    let first = rows.first().ok_or_else(|| malformed("meta row"))?;
+    let first = rows.first().ok_or_else(|| malformed("answer"))?;
     let snapshot_at =
         |column: &str| -> Option<Snapshot> { Snapshot::parse(first.try_get::<&str, _>(column).ok()?) };
     let version: i32 = first.try_get("version").map_err(refused)?;
     if version != schema::VERSION {
         return Err(schema::other_version(version));
     }
-    let epoch: i64 = first.try_get("epoch").map_err(refused)?;
+    let epoch: Option<i64> = first.try_get("epoch").map_err(refused)?;
+    // It was begun a moment ago, if it could be.
+    let epoch = epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?;
     let read_row = |row: &PgRow| -> Option<Row> {
         let xid = row.try_get::<Option<&str>, _>("xid").ok()??.parse().ok()?;
         Some(Row {
@@ -170,6 +176,7 @@ fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
             cache: row.try_get("cache").ok()?,
             key: row.try_get("key").ok()?,
             traceparent: row.try_get("traceparent").ok()?,
+            fault: row.try_get("fault").ok()?,
         })
     };
     let nothing = rows.len() == 1 && first.try_get::<Option<&str>, _>("xid").is_ok_and(|xid| xid.is_none());

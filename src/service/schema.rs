@@ -1,5 +1,7 @@
 //! The service's tables, and the triggers that watch them.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use perto::postgres::{self, Watch};
 use sqlx::PgConnection;
@@ -26,9 +28,14 @@ pub(crate) fn last_migration() -> i64 {
     sqlx::migrate!().iter().map(|migration| migration.version).max().unwrap_or_default()
 }
 
-/// Makes or upgrades everything. Watching again is harmless: it clears the caches once.
+/// How long others may hold what is to be changed, in all and behind one attempt: nobody queues for longer.
+const LIMIT: Duration = Duration::from_secs(20);
+const ATTEMPT: &str = "set lock_timeout = '300ms'";
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Makes or upgrades everything. What is as it should be is left alone.
 pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
-    sqlx::migrate!().run(&mut *connection).await.context("DATABASE_URL: migrate the service's tables")?;
+    tables(connection).await.context("DATABASE_URL: migrate the service's tables")?;
     postgres::migrate(connection, LOG).await.context("DATABASE_URL: migrate the invalidation log")?;
     for (table, cache, key) in WATCHED {
         let watch = Watch {
@@ -37,7 +44,30 @@ pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()>
             cache: cache.to_owned(),
             key: key.to_owned(),
         };
-        postgres::watch(connection, &watch).await.with_context(|| format!("DATABASE_URL: watch {table}"))?;
+        // The service knows its keys best: those of an older one are replaced.
+        postgres::rewatch(connection, &watch)
+            .await
+            .with_context(|| format!("DATABASE_URL: watch {table}"))?;
     }
     Ok(())
+}
+
+async fn tables(connection: &mut PgConnection) -> anyhow::Result<()> {
+    sqlx::raw_sql(ATTEMPT).execute(&mut *connection).await?;
+    let began = Instant::now();
+    while let Err(error) = sqlx::migrate!().run(&mut *connection).await {
+        if !wants_a_lock(&error) || began.elapsed() >= LIMIT {
+            return Err(error.into());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    sqlx::raw_sql("reset lock_timeout").execute(connection).await?;
+    Ok(())
+}
+
+/// `lock_not_available`, by whatever wraps it.
+fn wants_a_lock(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut errors = causes.filter_map(|error| error.downcast_ref::<sqlx::Error>());
+    errors.any(|error| error.as_database_error().and_then(|error| error.code()).as_deref() == Some("55P03"))
 }

@@ -444,7 +444,8 @@ impl SimTransaction {
 
     fn log(&mut self, cache: &str, key: Option<&str>) {
         let xid = self.xid();
-        let row = Row { xid, cache: cache.to_owned(), key: key.map(str::to_owned), traceparent: None };
+        let row =
+            Row { xid, cache: cache.to_owned(), key: key.map(str::to_owned), traceparent: None, fault: None };
         {
             let mut database = self.database.0.lock();
             if !self.is_open(&database) {

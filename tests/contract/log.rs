@@ -155,7 +155,7 @@ impl Writer {
 }
 
 fn row(xid: u64, key: &str) -> Row {
-    Row { xid, cache: CACHE.to_owned(), key: Some(key.to_owned()), traceparent: None }
+    Row { xid, cache: CACHE.to_owned(), key: Some(key.to_owned()), traceparent: None, fault: None }
 }
 
 async fn the_first_poll_brings_all_that_is_retained(journal: &Journal) {
@@ -273,7 +273,7 @@ async fn what_is_appended_comes_with_its_number(journal: &Journal) {
     let second = journal.log.append(&whole).await.unwrap();
     let poll = journal.poll(Some(&cursor)).await;
     assert!(first < second && poll.snapshot.contains(second));
-    let cleared = Row { xid: second, cache: "other".to_owned(), key: None, traceparent: None };
+    let cleared = Row { xid: second, cache: "other".to_owned(), key: None, traceparent: None, fault: None };
     assert_eq!(poll.rows.unwrap(), [row(first, "a"), row(first, "b"), cleared]);
 }
 

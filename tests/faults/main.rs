@@ -12,12 +12,15 @@ mod world;
 
 mod at_commit;
 mod audits;
+mod declaring;
 mod epochs;
 mod garbage;
 mod hints;
+mod keys;
 mod loads;
 mod pooler;
 mod postgres_down;
+mod publications;
 mod race;
 mod redis_down;
 mod replicas;

@@ -71,8 +71,9 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
 async fn a_key_expression_that_the_function_could_not_run_is_refused() {
     let world = World::new().await;
     let schema = &world.name;
-    let sql =
-        format!("create function {schema}.item_key(bigint) returns text language sql as 'select $1::text'");
+    let sql = format!(
+        "create function {schema}.item_key(bigint) returns text immutable language sql as 'select $1::text'"
+    );
     world.sql(&sql).await;
     let mut connection = PgConnection::connect(&world.database).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(format!("set search_path = {schema}")))
@@ -80,10 +81,10 @@ async fn a_key_expression_that_the_function_could_not_run_is_refused() {
         .await
         .unwrap();
     let mut watch = Watch { key: "item_key(id)".to_owned(), ..world.watch("items", "item") };
-    let error = postgres::watch(&mut connection, &watch).await.unwrap_err().to_string();
-    assert!(error.starts_with("key: "), "{error}");
+    let error = postgres::rewatch(&mut connection, &watch).await.unwrap_err().to_string();
+    assert!(error.starts_with("key: ") && error.contains("one row"), "{error}");
     watch.key = format!("{schema}.item_key(id)");
-    postgres::watch(&mut connection, &watch).await.unwrap();
+    postgres::rewatch(&mut connection, &watch).await.unwrap();
     world.sql("insert into items values (1, 1)").await;
     watch.cache = "Not a name!".to_owned();
     let error = postgres::watch(&mut connection, &watch).await.unwrap_err().to_string();
@@ -110,7 +111,7 @@ async fn a_key_that_is_more_than_one_expression_is_refused_and_nothing_of_it_run
         "items.id".to_owned(),
     ] {
         let watch = Watch { key: key.clone(), ..world.watch("items", "item") };
-        let watched = postgres::watch(&mut connection, &watch).await;
+        let watched = postgres::rewatch(&mut connection, &watch).await;
         let ran: bool = sqlx::query_scalar("select to_regclass($1) is not null")
             .bind(format!("{schema}.evil"))
             .fetch_one(&world.pool)
@@ -124,7 +125,7 @@ async fn a_key_that_is_more_than_one_expression_is_refused_and_nothing_of_it_run
             world.sql("delete from items; insert into items values (1, 1)").await;
         } else {
             let error = watched.unwrap_err().to_string();
-            assert!(error.starts_with("key: "), "{key}: {error}");
+            assert!(error.starts_with("key: ") && error.contains("one row"), "{key}: {error}");
         }
     }
     let keys = "select distinct unnest(keys) from invalidation where keys is not null";

@@ -150,18 +150,31 @@ async fn an_inheriting_table_is_watched_with_its_parent() {
     assert_eq!(faults(&world).await, [Fault::Uncovered { table: format!("{}.later", world.name) }]);
 }
 
+/// The log's tables as that version left them, in the place of today's.
+async fn as_of(world: &World, version: usize) {
+    let steps = [
+        include_str!("../../src/log/postgres/schema.sql"),
+        include_str!("../../src/log/postgres/schema-2.sql"),
+        include_str!("../../src/log/postgres/schema-3.sql"),
+    ];
+    world.sql("drop table watched, tick, boot, invalidation").await;
+    let functions = ["origin", "epoch", "pending", "version"].map(|name| format!("{}.{name}()", world.name));
+    world.sql(&format!("drop function {}, pending(text)", functions.join(", "))).await;
+    for step in &steps[..version] {
+        let step = step.replace("create schema if not exists perto;", "");
+        let step = step.replace("on schema perto to", &format!("on schema {} to", world.name));
+        world.sql(&step.replace("perto.", &format!("{}.", world.name))).await;
+    }
+    world.sql(&format!("update meta set version = {version}")).await;
+}
+
 /// The first version's tables, with triggers on them: migrated, they are told of until they are watched again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
     let world = World::new().await;
     let (schema, role) = (&world.name, format!("{}_reader", world.name));
-    let first = include_str!("../../src/log/postgres/schema.sql").replace("perto.", &format!("{schema}."));
-    let first = first.split_once("create schema if not exists perto;").unwrap().1;
-    let first = first.replace("on schema perto to", &format!("on schema {schema} to"));
     let mut connection = connected(&world).await;
-    // As version 1 left it: the tables of today minus what came later.
-    world.sql("drop table watched; drop function origin() cascade; drop function epoch(); drop function pending(); drop function pending(text); drop table tick, boot, meta, invalidation").await;
-    sqlx::raw_sql(AssertSqlSafe(first)).execute(&mut connection).await.unwrap();
+    as_of(&world, 1).await;
     // What an instance's role has.
     world
         .sql(&format!(
@@ -186,9 +199,13 @@ async fn a_log_of_the_first_version_is_upgraded_and_watching_again_records() {
         let done = sqlx::raw_sql(sql).execute(&mut connection).await;
         refused.push(done.is_err_and(|error| error.to_string().contains("permission denied")));
     }
+    let kept = "select array_agg(has_table_privilege('invalidation', p) order by p) = '{t,t,t,f}' \
+        from unnest(array['delete', 'insert', 'select', 'truncate']) p";
+    let kept: bool = sqlx::query_scalar(kept).fetch_one(&mut connection).await.unwrap();
     let clean_up = format!("reset role; reset search_path; drop owned by {role}; drop role {role}");
     sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut connection).await.unwrap();
     world.sql("delete from watched").await;
+    assert!(kept, "what it might do with the log it may still");
     // The doctor tells an admin to run what is recorded.
     assert_eq!(refused, [false, true, true, true, true], "it may read what is recorded, and not write it");
     assert!(before.unwrap_err().to_string().contains("perto migrate"));
@@ -206,10 +223,8 @@ async fn what_an_upgrade_adds_runs_as_who_owns_the_log_and_also_where_nothing_ma
     let world = World::new().await;
     let (schema, role) = (&world.name, format!("{}_owner", world.name));
     let mut connection = connected(&world).await;
-    // As version 2 left it, to an application that owns its log.
-    world
-        .sql("drop function pending(text); alter table invalidation drop column traceparent; update meta set version = 2")
-        .await;
+    // To an application that owns its log.
+    as_of(&world, 2).await;
     world.sql(&format!("create role {role}; alter table invalidation owner to {role}")).await;
     postgres::migrate(&mut connection, schema).await.unwrap();
     let sql = format!(

@@ -178,9 +178,14 @@ async fn a_missing_or_other_schema_is_told_of() {
     let said = doctor(&database.url, "", &["--schema", "other"]).await;
     said.tells("schema", "wrong", "no invalidation log in the schema other", "perto migrate --schema other");
     said.tells("connections", "ok", "", "");
-    sql(&database.url, "update perto.meta set version = 1").await;
+    let version = |version: i32| {
+        format!(
+            "create or replace function perto.version() returns integer language sql immutable as 'select {version}'"
+        )
+    };
+    sql(&database.url, &version(1)).await;
     doctor(&database.url, "", &[]).await.tells("schema", "wrong", "version 1", "perto migrate");
-    sql(&database.url, "update perto.meta set version = 99").await;
+    sql(&database.url, &version(99)).await;
     doctor(&database.url, "", &[]).await.tells("schema", "wrong", "version 99", "newer Perto");
     let output = perto(&database.url, "").args(["doctor", "--schema", "No Schema"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("No Schema"), "refused by its name");
@@ -204,15 +209,15 @@ async fn rights_and_connections_that_a_role_lacks_are_told_of() {
         "insert, update on perto.boot",
         "grant insert, delete on perto.invalidation to poor;",
     );
-    said.tells("rights", "wrong", "delete on perto.tick", "grant update on perto.meta to poor;");
+    said.tells("rights", "wrong", "delete on perto.tick", "grant delete on perto.tick to poor;");
     said.tells("connections", "warn", "of 5 of this role", "connection limit");
     assert!(!said.text.contains("s3cret"), "{}", said.text);
     sql(&url, "revoke all on all tables in schema perto from poor").await;
     doctor(&as_poor, "", &[]).await.tells(
         "rights",
         "wrong",
-        "select, update on perto.meta",
-        "grant select, update on perto.meta",
+        "select, insert, update on perto.boot",
+        "grant select, insert, update on perto.boot",
     );
 }
 

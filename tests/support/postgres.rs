@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ pub(crate) struct PrivatePostgres {
     pub(crate) port: u16,
     run_as: RunAs,
     folder: Folder,
+    /// Beside those of all.
+    settings: Vec<String>,
 }
 
 /// Quick rather than safe: these servers are killed, the machine is not.
@@ -33,10 +36,16 @@ const SETTINGS: [&str; 7] = [
 
 impl PrivatePostgres {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With settings of the server, `name=value`.
+    pub(crate) async fn start_with(settings: &[&str]) -> Self {
         static TEMPLATE: OnceCell<PathBuf> = OnceCell::const_new();
         let template =
             TEMPLATE.get_or_init(async || tokio::task::spawn_blocking(template).await.unwrap()).await;
-        let server = Self::stopped();
+        let mut server = Self::stopped();
+        server.settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         copy_tree(template, &server.data()).unwrap();
         server.started().await
     }
@@ -107,19 +116,17 @@ impl PrivatePostgres {
 
     /// Pipes one database into another, as an operator does who restores a dump elsewhere.
     pub(crate) fn dump_into(&self, from: &str, to: &str) {
-        let place = |program: &str| {
-            let mut command = Command::new(bin(program));
-            command.args(["-h", "127.0.0.1", "-U", "postgres", "-p"]).arg(self.port.to_string());
-            command.stderr(Stdio::inherit());
-            command
-        };
-        let mut dumping = place("pg_dump").arg(from).stdout(Stdio::piped()).spawn().unwrap();
+        self.dump_to(from, self, to);
+    }
+
+    /// The same into a database of another server.
+    pub(crate) fn dump_to(&self, from: &str, server: &Self, to: &str) {
+        let mut dumping = Command::new(bin("pg_dump"));
+        dumping.arg(self.url(from)).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut dumping = dumping.spawn().unwrap();
         let pipe = dumping.stdout.take().unwrap();
-        let restored = place("psql")
-            .args(["-q", "-v", "ON_ERROR_STOP=1", to])
-            .stdin(pipe)
-            .stdout(Stdio::null())
-            .status();
+        let mut restoring = psql_command(&server.url(to));
+        let restored = restoring.stdin(pipe).stdout(Stdio::null()).status();
         assert!(restored.unwrap().success() && dumping.wait().unwrap().success());
     }
 
@@ -129,6 +136,7 @@ impl PrivatePostgres {
             port: free_port(),
             run_as: RunAs::find(),
             folder: Folder::new("postgres"),
+            settings: Vec::new(),
         }
     }
 
@@ -142,7 +150,7 @@ impl PrivatePostgres {
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = self.run_as.command(&bin("postgres"));
         command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string()).env("LC_ALL", "C");
-        for setting in SETTINGS {
+        for setting in SETTINGS.into_iter().chain(self.settings.iter().map(String::as_str)) {
             command.arg("-c").arg(setting);
         }
         Process::spawn(command.current_dir(&self.folder.0).stdout(log.try_clone().unwrap()).stderr(log))
@@ -206,6 +214,19 @@ fn template() -> PathBuf {
         drop(fs::remove_dir_all(&new));
     }
     kept
+}
+
+/// Runs SQL as somebody does who was given it.
+pub(crate) fn psql(url: &str, sql: &str) {
+    let mut child = psql_command(url).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{sql}");
+}
+
+fn psql_command(url: &str) -> Command {
+    let mut command = Command::new(bin("psql"));
+    command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", url]);
+    command
 }
 
 fn run(command: &mut Command) {

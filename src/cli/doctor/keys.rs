@@ -4,7 +4,7 @@ use perto::postgres::{Watch, Watched};
 use sqlx::FromRow;
 
 use super::postgres::reading;
-use super::tables::{command, remove};
+use super::tables::command;
 use super::{Doctor, Finding, Findings};
 
 /// A column of a watched table whose text is not what a loader asks by.
@@ -70,8 +70,8 @@ impl Column {
                  one spelling, and load by that"
             );
             let key = folded_by(&watch.key, name);
-            // Two steps: a table that is watched is not watched otherwise without a word.
-            Finding::warn("keys", found).mend(remove(watch)).mend(command(&Watch { key, ..watch.clone() }))
+            let mend = command(&Watch { key, ..watch.clone() });
+            Finding::warn("keys", found).mend(format!("{mend} --replace"))
         })
     }
 }

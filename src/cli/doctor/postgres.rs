@@ -131,7 +131,7 @@ async fn there(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
     let there: bool = sqlx::query_scalar(
         "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-         where n.nspname = $1 and c.relname = 'meta')",
+         where n.nspname = $1 and c.relname = 'invalidation')",
     )
     .persistent(false)
     .bind(schema)
@@ -143,9 +143,7 @@ async fn there(doctor: &Doctor) -> Findings {
 
 async fn log_version(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let sql = format!("select version from {schema}.meta");
-    let version: i32 =
-        sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
+    let version = perto::postgres::schema_version(&mut connection, schema).await?.unwrap_or_default();
     Ok(vec![if version == SCHEMA_VERSION {
         Finding::ok("schema", format!("{schema}, version {version}"))
     } else {
@@ -156,8 +154,7 @@ async fn log_version(doctor: &Doctor) -> Findings {
 }
 
 /// What an instance needs to follow the log, to begin an epoch and to trim.
-const RIGHTS: [(&str, &[&str]); 5] = [
-    ("meta", &["select", "update"]),
+const RIGHTS: [(&str, &[&str]); 4] = [
     ("boot", &["select", "insert", "update"]),
     ("invalidation", &["select", "insert", "delete"]),
     ("tick", &["select", "insert", "delete"]),

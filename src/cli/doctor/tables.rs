@@ -65,7 +65,7 @@ pub(super) fn command(watch: &Watch) -> String {
 }
 
 /// The command that takes the triggers away.
-pub(super) fn remove(watch: &Watch) -> String {
+fn remove(watch: &Watch) -> String {
     let Watch { schema, table, cache, .. } = watch;
     format!("perto watch {} --cache {} --remove{}", shell(table), shell(cache), schema_option(schema))
 }
@@ -110,6 +110,14 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
             Fault::Replaced { table } => {
                 let found = format!("{table} is not the table that was watched for cache {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
                 Some(Finding::wrong("watched tables", found).mend(&mend))
+            }
+            Fault::Key { table, error } => {
+                let found = format!(
+                    "the key of {table} for cache {} can't be told any more ({error}): each write clears the whole cache",
+                    watch.cache
+                );
+                let mend = command(&Watch { key: String::new(), ..watch.clone() });
+                Some(Finding::wrong("keys", found).mend(format!("{mend} --replace")))
             }
             Fault::Function { table, function, change } => Some(of_function(watch, table, function, *change, &mend)),
             _ => None,

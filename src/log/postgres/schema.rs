@@ -4,15 +4,24 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use super::locks::{self, Sql};
 use super::refused;
 use crate::error::LogError;
 
 /// The version that this code reads and writes.
-pub const VERSION: i32 = 3;
+pub const VERSION: i32 = 4;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
-const STEPS: [&str; 3] =
-    [include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
+const STEPS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("schema-2.sql"),
+    include_str!("schema-3.sql"),
+    include_str!("schema-4.sql"),
+];
+
+/// What a log whose token was made durable by hand is told.
+pub(super) const LOGGED_TOKEN: &str =
+    "the log's table boot is not unlogged any more, so a crash would go unnoticed: run `perto migrate`";
 
 /// Longest name of a schema: it is part of trigger names, which Postgres cuts at 63 bytes.
 const MAX_NAME_BYTES: usize = 20;
@@ -31,39 +40,91 @@ pub(crate) fn check_name(schema: &str) -> Result<(), String> {
     }
 }
 
-/// Makes the log's tables in `schema`, or upgrades them. Does nothing where they are up to date.
+/// Makes the log's tables in `schema`, or upgrades them. Where they are up to date it does nothing, and takes no lock that
+/// anybody waits for.
+///
+/// An upgrade waits for those who use the tables, a tenth of a second at a time and ten seconds in all: nobody queues
+/// behind it for longer. Two at once do it one after the other.
 ///
 /// Dropping the future leaves all or nothing.
 ///
 /// # Errors
-/// If Postgres refuses, or the tables were made by a newer version.
+/// If Postgres refuses, a lock was not to be had, or the tables were made by a newer version.
 pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
     check_name(schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
-    lock(&mut tx, schema).await.map_err(refused)?;
-    let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
-        .persistent(false)
-        .bind(format!("{schema}.meta"))
-        .fetch_one(&mut *tx)
-        .await
-        .map_err(refused)?;
-    let version: i32 = match exists {
-        false => 0,
-        true => sqlx::query_scalar(AssertSqlSafe(format!("select version from {schema}.meta")))
+    locks::declaring(&mut tx, schema).await?;
+    let plan = plan(&mut tx, schema).await?;
+    locks::run(&mut tx, &plan).await?;
+    tx.commit().await.map_err(refused)
+}
+
+/// The SQL that [`migrate`] would run now, in one transaction; nothing where the tables are up to date. Runs none of it.
+///
+/// # Errors
+/// As [`migrate`].
+pub async fn migrate_sql(connection: &mut PgConnection, schema: &str) -> Result<Option<String>, LogError> {
+    check_name(schema).map_err(LogError::Schema)?;
+    // On one server, whatever is in between: see the log.
+    let mut tx = connection.begin().await.map_err(refused)?;
+    let plan = plan(&mut tx, schema).await?;
+    tx.rollback().await.map_err(refused)?;
+    Ok(locks::script(schema, &plan))
+}
+
+/// The version of the log's tables in `schema`; `None` where there are none.
+///
+/// # Errors
+/// If Postgres can't be read.
+pub async fn schema_version(connection: &mut PgConnection, schema: &str) -> Result<Option<i32>, LogError> {
+    check_name(schema).map_err(LogError::Schema)?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    let (function, table): (bool, bool) =
+        sqlx::query_as("select to_regprocedure($1) is not null, to_regclass($2) is not null")
             .persistent(false)
+            .bind(format!("{schema}.version()"))
+            .bind(format!("{schema}.meta"))
             .fetch_one(&mut *tx)
             .await
-            .map_err(refused)?,
+            .map_err(refused)?;
+    // A row said it before there was a function.
+    let sql = match (function, table) {
+        (true, _) => format!("select {schema}.version()"),
+        (false, true) => format!("select version from {schema}.meta"),
+        (false, false) => return Ok(None),
     };
+    let asking = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut *tx);
+    let version = asking.await.map_err(refused)?;
+    tx.commit().await.map_err(refused)?;
+    Ok(Some(version))
+}
+
+/// The steps that are missing, and what was undone by hand.
+async fn plan(connection: &mut PgConnection, schema: &str) -> Result<Vec<Sql>, LogError> {
+    let version = schema_version(connection, schema).await?.unwrap_or(0);
     let done = usize::try_from(version).ok().filter(|done| *done <= STEPS.len());
     let Some(done) = done else { return Err(other_version(version)) };
-    for step in &STEPS[done..] {
-        run(&mut tx, &named(step, schema)).await?;
+    let mut plan: Vec<Sql> = STEPS[done..].iter().map(|step| Sql::Script(named(step, schema))).collect();
+    if done == STEPS.len() {
+        let logged: Vec<String> = sqlx::query_scalar(
+            "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = $1 and c.relname in ('boot', 'tick', 'invalidation') and c.relpersistence <> 'u'",
+        )
+        .persistent(false)
+        .bind(schema)
+        .fetch_all(connection)
+        .await
+        .map_err(refused)?;
+        plan.extend(
+            logged.iter().map(|table| Sql::One(format!("alter table {schema}.{table} set unlogged"))),
+        );
     }
-    if done < STEPS.len() {
-        run(&mut tx, &format!("update {schema}.meta set version = {VERSION}")).await?;
+    if !plan.is_empty() {
+        // Nobody begins an epoch or trims meanwhile.
+        let lock = format!("select pg_advisory_xact_lock(hashtextextended('{}', 0))", lock_name(schema));
+        plan.insert(0, Sql::One(lock));
     }
-    tx.commit().await.map_err(refused)
+    Ok(plan)
 }
 
 /// A step's SQL, for this schema.
@@ -73,10 +134,6 @@ fn named(sql: &str, schema: &str) -> String {
         .replace("on schema perto to", &format!("on schema {schema} to"))
 }
 
-async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), LogError> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop).map_err(refused)
-}
-
 pub(crate) fn other_version(version: i32) -> LogError {
     LogError::Schema(format!(
         "the log's schema has version {version}, this is for version {VERSION}: {}",
@@ -84,18 +141,22 @@ pub(crate) fn other_version(version: i32) -> LogError {
     ))
 }
 
-/// Says it where the log's tables are missing.
+/// Says it where the log's tables are missing, or are those of an older version.
 pub(crate) fn explain(error: sqlx::Error, schema: &str) -> LogError {
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
-        // undefined_table, invalid_schema_name, undefined_function
-        Some("42P01" | "3F000" | "42883") => LogError::Schema(format!(
-            "the schema {schema:?} has no invalidation log: run `perto migrate`, or `perto::postgres::migrate`"
+        // undefined_table, invalid_schema_name, undefined_function, undefined_column
+        Some("42P01" | "3F000" | "42883" | "42703") => LogError::Schema(format!(
+            "the schema {schema:?} has no invalidation log, or an older one: run `perto migrate`, or \
+             `perto::postgres::migrate`"
         )),
         _ => refused(error),
     }
 }
 
-/// Writes a token where there is none, or one from elsewhere. From then on it is another epoch.
+/// Writes a token where there is none, or one from elsewhere, and with it the horizon: all that came before counts as
+/// trimmed. From then on it is another epoch.
+///
+/// The snapshot is taken before the transaction has a number, so every poll after its commit ranks above it.
 ///
 /// Rows from before stay: those of a dump that was restored elsewhere may have numbers that are ahead of this cluster's,
 /// which no poll believes and the next trim deletes. Ticks from before mean nothing any more.
@@ -103,19 +164,16 @@ pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> 
     let mut tx = connection.begin().await?;
     lock(&mut tx, schema).await?;
     let begun = sqlx::raw_sql(AssertSqlSafe(format!(
-        "insert into {schema}.boot (origin) values ({schema}.origin()) on conflict (one) do update \
-         set token = excluded.token, origin = excluded.origin where boot.origin <> excluded.origin"
+        "insert into {schema}.boot (origin, trimmed) \
+           select o, pg_current_snapshot() from {schema}.origin() o where o is not null \
+         on conflict (one) do update set token = excluded.token, origin = excluded.origin, trimmed = excluded.trimmed \
+           where boot.origin <> excluded.origin"
     )))
     .execute(&mut *tx)
     .await?
     .rows_affected();
     if begun > 0 {
-        sqlx::raw_sql(AssertSqlSafe(format!(
-            "delete from {schema}.tick; \
-             update {schema}.meta set trimmed = pg_current_snapshot();"
-        )))
-        .execute(&mut *tx)
-        .await?;
+        sqlx::raw_sql(AssertSqlSafe(format!("delete from {schema}.tick"))).execute(&mut *tx).await?;
     }
     tx.commit().await
 }
@@ -126,7 +184,7 @@ const TRIM_BATCH: u64 = 10_000;
 /// Ticks once a minute, and trims rows that are contained in a tick older than `retention`.
 ///
 /// The horizon is committed first, then rows go in batches: a trim that is cut short has still trimmed. Nobody
-/// trims while no instance runs.
+/// trims while no instance runs, or before it has begun an epoch.
 pub(crate) async fn trim(
     connection: &mut PgConnection,
     schema: &str,
@@ -140,10 +198,11 @@ pub(crate) async fn trim(
     sqlx::raw_sql(AssertSqlSafe(format!(
         "insert into {schema}.tick (at) select clock_timestamp() where not exists \
            (select from {schema}.tick where at > clock_timestamp() - interval '50 seconds'); \
-         with old as (select id, snapshot from {schema}.tick \
-             where at <= clock_timestamp() - make_interval(secs => {seconds}) order by id desc limit 1), \
-           passed as (delete from {schema}.tick t using old where t.id < old.id) \
-         update {schema}.meta set trimmed = old.snapshot from old where trimmed::text <> old.snapshot::text;"
+         with old as (select at, snapshot from {schema}.tick \
+             where at <= clock_timestamp() - make_interval(secs => {seconds}) order by at desc limit 1), \
+           passed as (delete from {schema}.tick t using old where t.at < old.at) \
+         update {schema}.boot set trimmed = old.snapshot from old where trimmed::text <> old.snapshot::text \
+           and origin = {schema}.origin();"
     )))
     .execute(&mut *tx)
     .await?;
@@ -151,9 +210,10 @@ pub(crate) async fn trim(
     // Numbers that are ahead of every snapshot come from elsewhere: a dump that was restored.
     let delete = format!(
         "delete from {schema}.invalidation where ctid = any(array( \
-           select i.ctid from {schema}.invalidation i, {schema}.meta m \
-           where (i.xid < pg_snapshot_xmax(m.trimmed) and pg_visible_in_snapshot(i.xid, m.trimmed)) \
-             or i.xid >= pg_snapshot_xmax(pg_current_snapshot()) limit {TRIM_BATCH}))"
+           select i.ctid from {schema}.invalidation i, {schema}.boot b \
+           where b.origin = {schema}.origin() \
+             and ((i.xid < pg_snapshot_xmax(b.trimmed) and pg_visible_in_snapshot(i.xid, b.trimmed)) \
+               or i.xid >= pg_snapshot_xmax(pg_current_snapshot())) limit {TRIM_BATCH}))"
     );
     loop {
         let mut tx = connection.begin().await?;

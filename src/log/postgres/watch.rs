@@ -1,16 +1,21 @@
 //! Triggers that write the log: with them every SQL statement that changes a table invalidates, by whomever.
 //!
-//! One function for each table and cache, with static SQL: a generic one would plan its statement anew at each call.
 //! Statement-level with transition tables: a row-level trigger costs several times as much on bulk writes.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::super::MAX_KEYS_PER_ROW;
-use super::refused;
-use super::schema::{check_name, explain};
+use super::function::{self, identifier, literal};
+use super::locks::{self, Sql};
+use super::schema::{VERSION, check_name, explain, other_version, schema_version};
+use super::watched::{Watched, has_triggers, watched};
+use super::{key, refused};
 use crate::error::LogError;
 
 /// What to watch.
+///
+/// Of a cache over several tables watch each, by the key that *its* rows stand for: for the orders of a user, `orders` by
+/// `user_id`; for lines of an order, `order_items` by `order_id`. Where a row moves from one key to another, both are
+/// invalidated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
     /// The schema that holds the log.
@@ -19,57 +24,195 @@ pub struct Watch {
     pub table: String,
     /// The cache whose keys the statements invalidate.
     pub cache: String,
-    /// A key's text as an SQL expression over the table's columns: `id`, or `company_id || ':' || phone`. From then on it
-    /// runs as whoever watches: take it from nobody else.
+    /// A key's text as an SQL expression over the columns of one row: `id`, or `company_id || ':' || phone`. A set-returning
+    /// one gives several keys, or none: `unnest(member_ids)`, `jsonb_array_elements_text(tags)`. Functions must be immutable,
+    /// or depend on nothing but the formats of dates, times, bytes and floats, which are pinned; those outside of `pg_catalog`
+    /// are written with their schema. Null is no key.
+    ///
+    /// From then on it runs as whoever watches: take it from nobody else.
     pub key: String,
 }
 
 pub(super) const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
-/// Installs the triggers on a table, its partitions and the tables that inherit from it, or replaces them, and records
-/// that it is watched.
+/// Installs the triggers on a table, its partitions and the tables that inherit from it.
 ///
-/// Running writers are waited for, up to five seconds; the whole cache is invalidated in the same transaction, so that nothing loaded before is trusted.
+/// It records that the table is watched. From then on no statement fails because of its key: one that the key fails for
+/// clears the whole cache and says so.
+///
+/// Does nothing, and invalidates nothing, where it is watched exactly so. Mends what is not as it was installed. Any number of
+/// instances may call it at once.
+///
+/// Writers are waited for, a tenth of a second at a time and ten seconds in all, so that nobody queues behind it for longer;
+/// readers are neither waited for nor kept waiting. (On Postgres 13 they are, where triggers are replaced.) The whole cache is
+/// invalidated in the same transaction, so that nothing loaded before is trusted.
 ///
 /// Writes by logical replication don't fire statement triggers: a subscriber's table is not covered.
 ///
 /// Dropping the future leaves all or nothing.
 ///
 /// # Errors
-/// [`LogError::Schema`] where the table or the key expression doesn't exist; [`LogError::Refused`] where rights are missing
-/// or the lock was not to be had.
+/// [`LogError::Schema`] where the table doesn't exist, the key is not a function of one row, the table is watched for this cache by
+/// another key (see [`rewatch`]), or its writers didn't end in time; [`LogError::Refused`] where rights are missing.
 pub async fn watch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
+    install(connection, watch, false).await
+}
+
+/// As [`watch`], and also where the table is watched for this cache by another key, which it replaces.
+///
+/// # Errors
+/// As [`watch`].
+pub async fn rewatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
+    install(connection, watch, true).await
+}
+
+/// The SQL that [`watch`] would run now, or [`rewatch`] where `replace` is true, in one transaction; `None` where there is nothing to
+/// do. Judges the key, and changes nothing.
+///
+/// # Errors
+/// As [`watch`].
+pub async fn watch_sql(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    replace: bool,
+) -> Result<Option<String>, LogError> {
+    check(watch)?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    let (_, plan) = plan(&mut tx, watch, replace).await?;
+    tx.rollback().await.map_err(refused)?;
+    Ok(locks::script(&watch.schema, &plan))
+}
+
+fn check(watch: &Watch) -> Result<(), LogError> {
     check_name(&watch.schema).map_err(LogError::Schema)?;
     crate::cache::builder::check_name(&watch.cache)
-        .map_err(|problem| LogError::Schema(format!("cache: {problem}")))?;
+        .map_err(|problem| LogError::Schema(format!("cache: {problem}")))
+}
+
+async fn install(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    replace: bool,
+) -> Result<Vec<String>, LogError> {
+    check(watch)?;
     let mut tx = connection.begin().await.map_err(refused)?;
-    let tables = tables(&mut tx, &watch.table).await?;
-    run(&mut tx, "set local lock_timeout = '5s'").await?;
-    // As in the function: what the expression names outside of pg_catalog must be written with its schema.
-    run(&mut tx, "set local search_path = pg_catalog, pg_temp").await?;
-    probe(&mut tx, watch, &tables[0]).await?;
-    for table in &tables {
-        drop_triggers(&mut tx, watch, table).await?;
-        run_one(&mut tx, function_sql(watch, table)).await.map_err(refused)?;
-        // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
-        run(&mut tx, &format!("revoke all on function {} from public", function_name(watch, table))).await?;
-        for event in EVENTS {
-            run(&mut tx, &trigger_sql(watch, table, event)).await?;
+    // Before it is anybody's turn: usually there is nothing to do.
+    let tables = match state(&mut tx, watch, replace).await? {
+        (tables, true) => tables,
+        (_, false) => {
+            locks::declaring(&mut tx, &watch.schema).await?;
+            let (tables, plan) = plan(&mut tx, watch, replace).await?;
+            locks::run(&mut tx, &plan).await?;
+            tables
         }
-    }
-    let everything = format!(
-        "insert into {}.invalidation (cache, keys) values ({}, null)",
-        watch.schema,
-        literal(&watch.cache)
-    );
-    run(&mut tx, &everything).await?;
-    forget(&mut tx, watch, &tables).await?;
-    record(&mut tx, watch, &tables[0]).await?;
+    };
     tx.commit().await.map_err(refused)?;
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-/// Removes what [`watch`] installed, also of a table that has been dropped. From then on writes to the table are not seen before the time to live.
+/// The tables, and whether they are watched exactly so.
+async fn state(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    replace: bool,
+) -> Result<(Vec<Table>, bool), LogError> {
+    match schema_version(connection, &watch.schema).await? {
+        Some(VERSION) => {}
+        Some(version) => return Err(other_version(version)),
+        None => return Err(explain(sqlx::Error::RowNotFound, &watch.schema)),
+    }
+    let tables = tables(connection, &watch.table).await?;
+    let of_these = |found: &Watched| {
+        found.watch.cache == watch.cache && tables.iter().any(|table| table.name == found.watch.table)
+    };
+    let known: Vec<Watched> =
+        watched(connection, &watch.schema).await?.into_iter().filter(of_these).collect();
+    let other = |found: &&Watched| {
+        found.recorded && found.watch.key.trim() != watch.key.trim() && has_triggers(found)
+    };
+    if let Some(other) = known.iter().find(other).filter(|_| !replace) {
+        return Err(LogError::Schema(format!(
+            "key: {} is watched for cache {} by the key {:?}, and would be by {:?}. If that is meant, say so: `perto watch \
+             --replace`, or `perto::postgres::rewatch`",
+            other.watch.table, watch.cache, other.watch.key, watch.key
+        )));
+    }
+    let same = |found: &Watched| {
+        found.recorded
+            && found.watch.key == watch.key
+            && found.watch.table == tables[0].name
+            && found.faults.is_empty()
+    };
+    let done = known.len() == 1 && known.iter().all(same);
+    Ok((tables, done))
+}
+
+/// What is to be done. The last look at what is there: it is this one's turn.
+async fn plan(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    replace: bool,
+) -> Result<(Vec<Table>, Vec<Sql>), LogError> {
+    let (tables, done) = state(connection, watch, replace).await?;
+    if done {
+        return Ok((tables, Vec::new()));
+    }
+    if let Some(other) = tables.iter().find(|table| !table.watchable) {
+        return Err(LogError::Schema(format!(
+            "table: {} is neither a table nor a partitioned one, and can't be watched: watch the tables that it reads",
+            other.name
+        )));
+    }
+    let name = function::name(connection, watch).await?;
+    key::judge(connection, watch, &tables[0], &name).await?;
+    // Since 14 a trigger is replaced without keeping readers waiting.
+    let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(refused)?;
+    let plan = statements(watch, &tables, &name, version < 140_000);
+    Ok((tables, plan))
+}
+
+fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool) -> Vec<Sql> {
+    let Watch { schema, cache, key, .. } = watch;
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    let quoted: Vec<String> = names.iter().map(|name| literal(name)).collect();
+    let (cache, quoted) = (literal(cache), quoted.join(", "));
+    let mut plan = vec![
+        Sql::One(format!("lock table {} in share row exclusive mode", names.join(", "))),
+        Sql::One("set local search_path = pg_catalog, pg_temp".to_owned()),
+        Sql::One(function::create(watch, function)),
+        // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
+        Sql::One(format!("revoke all on function {function}() from public")),
+    ];
+    for table in tables {
+        plan.extend(
+            EVENTS.map(|event| Sql::Script(trigger_sql(watch, table, event, function, drop_first) + ";")),
+        );
+    }
+    plan.extend([
+        Sql::One(format!("insert into {schema}.invalidation (cache, keys) values ({cache}, null)")),
+        // Also what is recorded of others that had their names.
+        Sql::One(format!(
+            "delete from {schema}.watched where cache = {cache} and \
+             (name in ({quoted}) or relid in (select unnest(array[{quoted}]::regclass[])))"
+        )),
+        Sql::One(format!(
+            "insert into {schema}.watched (relid, name, cache, key) values ({0}::regclass, {0}, {cache}, {1})",
+            literal(names[0]),
+            literal(key),
+        )),
+        Sql::Script(function::drop_unused(schema) + ";"),
+    ]);
+    plan
+}
+
+/// Removes what [`watch`] installed, also of a table that has been dropped. From then on writes to the table are not seen before the
+/// time to live.
+///
+/// Readers and writers are waited for as in [`watch`].
 ///
 /// # Errors
 /// As [`watch`].
@@ -88,30 +231,41 @@ pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec
         }
         Err(error) => return Err(error),
     };
-    run(&mut tx, "set local lock_timeout = '5s'").await?;
-    for table in &tables {
-        drop_triggers(&mut tx, watch, table).await?;
-    }
+    locks::declaring(&mut tx, &watch.schema).await?;
+    let mut plan: Vec<Sql> = tables
+        .iter()
+        .flat_map(|table| EVENTS.map(|event| Sql::One(drop_trigger(watch, table, event))))
+        .collect();
+    plan.push(Sql::One(function::drop_unused(&watch.schema)));
+    locks::run(&mut tx, &plan).await?;
     forget(&mut tx, watch, &tables).await?;
     tx.commit().await.map_err(refused)?;
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-struct Table {
+pub(super) struct Table {
+    pub(super) name: String,
     oid: i64,
-    name: String,
+    watchable: bool,
+}
+
+impl Table {
+    /// One that was just made.
+    pub(super) const fn made(name: String) -> Self {
+        Self { name, oid: 0, watchable: true }
+    }
 }
 
 /// The table, its partitions and the tables that inherit from it: a statement that names one of these fires only its
 /// triggers.
 async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
-    let rows: Vec<(i64, String)> = sqlx::query_as(
+    let rows: Vec<(i64, String, bool)> = sqlx::query_as(
         "with recursive tree(relid, level) as ( \
            select to_regclass($1)::oid, 0 union \
            select i.inhrelid, t.level + 1 from tree t join pg_inherits i on i.inhparent = t.relid) \
-         select c.oid::bigint, format('%I.%I', n.nspname, c.relname) from tree t \
+         select c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind in ('r', 'p') from tree t \
          join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace \
-         group by c.oid, n.nspname, c.relname order by min(t.level), 1",
+         group by c.oid, n.nspname, c.relname, c.relkind order by min(t.level), 2",
     )
     .persistent(false)
     .bind(table)
@@ -121,53 +275,7 @@ async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>
     if rows.is_empty() {
         return Err(LogError::Schema(format!("table: there is no table {table:?} in this database")));
     }
-    Ok(rows.into_iter().map(|(oid, name)| Table { oid, name }).collect())
-}
-
-/// Fails where the key is not one expression over the table's columns: nothing else of the table is there under that
-/// name in the trigger's function.
-///
-/// Both ways it must be SQL: what closes a bracket or begins a comment is at most one of the two.
-async fn probe(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
-    let Watch { key, .. } = watch;
-    for sql in [
-        format!("select {key} from {} as \"a row\" limit 0", table.name),
-        format!("select (({key})::text) from {} as \"a row\" limit 0", table.name),
-    ] {
-        if let Err(error) = run_one(connection, sql).await {
-            return Err(match error.as_database_error() {
-                Some(refusal) => LogError::Schema(format!(
-                    "key: {key:?} is not an expression over the columns of {}: {}",
-                    table.name,
-                    refusal.message()
-                )),
-                None => refused(error),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Runs one statement. Two are refused, unlike by `run`: so for all that a key is part of.
-async fn run_one(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
-    sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(connection).await.map(drop)
-}
-
-async fn record(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
-    let sql = format!(
-        "insert into {}.watched (relid, name, cache, key) values ($1::bigint::oid, $2, $3, $4)",
-        watch.schema
-    );
-    sqlx::query(AssertSqlSafe(sql))
-        .persistent(false)
-        .bind(table.oid)
-        .bind(&table.name)
-        .bind(&watch.cache)
-        .bind(&watch.key)
-        .execute(connection)
-        .await
-        .map(drop)
-        .map_err(refused)
+    Ok(rows.into_iter().map(|(oid, name, watchable)| Table { name, oid, watchable }).collect())
 }
 
 /// What is recorded of these tables, or of others that had their names.
@@ -202,107 +310,38 @@ async fn forget_dropped(connection: &mut PgConnection, watch: &Watch) -> Result<
         .map_err(|error| explain(error, &watch.schema))
 }
 
-async fn drop_triggers(connection: &mut PgConnection, watch: &Watch, table: &Table) -> Result<(), LogError> {
-    for event in EVENTS {
-        let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
-        run(connection, &format!("drop trigger if exists {trigger} on {}", table.name)).await?;
-    }
-    run(connection, &format!("drop function if exists {}", function_name(watch, table))).await
+fn drop_trigger(watch: &Watch, table: &Table, event: &str) -> String {
+    let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
+    format!("drop trigger if exists {trigger} on {}", table.name)
 }
 
-/// `security definer` with a pinned search path: whoever may write the table needs no right on the log. Dates, times,
-/// bytes, floats and the key's own literals have one text, whatever the session of the writer has set: else a key's text would depend on who
-/// writes.
-fn function_sql(watch: &Watch, table: &Table) -> String {
-    let settings: String = SETTINGS.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
-    format!(
-        "create function {}() returns trigger language plpgsql security definer {settings}as E'{}'",
-        function_name(watch, table),
-        // Not between dollars: a key might have them too.
-        body(watch).replace('\\', r"\\").replace('\'', "''")
-    )
-}
-
-/// What the function runs under.
-pub(super) const SETTINGS: [(&str, &str); 7] = [
-    ("search_path", "pg_catalog, pg_temp"),
-    ("timezone", "'UTC'"),
-    ("datestyle", "'ISO, YMD'"),
-    ("intervalstyle", "'postgres'"),
-    ("bytea_output", "'hex'"),
-    ("extra_float_digits", "1"),
-    // A backslash in the key's own text is one.
-    ("standard_conforming_strings", "on"),
-];
-
-/// The function's text: the same for every table that is watched alike.
-pub(super) fn body(watch: &Watch) -> String {
-    let Watch { schema, cache, key, table: _ } = watch;
-    let collect = |rows: &str| {
-        format!(
-            "select array_agg(k) into ks from (select distinct k from ({rows}) r where k is not null limit {}) d;",
-            MAX_KEYS_PER_ROW + 1
-        )
-    };
-    let (new, old) = (
-        format!("select ({key})::text as k from new_rows"),
-        format!("select ({key})::text as k from old_rows"),
-    );
-    format!(
-        " declare ks text[]; \
-         begin \
-           if tg_op = 'TRUNCATE' then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null; \
-           end if; \
-           if tg_op = 'INSERT' then {} elsif tg_op = 'DELETE' then {} else {} end if; \
-           if cardinality(ks) > {MAX_KEYS_PER_ROW} then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, null); \
-           elsif cardinality(ks) > 0 then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, ks); \
-           end if; \
-           return null; \
-         end ",
-        collect(&new),
-        collect(&old),
-        collect(&format!("{old} union all {new}")),
-        cache = literal(cache),
-    )
-}
-
-fn trigger_sql(watch: &Watch, table: &Table, event: &str) -> String {
+/// Two statements: a trigger made, or made to run this function; and fired always, also where a session plays a replica.
+pub(super) fn trigger_sql(
+    watch: &Watch,
+    table: &Table,
+    event: &str,
+    function: &str,
+    drop_first: bool,
+) -> String {
     let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
     let transition = match event {
-        "insert" => "referencing new table as new_rows",
-        "update" => "referencing old table as old_rows new table as new_rows",
-        "delete" => "referencing old table as old_rows",
+        "insert" => "referencing new table as new_rows ",
+        "update" => "referencing old table as old_rows new table as new_rows ",
+        "delete" => "referencing old table as old_rows ",
         _ => "",
     };
-    // Always: also where a session plays a replica.
+    let create = if drop_first {
+        format!("{}; create trigger", drop_trigger(watch, table, event))
+    } else {
+        "create or replace trigger".to_owned()
+    };
     format!(
-        "create trigger {trigger} after {event} on {name} {transition} for each statement execute function {function}(); \
+        "{create} {trigger} after {event} on {name} {transition}for each statement execute function {function}(); \
          alter table {name} enable always trigger {trigger}",
         name = table.name,
-        function = function_name(watch, table),
     )
 }
 
 pub(super) fn trigger_name(schema: &str, cache: &str, event: &str) -> String {
     format!("{schema}:{cache}:{event}")
-}
-
-/// By the table's number: names may be longer than Postgres keeps apart.
-fn function_name(watch: &Watch, table: &Table) -> String {
-    format!("{}.{}", watch.schema, identifier(&format!("{}:{}", watch.cache, table.oid)))
-}
-
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
-async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), LogError> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop).map_err(refused)
 }

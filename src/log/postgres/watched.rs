@@ -5,17 +5,19 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
+use super::function::{SETTINGS, body};
+use super::locks::run_one;
 use super::refused;
 use super::schema;
 use super::schema::check_name;
-use super::watch::{EVENTS, SETTINGS, Watch, body};
+use super::watch::{EVENTS, Watch};
 use crate::error::LogError;
 
 /// A table that is watched, or was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Watched {
-    /// As it was watched. The same again mends every [`Fault`] but a [`Fault::Gone`].
+    /// As it was watched. The same again mends every [`Fault`] but [`Fault::Gone`] and [`Fault::Key`].
     pub watch: Watch,
     /// Whether it is recorded. What was watched by the first version of the log isn't, and has no key here.
     pub recorded: bool,
@@ -61,6 +63,14 @@ pub enum Fault {
         table: String,
         /// `insert`, `update`, `delete` or `truncate`.
         event: &'static str,
+    },
+    /// Its key can't be told any more: a column or a function of it is gone, or has another name. Writes go on, and each clears
+    /// the whole cache. Another key mends it: [`rewatch`](super::watch::rewatch).
+    Key {
+        /// The table.
+        table: String,
+        /// What Postgres says of the key.
+        error: String,
     },
     /// The function that the triggers run is not what was installed.
     Function {
@@ -146,7 +156,6 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
         .fetch_all(&mut *tx)
         .await
         .map_err(|error| schema::explain(error, schema))?;
-    tx.commit().await.map_err(refused)?;
     let mut all: Vec<Watched> = Vec::new();
     for group in rows.chunk_by(|a, b| (&a.cache, &a.name) == (&b.cache, &b.name)) {
         let first = &group[0];
@@ -157,14 +166,47 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
             key: first.key.clone().unwrap_or_default(),
         };
         let tables = group.chunk_by(|a, b| a.table_oid == b.table_oid);
-        let faults = match first.root {
+        let mut faults: Vec<Fault> = match first.root {
             None => vec![Fault::Gone],
             Some(_) => tables.clone().flat_map(|rows| faults(&watch, rows)).collect(),
         };
+        if let (Some(table), Some(_)) = (&first.table_name, &first.key) {
+            let error = probe(&mut tx, &watch.key, table).await.map_err(refused)?;
+            faults.extend(error.map(|error| Fault::Key { table: table.clone(), error }));
+        }
         let names = tables.filter_map(|rows| rows[0].table_name.clone()).collect();
         all.push(Watched { watch, recorded: first.key.is_some(), tables: names, faults });
     }
+    tx.commit().await.map_err(refused)?;
     Ok(all)
+}
+
+/// What Postgres says against a key, where its text is read and nothing of it run: what is recorded may be anybody's SQL.
+/// Nothing, where somebody has the table to himself for longer than a moment.
+async fn probe(connection: &mut PgConnection, key: &str, table: &str) -> Result<Option<String>, sqlx::Error> {
+    let begin = "savepoint perto_probe; set local search_path = pg_catalog, pg_temp; set local lock_timeout = '100ms'";
+    sqlx::raw_sql(begin).execute(&mut *connection).await?;
+    let prepare =
+        format!("prepare perto_probe as select (({key})::text) collate \"C\" from {table} as \"a row\"");
+    let error = match run_one(connection, &prepare).await {
+        Ok(()) => {
+            run_one(connection, "deallocate perto_probe").await?;
+            None
+        }
+        Err(sqlx::Error::Database(error)) => {
+            // lock_not_available
+            (error.code().as_deref() != Some("55P03")).then(|| error.message().to_owned())
+        }
+        Err(error) => return Err(error),
+    };
+    let undo = "rollback to savepoint perto_probe; release savepoint perto_probe";
+    sqlx::raw_sql(undo).execute(connection).await?;
+    Ok(error)
+}
+
+/// Whether writes to what was recorded fire any of its triggers.
+pub(super) fn has_triggers(watched: &Watched) -> bool {
+    !watched.faults.iter().any(|fault| matches!(fault, Fault::Gone | Fault::Replaced { .. }))
 }
 
 /// What is wrong with one table: a row for each kind of statement.
@@ -223,17 +265,21 @@ fn changes(watch: &Watch, row: &Found) -> Vec<FunctionChange> {
     changes
 }
 
-/// A row for each table and kind of statement. By name first: that is what loaders read. A dump that was restored
+/// A row for each table and kind of statement. Of what is recorded twice, as on a subscriber, it is the row that is of a table
+/// here. By name first: that is what loaders read. A dump that was restored
 /// elsewhere has other numbers too. Triggers that are not recorded are those of the log's first version.
 fn sql(schema: &str) -> String {
     format!(
         "with recursive named(oid, name) as ( \
            select c.oid, format('%I.%I', n.nspname, c.relname) from pg_class c \
            join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p', 'f')), \
-         recorded as ( \
-           select w.cache, w.name, w.key, w.relid, \
+         found as ( \
+           select w.cache, w.name, w.key, w.relid, w.since, \
              coalesce((select oid from named where name = w.name), (select oid from named where oid = w.relid)) as root \
            from {schema}.watched w), \
+         recorded as ( \
+           select distinct on (cache, name) cache, name, key, relid, root from found \
+           order by cache, name, relid = root desc nulls last, since desc), \
          tree as ( \
            select root, root as oid, 0 as level from recorded where root is not null union \
            select t.root, i.inhrelid, t.level + 1 from tree t join pg_inherits i on i.inhparent = t.oid), \
