@@ -25,6 +25,11 @@ const MOST_PER_BYTE: usize = 16;
 /// # Errors
 /// Why it would not, or might not. Nothing is known then of what bytes of it would be read as.
 pub(crate) fn payload<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
+    // All of it is the application's code: also what drops the value that was read.
+    catch_unwind(AssertUnwindSafe(|| proven(value, most))).unwrap_or(Err(Flaw::Panicked))
+}
+
+fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
     let bytes = encode_payload(value);
     if bytes.as_ref().is_some_and(|bytes| bytes.len() > most) {
         return Err(Flaw::TooLarge);
