@@ -27,7 +27,7 @@ impl Migrate {
         if self.sql {
             let mut connection = self.database.connect().await?;
             let sql = postgres::migrate_sql(&mut connection, &self.schema).await?;
-            super::say(sql.as_deref().map_or("-- nothing to do", str::trim_end));
+            sql.as_deref().unwrap_or("-- nothing to do").lines().for_each(super::say);
             return Ok(());
         }
         let mut connection = self.database.connect_or_create().await?;

@@ -39,7 +39,7 @@ impl Watch {
             postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
         if self.sql {
             let sql = postgres::watch_sql(&mut connection, &watch, self.replace).await?;
-            super::say(sql.as_deref().map_or("-- nothing to do", str::trim_end));
+            sql.as_deref().unwrap_or("-- nothing to do").lines().for_each(super::say);
             return Ok(());
         }
         let (tables, done) = if self.remove {

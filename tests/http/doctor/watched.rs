@@ -295,6 +295,24 @@ async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_sql_that_is_printed_can_be_run_as_it_is() {
+    let database = Database::new();
+    succeed(perto(&database.url, "").arg("migrate"));
+    sql(&database.url, "create table shops (id bigint)").await;
+    let watch = ["watch", "shops", "--cache", "shop", "--sql"];
+    let printed = perto(&database.url, "").args(watch).output().unwrap();
+    sql(&database.url, &String::from_utf8(printed.stdout).unwrap()).await;
+    doctor(&database.url, "", &[]).await.tells(
+        "watched tables",
+        "ok",
+        "public.shops (cache shop), by id",
+        "",
+    );
+    let again = perto(&database.url, "").args(watch).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&again.stdout), "-- nothing to do\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn trigger_functions_that_nothing_runs_are_told_of() {
     let database = Database::new();
     succeed(perto(&database.url, "").arg("migrate"));
