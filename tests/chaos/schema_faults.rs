@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use perto::postgres::{Watch, watch};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::sleep;
 
 use crate::faults::Caused;
@@ -53,7 +53,7 @@ pub(crate) async fn published(world: &mut World, time: Duration) -> anyhow::Resu
     Ok(caused)
 }
 
-/// For a moment now and then the log hears of nothing. Who watches again clears the cache, well within the bound.
+/// In one transaction, so that no write goes by unlogged: the auditor would tell of it.
 pub(crate) async fn triggers_made_anew(world: &mut World, time: Duration) -> anyhow::Result<Caused> {
     let mut connection = world.connect().await?;
     let (began, mut times, mut longest) = (Instant::now(), 0, Duration::ZERO);
@@ -62,8 +62,10 @@ pub(crate) async fn triggers_made_anew(world: &mut World, time: Duration) -> any
         let drops: Vec<String> = ["insert", "update", "delete", "truncate"]
             .map(|event| format!("drop trigger \"chaos:row:{event}\" on rows"))
             .to_vec();
-        run(&mut connection, &drops.join("; ")).await?;
-        watch(&mut connection, &watched("row", "id")).await?;
+        let mut tx = connection.begin().await?;
+        run(&mut tx, &drops.join("; ")).await?;
+        watch(&mut tx, &watched("row", "id")).await?;
+        tx.commit().await?;
         longest = longest.max(dropping.elapsed());
         times += 1;
         sleep(Duration::from_millis(500)).await;
