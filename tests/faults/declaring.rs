@@ -354,3 +354,37 @@ async fn an_upgrade_behind_an_open_reader_of_the_log_keeps_no_writer_waiting() {
         1
     );
 }
+
+/// Whoever may create in a schema of the path could have functions of their own run as whoever declares or looks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_elses_functions_run_as_whoever_declares_or_looks() {
+    let world = World::new().await;
+    // The traps are in the first schema of its path.
+    let mut connection = impatient(&world, "5s").await;
+    let trap = |name: &str, arguments: &str| {
+        format!(
+            "create function {name}({arguments}) returns text language plpgsql as \
+             'begin raise exception ''somebody else ran this''; end'; "
+        )
+    };
+    let traps = [
+        ("format", "text, name, name"),
+        ("format", "text, text, text"),
+        ("format", "text, text, name"),
+        ("format", "text, regprocedure"),
+        ("split_part", "name, text, int"),
+    ];
+    world.sql(&traps.map(|(name, arguments)| trap(name, arguments)).concat()).await;
+    world.sql("create table others (id bigint)").await;
+    let others = world.watch("others", "other");
+    postgres::watch(&mut connection, &others).await.unwrap();
+    let all = postgres::watched(&mut connection, &world.name).await.unwrap();
+    assert!(all.len() == 2 && all.iter().all(|watched| watched.faults.is_empty()), "{all:?}");
+    postgres::unwatch(&mut connection, &others).await.unwrap();
+    postgres::migrate(&mut connection, &world.name).await.unwrap();
+    // The caller's path is as it was.
+    let others = Watch { table: "others".to_owned(), ..others };
+    let mut tx = connection.begin().await.unwrap();
+    postgres::watch(&mut tx, &others).await.unwrap();
+    tx.rollback().await.unwrap();
+}

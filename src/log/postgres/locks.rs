@@ -20,6 +20,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How long one may wait for others who declare something in the same schema.
 const TURN: &str = "60s";
 
+/// Until the end of the transaction or savepoint only Postgres' own functions and operators are found by their bare names.
+///
+/// Whoever may create in a schema of the search path could else put some of the same names there, with types that fit
+/// better, and have them run as whoever declares or looks.
+pub(super) const PINNED_PATH: &str = "set local search_path = pg_catalog, pg_temp";
+
 /// SQL that is run, or shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sql {

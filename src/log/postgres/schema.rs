@@ -53,6 +53,7 @@ pub(crate) fn check_name(schema: &str) -> Result<(), String> {
 pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
     check_name(schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(locks::PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     locks::declaring(&mut tx, schema).await?;
     let plan = plan(&mut tx, schema).await?;
     locks::run(&mut tx, &plan).await?;
@@ -67,6 +68,7 @@ pub async fn migrate_sql(connection: &mut PgConnection, schema: &str) -> Result<
     check_name(schema).map_err(LogError::Schema)?;
     // On one server, whatever is in between: see the log.
     let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(locks::PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     let plan = plan(&mut tx, schema).await?;
     tx.rollback().await.map_err(refused)?;
     Ok(locks::script(schema, &plan))
@@ -122,7 +124,8 @@ async fn plan(connection: &mut PgConnection, schema: &str) -> Result<Vec<Sql>, L
     if !plan.is_empty() {
         // Nobody begins an epoch or trims meanwhile.
         let lock = format!("select pg_advisory_xact_lock(hashtextextended('{}', 0))", lock_name(schema));
-        plan.insert(0, Sql::One(lock));
+        plan.insert(0, Sql::One(locks::PINNED_PATH.to_owned()));
+        plan.insert(1, Sql::One(lock));
     }
     Ok(plan)
 }

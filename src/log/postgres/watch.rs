@@ -182,7 +182,7 @@ fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool)
     let (cache, quoted) = (literal(cache), quoted.join(", "));
     let mut plan = vec![
         Sql::One(format!("lock table {} in share row exclusive mode", names.join(", "))),
-        Sql::One("set local search_path = pg_catalog, pg_temp".to_owned()),
+        Sql::One(locks::PINNED_PATH.to_owned()),
         Sql::One(function::create(watch, function)),
         // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
         Sql::One(format!("revoke all on function {function}() from public")),
@@ -232,10 +232,10 @@ pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec
         Err(error) => return Err(error),
     };
     locks::declaring(&mut tx, &watch.schema).await?;
-    let mut plan: Vec<Sql> = tables
-        .iter()
-        .flat_map(|table| EVENTS.map(|event| Sql::One(drop_trigger(watch, table, event))))
-        .collect();
+    let mut plan = vec![Sql::One(locks::PINNED_PATH.to_owned())];
+    plan.extend(
+        tables.iter().flat_map(|table| EVENTS.map(|event| Sql::One(drop_trigger(watch, table, event)))),
+    );
     plan.push(Sql::One(function::drop_unused(&watch.schema)));
     locks::run(&mut tx, &plan).await?;
     forget(&mut tx, watch, &tables).await?;
@@ -259,19 +259,30 @@ impl Table {
 /// The table, its partitions and the tables that inherit from it: a statement that names one of these fires only its
 /// triggers.
 async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
+    let mut tx = connection.begin().await.map_err(refused)?;
+    // The name is whoever asks's, and so is the path that it is looked up by. Nothing else is.
+    let root: Option<i64> = sqlx::query_scalar("select pg_catalog.to_regclass($1)::pg_catalog.oid::bigint")
+        .persistent(false)
+        .bind(table)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(refused)?;
+    sqlx::raw_sql(locks::PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     let rows: Vec<(i64, String, bool)> = sqlx::query_as(
         "with recursive tree(relid, level) as ( \
-           select to_regclass($1)::oid, 0 union \
+           select $1::bigint::oid, 0 union \
            select i.inhrelid, t.level + 1 from tree t join pg_inherits i on i.inhparent = t.relid) \
          select c.oid::bigint, format('%I.%I', n.nspname, c.relname), c.relkind in ('r', 'p') from tree t \
          join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace \
          group by c.oid, n.nspname, c.relname, c.relkind order by min(t.level), 2",
     )
     .persistent(false)
-    .bind(table)
-    .fetch_all(connection)
+    .bind(root)
+    .fetch_all(&mut *tx)
     .await
     .map_err(refused)?;
+    // The path of a transaction around it is as it was.
+    tx.rollback().await.map_err(refused)?;
     if rows.is_empty() {
         return Err(LogError::Schema(format!("table: there is no table {table:?} in this database")));
     }

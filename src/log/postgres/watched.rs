@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
 use super::function::{SETTINGS, body};
-use super::locks::run_one;
+use super::locks::{PINNED_PATH, run_one};
 use super::refused;
 use super::schema;
 use super::schema::check_name;
@@ -149,6 +149,7 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
     check_name(schema).map_err(LogError::Schema)?;
     // On one server, whatever is in between: see the log.
     let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     let rows: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql(schema)))
         .persistent(false)
         .bind(schema)
@@ -177,7 +178,8 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
         let names = tables.filter_map(|rows| rows[0].table_name.clone()).collect();
         all.push(Watched { watch, recorded: first.key.is_some(), tables: names, faults });
     }
-    tx.commit().await.map_err(refused)?;
+    // It has changed nothing, and the search path of a transaction around it is as it was.
+    tx.rollback().await.map_err(refused)?;
     Ok(all)
 }
 
