@@ -141,6 +141,10 @@ impl Tail {
         self.shared.signals.changed();
         // The application's exporter runs in here: after the lease.
         repaired.tell();
+        // Of a replay, mostly long mended.
+        if why.is_none() {
+            self.keys_failed(&poll);
+        }
         Ok(())
     }
 
@@ -180,9 +184,6 @@ impl Tail {
         // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
         // dump, and would keep its bucket from being cached until that number is reached.
         for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
-            if let Some(fault) = &row.fault {
-                self.key_failed(&row.cache, fault);
-            }
             let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
             if let Some(cache) = caches.get(row.cache.as_str())
                 && cache.apply(told, row.key.as_deref())
@@ -196,7 +197,15 @@ impl Tail {
         repaired
     }
 
-    /// A trigger could not tell the keys of a write, and cleared the cache. It is told for as long as such writes come.
+    /// Triggers that could not tell the keys of a write, and cleared the cache. It is told for as long as such writes come.
+    fn keys_failed(&self, poll: &Poll) {
+        for row in poll.rows.iter().flatten() {
+            if let Some(fault) = &row.fault {
+                self.key_failed(&row.cache, fault);
+            }
+        }
+    }
+
     fn key_failed(&self, cache: &str, fault: &str) {
         if !self.shared.caches().contains_key(cache) {
             return;

@@ -55,14 +55,16 @@ delete from perto.boot;
 alter table perto.boot add column trimmed pg_snapshot not null default pg_current_snapshot();
 
 -- A subscriber that has a log of its own gets these rows as well. Nothing of them may be in its way.
-alter table perto.watched drop constraint watched_pkey;
+alter table perto.watched drop constraint if exists watched_pkey;
 alter table perto.watched replica identity full;
 
 -- No row says it: a subscriber has a version of its own.
 create function perto.version() returns integer language sql immutable as 'select 4';
+grant execute on function perto.version() to public;
 
 -- This cluster, this database, these tables, this run of the server. A server that was started again may have been
--- given older files, and nothing in them would tell. A log that was emptied by hand or written anew has another file.
+-- given older files, and nothing in them would tell. A log that was truncated or written anew has another file; rows of it
+-- must not be deleted by hand.
 -- Null where the token is not unlogged any more: it would outlive the rows.
 create or replace function perto.origin() returns text language sql stable as $$
     select c.system_identifier || '/' || (select oid from pg_catalog.pg_database where datname = current_database())
