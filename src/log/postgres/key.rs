@@ -171,6 +171,13 @@ async fn one_row(
             return Ok(Some(what.to_owned()));
         }
     }
+    if reads_times(&tree) || names_a_moment(&watch.key) && numbers(&tree, &["consttype"]).iter().any(is_time)
+    {
+        return Ok(Some(
+            "a text that is read as a date or time may be 'now' or 'today', which is another one later"
+                .to_owned(),
+        ));
+    }
     let (functions, types) = (numbers(&tree, &["funcid", "opfuncid"]), numbers(&tree, &TYPES));
     sqlx::query_scalar(
         "select case when p.provolatile = 'v' then p.oid::regprocedure || ' is volatile: it may say another thing each time' \
@@ -190,6 +197,39 @@ async fn one_row(
     .bind(UNPINNED.as_slice())
     .fetch_optional(connection)
     .await
+}
+
+/// Dates and times that a text can be read as, and arrays of them, by their numbers, which never change.
+const TIMES: [i64; 10] = [1082, 1083, 1114, 1184, 1266, 1182, 1183, 1115, 1185, 1270];
+
+fn is_time(of: &i64) -> bool {
+    TIMES.contains(of)
+}
+
+/// Whether it has a literal that stands for a moment. The tree has it as the date that it was when it was read.
+fn names_a_moment(key: &str) -> bool {
+    let mut literals = key.split('\'').skip(1).step_by(2).map(|literal| literal.trim().to_lowercase());
+    literals.any(|literal| {
+        literal.split_whitespace().any(|word| ["now", "today", "tomorrow", "yesterday"].contains(&word))
+    })
+}
+
+/// Whether the tree reads a text as a date or a time. Such a cast has no function to look at.
+fn reads_times(tree: &str) -> bool {
+    let (mut nodes, mut words) = (Vec::new(), tree.split_ascii_whitespace().peekable());
+    while let Some(word) = words.next() {
+        if let Some((_, name)) = word.split_once('{').filter(|(before, _)| !before.ends_with('\\')) {
+            nodes.push(name);
+        }
+        let cast = matches!(nodes.last(), Some(&("COERCEVIAIO" | "ARRAYCOERCEEXPR")));
+        let number = words.peek().and_then(|next| next.trim_end_matches(['}', ')']).parse().ok());
+        if cast && word == ":resulttype" && number.as_ref().is_some_and(is_time) {
+            return true;
+        }
+        let closed = word.matches('}').count().saturating_sub(word.matches("\\}").count());
+        nodes.truncate(nodes.len().saturating_sub(closed));
+    }
+    false
 }
 
 /// Where the tree says of which type something is.
