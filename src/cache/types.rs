@@ -50,6 +50,7 @@ impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> K
 /// | chrono, uuid, `bytes::Bytes`, `Duration`, `SystemTime`, addresses | yes |
 /// | `with`, `serialize_with`, `deserialize_with`, or `Serialize` by hand | where both sides agree |
 /// | a `PathBuf` that is not UTF-8, or whatever else gives an error | no |
+/// | more than 128 values within values, as in a list of boxes | no |
 ///
 /// What nobody can see is what a type keeps to itself. `#[serde(skip)]` reads its default from L2, as it does from
 /// anywhere. A `with` that rounds has rounded, and one that puts a list into another order has done so: lists count as

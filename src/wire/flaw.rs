@@ -14,6 +14,7 @@ pub(crate) enum Flaw {
     Otherwise,
     Differs,
     TooLarge,
+    TooDeep,
     Panicked,
 }
 
@@ -36,6 +37,7 @@ impl fmt::Display for Flaw {
             Self::Otherwise => f.write_str("its `Deserialize` asks for something else than its `Serialize` wrote"),
             Self::Differs => f.write_str("what it reads back differs from what was written"),
             Self::TooLarge => f.write_str("it is larger than what can be read back"),
+            Self::TooDeep => f.write_str("it has more than 128 values within values"),
             Self::Panicked => f.write_str("its `Serialize` or its `Deserialize` panicked"),
         }
     }

@@ -14,7 +14,7 @@ use serde::de::{
 };
 
 use super::flaw::{Flaw, Stopped};
-use super::tape::{Tape, kind, same_names};
+use super::tape::{Tape, is_too_deep, kind, same_names};
 use super::{MAX_PAYLOAD, decode_payload, encode_payload};
 
 /// More of the decoder's limit than a value's bytes are, it takes at most: 16 for a number of 128 bits that is small.
@@ -30,6 +30,9 @@ pub(crate) fn payload<V: Serialize + DeserializeOwned>(value: &V, most: usize) -
 }
 
 fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
+    if is_too_deep(value) {
+        return Err(Flaw::TooDeep);
+    }
     let bytes = encode_payload(value);
     if bytes.as_ref().is_some_and(|bytes| bytes.len() > most) {
         return Err(Flaw::TooLarge);

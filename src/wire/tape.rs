@@ -57,6 +57,9 @@ const ENTRY_BYTES: usize = 16;
 /// An `Option` that is none takes the room of one that isn't; a variant the room of the largest.
 const CHOICE_BYTES: usize = 8;
 
+/// Values within values. What is deeper than that is not followed: whoever reads it back needs as much of the stack.
+const MAX_DEPTH: usize = 128;
+
 /// What a value wrote.
 #[derive(Debug, Default)]
 pub(crate) struct Tape {
@@ -68,14 +71,23 @@ pub(crate) struct Tape {
     open: Vec<&'static str>,
     recording: bool,
     weight: usize,
+    depth: usize,
     pub(super) flaw: Option<Flaw>,
 }
 
-/// About how many bytes a value takes in memory. Of a part whose `Serialize` gives an error only what came before it is seen.
+/// About how many bytes a value takes in memory. Of a part whose `Serialize` gives an error only what came before it is seen; of one
+/// that is too deep nothing.
 pub(crate) fn weigh<V: Serialize>(value: &V) -> usize {
     let mut tape = Tape::default();
     tape.write_all(value);
     tape.weight
+}
+
+/// Whether a value has more values within values than are followed.
+pub(super) fn is_too_deep<V: Serialize>(value: &V) -> bool {
+    let mut tape = Tape::default();
+    tape.write_all(value);
+    tape.flaw == Some(Flaw::TooDeep)
 }
 
 impl Tape {
@@ -87,7 +99,7 @@ impl Tape {
 
     /// Whether the value could be written to its end. Else nothing can be said of it but its weight.
     pub(crate) fn is_whole(&self) -> bool {
-        !matches!(self.flaw, Some(Flaw::Unwritable | Flaw::Panicked))
+        !matches!(self.flaw, Some(Flaw::Unwritable | Flaw::Panicked | Flaw::TooDeep))
     }
 
     /// Whether another one says the same, but for the order of what may be in a hash map or a hash set.
@@ -110,10 +122,16 @@ impl Tape {
     }
 
     fn write<V: Serialize + ?Sized>(&mut self, value: &V) {
+        if self.depth >= MAX_DEPTH {
+            self.flaw = Some(Flaw::TooDeep);
+            return;
+        }
+        self.depth += 1;
         // A part that gives an error must not hide the weight of those after it.
         if value.serialize(&mut *self).is_err() {
             self.flaw = Some(Flaw::Unwritable);
         }
+        self.depth -= 1;
     }
 
     #[inline]

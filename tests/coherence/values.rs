@@ -155,3 +155,22 @@ async fn a_value_that_panics_when_it_is_written_or_read_is_served_and_stays_out_
     crosses(|| Panics(true), true).await;
     crosses(|| Panics(false), true).await;
 }
+
+/// As deep as somebody makes it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Nested {
+    Leaf,
+    Deeper(Box<Self>),
+}
+
+impl Nested {
+    fn of(depth: usize) -> Self {
+        (0..depth).fold(Self::Leaf, |inner, _| Self::Deeper(Box::new(inner)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_of_too_many_values_within_values_stays_out_of_l2_and_ends_no_thread() {
+    crosses(|| Nested::of(100), false).await;
+    crosses(|| Nested::of(1_000), true).await;
+}

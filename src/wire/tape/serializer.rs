@@ -120,7 +120,8 @@ impl<'t> Serializer for &'t mut Tape {
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Stopped> {
         self.put(kind::SOME, [], CHOICE_BYTES)?;
-        value.serialize(self)
+        self.write(value);
+        Ok(())
     }
 
     fn serialize_unit(self) -> Result<(), Stopped> {
@@ -142,7 +143,8 @@ impl<'t> Serializer for &'t mut Tape {
         _: &'static str,
         value: &T,
     ) -> Result<(), Stopped> {
-        value.serialize(self)
+        self.write(value);
+        Ok(())
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -153,7 +155,8 @@ impl<'t> Serializer for &'t mut Tape {
         value: &T,
     ) -> Result<(), Stopped> {
         self.put_variant(index, name)?;
-        value.serialize(self)
+        self.write(value);
+        Ok(())
     }
 
     fn serialize_seq(self, length: Option<usize>) -> Result<Open<'t>, Stopped> {
