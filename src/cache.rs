@@ -243,7 +243,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
-        if !(live && held.valid_at(now) && contains(&entry.stamp, token)) {
+        if !(live && held.valid_at(now) && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
             return None;
         }
         self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
@@ -442,7 +442,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             && since <= max
             && entry.cache_epoch == self.0.whole.epoch()
             && coherence.clock.now_ms() < entry.expires_ms
-            && contains(&entry.stamp, token);
+            && contains(&entry.stamp, token)
+            && self.0.spelled(&entry);
         live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
     }
 

@@ -25,6 +25,7 @@ pub(crate) mod lease;
 pub(crate) mod repaired;
 pub(crate) mod rules;
 pub(crate) mod snapshot;
+pub(crate) mod spelling;
 pub(crate) mod tail;
 pub(crate) mod troubles;
 

@@ -7,6 +7,9 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
+#[cfg(doc)]
+use crate::coherence::buckets::Buckets;
+use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::Snapshot;
 
 /// One value, or the knowledge that there is none.
@@ -16,6 +19,8 @@ pub(crate) struct Entry<V> {
     pub(crate) era: u64,
     pub(crate) cache_epoch: u64,
     pub(crate) stamp: Snapshot,
+    /// Asked by each hit; see [`Buckets::slot_of_spelling`].
+    pub(crate) slot: Option<Slot>,
     pub(crate) expires_ms: u64,
     pub(crate) weight: u32,
     pub(crate) value: Option<Arc<V>>,

@@ -10,3 +10,5 @@ pub(crate) mod lease;
 pub(crate) mod rules;
 #[path = "../../src/coherence/snapshot.rs"]
 pub(crate) mod snapshot;
+#[path = "../../src/coherence/spelling.rs"]
+pub(crate) mod spelling;

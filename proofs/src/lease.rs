@@ -16,6 +16,9 @@ pub enum Hit {
     AsBuilt,
     LeaseLoadedAfterTheValue,
     LeasePublishedBeforeTheEviction,
+    /// As built, for an entry whose key the log names in another spelling: nothing is evicted, the hit asks the bucket.
+    AskingTheBucket,
+    BucketAskedBeforeTheLease,
 }
 
 /// Whoever holds the new lease sees what the poll evicted.
@@ -29,7 +32,13 @@ pub fn hit_beside_a_poll(how: Hit) -> usize {
             thread::spawn(move || {
                 let (lease, buckets, local) = &*world;
                 let told = Told { xid: 7, epoch: 0, poll: None };
-                let apply = || buckets.apply(buckets.slot("item", "1"), told, lease, || local.evict(7));
+                let spelled = matches!(how, Hit::AskingTheBucket | Hit::BucketAskedBeforeTheLease);
+                let evict = || {
+                    if !spelled {
+                        local.evict(7)
+                    }
+                };
+                let apply = || buckets.apply(buckets.slot("item", "1"), told, lease, evict);
                 if how == Hit::LeasePublishedBeforeTheEviction {
                     lease.extend(SENT_MS, BOUND);
                     apply();
@@ -39,11 +48,19 @@ pub fn hit_beside_a_poll(how: Hit) -> usize {
                 }
             })
         };
-        let (lease, _, local) = &*world;
-        let served = if how == Hit::LeaseLoadedAfterTheValue {
-            local.get().filter(|entry| is_fresh(lease.held(), entry, NOW_MS))
-        } else {
-            local.hit(lease)
+        let (lease, buckets, local) = &*world;
+        let (slot, whole) = (buckets.slot("item", "1"), Whole::new());
+        let accepts = |entry: &Entry| buckets.accepts(slot, &whole, &entry.stamp);
+        let served = match how {
+            Hit::LeaseLoadedAfterTheValue => {
+                local.get().filter(|entry| is_fresh(lease.held(), entry, NOW_MS))
+            }
+            Hit::AsBuilt | Hit::LeasePublishedBeforeTheEviction => local.hit(lease),
+            Hit::AskingTheBucket => local.hit(lease).filter(accepts),
+            Hit::BucketAskedBeforeTheLease => {
+                let accepted = local.get().is_some_and(|entry| accepts(&entry));
+                local.hit(lease).filter(|_| accepted)
+            }
         };
         assert!(served.is_none_or(|entry| entry.stamp.contains(7)), "an old value under a new lease");
         tail.join().expect("the tail ends");

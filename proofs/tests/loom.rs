@@ -33,6 +33,12 @@ fn in_no_interleaving_does_a_hit_pair_an_old_value_with_a_new_lease() {
 }
 
 #[test]
+fn in_no_interleaving_does_a_hit_miss_a_write_that_another_spelling_of_its_key_is_named_by() {
+    holds("hit that asks its bucket", hit_beside_a_poll(Hit::AskingTheBucket));
+    fails("an old value under a new lease", || hit_beside_a_poll(Hit::BucketAskedBeforeTheLease));
+}
+
+#[test]
 fn in_no_interleaving_does_an_extension_bring_an_era_back() {
     holds("era beside an extension", era_ends_beside_an_extension(Era::AsBuilt));
     fails("an era came back to life", || era_ends_beside_an_extension(Era::ExtendedInTwoSteps));

@@ -161,6 +161,7 @@ impl<K: Key, V: Value> Core<K, V> {
         entry.era == began.era
             && self.shared.coherence.lease.held().era() == began.era
             && entry.cache_epoch == self.whole.epoch()
+            && self.spelled(entry)
             && self.local.peek(key).is_some_and(|held| Arc::ptr_eq(&held, entry))
     }
 

@@ -49,6 +49,12 @@ impl<K: Key, V: Value> Core<K, V> {
         }
     }
 
+    /// Whether no write is known that has named the key in another spelling. After the lease, as an eviction would be seen.
+    #[inline]
+    pub(super) fn spelled(&self, entry: &Entry<V>) -> bool {
+        entry.slot.is_none_or(|slot| self.shared.coherence.buckets.accepts(slot, &self.whole, &entry.stamp))
+    }
+
     /// A value from L2, if it can be read and contains every invalidation known here.
     pub(super) fn read_remote(
         &self,
@@ -90,6 +96,7 @@ impl<K: Key, V: Value> Core<K, V> {
             cache_epoch: began.cache_epoch,
             expires_ms: clock.now_ms().saturating_add(left_ms),
             weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
+            slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, text),
             stamp: stored.stamp,
             value,
         })
@@ -207,6 +214,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 cache_epoch: began.cache_epoch,
                 expires_ms: self.shared.coherence.clock.now_ms().saturating_add(millis(ttl)),
                 weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot),
+                slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, &text),
                 stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });

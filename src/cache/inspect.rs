@@ -214,7 +214,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         } else if !held.valid_at(now) {
             Some(Refusal::Lease)
         } else {
-            None
+            // Where the log may name it in another spelling, which evicts nothing.
+            let known = entry.slot.map(|slot| coherence.buckets.known(slot, &self.0.whole));
+            known.and_then(|(key, _)| key.misses(&entry.stamp)).map(Refusal::Misses)
         };
         Some(InLocal {
             stamp: entry.stamp.clone(),

@@ -101,7 +101,15 @@ mod tests {
 
     fn entry(weight: u32) -> Arc<Entry<()>> {
         let stamp = Snapshot::all_below(1);
-        Arc::new(Entry { era: 0, cache_epoch: 0, stamp, expires_ms: 0, weight, value: Some(Arc::new(())) })
+        Arc::new(Entry {
+            era: 0,
+            cache_epoch: 0,
+            stamp,
+            slot: None,
+            expires_ms: 0,
+            weight,
+            value: Some(Arc::new(())),
+        })
     }
 
     /// Bursts of one order of a thousand keys, one every so many intervals: the keys that were ever sampled.

@@ -15,9 +15,10 @@ use crate::error::Error;
 /// Its text is how the log, L2 and hints name it: `to_string` must give what the trigger's key expression gives in
 /// SQL, and `parse` must read that back. Integers, strings and UUIDs do. Keys are equal exactly where their texts are.
 ///
-/// What the trigger makes of a row is not known here. With the key expression `lower(slug)` and a cache that is asked for
-/// `Prod-61`, writes evict `prod-61`, and the other stays. Bring texts into the trigger's form before they become keys: in
-/// `FromStr`, or where the key is made. The auditor finds such an entry after the row has changed.
+/// What the trigger makes of a row is not known here. Case and blanks at the ends make no difference to what is evicted:
+/// with the key expression `lower(slug)`, a write to `prod-61` is one to `Prod-61` too. Whatever else an expression does to a text
+/// must be done to the key as well, in `FromStr` or where it is made. If it is not, writes evict another key, and only the
+/// auditor finds the entry that stayed.
 ///
 /// A load checks what it can. A text that is parsed as another key is [`Error::KeyNotReadBack`]. A loader that spells a key
 /// otherwise than it was asked for is [`Error::UnaskedKeys`].

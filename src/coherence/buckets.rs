@@ -11,6 +11,7 @@ use super::known::Known;
 use super::lease::Lease;
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
+use super::spelling::folded;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// The knowledge of one instance. See the module's documentation.
@@ -57,13 +58,18 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         }
     }
 
-    /// The bucket of a key, by its text: that is the form in which the log names it.
+    /// The bucket of a key, by its text: that is the form in which the log names it, but perhaps in another spelling.
     pub(crate) fn slot(&self, cache: &str, key: &str) -> Slot {
         let mut hasher = self.hasher.build_hasher();
         cache.hash(&mut hasher);
-        key.hash(&mut hasher);
+        folded(key).hash(&mut hasher);
         #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
         Slot(hasher.finish() as usize % self.highest.len())
+    }
+
+    /// The bucket of a key that the log may name in another spelling. An eviction by that one misses it, so each hit asks here.
+    pub(crate) fn slot_of_spelling(&self, cache: &str, key: &str) -> Option<Slot> {
+        (folded(key) != key).then(|| self.slot(cache, key))
     }
 
     /// Whether a value with this stamp contains every invalidation that this instance knows for the key.

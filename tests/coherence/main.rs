@@ -16,6 +16,7 @@ mod holes;
 mod inspect;
 mod loads;
 mod outages;
+mod panics;
 mod pauses;
 mod remotes;
 mod replicas;

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use perto::sim::{Down, Sim};
-use perto::{Cache, Error, Key, Load, Loaded, Perto, Stamp, Tier, TroubleKind};
+use perto::{Cache, Error, Key, Load, Loaded, Perto, Refusal, Stamp, Tier, TroubleKind};
 
 use crate::ring::{CACHE, ms};
 
@@ -97,6 +97,56 @@ async fn a_key_that_comes_twice_with_different_values_is_an_error_and_with_the_s
     assert!(cache.get_if_cached(&7).is_none() && cache.get_if_cached(&8).is_none());
     assert_eq!(perto.health().troubles.len(), 1);
     perto.shutdown().await;
+}
+
+/// A write that the log names as `logged`, where readers ask for `asked`: it is seen by all of them, within the bound.
+async fn is_seen_as(logged: &'static str, asked: &'static str) {
+    let sim = Sim::new(1);
+    let asked = text(asked);
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let perto = sim.node().builder("ring").build().unwrap();
+        let cache: Cache<String, String> =
+            perto.cache(CACHE).loader(sim.postgres.loader(CACHE).function()).unwrap();
+        perto.start().await.unwrap();
+        members.push((perto, cache));
+    }
+    for (round, value) in ["old", "new", "newest"].into_iter().enumerate() {
+        let mut tx = sim.postgres.begin();
+        tx.put_unlogged(CACHE, &asked, &value.to_owned()).unwrap();
+        tx.touch(CACHE, logged);
+        tx.commit().unwrap();
+        ms(2_000).await;
+        for (perto, cache) in &members {
+            let read = cache.get(&asked).await.unwrap();
+            assert_eq!(read.value.as_deref().map(String::as_str), Some(value), "{asked} in round {round}");
+            ms(50).await;
+            assert_eq!(cache.get(&asked).await.unwrap().tier, Tier::Local, "it is held as ever");
+            let held = cache.inspect(&asked).await.unwrap().local.unwrap();
+            assert_eq!(held.refused, None);
+            assert_eq!(perto.health().troubles, []);
+        }
+    }
+    let (hits, (perto, cache)) = (members[0].1.stats().l1_hits, &members[0]);
+    let mut tx = sim.postgres.begin();
+    tx.touch(CACHE, logged);
+    tx.commit().unwrap();
+    ms(2_000).await;
+    let held = cache.inspect(&asked).await.unwrap().local.unwrap();
+    assert!(matches!(held.refused, Some(Refusal::Misses(_))), "{:?}", held.refused);
+    assert!(cache.get_if_cached(&asked).is_none() && cache.stats().l1_hits == hits);
+    perto.shutdown().await;
+    members[1].0.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_the_log_spells_in_another_case_or_with_blanks_is_a_write_to_the_key() {
+    is_seen_as("prod-61", "Prod-61").await;
+    is_seen_as("PROD-61", "Prod-61").await;
+    is_seen_as("pt", "PT").await;
+    is_seen_as("ada@example.com", "Ada@Example.com").await;
+    is_seen_as("pt", "pt      ").await;
+    is_seen_as("straße", "Straße").await;
 }
 
 /// Equal whatever its case, and keeps the case: so its texts differ where the keys don't.

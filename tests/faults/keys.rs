@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use perto::postgres::{self, Fault, Watch};
+use perto::{Cache, Freshness, Load, Tier};
 use sqlx::{Connection, PgConnection};
 
 use crate::support::engines::redis_url;
@@ -393,6 +394,47 @@ async fn while_a_key_fails_reads_are_right_and_one_command_mends_it() {
     a.polled().await;
     assert_eq!(a.fresh(1).await, Some(9));
     assert_eq!(world.count("invalidation where keys = '{1}' and fault is null").await, 3);
+}
+
+/// The trigger's spelling is not the reader's: nothing in the program can know what an expression makes of a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_expression_that_lowers_or_trims_a_text_still_evicts_what_is_asked_for_as_it_stands() {
+    let world = World::new().await;
+    world.sql("create table slugs (slug text primary key, v bigint not null)").await;
+    world.keyed("slugs", "lower(btrim(slug))").await.unwrap();
+    let slugs = ["Prod-61", "PROD-62", " prod-63 ", "Größe"];
+    for slug in slugs {
+        world.sql(&format!("insert into slugs values ('{slug}', 1)")).await;
+    }
+    let mut members = Vec::new();
+    for _ in 0..2 {
+        let instance = world.build(|perto| perto, |cache| cache);
+        let pool = world.pool.clone();
+        let load = move |load: Load<String>| {
+            let pool = pool.clone();
+            async move {
+                let sql = "select slug, v from slugs where slug = any($1)";
+                let rows = postgres::query_as::<(String, i64)>(sql).bind(load.keys).fetch(&pool).await?;
+                Ok::<_, sqlx::Error>(rows.by_key(|row| row))
+            }
+        };
+        let cache = instance.perto.cache("slugs").tables([format!("{}.slugs", world.name)]);
+        let cache: Cache<String, i64> = cache.loader(load).unwrap();
+        instance.perto.start().await.unwrap();
+        members.push((instance, cache));
+    }
+    coherent([&members[0].0, &members[1].0]).await;
+    for v in 2..5 {
+        world.sql(&format!("update slugs set v = {v}")).await;
+        for (instance, cache) in &members {
+            instance.polled().await;
+            for slug in slugs.map(str::to_owned) {
+                let read = cache.get(&slug).await.unwrap();
+                assert_eq!((read.value.as_deref(), read.freshness), (Some(&v), Freshness::Fresh), "{slug}");
+                assert_eq!(cache.get(&slug).await.unwrap().tier, Tier::Local, "{slug}");
+            }
+        }
+    }
 }
 
 /// Two transactions that the key of one table could not tell of: an item is added, and its order goes to another user.
