@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perto::sim::{Sim, SimLog};
-use perto::{Cache, Change, Log, LogError, Poll, Snapshot, State, TroubleKind, Unwatched};
+use perto::{Cache, Change, Event, Log, LogError, Poll, Snapshot, State, TroubleKind, Unwatched};
 
 use crate::ring::{BOUND, CACHE, eventually, ms};
 
@@ -52,14 +52,22 @@ async fn a_tail_that_panics_begins_anew_and_misses_nothing() {
     ms(300).await;
     users.get(&1).await.unwrap();
     assert!(users.get_if_cached(&1).is_some());
+    let mut events = perto.events();
     log.armed.store(true, Ordering::Release);
     sim.postgres.write(CACHE, &1_u64, &"new").unwrap();
     eventually("it has panicked", BOUND, || !log.armed.load(Ordering::Acquire)).await;
+    eventually("all is read anew", BOUND, || perto.stats().recoveries == 2).await;
+    ms(1).await;
     // It is told of, until the new tail has read the log.
-    let told = || perto.health().troubles.iter().any(|trouble| trouble.kind == TroubleKind::LogUnreadable);
-    eventually("it is told", BOUND, told).await;
-    eventually("it is over", BOUND, || !told()).await;
-    assert_eq!(perto.stats().recoveries, 2, "all of the log is read anew");
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        match event {
+            Event::TroubleBegan(trouble) => told.push((trouble.kind, true)),
+            Event::TroubleEnded(trouble) => told.push((trouble.kind, false)),
+            _ => {}
+        }
+    }
+    assert_eq!(told, [(TroubleKind::LogUnreadable, true), (TroubleKind::LogUnreadable, false)]);
     let read = users.get(&1).await.unwrap();
     assert_eq!(read.value.as_deref().map(String::as_str), Some("new"));
     ms(5_000).await;
