@@ -25,7 +25,7 @@ use crate::coherence::tail::Tail;
 use crate::coherence::troubles::TroubleKind;
 use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
-use crate::log::Log;
+use crate::log::{Appended, Log};
 use crate::metrics::{Histogram, InstanceCounters, InstanceStats, Timing};
 use crate::nines::{Audits, Nines};
 use crate::remote::{self, Breaker, Remote};
@@ -443,9 +443,9 @@ impl Shared {
         if self.is_closed() {
             return Err(InvalidateError::Closed);
         }
-        let epoch = self.coherence.epoch();
         let limit = self.settings.poll_timeout;
-        let xid = match tokio::time::timeout(limit, self.log.append(&change)).await {
+        // The database's own epoch: this instance may not have heard of a new one yet.
+        let Appended { xid, epoch } = match tokio::time::timeout(limit, self.log.append(&change)).await {
             Ok(appended) => appended.map_err(InvalidateError::Log)?,
             Err(_elapsed) => return Err(InvalidateError::Log(LogError::Timeout(limit))),
         };

@@ -30,11 +30,12 @@ pub trait Log: Debug + Send + Sync + 'static {
     /// If Postgres can't be read. Dropping the future may close the connection; the next poll opens another.
     fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>>;
 
-    /// Commits an invalidation that no trigger writes. Returns its transaction.
+    /// Commits an invalidation that no trigger writes. Returns its transaction, and the epoch that the database was in, from
+    /// one statement.
     ///
     /// # Errors
     /// If it was not committed, or the answer was lost.
-    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>>;
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>>;
 
     /// Trims what is older than `retention`, if nobody else does it at the moment.
     ///
@@ -51,6 +52,15 @@ pub trait Log: Debug + Send + Sync + 'static {
         cache: &'a str,
         tables: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>>;
+}
+
+/// An invalidation that is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Its transaction.
+    pub xid: u64,
+    /// The database's epoch, which an instance may not have heard of yet.
+    pub epoch: u64,
 }
 
 /// A table that a cache declares, and whose writes the log does not have.

@@ -15,7 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 use tokio::sync::Mutex;
 
-use super::{Log, MAX_POLL_ROWS, Poll, Row, Unwatched};
+use super::{Appended, Log, MAX_POLL_ROWS, Poll, Row, Unwatched};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::postgres::Pool;
@@ -95,16 +95,21 @@ impl PostgresLog {
         }
     }
 
-    /// Returns the text of the transaction's number.
-    async fn insert(&self, connection: &mut PgConnection, change: &Change) -> Result<String, sqlx::Error> {
+    /// Returns the text of the transaction's number, and the epoch; none where nobody has begun one since a crash.
+    async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        change: &Change,
+    ) -> Result<(String, Option<i64>), sqlx::Error> {
         let span = Trace::current().begin(Kind::Client, format_args!("INSERT invalidation"));
         span.text("db.system.name", "postgresql");
         span.text("db.operation.name", "INSERT");
         let sql = format!(
-            "insert into {}.invalidation (cache, keys, traceparent) values ($1, $2, $3) returning xid::text",
-            self.schema
+            "insert into {schema}.invalidation (cache, keys, traceparent) values ($1, $2, $3) \
+             returning xid::text, {schema}.epoch()",
+            schema = self.schema
         );
-        sqlx::query_scalar(AssertSqlSafe(sql))
+        sqlx::query_as(AssertSqlSafe(sql))
             .persistent(false)
             .bind(&change.cache)
             .bind(change.keys.as_deref())
@@ -113,15 +118,36 @@ impl PostgresLog {
             .await
     }
 
-    async fn append_once(&self, change: &Change) -> Result<String, sqlx::Error> {
-        let mut connection = self.pool.lend().await?;
+    async fn insert_once(
+        &self,
+        connection: &mut PgConnection,
+        change: &Change,
+    ) -> Result<(String, Option<i64>), sqlx::Error> {
         if self.prepared {
-            return self.insert(&mut connection, change).await;
+            return self.insert(connection, change).await;
         }
         let mut tx = connection.begin().await?;
-        let xid = self.insert(&mut tx, change).await?;
+        let inserted = self.insert(&mut tx, change).await?;
         tx.commit().await?;
-        Ok(xid)
+        Ok(inserted)
+    }
+
+    async fn append_once(&self, change: &Change) -> Result<Appended, LogError> {
+        let mut connection = self.pool.lend().await.map_err(refused)?;
+        let mut inserted =
+            self.insert_once(&mut connection, change).await.map_err(|error| self.explain(error))?;
+        if inserted.1.is_none() {
+            // Nobody has polled since a crash. The row has taken place, but its number is of no epoch: once more, in one.
+            schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
+            inserted =
+                self.insert_once(&mut connection, change).await.map_err(|error| self.explain(error))?;
+        }
+        let (xid, epoch) = inserted;
+        let xid = xid
+            .parse()
+            .map_err(|_not_a_number| LogError::Schema("the log's xid can't be read".to_owned()))?;
+        let epoch = epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?;
+        Ok(Appended { xid, epoch: epoch.cast_unsigned() })
     }
 
     fn explain(&self, error: sqlx::Error) -> LogError {
@@ -204,11 +230,8 @@ impl Log for PostgresLog {
         Box::pin(self.poll_once(cursor))
     }
 
-    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
-        Box::pin(async move {
-            let xid = self.append_once(change).await.map_err(|error| self.explain(error))?;
-            xid.parse().map_err(|_not_a_number| LogError::Schema("the log's xid can't be read".to_owned()))
-        })
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {
+        Box::pin(self.append_once(change))
     }
 
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {

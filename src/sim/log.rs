@@ -10,7 +10,8 @@ use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
-use crate::log::{Log, Poll, Unwatched};
+use crate::instance::Token;
+use crate::log::{Appended, Log, Poll, Unwatched};
 use crate::wire::Change;
 
 /// One instance's way to the log.
@@ -47,7 +48,7 @@ impl Log for SimLog {
         })
     }
 
-    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {
         Box::pin(async move {
             self.faults.pass().await?;
             let mut transaction = self.database.begin();
@@ -55,9 +56,9 @@ impl Log for SimLog {
                 None => transaction.clear(&change.cache),
                 Some(keys) => keys.iter().for_each(|key| transaction.touch(&change.cache, key)),
             }
-            let xid = transaction.commit().map_err(|_crashed| Down)?.xid;
+            let Token { epoch, xid } = transaction.commit().map_err(|_crashed| Down)?.token;
             self.faults.pass().await?;
-            Ok(xid)
+            Ok(Appended { xid, epoch })
         })
     }
 

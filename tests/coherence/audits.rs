@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perto::sim::{Sim, SimLog, SimPostgres};
-use perto::{Cache, CacheStats, Change, Event, Load, Loaded, Log, LogError, Poll, Snapshot, Stamp, Value};
+use perto::{
+    Appended, Cache, CacheStats, Change, Event, Load, Loaded, Log, LogError, Poll, Snapshot, Stamp, Value,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::ring::{CACHE, Member, Ring, ms, some};
@@ -295,7 +297,7 @@ impl Log for ReadOnly {
         self.0.poll(cursor)
     }
 
-    fn append<'a>(&'a self, _: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+    fn append<'a>(&'a self, _: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {
         Box::pin(async { Err(LogError::Schema("it can only be read".to_owned())) })
     }
 

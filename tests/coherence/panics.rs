@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perto::sim::{Sim, SimLog};
-use perto::{Cache, Change, Event, Log, LogError, Poll, Snapshot, State, TroubleKind, Unwatched};
+use perto::{Appended, Cache, Change, Event, Log, LogError, Poll, Snapshot, State, TroubleKind, Unwatched};
 
 use crate::ring::{BOUND, CACHE, eventually, ms};
 
@@ -22,7 +22,7 @@ impl Log for Panicking {
         self.log.poll(cursor)
     }
 
-    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<u64, LogError>> {
+    fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {
         self.log.append(change)
     }
 

@@ -57,6 +57,22 @@ async fn a_token_from_before_a_crash_is_answered_by_the_source() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clear_before_a_new_epoch_is_heard_of_has_a_token_that_costs_one_load() {
+    let ring = Ring::of(2).await;
+    let [clearing, other] = &ring.members[..] else { unreachable!() };
+    ring.write(0, 1, "one").await;
+    ring.sim.postgres.crash(0);
+    let token = clearing.users.clear().await.unwrap();
+    tokio::time::sleep(POLL).await;
+    for member in [clearing, other] {
+        let read = async || member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+        assert_eq!(text(&read().await), some("one"));
+        assert_eq!(read().await.tier, Tier::Local, "its number is of the epoch that the write was in");
+    }
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_ahead_of_the_database_is_an_error() {
     let ring = Ring::of(1).await;
     let member = &ring.members[0];

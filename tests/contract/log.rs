@@ -58,6 +58,7 @@ both!(
     a_transaction_that_commits_behind_later_numbers_is_not_skipped,
     interleaved_transactions_lose_no_row_and_double_none,
     what_is_appended_comes_with_its_number,
+    what_is_appended_tells_the_epoch_that_the_database_is_in,
     any_text_may_be_a_key,
     more_rows_than_a_poll_brings_are_none,
     trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay,
@@ -269,12 +270,26 @@ async fn what_is_appended_comes_with_its_number(journal: &Journal) {
     let cursor = journal.poll(None).await.snapshot;
     let keys = Change { cache: CACHE.to_owned(), keys: Some(vec!["a".to_owned(), "b".to_owned()]) };
     let whole = Change { cache: "other".to_owned(), keys: None };
-    let first = journal.log.append(&keys).await.unwrap();
-    let second = journal.log.append(&whole).await.unwrap();
+    let first = journal.log.append(&keys).await.unwrap().xid;
+    let second = journal.log.append(&whole).await.unwrap().xid;
     let poll = journal.poll(Some(&cursor)).await;
     assert!(first < second && poll.snapshot.contains(second));
     let cleared = Row { xid: second, cache: "other".to_owned(), key: None, traceparent: None, fault: None };
     assert_eq!(poll.rows.unwrap(), [row(first, "a"), row(first, "b"), cleared]);
+}
+
+async fn what_is_appended_tells_the_epoch_that_the_database_is_in(journal: &Journal) {
+    let clear = Change { cache: CACHE.to_owned(), keys: None };
+    let before = journal.log.append(&clear).await.unwrap();
+    assert_eq!(journal.poll(None).await.epoch, before.epoch);
+    journal.crash().await;
+    // Before anybody has polled.
+    let after = journal.log.append(&clear).await.unwrap();
+    assert_ne!(after.epoch, before.epoch);
+    let poll = journal.poll(None).await;
+    assert_eq!(poll.epoch, after.epoch);
+    assert!(poll.snapshot.contains(after.xid) && after.xid > before.xid);
+    assert!(poll.trimmed.contains(after.xid) || poll.rows.unwrap().iter().any(|row| row.xid == after.xid));
 }
 
 async fn any_text_may_be_a_key(journal: &Journal) {
