@@ -61,7 +61,8 @@ impl<const ROOM: usize> Bucket<ROOM> {
     /// `last` is the snapshot of the last poll whose rows have *all* been applied: what it contains, this bucket
     /// has been told already. `current` is the snapshot of the poll that brings this very transaction; a hint has none.
     ///
-    /// A transaction may be given up against a snapshot that contains it, for every snapshot of that rank and above does too.
+    /// A transaction may be given up against a snapshot that contains it, for every snapshot of that rank and above does too;
+    /// where it is below the snapshot's `xmin`, for every snapshot of a higher `xmin` does.
     /// One that neither contains must not be dropped, even when room is short: it would be forgotten before any poll
     /// brought it. That `current` is not complete yet doesn't matter here, only to what is known.
     pub(crate) fn apply(&mut self, xid: u64, last: Option<&Snapshot>, current: Option<&Snapshot>) -> Learned {
@@ -71,7 +72,12 @@ impl<const ROOM: usize> Bucket<ROOM> {
             return Learned::Exactly;
         }
         let mut learned = Learned::Exactly;
-        let mut give_up = |xid: u64| self.rk = self.rk.max(by(xid).map(Snapshot::rank).unwrap_or_default());
+        let mut give_up = |xid: u64| match by(xid) {
+            // Whatever ranks as high as the poll has at least its `xmin`, and so have some that are older: `lo` refuses less.
+            Some(poll) if xid < poll.xmin() => self.lo = self.lo.max(xid),
+            Some(poll) => self.rk = self.rk.max(poll.rank()),
+            None => {}
+        };
         let slot = match self.xids.iter().position(|x| *x == 0) {
             Some(free) => Some(free),
             None => match lowest(&self.xids, |xid| by(xid).is_some()) {
@@ -311,6 +317,19 @@ mod tests {
         assert!(bucket.accepts(&current), "what is loaded from now on");
         assert!(!bucket.accepts(&Snapshot::parse("5:29:5").unwrap()), "what misses the last of them");
         assert!(!bucket.accepts(&Snapshot::parse("5:20:5").unwrap()), "what misses all of them");
+    }
+
+    #[test]
+    fn what_a_replay_gives_up_refuses_no_older_value_that_contains_it() {
+        // 33 is a batch, begun after 20..=29 had ended. 36 is why the bucket can't judge by the highest alone.
+        let current = Snapshot::parse("33:40:33").unwrap();
+        let mut bucket: Bucket = Bucket::default();
+        for xid in (20..30).chain([36]) {
+            bucket.apply(xid, None, Some(&current));
+        }
+        assert!(bucket.accepts(&Snapshot::parse("33:37:33").unwrap()), "loaded before this poll");
+        assert!(!bucket.accepts(&Snapshot::parse("33:36:33").unwrap()), "it misses 36");
+        assert!(!bucket.accepts(&Snapshot::parse("25:37:25,33").unwrap()), "it misses 25");
     }
 
     #[test]

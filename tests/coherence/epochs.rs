@@ -192,3 +192,27 @@ async fn an_instance_that_starts_beside_a_long_transaction_caches_what_was_clear
     drop(long);
     ring.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_starts_beside_a_batch_takes_what_others_have_put_into_l2() {
+    let mut ring = Ring::of(1).await;
+    ring.write_silently(1, "one");
+    let clear = || {
+        let mut clear = ring.sim.postgres.begin();
+        clear.clear(CACHE);
+        clear.commit().unwrap();
+    };
+    (0..10).for_each(|_| clear());
+    let mut batch = ring.sim.postgres.begin();
+    batch.put(CACHE, &2_u64, &"two").unwrap();
+    clear();
+    tokio::time::sleep(POLL).await;
+    assert_eq!(ring.members[0].fresh(1).await, some("one"));
+    ms(5).await;
+    // Something ends, so the poll of who starts now ranks above the value's stamp.
+    ring.write_silently(3, "three");
+    let started = ring.join().await;
+    assert_eq!(ring.members[started].tier(1).await, Tier::Remote);
+    drop(batch);
+    ring.end().await;
+}

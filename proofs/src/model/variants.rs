@@ -182,13 +182,21 @@ impl Copied {
         if self.xid == 0 {
             self.xid = xid;
         } else if let Some(poll) = by(self.xid).or(last.filter(|_| gives_way)) {
-            self.rk = self.rk.max(poll.rank());
+            self.give_up(self.xid, poll);
             self.xid = xid;
         } else if let Some(poll) = by(xid) {
-            self.rk = self.rk.max(poll.rank());
+            self.give_up(xid, poll);
         } else {
             self.lo = self.lo.max(self.xid.min(xid));
             self.xid = self.xid.max(xid);
+        }
+    }
+
+    fn give_up(&mut self, xid: u64, poll: &Snapshot) {
+        if xid < poll.xmin() {
+            self.lo = self.lo.max(xid);
+        } else {
+            self.rk = self.rk.max(poll.rank());
         }
     }
 }
