@@ -10,7 +10,7 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos fuzz replay bench instructions check compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench instructions check compose-check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
@@ -47,6 +47,10 @@ chaos: cargo ## every fault under load, on the engines of this machine and on th
 	@cargo test --release --locked --no-run --test chaos
 	@exec scripts/engines programs -- cargo test --release --locked --test chaos -- run $(ARGS)
 	@exec scripts/engines programs --wheels -- cargo test --release --locked --test chaos -- run $(ARGS)
+
+attack: cargo ## what strangers, tenants and an ill Redis can do to three instances [ARGS='--only forged']
+	@cargo test --release --locked --no-run --test attack
+	@exec scripts/engines exec --db perto_attack --binaries -- cargo test --release --locked --test attack -- run $(ARGS)
 
 bench: cargo ## benchmarks [ARGS='...']
 	@exec scripts/engines exec --db perto_bench -- cargo bench --locked --profile dist $(ARGS)

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{self, Hint, Stored};
+use crate::wire::{self, Change, Hint, Stored};
 use crate::{Snapshot, Stamp, Token, Value};
 
 /// What people cache: a bit of everything that an encoding must get right.
@@ -82,6 +82,17 @@ pub fn hint(input: &[u8]) {
     if let Some(bytes) = hint.encode() {
         assert_eq!(Hint::decode(&bytes), Ok(hint), "what is written is read back");
     }
+}
+
+/// A hint as anybody could publish it who may write to Redis.
+///
+/// # Panics
+/// Where it is longer than a hint may be.
+#[must_use]
+pub fn forged_hint(epoch: u64, publisher: u64, sequence: u64, xid: u64, changes: &[Change]) -> Bytes {
+    let changes = changes.to_vec();
+    let hint = Hint { epoch, publisher, sequence, xid, changes, committed_unix_us: 0, traceparent: None };
+    hint.encode().expect("it is short")
 }
 
 /// The text of a token, from a header.

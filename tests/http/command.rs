@@ -113,6 +113,11 @@ impl Served {
         Self { address: address.unwrap_or_else(|| panic!("not served: {line:?}")).to_owned(), child }
     }
 
+    /// Of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn ask_to_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         // Asked twice, it may have ended.

@@ -1,6 +1,8 @@
 //! What tests on real engines share: the shared servers, private servers to break, and waiting for something.
 
 pub(crate) mod engines;
+#[cfg(target_os = "linux")]
+pub(crate) mod hostile;
 pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod redis;
