@@ -90,6 +90,10 @@ pub(crate) struct Settings {
     pub(crate) bound: Duration,
     pub(crate) poll_interval: Duration,
     pub(crate) poll_timeout: Duration,
+    /// Of a poll that no lease hangs on.
+    pub(crate) replay_timeout: Duration,
+    /// Of what is asked of the log besides polls, connecting included.
+    pub(crate) log_timeout: Duration,
     pub(crate) remote_timeout: Duration,
     pub(crate) fence_timeout: Duration,
     pub(crate) retention: Duration,
@@ -165,7 +169,7 @@ impl Perto {
         }
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
-        tail.poll().await.map_err(StartError::Log)?;
+        tail.begin().await.map_err(StartError::Log)?;
         let mut watching = Watching::new(Arc::clone(shared));
         watching.begin().await?;
         if let Some(remote) = &shared.remote {
@@ -443,7 +447,7 @@ impl Shared {
         if self.is_closed() {
             return Err(InvalidateError::Closed);
         }
-        let limit = self.settings.poll_timeout;
+        let limit = self.settings.log_timeout;
         // The database's own epoch: this instance may not have heard of a new one yet.
         let Appended { xid, epoch } = match tokio::time::timeout(limit, self.log.append(&change)).await {
             Ok(appended) => appended.map_err(InvalidateError::Log)?,

@@ -21,14 +21,40 @@ pub const MAX_KEYS_PER_ROW: usize = 500;
 /// Most rows that one poll brings. A poll that would bring more says so and brings none: the instance recovers.
 pub const MAX_POLL_ROWS: usize = 100_000;
 
+/// Most bytes of text in the rows of one poll. As [`MAX_POLL_ROWS`].
+pub const MAX_POLL_BYTES: usize = 32 << 20;
+
+/// How long it may take to connect.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long it may take to make ready for a poll.
+pub(crate) const READY_LIMIT: Duration = Duration::from_secs(10);
+
 /// Reads the log, and writes to it where no trigger does.
 pub trait Log: Debug + Send + Sync + 'static {
-    /// The rows committed since `cursor` (all that are retained where it is `None`), and the snapshot they were
-    /// read under, from one statement.
+    /// Makes ready for the next poll what is not ready: a connection, an epoch. Awaited before each poll, and most of the
+    /// time there is nothing to do.
+    ///
+    /// A poll has to end soon enough for the lease that rests on it. This has not. Default: nothing.
+    ///
+    /// # Errors
+    /// If Postgres can't be reached, or refuses. Dropping the future leaves it for the next time.
+    fn ready(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// The rows committed since `cursor`, and the snapshot they were read under, from one statement. Where it is `None`,
+    /// all that are retained and not contained in the horizon.
+    ///
+    /// Nobody waits longer than `limit`: the server may give up then.
     ///
     /// # Errors
     /// If Postgres can't be read. Dropping the future may close the connection; the next poll opens another.
-    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>>;
+    fn poll<'a>(
+        &'a self,
+        cursor: Option<&'a Snapshot>,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Poll, LogError>>;
 
     /// Commits an invalidation that no trigger writes. Returns its transaction, and the epoch that the database was in, from
     /// one statement.
@@ -83,7 +109,7 @@ pub struct Poll {
     pub epoch: u64,
     /// Every row that has been trimmed is contained in this snapshot.
     pub trimmed: Snapshot,
-    /// The rows; `None` where there are more than [`MAX_POLL_ROWS`].
+    /// The rows; `None` where they are more than [`MAX_POLL_ROWS`] or [`MAX_POLL_BYTES`].
     pub rows: Option<Vec<Row>>,
 }
 

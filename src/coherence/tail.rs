@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
+use super::Coherence;
 use super::buckets::Told;
 use super::health::{Event, Recovery};
 use super::repaired::Repaired;
@@ -17,7 +18,7 @@ use super::snapshot::Snapshot;
 use super::troubles::TroubleKind;
 use crate::error::LogError;
 use crate::instance::Shared;
-use crate::log::Poll;
+use crate::log::{Poll, READY_LIMIT};
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
@@ -38,13 +39,25 @@ pub(crate) struct Tail {
     /// Why there is no cursor, where there is none.
     lost: Recovery,
     failing: bool,
+    /// When the last poll was sent.
+    sent: Option<Instant>,
+    /// Whether the last poll took longer than one may on which a lease hangs. Then none does: the next one takes its time.
+    late: bool,
     /// The last poll in doubt.
     doubted: Option<Instant>,
 }
 
 impl Tail {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, lost: Recovery::Start, failing: false, doubted: None }
+        Self {
+            shared,
+            cursor: None,
+            lost: Recovery::Start,
+            failing: false,
+            sent: None,
+            late: false,
+            doubted: None,
+        }
     }
 
     /// Polls until the instance is shut down. Never returns.
@@ -66,11 +79,10 @@ impl Tail {
 
     async fn follow(&mut self) {
         loop {
-            let pause = match self.poll().await {
-                Ok(()) => self.interval(),
-                Err(_) => RETRY_INTERVAL.min(self.interval()),
+            let due = match self.poll().await {
+                Ok(()) => self.next(),
+                Err(_) => Instant::now() + RETRY_INTERVAL.min(self.interval()),
             };
-            let due = Instant::now() + pause;
             tokio::select! {
                 biased;
                 () = self.shared.coherence.doubt.notified() => self.wait_in_doubt(due).await,
@@ -86,6 +98,24 @@ impl Tail {
         tokio::time::sleep_until(due.min(Instant::now() + wait)).await;
         let _asked_again = self.shared.coherence.doubt.notified().now_or_never();
         self.doubted = Some(Instant::now());
+    }
+
+    /// When the next poll is due. Counted from when the last one was sent, for so is the lease: where polls take long, the next
+    /// one follows at once.
+    fn next(&self) -> Instant {
+        let (now, interval) = (Instant::now(), self.interval());
+        self.sent.map_or(now, |sent| sent + interval).max(now + LEAST_INTERVAL)
+    }
+
+    /// The first polls: with the last of them the lease is valid, unless Postgres takes longer than the bound for each. A replay may
+    /// take longer, and then the lease rests on the poll that follows.
+    pub(crate) async fn begin(&mut self) -> Result<(), LogError> {
+        self.poll().await?;
+        let Coherence { clock, lease, .. } = &*self.shared.coherence;
+        if !lease.held().valid_at(clock.now_ms()) {
+            self.poll().await?;
+        }
+        Ok(())
     }
 
     /// One poll. When it returns `Ok`, every write that was visible when it was called has been applied.
@@ -117,9 +147,7 @@ impl Tail {
     }
 
     async fn step(&mut self) -> Result<(), LogError> {
-        // Before the poll is sent: what commits after this moment is not vouched for.
-        let sent_ms = self.shared.coherence.clock.now_ms();
-        let poll = self.read(self.cursor.as_ref()).await?;
+        let (sent_ms, poll) = self.read().await?;
         let why = match &self.cursor {
             None => Some(self.lost),
             Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
@@ -129,9 +157,9 @@ impl Tail {
             Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
             Some(_) => None,
         };
-        let poll = match why {
-            None => poll,
-            Some(why) => self.recover(poll, why).await?,
+        let (sent_ms, poll) = match why {
+            None => (sent_ms, poll),
+            Some(why) => self.recover(sent_ms, poll, why).await?,
         };
         let repaired = self.apply(&poll);
         self.shared.coherence.buckets.complete(poll.snapshot.clone());
@@ -153,29 +181,44 @@ impl Tail {
     /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the floor and
     /// the retained rows are applied above it. Where there are too many of them, the poll's own snapshot is the
     /// floor: it contains them all, at the price that nothing older is accepted from L2.
-    async fn recover(&mut self, mut poll: Poll, why: Recovery) -> Result<Poll, LogError> {
+    async fn recover(
+        &mut self,
+        mut sent_ms: u64,
+        mut poll: Poll,
+        why: Recovery,
+    ) -> Result<(u64, Poll), LogError> {
         let shared = Arc::clone(&self.shared);
         if self.cursor.take().is_some() {
             // The rows were read by a cursor that means nothing any more.
             shared.coherence.lease.begin_era();
             self.lost = why;
             shared.signals.changed();
-            poll = self.read(None).await?;
+            (sent_ms, poll) = self.read().await?;
         }
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
         let caches = shared.caches();
         shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
         shared.counters.recoveries.add(1);
         shared.signals.send(Event::Recovered { why });
-        Ok(poll)
+        Ok((sent_ms, poll))
     }
 
-    async fn read(&self, cursor: Option<&Snapshot>) -> Result<Poll, LogError> {
-        let limit = self.shared.settings.poll_timeout;
-        match tokio::time::timeout(limit, self.shared.log.poll(cursor)).await {
-            Ok(polled) => polled,
-            Err(_elapsed) => Err(LogError::Timeout(limit)),
-        }
+    /// What is new since the cursor, or all of the log; and when that was asked for.
+    ///
+    /// No lease hangs on a replay, which takes as long as the log is long, nor on what comes after a poll that took too long: there
+    /// may be too much for a short bound, and more with each try. Nor on a connection, which is made before.
+    async fn read(&mut self) -> Result<(u64, Poll), LogError> {
+        let Shared { coherence, log, settings, .. } = &*self.shared;
+        within(READY_LIMIT, log.ready()).await?;
+        // Before the poll is sent: what commits after this moment is not vouched for.
+        let (sent_ms, sent) = (coherence.clock.now_ms(), Instant::now());
+        self.sent = Some(sent);
+        let cursor = self.cursor.as_ref();
+        let hurried = cursor.is_some() && !self.late;
+        let limit = if hurried { settings.poll_timeout } else { settings.replay_timeout };
+        let polled = within(limit, log.poll(cursor, limit)).await;
+        self.late = sent.elapsed() >= settings.poll_timeout;
+        Ok((sent_ms, polled?))
     }
 
     fn apply<'a>(&self, poll: &'a Poll) -> Repaired<'a> {
@@ -222,4 +265,11 @@ impl Tail {
         let interval = self.shared.settings.poll_interval;
         if self.shared.hints_come() { interval } else { interval.min(ISOLATED_INTERVAL) }
     }
+}
+
+async fn within<T>(
+    limit: Duration,
+    asking: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, LogError> {
+    tokio::time::timeout(limit, asking).await.unwrap_or(Err(LogError::Timeout(limit)))
 }

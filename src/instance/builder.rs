@@ -12,13 +12,15 @@ use crate::clock::{Clock, SystemClock};
 use crate::coherence::Coherence;
 use crate::coherence::health::Signals;
 use crate::error::StartError;
-use crate::log::Log;
+use crate::log::{CONNECT_LIMIT, Log};
 use crate::remote::{Breaker, Remote};
 
 /// Shortest bound. A poll takes a round trip, and several must fit into a bound.
 const LEAST_BOUND: Duration = Duration::from_millis(50);
 /// Longest bound.
 const MOST_BOUND: Duration = Duration::from_hours(1);
+/// How long a replay of the log may take, at least.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most loads at once.
 const MOST_LOADS: usize = 1 << 16;
 /// What one row of the log takes; more would be a second workload.
@@ -274,10 +276,13 @@ impl PertoBuilder {
         if self.remote_timeout.is_zero() {
             return refuse("remote_timeout", "must be more than nothing".to_owned());
         }
+        let poll_timeout = self.bound.max(Duration::from_millis(250));
         Ok(Settings {
             bound: self.bound,
             poll_interval,
-            poll_timeout: self.bound.max(Duration::from_millis(250)),
+            poll_timeout,
+            log_timeout: poll_timeout.saturating_add(CONNECT_LIMIT),
+            replay_timeout: self.bound.max(REPLAY_TIMEOUT),
             remote_timeout: self.remote_timeout,
             fence_timeout: Duration::from_millis(500),
             retention: self.retention,

@@ -50,7 +50,7 @@ impl Watching {
     }
 
     async fn look(&self) -> Result<Found, LogError> {
-        let limit = self.shared.settings.poll_timeout;
+        let limit = self.shared.settings.log_timeout;
         let mut found = Found::new();
         for cache in self.shared.caches().values() {
             let looking =

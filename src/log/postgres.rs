@@ -11,11 +11,12 @@ use std::fmt;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::Mutex;
 
-use super::{Appended, Log, MAX_POLL_ROWS, Poll, Row, Unwatched};
+use self::poll::Answer;
+use super::{Appended, CONNECT_LIMIT, Log, Poll, Unwatched};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::postgres::Pool;
@@ -26,12 +27,11 @@ mod declared;
 mod function;
 mod key;
 mod locks;
+mod poll;
 pub(crate) mod schema;
 pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(2_000);
 
 /// The log of one schema in one database.
 pub(crate) struct PostgresLog {
@@ -53,45 +53,52 @@ impl PostgresLog {
         let options = url::options(url)?.application_name("perto").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(2)
-            .acquire_timeout(CONNECT_TIMEOUT)
+            .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(30));
         let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(options.clone()));
         Ok(Self { options, schema: schema.to_owned(), prepared, tail: Mutex::default(), pool })
     }
 
-    async fn poll_once(&self, cursor: Option<&Snapshot>) -> Result<Poll, LogError> {
+    async fn poll_once(&self, cursor: Option<&Snapshot>, limit: Duration) -> Result<Poll, LogError> {
         let mut tail = self.tail.lock().await;
         // Taken out while in use: a poll that is dropped half-way closes the connection, for its answer may still come.
         let mut connection = match tail.take() {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => self.begin().await?,
         };
-        let mut rows = self.query(&mut connection, cursor).await?;
-        if rows
-            .first()
-            .is_some_and(|row| row.try_get::<Option<i64>, _>("epoch").is_ok_and(|epoch| epoch.is_none()))
-        {
+        let mut answer = self.query(&mut connection, cursor, limit).await?;
+        if answer.epoch.is_none() {
+            // The token was taken away while the connection stood: by hand, or by a crash behind a pooler.
             schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
-            rows = self.query(&mut connection, cursor).await?;
+            answer = self.query(&mut connection, cursor, limit).await?;
         }
         *tail = Some(connection);
         drop(tail);
-        read(&rows)
+        answer.poll()
     }
 
     async fn query(
         &self,
         connection: &mut PgConnection,
         cursor: Option<&Snapshot>,
-    ) -> Result<Vec<PgRow>, LogError> {
-        let sql = poll_sql(&self.schema, cursor);
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| self.explain(error))
+        limit: Duration,
+    ) -> Result<Answer, LogError> {
+        let sql = poll::sql(&self.schema, cursor, limit);
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await;
+        Answer::read(&rows.map_err(|error| self.explain(error))?)
+    }
+
+    /// A connection for polls, in an epoch.
+    async fn begin(&self) -> Result<PgConnection, LogError> {
+        let mut connection = self.connect().await?;
+        schema::ensure_epoch(&mut connection, &self.schema).await.map_err(|error| self.explain(error))?;
+        Ok(connection)
     }
 
     async fn connect(&self) -> Result<PgConnection, LogError> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&self.options)).await {
+        match tokio::time::timeout(CONNECT_LIMIT, PgConnection::connect_with(&self.options)).await {
             Ok(connected) => connected.map_err(refused),
-            Err(_elapsed) => Err(LogError::Timeout(CONNECT_TIMEOUT)),
+            Err(_elapsed) => Err(LogError::Timeout(CONNECT_LIMIT)),
         }
     }
 
@@ -155,79 +162,23 @@ impl PostgresLog {
     }
 }
 
-/// The one statement of a poll. Keys come one a row: a text array would need a parser of its own, and the client's
-/// takes a key `NULL` for none.
-fn poll_sql(schema: &str, cursor: Option<&Snapshot>) -> String {
-    let rows = match cursor {
-        None => format!("select xid, cache, keys, traceparent, fault from {schema}.invalidation"),
-        Some(cursor) => {
-            let xmax = cursor.xmax();
-            let running: Vec<String> = cursor.running().iter().map(u64::to_string).collect();
-            format!(
-                "select xid, cache, keys, traceparent, fault from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
-                 select xid, cache, keys, traceparent, fault from {schema}.invalidation where xid = any('{{{}}}'::xid8[])",
-                running.join(",")
-            )
-        }
-    };
-    // A role whose transactions are serializable must not make writers fail because the log is read.
-    format!(
-        "set transaction isolation level read committed; \
-         select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
-           pg_snapshot_xmax(b.trimmed)::text as trimmed, \
-           ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
-           i.xid::text as xid, i.cache, k.key, i.traceparent, i.fault \
-         from (select) one left join {schema}.boot b on b.origin = {schema}.origin() \
-         left join ({rows}) i on true left join lateral unnest(i.keys) k(key) on true limit {}",
-        MAX_POLL_ROWS + 1
-    )
-}
-
-fn read(rows: &[PgRow]) -> Result<Poll, LogError> {
-    let malformed = |what: &str| LogError::Schema(format!("the log's {what} can't be read"));
-    let first = rows.first().ok_or_else(|| malformed("answer"))?;
-    let snapshot_at =
-        |column: &str| -> Option<Snapshot> { Snapshot::parse(first.try_get::<&str, _>(column).ok()?) };
-    let version: i32 = first.try_get("version").map_err(refused)?;
-    if version != schema::VERSION {
-        return Err(schema::other_version(version));
-    }
-    let epoch: Option<i64> = first.try_get("epoch").map_err(refused)?;
-    // It was begun a moment ago, if it could be.
-    let epoch = epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?;
-    let read_row = |row: &PgRow| -> Option<Row> {
-        let xid = row.try_get::<Option<&str>, _>("xid").ok()??.parse().ok()?;
-        Some(Row {
-            xid,
-            cache: row.try_get("cache").ok()?,
-            key: row.try_get("key").ok()?,
-            traceparent: row.try_get("traceparent").ok()?,
-            fault: row.try_get("fault").ok()?,
-        })
-    };
-    let nothing = rows.len() == 1 && first.try_get::<Option<&str>, _>("xid").is_ok_and(|xid| xid.is_none());
-    let read_all =
-        || rows.iter().map(read_row).collect::<Option<Vec<Row>>>().ok_or_else(|| malformed("rows"));
-    Ok(Poll {
-        snapshot: snapshot_at("snapshot").ok_or_else(|| malformed("snapshot"))?,
-        epoch: epoch.cast_unsigned(),
-        trimmed: first
-            .try_get::<&str, _>("trimmed")
-            .ok()
-            .and_then(|xid| xid.parse().ok())
-            .map(Snapshot::all_below)
-            .ok_or_else(|| malformed("trim horizon"))?,
-        rows: match rows.len() {
-            _ if nothing => Some(Vec::new()),
-            0..=MAX_POLL_ROWS => Some(read_all()?),
-            _ => None,
-        },
-    })
-}
-
 impl Log for PostgresLog {
-    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
-        Box::pin(self.poll_once(cursor))
+    fn ready(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async {
+            let mut tail = self.tail.lock().await;
+            if tail.is_none() {
+                *tail = Some(self.begin().await?);
+            }
+            Ok(())
+        })
+    }
+
+    fn poll<'a>(
+        &'a self,
+        cursor: Option<&'a Snapshot>,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Poll, LogError>> {
+        Box::pin(self.poll_once(cursor, limit))
     }
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

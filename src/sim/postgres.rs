@@ -19,7 +19,7 @@ use crate::cache::loader::{Loaded, Stamp};
 use crate::cache::{Key, Value};
 use crate::coherence::snapshot::Snapshot;
 use crate::instance::Token;
-use crate::log::{MAX_POLL_ROWS, Poll, Row};
+use crate::log::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
 use crate::wire::{self, Change};
 
 /// The number of the first transaction.
@@ -174,6 +174,15 @@ impl SimPostgres {
         gone
     }
 
+    /// Is stopped in order and comes back as another epoch: open transactions are gone, commits and the log are kept.
+    pub fn restart(&self) {
+        let mut database = self.0.lock();
+        let (end, log) = (database.ended.len(), database.log.clone());
+        database.crash(end);
+        let kept = log.into_iter().filter(|row| database.visible(row.xid, end)).collect();
+        database.log = kept;
+    }
+
     /// Lets the replica replay all but the last `behind` ends of transactions. It never goes back.
     pub fn replay(&self, behind: usize) {
         let mut database = self.0.lock();
@@ -283,9 +292,10 @@ impl Database {
         }
         self.next = self.xmax(self.ended.len());
         self.replayed = self.replayed.min(self.ended.len());
-        // Whoever polls first deletes the log of the old epoch.
+        // As unlogged tables are.
         self.log.clear();
         self.ticks.clear();
+        // In order or not: whoever polls first declares all that came before trimmed.
         self.trimmed = self.snapshot(self.ended.len());
     }
 
@@ -302,13 +312,21 @@ impl Database {
         let new = |xid: u64| {
             cursor.is_none_or(|cursor| xid >= cursor.xmax() || cursor.running().binary_search(&xid).is_ok())
         };
-        let rows: Vec<Row> =
-            self.log.iter().filter(|row| new(row.xid) && self.visible(row.xid, moment)).cloned().collect();
+        let sent = |row: &&Row| {
+            new(row.xid)
+                && self.visible(row.xid, moment)
+                && (cursor.is_some() || !self.trimmed.contains(row.xid))
+        };
+        let rows: Vec<&Row> = self.log.iter().filter(sent).take(MAX_POLL_ROWS + 1).collect();
+        let bytes: usize =
+            rows.iter().map(|row| row.cache.len() + row.key.as_ref().map_or(0, String::len)).sum();
+        let fits = rows.len() <= MAX_POLL_ROWS && bytes <= MAX_POLL_BYTES;
         Poll {
             snapshot: self.snapshot(moment),
             epoch: self.epoch,
-            trimmed: self.trimmed.clone(),
-            rows: (rows.len() <= MAX_POLL_ROWS).then_some(rows),
+            // An upper bound, as there.
+            trimmed: Snapshot::all_below(self.trimmed.xmax()),
+            rows: fits.then(|| rows.into_iter().cloned().collect()),
         }
     }
 }

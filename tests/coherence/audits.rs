@@ -293,8 +293,12 @@ async fn many_violations_of_one_round_are_one_load_and_one_row_of_the_log() {
 struct ReadOnly(Arc<SimLog>);
 
 impl Log for ReadOnly {
-    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
-        self.0.poll(cursor)
+    fn poll<'a>(
+        &'a self,
+        cursor: Option<&'a Snapshot>,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Poll, LogError>> {
+        self.0.poll(cursor, limit)
     }
 
     fn append<'a>(&'a self, _: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

@@ -19,6 +19,7 @@ mod outages;
 mod panics;
 mod pauses;
 mod remotes;
+mod replays;
 mod replicas;
 mod ring;
 mod spellings;

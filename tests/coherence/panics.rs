@@ -17,9 +17,13 @@ struct Panicking {
 }
 
 impl Log for Panicking {
-    fn poll<'a>(&'a self, cursor: Option<&'a Snapshot>) -> BoxFuture<'a, Result<Poll, LogError>> {
+    fn poll<'a>(
+        &'a self,
+        cursor: Option<&'a Snapshot>,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Poll, LogError>> {
         assert!(!self.armed.swap(false, Ordering::AcqRel), "as this test wants");
-        self.log.poll(cursor)
+        self.log.poll(cursor, limit)
     }
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

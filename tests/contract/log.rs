@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use perto::sim::{Dice, SimPostgres, SimTransaction};
-use perto::{Change, Log, MAX_POLL_ROWS, Poll, Row, Snapshot};
+use perto::{Change, Log, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Snapshot};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::{both, database_url, unique};
 
 const CACHE: &str = "user";
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// A log, and a way to write what triggers write.
 struct Journal {
@@ -61,6 +62,8 @@ both!(
     what_is_appended_tells_the_epoch_that_the_database_is_in,
     any_text_may_be_a_key,
     more_rows_than_a_poll_brings_are_none,
+    more_bytes_than_a_poll_brings_are_none,
+    what_a_new_epoch_declares_trimmed_is_not_brought,
     trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay,
     the_epoch_is_the_same_for_all_until_the_database_crashes,
     a_poll_may_be_dropped_at_any_point,
@@ -83,11 +86,23 @@ impl Journal {
     }
 
     async fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
-        self.log.poll(cursor).await.unwrap()
+        self.log.poll(cursor, LIMIT).await.unwrap()
     }
 
     async fn rows(&self, cursor: Option<&Snapshot>) -> Vec<Row> {
         self.poll(cursor).await.rows.unwrap()
+    }
+
+    async fn restart(&self) {
+        match &self.engine {
+            Engine::Simulated(postgres) => postgres.restart(),
+            // The token is of another start of the server.
+            Engine::Real { pool, schema } => {
+                pool.execute(AssertSqlSafe(format!("update {schema}.boot set origin = 'before'")))
+                    .await
+                    .unwrap();
+            }
+        }
     }
 
     async fn crash(&self) {
@@ -316,6 +331,28 @@ async fn more_rows_than_a_poll_brings_are_none(journal: &Journal) {
     assert_eq!(journal.rows(Some(&poll.snapshot)).await, []);
 }
 
+async fn more_bytes_than_a_poll_brings_are_none(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let long = "k".repeat(1 << 20);
+    for _ in 0..MAX_POLL_BYTES >> 20 {
+        journal.write(&long).await;
+    }
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(poll.rows.is_none(), "the names of the caches are more than nothing");
+    assert!(journal.poll(None).await.rows.is_none());
+    let last = journal.write(&long).await;
+    assert_eq!(journal.rows(Some(&poll.snapshot)).await, [row(last, &long)]);
+}
+
+async fn what_a_new_epoch_declares_trimmed_is_not_brought(journal: &Journal) {
+    let before = journal.write("before").await;
+    journal.restart().await;
+    let first = journal.poll(None).await;
+    assert!(first.trimmed.contains(before) && first.rows.unwrap().is_empty());
+    let after = journal.write("after").await;
+    assert_eq!(journal.rows(None).await, [row(after, "after")]);
+}
+
 async fn trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay(journal: &Journal) {
     let before = journal.poll(None).await;
     let gone = journal.write("gone").await;
@@ -358,7 +395,7 @@ async fn a_poll_may_be_dropped_at_any_point(journal: &Journal) {
         let key = round.to_string();
         let xid = journal.write(&key).await;
         let limit = Duration::from_micros(round * 40);
-        drop(tokio::time::timeout(limit, journal.log.poll(Some(&cursor))).await);
+        drop(tokio::time::timeout(limit, journal.log.poll(Some(&cursor), LIMIT)).await);
         let poll = journal.poll(Some(&cursor)).await;
         assert_eq!(poll.rows.unwrap(), [row(xid, &key)]);
         cursor = poll.snapshot;

@@ -23,6 +23,7 @@ mod postgres_down;
 mod publications;
 mod race;
 mod redis_down;
+mod replays;
 mod replicas;
 mod round_trips;
 mod stale_fills;

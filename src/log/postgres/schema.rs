@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 
 use super::locks::{self, Sql};
 use super::refused;
 use crate::error::LogError;
+use crate::log::READY_LIMIT;
 
 /// The version that this code reads and writes.
 pub const VERSION: i32 = 4;
@@ -156,6 +157,13 @@ pub(crate) fn explain(error: sqlx::Error, schema: &str) -> LogError {
     }
 }
 
+/// Begins an epoch if there is none. Waits for nobody where there is one.
+pub(crate) async fn ensure_epoch(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
+    let sql = format!("select exists (select from {schema}.boot where origin = {schema}.origin())");
+    let begun: bool = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(&mut *connection).await?.try_get(0)?;
+    if begun { Ok(()) } else { begin_epoch(connection, schema).await }
+}
+
 /// Writes a token where there is none, or one from elsewhere, and with it the horizon: all that came before counts as
 /// trimmed. From then on it is another epoch.
 ///
@@ -165,6 +173,9 @@ pub(crate) fn explain(error: sqlx::Error, schema: &str) -> LogError {
 /// which no poll believes and the next trim deletes. Ticks from before mean nothing any more.
 pub(crate) async fn begin_epoch(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
+    // Those who have given up must not stand in line there.
+    let limit = format!("set local statement_timeout = {}", READY_LIMIT.as_millis());
+    sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *tx).await?;
     lock(&mut tx, schema).await?;
     let begun = sqlx::raw_sql(AssertSqlSafe(format!(
         "insert into {schema}.boot (origin, trimmed) \

@@ -62,7 +62,7 @@ pub(super) enum What {
         loader: Loader,
     },
     L2(L2),
-    /// Postgres crashes, and loses so many of the last commits.
+    /// Postgres crashes, and loses so many of the last commits and all of the log. None: it is stopped in order, and keeps both.
     Crash(usize),
     Jump {
         who: usize,

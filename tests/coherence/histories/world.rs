@@ -373,10 +373,16 @@ impl World {
     }
 
     fn crash(&mut self, losing: usize) {
-        let lost = self.ring.sim.postgres.crash(losing);
+        let lost = match losing {
+            0 => {
+                self.ring.sim.postgres.restart();
+                Vec::new()
+            }
+            losing => self.ring.sim.postgres.crash(losing),
+        };
         let mut journal = self.journal.lock();
         journal.totals.crashes += 1;
-        journal.note(format_args!("Postgres crashes, losing {lost:?}"));
+        journal.note(format_args!("Postgres is started again, losing {lost:?}"));
         let now = journal.now();
         for (key, commits) in &mut self.kept {
             let before = commits.len();

@@ -1,0 +1,119 @@
+//! A poll: what it asks for in one statement, and what the answer says.
+//!
+//! What is the same for all rows comes once, in a row of its own. Whether there are too many rows is decided before any is
+//! sent, and what a new epoch has declared trimmed is not sent at all, whether or not it has been deleted yet.
+
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::super::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
+use super::{refused, schema};
+use crate::coherence::snapshot::Snapshot;
+use crate::error::LogError;
+
+/// The one statement of a poll. Keys come one a row: a text array would need a parser of its own, and the client's
+/// takes a key `NULL` for none.
+///
+/// The server gives up at the limit: what nobody waits for any more would go on there, beside the next try.
+pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> String {
+    let most = MAX_POLL_ROWS + 1;
+    let columns = "xid, cache, keys, traceparent, fault";
+    let rows = match cursor {
+        // By the index, however long the log is: in a log that nobody has trimmed for days, most rows are below the horizon.
+        None => format!(
+            "select i.xid, i.cache, i.keys, i.traceparent, i.fault from boot b, {schema}.invalidation i \
+             where i.xid >= pg_snapshot_xmin(b.trimmed) and not pg_visible_in_snapshot(i.xid, b.trimmed) \
+             order by i.xid limit {most}"
+        ),
+        Some(cursor) => {
+            let xmax = cursor.xmax();
+            let running: Vec<String> = cursor.running().iter().map(u64::to_string).collect();
+            format!(
+                "select {columns} from {schema}.invalidation where xid >= '{xmax}'::xid8 union all \
+                 select {columns} from {schema}.invalidation where xid = any('{{{}}}'::xid8[]) limit {most}",
+                running.join(",")
+            )
+        }
+    };
+    let bytes: Vec<String> = ["i.cache", "k.key", "i.traceparent", "i.fault"]
+        .map(|column| format!("coalesce(octet_length({column}), 0)"))
+        .into();
+    // A role whose transactions are serializable must not make writers fail because the log is read. The memory is for the
+    // rows of a replay, which would be written to a file.
+    format!(
+        "set transaction isolation level read committed; \
+         set local statement_timeout = {limit}; set local work_mem = '64MB'; \
+         with boot as materialized (select * from {schema}.boot where origin = {schema}.origin()), \
+         new as materialized (select i.xid, i.cache, k.key, i.traceparent, i.fault, {bytes} as bytes \
+           from ({rows}) i left join lateral unnest(i.keys) k(key) on true limit {most}), \
+         size as materialized ( \
+           select count(*) <= {MAX_POLL_ROWS} and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
+         select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
+           pg_snapshot_xmax(b.trimmed)::text as trimmed, \
+           ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, s.fits, \
+           null as xid, null as cache, null as key, null as traceparent, null as fault \
+         from size s left join boot b on true \
+         union all \
+         select null, null, null, null, null, n.xid::text, n.cache, n.key, n.traceparent, n.fault \
+         from new n where (select fits from size)",
+        limit = limit.as_millis().clamp(1, i32::MAX as u128),
+        bytes = bytes.join(" + "),
+    )
+}
+
+/// What a poll has brought. Without an epoch nobody has begun one since the database crashed, and there are no rows.
+pub(super) struct Answer {
+    pub(super) epoch: Option<u64>,
+    snapshot: Snapshot,
+    trimmed: Option<Snapshot>,
+    rows: Option<Vec<Row>>,
+}
+
+impl Answer {
+    pub(super) fn read(rows: &[PgRow]) -> Result<Self, LogError> {
+        let is_header =
+            |row: &&PgRow| row.try_get::<Option<&str>, _>("snapshot").is_ok_and(|text| text.is_some());
+        let header = rows.iter().find(is_header).ok_or_else(|| malformed("answer"))?;
+        let version: i32 = header.try_get("version").map_err(refused)?;
+        if version != schema::VERSION {
+            return Err(schema::other_version(version));
+        }
+        let snapshot: &str = header.try_get("snapshot").map_err(refused)?;
+        let trimmed: Option<&str> = header.try_get("trimmed").map_err(refused)?;
+        let epoch: Option<i64> = header.try_get("epoch").map_err(refused)?;
+        let fits: bool = header.try_get("fits").map_err(refused)?;
+        let read = || rows.iter().filter(|row| !is_header(row)).map(read_row).collect::<Option<Vec<Row>>>();
+        Ok(Self {
+            epoch: epoch.map(i64::cast_unsigned),
+            snapshot: Snapshot::parse(snapshot).ok_or_else(|| malformed("snapshot"))?,
+            trimmed: trimmed.and_then(|xid| xid.parse().ok()).map(Snapshot::all_below),
+            rows: if fits { Some(read().ok_or_else(|| malformed("rows"))?) } else { None },
+        })
+    }
+
+    pub(super) fn poll(self) -> Result<Poll, LogError> {
+        Ok(Poll {
+            snapshot: self.snapshot,
+            // It was begun a moment ago, if it could be.
+            epoch: self.epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?,
+            trimmed: self.trimmed.ok_or_else(|| malformed("trim horizon"))?,
+            rows: self.rows,
+        })
+    }
+}
+
+fn read_row(row: &PgRow) -> Option<Row> {
+    Some(Row {
+        xid: row.try_get::<&str, _>("xid").ok()?.parse().ok()?,
+        cache: row.try_get("cache").ok()?,
+        key: row.try_get("key").ok()?,
+        traceparent: row.try_get("traceparent").ok()?,
+        fault: row.try_get("fault").ok()?,
+    })
+}
+
+fn malformed(what: &str) -> LogError {
+    LogError::Schema(format!("the log's {what} can't be read"))
+}

@@ -1,0 +1,152 @@
+//! A long log, and a long way to it: what is read at a start and in a recovery takes longer than a bound, and is read all the
+//! same.
+
+use std::time::{Duration, Instant};
+
+use perto::proxy::{Fault, FaultProxy};
+use perto::{PertoBuilder, State, Tier};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::support::engines::{moved_to, place_of, redis_url};
+use crate::support::postgres::PrivatePostgres;
+use crate::world::{Instance, World, coherent};
+
+/// At most so long until all are coherent.
+const SOON: Duration = Duration::from_secs(5);
+/// Rows of the log: what 25 writes a second leave in an hour.
+const ROWS: i64 = 90_000;
+
+fn short(perto: PertoBuilder) -> PertoBuilder {
+    perto.bound(Duration::from_millis(200))
+}
+
+impl World {
+    /// Traced writes, of other rows than the tests read.
+    async fn write_for_an_hour(&self) {
+        self.sql(
+            "do $$ begin for i in 1..900 loop \
+               insert into invalidation (cache, keys, traceparent) \
+                 select 'item', array[(i * 1000 + n)::text], '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01' \
+                 from generate_series(1, 100) n; \
+               commit; \
+             end loop; end $$",
+        )
+        .await;
+    }
+
+    /// Open write transactions.
+    async fn writing(&self, count: i64) -> Vec<PgConnection> {
+        let mut open = Vec::new();
+        for n in 0..count {
+            let mut connection = PgConnection::connect(&self.database).await.unwrap();
+            let sql = format!("begin; insert into {}.items values ({}, 0)", self.name, 10_000 + n);
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+            open.push(connection);
+        }
+        open
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_with_a_short_bound_starts_beside_a_long_log_and_many_writers() {
+    let postgres = PrivatePostgres::start_with(&["max_connections=120"]).await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    world.put(1, 1).await;
+    // Some hold the epoch before rows come: they are after its horizon.
+    let first = world.start().await;
+    first.perto.shutdown().await;
+    world.write_for_an_hour().await;
+    let open = world.writing(64).await;
+    let began = Instant::now();
+    let a = world.start_with(short, |cache| cache).await;
+    coherent([&a]).await;
+    let took = began.elapsed();
+    assert!(a.perto.stats().rows >= ROWS.unsigned_abs(), "the replay was of all of it");
+    a.fresh(1).await;
+    assert_eq!(a.fresh_from(1).await, (Some(1), Tier::Local));
+    assert!(took < SOON, "{took:?}");
+    drop(open);
+}
+
+/// On a server that has just been started: four at once, and none has anything to hope for from the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_orderly_restart_beside_a_long_log_all_instances_are_coherent_soon() {
+    let mut postgres = PrivatePostgres::start_with(&["max_connections=120"]).await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    world.put(1, 1).await;
+    let mut instances: Vec<Instance> = Vec::new();
+    for _ in 0..4 {
+        instances.push(world.start_with(short, |cache| cache).await);
+    }
+    world.write_for_an_hour().await;
+    for instance in &instances {
+        coherent([instance]).await;
+        instance.polled().await;
+    }
+    let rows: Vec<u64> = instances.iter().map(|instance| instance.perto.stats().rows).collect();
+    postgres.stop_in_order();
+    for instance in &instances {
+        instance.becomes(State::Unverified).await;
+    }
+    postgres.restart().await;
+    let began = Instant::now();
+    for (instance, rows) in instances.iter().zip(rows) {
+        coherent([instance]).await;
+        assert!(
+            instance.perto.stats().rows < rows + 100,
+            "what a new epoch has declared trimmed is not sent"
+        );
+        assert_eq!(instance.fresh(1).await, Some(1));
+    }
+    let took = began.elapsed();
+    assert!(world.count("invalidation").await >= ROWS, "it is there all the same");
+    assert!(took < SOON, "{took:?}");
+}
+
+/// A poll takes one round trip, a connection several: more than a short bound lasts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn far_from_postgres_an_instance_starts_and_is_coherent_again_soon_after_a_cut() {
+    let world = World::new().await;
+    let proxy = FaultProxy::start(place_of(&world.database)).await.unwrap();
+    let proxied = moved_to(&world.database, &proxy.address().to_string());
+    proxy.set(Fault::Delay(Duration::from_millis(60)));
+    let a = world
+        .start_with(|perto| perto.postgres(&proxied).bound(Duration::from_millis(250)), |cache| cache)
+        .await;
+    coherent([&a]).await;
+    a.items.invalidate(&1).await.unwrap();
+    proxy.set(Fault::Cut);
+    a.becomes(State::Unverified).await;
+    proxy.set(Fault::Delay(Duration::from_millis(60)));
+    let began = Instant::now();
+    coherent([&a]).await;
+    let took = began.elapsed();
+    assert!(took < SOON, "{took:?}");
+    a.polled().await;
+    a.items.clear().await.unwrap();
+}
+
+/// Those who have given up a poll leave nothing behind that goes on without them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn polls_that_were_given_up_do_not_pile_up_on_the_server() {
+    let world = World::new().await;
+    let a = world.start_with(short, |cache| cache).await;
+    coherent([&a]).await;
+    // As a migration that waits for its own locks while it has this one.
+    let mut lock = PgConnection::connect(&world.database).await.unwrap();
+    let sql = format!("begin; lock table {}.invalidation in access exclusive mode", world.name);
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut lock).await.unwrap();
+    a.becomes(State::Unverified).await;
+    let polls = format!(
+        "pg_stat_activity where wait_event_type = 'Lock' and query like '%{}.invalidation%' and application_name = 'perto'",
+        world.name
+    );
+    let mut most = 0;
+    for _ in 0..30 {
+        most = most.max(world.count(&polls).await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(most <= 2, "{most} polls wait, of one instance");
+    drop(lock);
+    coherent([&a]).await;
+}
