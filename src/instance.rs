@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
 use std::hash::{BuildHasher, Hasher};
+use std::panic::AssertUnwindSafe;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,8 @@ pub use declared::Declared;
 
 /// How long a tombstone stays. It only has to outlive fills that were under way; nothing rests on it.
 const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
+/// Before a task that has panicked begins anew.
+const AFTER_A_PANIC: Duration = Duration::from_millis(50);
 /// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to itself.
 const KEYS_AT_ONCE: usize = 1_000;
 
@@ -76,6 +80,8 @@ pub(crate) struct Shared {
     sequence: AtomicU64,
     caches: RwLock<Arc<Caches>>,
     started: RwLock<bool>,
+    /// Held over a start.
+    starting: tokio::sync::Mutex<()>,
     loads: Semaphore,
     fills: Arc<Semaphore>,
     failed_loads: FailedLoads,
@@ -154,13 +160,16 @@ impl Perto {
     ///
     /// With Redis unreachable an instance starts as [`State::Isolated`] and goes on trying.
     ///
-    /// Dropping the future leaves an instance that has not started.
+    /// Dropping the future leaves an instance that has not started. Of several calls each returns once the instance has started, or
+    /// with what its own try failed with.
     ///
     /// # Errors
     /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`). If a table that a cache declares
     /// is missing or not watched: [`StartError::Unwatched`] names it, and the command that mends it.
     pub async fn start(&self) -> Result<(), StartError> {
         let shared = self.shared();
+        // Who comes second waits for what becomes of the first, and tries itself where that was nothing.
+        let _one_at_a_time = shared.starting.lock().await;
         if shared.is_closed() {
             return Err(StartError::Closed);
         }
@@ -179,7 +188,10 @@ impl Perto {
             }
         }
         self.spawn_tasks(tail);
-        shared.spawn_until_end(watching.run());
+        let first = parking_lot::Mutex::new(Some(watching));
+        shared.spawn_endless(None, move |shared| {
+            first.lock().take().unwrap_or_else(|| Watching::new(shared)).run()
+        });
         starting.done = true;
         Ok(())
     }
@@ -187,25 +199,26 @@ impl Perto {
     fn spawn_tasks(&self, tail: Tail) {
         let shared = self.shared();
         shared.spawn_until_end(tail.run());
-        if let Some(bus) = &shared.bus {
-            shared.spawn_until_end(hints::listen(Arc::clone(shared), Arc::clone(bus)));
+        if let Some(bus) = shared.bus.clone() {
+            let listen = move |shared| hints::listen(shared, Arc::clone(&bus));
+            shared.spawn_endless(Some(TroubleKind::HintsNotReceived), listen);
         }
         if let Some(remote) = shared.remote.clone() {
-            let shared_too = Arc::clone(shared);
-            shared.spawn_until_end(async move {
-                let limit = shared_too.settings.fence_timeout;
-                shared_too.breaker.mend(&*remote, limit, &shared_too.signals).await;
+            shared.spawn_endless(Some(TroubleKind::RedisUnusable), move |shared| {
+                let remote = Arc::clone(&remote);
+                async move {
+                    let limit = shared.settings.fence_timeout;
+                    shared.breaker.mend(&*remote, limit, &shared.signals).await;
+                }
             });
         }
-        let shared_too = Arc::clone(shared);
-        shared.spawn_until_end(async move {
-            let coherence = Arc::clone(&shared_too.coherence);
-            shared_too.signals.watch(&coherence, || shared_too.remote_usable()).await;
+        shared.spawn_endless(None, |shared| async move {
+            shared.signals.watch(&shared.coherence, || shared.remote_usable()).await;
         });
-        shared.spawn_until_end(upkeep::trim(Arc::clone(shared)));
-        shared.spawn_until_end(loads::judge(Arc::clone(shared)));
+        shared.spawn_endless(Some(TroubleKind::LogNotTrimmed), upkeep::trim);
+        shared.spawn_endless(None, loads::judge);
         if shared.settings.audit_rate > 0 {
-            shared.spawn_until_end(upkeep::audit(Arc::clone(shared)));
+            shared.spawn_endless(None, upkeep::audit);
         }
     }
 
@@ -309,6 +322,29 @@ impl Shared {
         });
     }
 
+    /// Runs a task that goes on until the instance ends, and begins it anew after a panic: the application's own code runs in
+    /// it, as the subscriber of its log. It is told of as this trouble, which the task ends once all is well; the others
+    /// have nothing to tell but what the panic says.
+    fn spawn_endless<F: Future<Output = ()> + Send>(
+        self: &Arc<Self>,
+        trouble: Option<TroubleKind>,
+        begin: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
+    ) {
+        let shared = Arc::clone(self);
+        self.spawn_until_end(async move {
+            loop {
+                let task = AssertUnwindSafe(async { begin(Arc::clone(&shared)).await });
+                let _panicked = task.catch_unwind().await;
+                if let Some(trouble) = trouble {
+                    let why = "the task that looks after it has panicked, and begins anew";
+                    let tell = || shared.signals.begin(trouble.anywhere(), why);
+                    let _told = std::panic::catch_unwind(AssertUnwindSafe(tell));
+                }
+                tokio::time::sleep(AFTER_A_PANIC).await;
+            }
+        });
+    }
+
     /// Completes when the instance is being shut down.
     pub(crate) async fn closing(&self) {
         self.ending.cancelled().await;
@@ -342,6 +378,10 @@ impl Shared {
             return refuse(format!("{:?} must be declared before the instance starts", cache.name()));
         }
         let mut caches = self.caches.write();
+        // Under the lock: the end takes all caches out of it, or the instance and this cache would keep each other for ever.
+        if self.is_closed() {
+            return Err(StartError::Closed);
+        }
         if caches.contains_key(cache.name()) {
             return refuse(format!("{:?} is declared twice", cache.name()));
         }

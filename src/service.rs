@@ -13,7 +13,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perto::postgres::{self, Written};
-use perto::{Perto, State};
+use perto::{LogError, Perto, StartError, State};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 use tokio::net::TcpListener;
@@ -210,7 +210,12 @@ pub(crate) async fn run(
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
-    perto.start().await.context("DATABASE_URL")?;
+    let mut end = Box::pin(end);
+    tokio::select! {
+        biased;
+        () = &mut end => return Ok(()),
+        started = start(&perto) => started.context("DATABASE_URL")?,
+    }
     let access = access(&settings, &requests).await?;
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
@@ -278,6 +283,39 @@ fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
         ),
     }
     Ok(builder.build()?)
+}
+
+/// How long Postgres may refuse for a while before the start is given up.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Between two tries.
+const START_AGAIN: Duration = Duration::from_millis(500);
+
+/// Tries again where a first poll fails by what passes: a failover, a restart, too many connections.
+async fn start(perto: &Perto) -> Result<(), StartError> {
+    let began = std::time::Instant::now();
+    loop {
+        match perto.start().await {
+            Err(StartError::Log(error)) if passes(&error) && began.elapsed() < START_LIMIT => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the invalidation log can't be read yet");
+                tokio::time::sleep(START_AGAIN).await;
+            }
+            started => return started,
+        }
+    }
+}
+
+fn passes(error: &LogError) -> bool {
+    match error {
+        LogError::Unreachable(_) | LogError::Timeout(_) => true,
+        LogError::Refused(cause) => cause
+            .downcast_ref::<sqlx::Error>()
+            .and_then(sqlx::Error::as_database_error)
+            .and_then(sqlx::error::DatabaseError::code)
+            // Insufficient resources, operator intervention.
+            .is_some_and(|code| code.starts_with("53") || code.starts_with("57")),
+        _ => false,
+    }
 }
 
 /// Open only where there has never been a key: to revoke the last one opens nothing.

@@ -107,7 +107,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
     /// # Errors
-    /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already.
+    /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already; [`StartError::Closed`] where it
+    /// has ended.
     pub fn loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,

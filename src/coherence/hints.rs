@@ -44,7 +44,6 @@ pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
             }
             Err(error) => error,
         };
-        shared.signals.set_bus(false);
         failures += 1;
         // One that was lost and stands again at once is no trouble.
         if failures > 1 {
@@ -54,7 +53,6 @@ pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
             );
             shared.signals.begin(TroubleKind::HintsNotReceived.anywhere(), &why);
         }
-        shared.coherence.doubt.notify_one();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(500));
     }
@@ -66,6 +64,14 @@ struct Listener {
     last: HashMap<u64, u64>,
     /// Whether the subscription ever worked.
     fenced: bool,
+}
+
+impl Drop for Listener {
+    /// However it ended, by a panic too: no hint comes from now on.
+    fn drop(&mut self) {
+        self.shared.signals.set_bus(false);
+        self.shared.coherence.doubt.notify_one();
+    }
 }
 
 impl Listener {

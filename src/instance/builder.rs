@@ -21,6 +21,8 @@ const LEAST_BOUND: Duration = Duration::from_millis(50);
 const MOST_BOUND: Duration = Duration::from_hours(1);
 /// How long a replay of the log may take, at least.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest retention. An interval of Postgres holds more, but not the longest duration.
+const MOST_RETENTION: Duration = Duration::from_hours(365 * 24);
 /// Most loads at once.
 const MOST_LOADS: usize = 1 << 16;
 /// What one row of the log takes; more would be a second workload.
@@ -99,7 +101,8 @@ impl PertoBuilder {
         self
     }
 
-    /// How long the log is kept. An instance that was paused for longer starts over. Default: 1 hour.
+    /// How long the log is kept. An instance that was paused for longer starts over. Default: 1 hour; at most 365
+    /// days.
     pub const fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
@@ -229,6 +232,7 @@ impl PertoBuilder {
             sequence: Default::default(),
             caches: Default::default(),
             started: Default::default(),
+            starting: Default::default(),
             loads: Semaphore::new(max_loads),
             failed_loads: Default::default(),
             fills: Arc::new(Semaphore::new(super::fills::MAX_FILLS)),
@@ -266,6 +270,9 @@ impl PertoBuilder {
         }
         if self.retention < self.bound * 10 {
             return refuse("retention", format!("must be at least ten times the bound of {:?}", self.bound));
+        }
+        if self.retention > MOST_RETENTION {
+            return refuse("retention", format!("{:?} is longer than {MOST_RETENTION:?}", self.retention));
         }
         if !(1..=MOST_LOADS).contains(&self.max_loads) {
             return refuse("max_loads", format!("{} is not between 1 and {MOST_LOADS}", self.max_loads));

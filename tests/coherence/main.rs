@@ -23,6 +23,7 @@ mod replays;
 mod replicas;
 mod ring;
 mod spellings;
+mod starting;
 mod tokens;
 mod troubles;
 mod values;

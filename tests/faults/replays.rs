@@ -39,7 +39,7 @@ impl World {
         let mut open = Vec::new();
         for n in 0..count {
             let mut connection = PgConnection::connect(&self.database).await.unwrap();
-            let sql = format!("begin; insert into {}.items values ({}, 0)", self.name, 10_000 + n);
+            let sql = format!("begin; insert into {}.items values ({}, 0)", self.name, 1_000_000 + n);
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
             open.push(connection);
         }
@@ -101,6 +101,29 @@ async fn after_an_orderly_restart_beside_a_long_log_all_instances_are_coherent_s
     let took = began.elapsed();
     assert!(world.count("invalidation").await >= ROWS, "it is there all the same");
     assert!(took < SOON, "{took:?}");
+}
+
+/// The log of an hour has fifteen rows for the whole cache, and all of them are younger than the oldest writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_a_long_write_transaction_an_instance_that_starts_after_clears_and_imports_caches() {
+    let world = World::new().await;
+    let first = world.start().await;
+    let open = world.writing(1).await;
+    for n in 0..10_i64 {
+        let import =
+            format!("insert into items select n, 1 from generate_series({0}, {0} + 999) n", n * 1_000);
+        world.sql(&import).await;
+        if n % 2 == 0 {
+            first.items.clear().await.unwrap();
+        }
+    }
+    let started = world.start().await;
+    coherent([&started]).await;
+    for id in [1, 5_000] {
+        assert_eq!(started.fresh(id).await, Some(1));
+        assert_eq!(started.fresh_from(id).await, (Some(1), Tier::Local), "{id}");
+    }
+    drop(open);
 }
 
 /// A poll takes one round trip, a connection several: more than a short bound lasts.

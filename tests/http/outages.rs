@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use perto::proxy::{Fault, FaultProxy};
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::command::{Database, Served, seeded};
 use crate::resources::CHAT;
@@ -208,4 +209,27 @@ async fn connections_that_fall_silent_lose_their_places_in_no_pool() {
     for _ in 0..5 {
         assert!(all().await, "places are taken by connections that say nothing");
     }
+}
+
+/// As in a failover that happens just then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_whose_first_poll_fails_starts_all_the_same() {
+    let database = seeded();
+    let mut other = PgConnection::connect(&database.url).await.unwrap();
+    let lock = "begin; lock table perto.invalidation in access exclusive mode";
+    sqlx::raw_sql(lock).execute(&mut other).await.unwrap();
+    let url = database.url.clone();
+    let starting = tokio::task::spawn_blocking(move || Served::start_on(&url, &redis_url(), "a", &[]));
+    let mut looking = PgConnection::connect(&database.url).await.unwrap();
+    let end = "select coalesce(bool_or(pg_terminate_backend(pid)), false) from pg_stat_activity where datname = current_database() \
+         and application_name = 'perto' and wait_event_type = 'Lock'";
+    for _ in 0..1_000 {
+        if sqlx::query_scalar(end).fetch_one(&mut looking).await.unwrap() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+    let served = starting.await.unwrap();
+    eventually("it is coherent", async || state(&served).await == "coherent").await;
 }
