@@ -84,6 +84,9 @@ async fn another_key_is_refused_unless_it_is_to_replace() {
     postgres::watch(&mut connection, &world.watch("items", "another")).await.unwrap();
 }
 
+/// How long that one reads: as long as an attempt to declare waits for its locks in all.
+const LONG: Duration = Duration::from_secs(10);
+
 /// Ten instances that start at once, on a table that somebody has been reading for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_at_once_watch_a_new_schema_beside_an_open_reader_and_keep_no_reader_waiting() {
@@ -91,11 +94,11 @@ async fn ten_at_once_watch_a_new_schema_beside_an_open_reader_and_keep_no_reader
     let schema = format!("{}n", world.name);
     let mut reading = world.pool.begin().await.unwrap();
     sqlx::raw_sql("select * from items").execute(&mut *reading).await.unwrap();
-    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (began, done, reads) = (Instant::now(), AtomicBool::new(false), AtomicU64::new(0));
     let readers = async {
-        // Behind a lock that waits it would be refused.
+        // Behind a lock that waits for longer it would be refused.
         let mut reader = impatient(&world, "100ms").await;
-        while !done.load(Ordering::Acquire) {
+        while !done.load(Ordering::Acquire) || began.elapsed() < LONG {
             sqlx::raw_sql("select * from items").execute(&mut reader).await.unwrap();
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
@@ -112,8 +115,10 @@ async fn ten_at_once_watch_a_new_schema_beside_an_open_reader_and_keep_no_reader
         });
         futures_util::future::join_all(ten).await;
         done.store(true, Ordering::Release);
+        began.elapsed()
     };
-    tokio::join!(readers, watching);
+    let ((), watched) = tokio::join!(readers, watching);
+    assert!(watched < LONG, "all of them beside the open reader, and not behind it: {watched:?}");
     reading.rollback().await.unwrap();
     let rows = world.count(&format!("{schema}.invalidation")).await;
     let functions = world
@@ -123,7 +128,7 @@ async fn ten_at_once_watch_a_new_schema_beside_an_open_reader_and_keep_no_reader
         .await;
     let all = postgres::watched(&mut connected(&world).await, &schema).await.unwrap();
     world.sql(&format!("drop schema {schema} cascade")).await;
-    assert_eq!((rows, functions), (2, 2), "the first has done it, and none after");
+    assert_eq!((rows, functions), (2, 2), "the first has done it, and cleared; none after");
     assert!(all.len() == 2 && all.iter().all(|watched| watched.faults.is_empty()), "{all:?}");
     assert!(reads.load(Ordering::Relaxed) > 10);
 }
@@ -232,12 +237,20 @@ async fn a_log_that_was_restored_into_another_cluster_is_whole_and_is_mended_by_
         .await
         .unwrap();
     here.dump_to("postgres", &elsewhere, "postgres");
+    let schema = &world.name;
     let functions = format!(
-        "select count(*) from pg_proc where pronamespace = '{}'::regnamespace and prorettype = 'trigger'::regtype",
-        world.name
+        "select count(*) from pg_proc where pronamespace = '{schema}'::regnamespace and prorettype = 'trigger'::regtype"
     );
-    let all = postgres::watched(&mut there, &world.name).await.unwrap();
-    assert!(all.len() == 3 && all.iter().all(|watched| watched.faults.is_empty()), "{all:?}");
+    // What is recorded of each is the number of another one.
+    let swap = format!(
+        "update {schema}.watched w set relid = o.name::regclass from {schema}.watched o where w.name <> o.name \
+         and w.name in ('{schema}.items', '{schema}.others') and o.name in ('{schema}.items', '{schema}.others')"
+    );
+    sqlx::raw_sql(AssertSqlSafe(swap)).execute(&mut there).await.unwrap();
+    let all = postgres::watched(&mut there, schema).await.unwrap();
+    let whole =
+        |watched: &Watched| watched.faults.is_empty() && watched.tables == [watched.watch.table.as_str()];
+    assert!(all.len() == 3 && all.iter().all(whole), "{all:?}");
     postgres::migrate(&mut there, &world.name).await.unwrap();
     for watched in &all {
         assert_eq!(postgres::watch_sql(&mut there, &watched.watch, false).await.unwrap(), None);
@@ -246,6 +259,14 @@ async fn a_log_that_was_restored_into_another_cluster_is_whole_and_is_mended_by_
         sqlx::raw_sql(AssertSqlSafe(broken)).execute(&mut there).await.unwrap();
         postgres::watch(&mut there, &watched.watch).await.unwrap();
     }
+    // A number that is another's is no reason to forget a table.
+    let number = format!(
+        "update {schema}.watched set relid = '{schema}.more'::regclass where name = '{schema}.others'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(number)).execute(&mut there).await.unwrap();
+    postgres::unwatch(&mut there, &all[1].watch).await.unwrap();
+    let left = postgres::watched(&mut there, schema).await.unwrap();
+    assert_eq!(left, [all[0].clone(), all[2].clone()]);
     let count: i64 = sqlx::query_scalar(AssertSqlSafe(functions)).fetch_one(&mut there).await.unwrap();
     assert_eq!(count, 1, "one for all that are watched alike, and none that nothing uses");
     let url = elsewhere.url("postgres");

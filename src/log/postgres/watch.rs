@@ -194,10 +194,11 @@ fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool)
     }
     plan.extend([
         Sql::One(format!("insert into {schema}.invalidation (cache, keys) values ({cache}, null)")),
-        // Also what is recorded of others that had their names.
+        // Also what is recorded of them under names that are nobody's any more. After a restore a number alone may be that
+        // of another table, which goes by its name.
         Sql::One(format!(
-            "delete from {schema}.watched where cache = {cache} and \
-             (name in ({quoted}) or relid in (select unnest(array[{quoted}]::regclass[])))"
+            "delete from {schema}.watched where cache = {cache} and (name in ({quoted}) or \
+             relid in (select unnest(array[{quoted}]::regclass[])) and to_regclass(name) is null)"
         )),
         Sql::One(format!(
             "insert into {schema}.watched (relid, name, cache, key) values ({0}::regclass, {0}, {cache}, {1})",
@@ -289,10 +290,11 @@ async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>
     Ok(rows.into_iter().map(|(oid, name, watchable)| Table { name, oid, watchable }).collect())
 }
 
-/// What is recorded of these tables, or of others that had their names.
+/// What is recorded of these tables, also under names that are nobody's any more.
 async fn forget(connection: &mut PgConnection, watch: &Watch, tables: &[Table]) -> Result<(), LogError> {
     let sql = format!(
-        "delete from {}.watched where cache = $1 and (relid = any($2::bigint[]::oid[]) or name = any($3))",
+        "delete from {}.watched where cache = $1 and (name = any($3) or \
+         relid = any($2::bigint[]::oid[]) and pg_catalog.to_regclass(name) is null)",
         watch.schema
     );
     let (oids, names): (Vec<i64>, Vec<&str>) =
