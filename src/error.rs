@@ -33,7 +33,8 @@ pub enum Error {
     /// key that is there under another spelling would be cached as absent.
     #[error(
         "the loader of cache {cache} brought {unasked} keys that were not asked for, while {missing} that were are missing. \
-         It must return each key as it was asked for: compare spelling, padding (char(n)) and case (citext)"
+         It must return each key as it was asked for: compare spelling, padding (char(n)) and case (citext); and where it reads \
+         more than it was asked for, leave that out"
     )]
     UnaskedKeys {
         /// The cache's name.

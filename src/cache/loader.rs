@@ -106,6 +106,8 @@ impl Stamp {
 /// It must return each key as it was asked for, once. A `char(n)` comes padded and a `citext` in its own case, which are
 /// other keys: then the key that was asked for would be absent. So such a load is an error, [`Error::UnaskedKeys`].
 /// Where all that was asked for is there, more keys do no harm. They are not cached, and `keys_unasked` counts them.
+/// Where one may be absent, a loader that reads a whole table must leave out what nobody asked for: a row of another key may
+/// be the answer under another spelling, and nothing here can tell.
 /// The same key twice is an error too, [`Error::AmbiguousKeys`], unless both values write the same.
 #[derive(Debug, Clone)]
 pub struct Loaded<K, V> {

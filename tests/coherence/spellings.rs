@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use perto::sim::{Down, Sim};
-use perto::{Cache, Error, Key, Load, Loaded, Perto, Refusal, Stamp, Tier, TroubleKind};
+use perto::{Cache, Error, Freshness, Key, Load, Loaded, Perto, Refusal, Stamp, Tier, TroubleKind};
 
 use crate::ring::{CACHE, ms};
 
@@ -60,6 +60,21 @@ async fn a_loader_that_brings_another_spelling_than_was_asked_for_is_an_error_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_a_loader_spells_keys_otherwise_is_a_trouble_for_ten_minutes_after_the_last_time() {
+    let sim = Sim::new(1);
+    let (perto, cache) = bringing(&sim, |_| vec![(text("Prod-61"), "there")]).await;
+    for _ in 0..2 {
+        cache.get(&text("prod-61")).await.unwrap_err();
+        ms(9 * 60_000).await;
+        assert_eq!(perto.health().troubles.len(), 1, "nine minutes after the last time");
+    }
+    assert_eq!(cache.get(&text("Prod-61")).await.unwrap().tier, Tier::Load);
+    ms(61_000).await;
+    assert_eq!(perto.health().troubles, []);
+    perto.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_key_of_another_spelling_fails_the_load_of_all_and_caches_none() {
     let sim = Sim::new(1);
     let (perto, cache) = bringing(&sim, |_| vec![(text("a"), "there"), (text("B"), "there")]).await;
@@ -80,6 +95,25 @@ async fn more_keys_than_were_asked_for_do_no_harm_where_those_are_there() {
     assert_eq!(cache.stats().keys_unasked, 1);
     assert!(cache.get_if_cached(&101).is_none(), "nobody asked for it");
     assert_eq!(perto.health().troubles, []);
+    perto.shutdown().await;
+}
+
+/// A row that was brought besides may be the answer under another spelling.
+#[tokio::test(start_paused = true)]
+async fn a_loader_of_a_whole_table_finds_an_absent_key_once_it_leaves_out_what_nobody_asked_for() {
+    let sim = Sim::new(1);
+    let table = || (1..=3_u64).map(|key| (key, "there"));
+    let (perto, cache) = bringing(&sim, move |_| table().collect()).await;
+    assert!(cache.get(&1).await.unwrap().value.is_some());
+    let error = cache.get(&7).await.unwrap_err();
+    assert!(matches!(error, Error::UnaskedKeys { unasked: 3, missing: 1, .. }), "{error}");
+    assert!(error.to_string().contains("leave that out"), "{error}");
+    perto.shutdown().await;
+    let of_asked = move |keys: &[u64]| table().filter(|(key, _)| keys.contains(key)).collect();
+    let (perto, cache) = bringing(&sim, of_asked).await;
+    assert!(cache.get(&1).await.unwrap().value.is_some());
+    let read = cache.get(&7).await.unwrap();
+    assert_eq!((read.value, read.freshness), (None, Freshness::Fresh));
     perto.shutdown().await;
 }
 

@@ -99,6 +99,21 @@ async fn what_a_trouble_says_of_a_value_names_its_field_and_nothing_that_is_in_i
     perto.shutdown().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn that_a_value_cannot_be_stored_is_a_trouble_for_ten_minutes_after_the_last_one() {
+    let sim = Sim::new(1);
+    let (perto, articles) =
+        instance(&sim, || Article { discount: None, stock: 1, price_cents: 300 }, 1 << 20).await;
+    for key in 0..2 {
+        articles.get(&key).await.unwrap();
+        ms(9 * 60_000).await;
+        assert_eq!(perto.health().troubles.len(), 1, "nine minutes after the last one");
+    }
+    ms(61_000).await;
+    assert_eq!(perto.health().troubles, []);
+    perto.shutdown().await;
+}
+
 /// A path that isn't UTF-8 is an error of `Serialize`, and what stands after it in the value has a weight all the same.
 fn unwritable() -> (PathBuf, String) {
     use std::os::unix::ffi::OsStringExt;
@@ -169,8 +184,12 @@ impl Nested {
     }
 }
 
+/// A thread of a test has 2 MiB. To compare and drop such a value takes less of them.
+const DEEPEST: usize = 15_000;
+
 #[tokio::test(start_paused = true)]
 async fn a_value_of_too_many_values_within_values_stays_out_of_l2_and_ends_no_thread() {
     crosses(|| Nested::of(100), false).await;
-    crosses(|| Nested::of(1_000), true).await;
+    // What writes or reads it to its end takes more of the stack than a thread has.
+    crosses(|| Nested::of(DEEPEST), true).await;
 }
