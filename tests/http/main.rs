@@ -25,6 +25,7 @@ mod outages;
 mod pool;
 mod replay;
 mod resources;
+mod restored;
 mod secrets;
 mod service;
 mod sink;

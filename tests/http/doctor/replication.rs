@@ -67,6 +67,17 @@ async fn a_standby_is_no_primary_and_a_replica_must_be_one_of_this_cluster() {
     .await;
 }
 
+/// As Debezium makes one: nothing of the log is in it, and nothing of it is in the log's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_all_tables_is_no_matter_to_the_log() {
+    let database = migrated();
+    sql(&database.url, "create publication everything for all tables").await;
+    let said = doctor(&database.url, "", &[]).await;
+    said.tells("publications", "ok", "none carries the log", "");
+    let of_postgres = said.worst().into_iter().filter(|(check, ..)| check != "redis").collect::<Vec<_>>();
+    assert!(of_postgres.is_empty() && said.well, "{of_postgres:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_that_carries_the_log_is_told_of() {
     let database = migrated();

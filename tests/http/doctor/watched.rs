@@ -145,6 +145,29 @@ async fn trigger_functions_that_were_changed_are_told_of() {
     said.tells("functions", "wrong", "every write to the table fails", "grant insert on perto.invalidation");
 }
 
+/// Writes go on meanwhile, and each clears the cache: nobody notices but by its price.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_told_any_more_is_told_of_with_the_command_that_replaces_it() {
+    let database = Database::new();
+    succeed(perto(&database.url, "").arg("migrate"));
+    sql(&database.url, "create table shops (id bigint, code text)").await;
+    succeed(perto(&database.url, "").args(["watch", "shops", "--cache", "shop", "--key", "code"]));
+    let of_keys = async || {
+        let said = doctor(&database.url, "", &[]).await;
+        said.worst().iter().filter(|(check, ..)| check == "keys").count()
+    };
+    assert_eq!(of_keys().await, 0);
+    sql(&database.url, "alter table shops rename code to sku; insert into shops values (1, 'a')").await;
+    let said = doctor(&database.url, "", &[]).await;
+    let mend = "perto watch public.shops --cache shop --key EXPR --replace";
+    said.tells("keys", "wrong", "the key of public.shops for cache shop can't be told any more", mend);
+    said.tells("keys", "wrong", "column \"code\" does not exist", mend);
+    run(&database.url, &mend.replace("EXPR", "sku")).await;
+    assert_eq!(of_keys().await, 0);
+    let said = doctor(&database.url, "", &[]).await;
+    said.tells("watched tables", "ok", "public.shops (cache shop), by sku", "");
+}
+
 /// What is recorded there is what the doctor tells an admin to run.
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_else_may_write_what_is_watched_is_told_of() {

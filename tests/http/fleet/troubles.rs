@@ -252,3 +252,70 @@ async fn loads_that_fail_raise_an_alert_until_they_succeed() {
     sql(&database.url, "alter table contacts rename column called to name").await;
     a.ends("loads-failing", reading).await;
 }
+
+async fn rename_company(served: &Served) -> u16 {
+    let renamed = json!({ "name": "other" }).to_string();
+    request(served, "PATCH", "/api/v1/companies/1", "", &renamed).await.status
+}
+
+/// It ends two minutes after the last such write.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_whose_keys_cannot_be_told_raise_an_alert_until_they_can() {
+    let database = seeded();
+    let a = Logged::start(&database.url, &redis_url());
+    sql(&database.url, "alter table companies add code bigint; update companies set code = id").await;
+    let watch = ["watch", "companies", "--cache", "company", "--key", "code", "--replace"];
+    succeed(perto(&database.url, "").args(watch));
+    sql(&database.url, "alter table companies rename code to number").await;
+    assert_eq!(rename_company(&a.served).await, 200, "no write fails because of it");
+    let alert = a.fires("key-fails", "warning", "column \"code\" does not exist").await;
+    assert!(alert["detail"].as_str().unwrap().contains("cache company, table public.companies"), "{alert}");
+    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    a.ends("key-fails", async || assert_eq!(rename_company(&a.served).await, 200)).await;
+}
+
+/// It ends ten minutes after the last one: on a clock that a test can move.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loader_that_spells_keys_otherwise_than_it_was_asked_raises_an_alert() {
+    let database = seeded();
+    let a = Logged::start(&database.url, &redis_url());
+    let path = format!("/api/v1/chats/{}/tool-results/weather", crate::resources::CHAT);
+    assert_eq!(request(&a.served, "PUT", &path, "", "[1]").await.status, 200);
+    // It comes padded from now on.
+    let padded =
+        "alter table tool_results drop constraint tool_results_tool_check, alter column tool type char(40)";
+    sql(&database.url, padded).await;
+    eventually("it is told of", async || {
+        request(&a.served, "GET", &path, "", "").await;
+        !alerts(&a.served, "keys-differ").await.is_empty()
+    })
+    .await;
+    a.fires("keys-differ", "critical", "cache tool_result").await;
+    sql(&database.url, "alter table tool_results alter column tool type text").await;
+    assert_eq!(request(&a.served, "GET", &path, "", "").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_read_raises_an_alert_until_it_can() {
+    let (_server, url, as_app) = as_user().await;
+    let a = Logged::start(&as_app, &redis_url());
+    sql(&url, "revoke select on perto.invalidation from app").await;
+    a.fires("log-unreadable", "critical", "permission denied").await;
+    sql(&url, "grant select on perto.invalidation to app").await;
+    a.ends("log-unreadable", async || {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_takes_no_hints_raises_an_alert_until_it_does() {
+    let (database, redis) = (seeded(), PrivateRedis::start().await);
+    let a = Logged::start(&database.url, &user(&redis, &[">s3cret", "-publish"]).await);
+    let writing = async || assert_eq!(rename_company(&a.served).await, 200);
+    eventually("it is told of", async || {
+        writing().await;
+        !alerts(&a.served, "hints-refused").await.is_empty()
+    })
+    .await;
+    a.fires("hints-refused", "warning", "").await;
+    user(&redis, &[">s3cret"]).await;
+    a.ends("hints-refused", writing).await;
+}

@@ -211,6 +211,26 @@ fn the_troubles_of_a_kind_are_one_alert_once_two_samples_have_them() {
     assert_eq!((raised[1].name, raised[1].severity), ("fills-refused", Severity::Warning));
 }
 
+/// Whatever kinds there will be.
+#[test]
+fn a_trouble_of_any_kind_is_an_alert_of_its_name_for_as_long_as_it_lasts() {
+    for kind in TroubleKind::ALL {
+        let mut alerts = Alerts::new(thresholds());
+        let at = |second: u64| DateTime::from_timestamp(i64::try_from(second).unwrap(), 0).unwrap();
+        let lasting = Lasting { kind: *kind, detail: "as it is".to_owned(), since: well(1).now };
+        let with = |second| Sample { troubles: vec![lasting.clone()], ..well(second) };
+        for second in 1..=3 {
+            alerts.see(with(second), "a", at(second));
+            assert_eq!(alerts.active().len(), usize::from(second > 1), "{kind} at {second}");
+        }
+        let alert = &alerts.active()[0];
+        assert_eq!((alert.name.as_str(), alert.since), (kind.name(), at(2)));
+        assert_eq!((alert.value, alert.unit, alert.detail.as_str()), (2.0, Unit::Seconds, "as it is"));
+        alerts.see(well(4), "a", at(4));
+        assert_eq!(alerts.active(), [], "{kind} is over");
+    }
+}
+
 #[test]
 fn each_alert_begins_and_ends_with_a_line_at_most_once_a_minute() {
     let mut alerts = Alerts::new(thresholds());
@@ -253,5 +273,10 @@ fn each_alert_is_in_the_api_the_runbooks_the_dashboard_and_the_rules() {
         let words = name.split('-').map(|word| format!("{}{}", word[..1].to_uppercase(), &word[1..]));
         let rule = format!("alert: Perto{}\n", words.collect::<String>());
         assert!(rules.contains(&rule), "no rule: {rule}");
+    }
+    // That of a violation says of which cache, by what was audited.
+    for kind in TroubleKind::ALL.iter().filter(|kind| **kind != TroubleKind::AuditViolation) {
+        let looked_at = format!("perto_troubles{{perto_kind=\"{kind}\"}}");
+        assert!(rules.contains(&looked_at), "no rule looks at {looked_at}");
     }
 }
