@@ -74,7 +74,7 @@ async fn what_one_deferred_trigger_makes_another_write_is_read_back_at_once() {
     reads_its_own_writes(&world, |v| format!("insert into orders values ({v})")).await;
 }
 
-/// A foreign key's own action, of a constraint that is deferred.
+/// A foreign key's own action: Postgres defers the check of such a constraint, and never what it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_deferred_foreign_key_changes_is_read_back_at_once() {
     let world = World::new().await;

@@ -176,14 +176,14 @@ async fn after_a_database_was_read_only_writes_work_again_within_two_seconds() {
     hold().await;
     read_only(&world, false).await;
     let over = Instant::now();
-    eventually_within(Duration::from_secs(2), "a tested pool writes", async || write(&tested).await.is_ok())
-        .await;
+    // Its connection is from before, and is closed before it fails a write: it is a second old.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     for _ in 0..10 {
         write(&tested).await.unwrap();
     }
-    // Of one that is not tested each connection fails one write at most.
+    // Of one that is not tested each connection fails one write.
     let failed = [write(&plain).await, write(&plain).await, write(&plain).await];
-    assert!(failed.iter().filter(|written| written.is_err()).count() <= 1, "{failed:?}");
+    assert_eq!(failed.each_ref().map(Result::is_err), [true, false, false], "{failed:?}");
     eventually_within(Duration::from_secs(2), "invalidations by hand are taken", async || {
         a.items.invalidate(&1).await.is_ok()
     })
