@@ -11,6 +11,7 @@
 //!    of anything. `docs/PROTOCOL.md` has the proof and the tests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -39,6 +40,8 @@ pub(crate) struct Coherence {
     pub(crate) bound: Duration,
     pub(crate) lease: Lease,
     pub(crate) buckets: Buckets,
+    /// When the server was started that was polled last; 0 before.
+    server: AtomicU64,
     /// Asks the tail for a poll at once.
     pub(crate) doubt: Notify,
 }
@@ -55,7 +58,14 @@ pub(crate) struct Began {
 
 impl Coherence {
     pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration) -> Self {
-        Self { clock, bound, lease: Lease::default(), buckets: Buckets::new(), doubt: Notify::new() }
+        Self {
+            clock,
+            bound,
+            lease: Lease::default(),
+            buckets: Buckets::new(),
+            server: AtomicU64::new(0),
+            doubt: Notify::new(),
+        }
     }
 
     pub(crate) fn began(&self, whole: &Whole) -> Began {
@@ -70,6 +80,26 @@ impl Coherence {
     pub(crate) fn ended_by_now(&self, era: u64) -> Option<Arc<Snapshot>> {
         let held = self.lease.held();
         (held.era() == era && held.ever_valid()).then(|| self.buckets.poll()).flatten()
+    }
+
+    /// The log is on this server from now on.
+    pub(crate) fn follow(&self, server: u64) {
+        self.server.store(server, Ordering::Release);
+    }
+
+    /// Whether the log is on another server than this, as far as is known here: what it says has numbers of another history.
+    /// Asks for a poll, for the log may have moved there.
+    pub(crate) fn is_elsewhere(&self, server: Option<u64>) -> bool {
+        let polled = self.server.load(Ordering::Acquire);
+        let elsewhere = polled != 0 && server.is_some_and(|server| server != polled);
+        if elsewhere {
+            self.doubt.notify_one();
+        }
+        elsewhere
+    }
+
+    pub(crate) fn leased(&self) -> bool {
+        self.freshness(self.lease.held()) == Judged::Fresh
     }
 
     pub(crate) fn epoch(&self) -> u64 {

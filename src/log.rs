@@ -107,6 +107,8 @@ pub struct Poll {
     pub snapshot: Snapshot,
     /// Changes after a crash, a promotion or a restore: transaction numbers may have been used again.
     pub epoch: u64,
+    /// When the server was started, in microseconds: what a [`Stamp`](crate::Stamp) tells of its own.
+    pub server: u64,
     /// Every row that has been trimmed is contained in this snapshot.
     pub trimmed: Snapshot,
     /// The rows; `None` where they are more than [`MAX_POLL_ROWS`] or [`MAX_POLL_BYTES`].

@@ -129,7 +129,8 @@ impl<K: Key, V: Value> Core<K, V> {
         loaded.retain_answers(keys, &self.name).ok()?;
         let stamp = loaded.stamp;
         let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
-        if stamp.wrote || stamp.origin != Origin::Primary || !new {
+        let elsewhere = self.shared.coherence.is_elsewhere(stamp.server);
+        if stamp.wrote || stamp.origin != Origin::Primary || elsewhere || !new {
             return None;
         }
         let mut found: HashMap<K, Answer> =

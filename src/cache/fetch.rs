@@ -14,7 +14,7 @@ use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
 use crate::coherence::health::Event;
-use crate::coherence::snapshot::Origin;
+use crate::coherence::snapshot::{Origin, Snapshot};
 use crate::coherence::troubles::TroubleKind;
 use crate::error::{Cause, Error};
 use crate::instance::fills::Fill;
@@ -153,6 +153,15 @@ impl<K: Key, V: Value> Core<K, V> {
                 let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
                 return Err(Error::Load { cache: Arc::clone(&self.name), source });
             }
+            if self.shared.coherence.is_elsewhere(loaded.stamp.server) {
+                // An old primary, or another database: its numbers say nothing here. It is cached nowhere.
+                loaded.stamp.snapshot = Snapshot::all_below(0);
+                loaded.stamp.origin = Origin::Unknown;
+                // Without a lease the log may have moved there, and nobody knows better.
+                if !self.shared.coherence.leased() {
+                    return Ok((loaded, From::Primary));
+                }
+            }
             // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
             let new = began.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
             if loaded.stamp.origin == Origin::Primary && new {
@@ -222,7 +231,8 @@ impl<K: Key, V: Value> Core<K, V> {
             loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
             leader.finish(Ok(Outcome { entry, from }));
         }
-        if !self.policy.local_only {
+        // What contains nothing would be refused by all.
+        if !self.policy.local_only && stamp.snapshot.xmax() > 0 {
             self.fill(loads, began);
         }
     }

@@ -60,6 +60,8 @@ pub struct Stamp {
     pub(crate) origin: Origin,
     /// Whether the transaction that read had written. Such values may roll back and are never cached.
     pub(crate) wrote: bool,
+    /// When the server was started that said so, in microseconds. `None` for a standby, which is another one than the log's.
+    pub(crate) server: Option<u64>,
 }
 
 /// The SQL expression whose text [`Stamp::parse`] reads.
@@ -70,25 +72,27 @@ pub struct Stamp {
 pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \
      case when pg_is_in_recovery() then ' replica' \
           when current_setting('transaction_isolation') like 'read %' then ' primary' else ' old' end, \
-     case when pg_current_xact_id_if_assigned() is null then ' clean' else ' wrote' end)";
+     case when pg_current_xact_id_if_assigned() is null then ' clean ' else ' wrote ' end, \
+     (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint)";
 
 impl Stamp {
     /// Reads the text that [`STAMP_SQL`] gives. A bare snapshot is none: it doesn't say whether its transaction had
-    /// written, and what was read after a write may roll back.
+    /// written, and what was read after a write may roll back; nor which server it is of.
     ///
     /// ```
     /// use perto::Stamp;
-    /// assert!(Stamp::parse("10:14:10,12 primary clean").is_some());
+    /// assert!(Stamp::parse("10:14:10,12 primary clean 1764355200000000").is_some());
     /// assert!(Stamp::parse("10:14:10,12").is_none());
     /// ```
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
         let snapshot = Snapshot::parse(words.next()?)?;
-        let origin = match words.next()? {
-            "primary" => Origin::Primary,
+        let (origin, of_the_log) = match words.next()? {
+            "primary" => (Origin::Primary, true),
             // In a transaction with one snapshot for all its statements, that may be as old as the transaction.
-            "replica" | "old" => Origin::Unknown,
+            "old" => (Origin::Unknown, true),
+            "replica" => (Origin::Unknown, false),
             _ => return None,
         };
         let wrote = match words.next()? {
@@ -96,7 +100,13 @@ impl Stamp {
             "wrote" => true,
             _ => return None,
         };
-        words.next().is_none().then_some(Self { snapshot, origin, wrote })
+        let server = words.next()?.parse().ok()?;
+        words.next().is_none().then_some(Self {
+            snapshot,
+            origin,
+            wrote,
+            server: of_the_log.then_some(server),
+        })
     }
 }
 
@@ -147,7 +157,8 @@ impl<K, V> Loaded<K, V> {
     /// ```
     #[must_use]
     pub fn computed() -> Self {
-        let stamp = Stamp { snapshot: Snapshot::all_below(0), origin: Origin::Unknown, wrote: false };
+        let stamp =
+            Stamp { snapshot: Snapshot::all_below(0), origin: Origin::Unknown, wrote: false, server: None };
         Self { stamp, computed: true, found: Vec::new() }
     }
 

@@ -151,7 +151,7 @@ impl Tail {
         let why = match &self.cursor {
             None => Some(self.lost),
             Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
-            // The server has older files than before.
+            // The server was set back together with its memory: in all other cases it is another epoch.
             Some(cursor) if poll.snapshot.xmax() < cursor.xmax() => Some(Recovery::NewEpoch),
             Some(cursor) if cursor.rank() < poll.trimmed.rank() => Some(Recovery::Trimmed),
             Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
@@ -197,6 +197,8 @@ impl Tail {
         }
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
         let caches = shared.caches();
+        // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
+        shared.coherence.follow(poll.server);
         shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
         shared.counters.recoveries.add(1);
         shared.signals.send(Event::Recovered { why });

@@ -248,7 +248,7 @@ impl Database {
         let running: Vec<String> = running.iter().map(u64::to_string).collect();
         let origin = if standby { " replica" } else { " primary" };
         let wrote = if own.is_some() { " wrote" } else { " clean" };
-        format!("{xmin}:{xmax}:{}{origin}{wrote}", running.join(","))
+        format!("{xmin}:{xmax}:{}{origin}{wrote} {}", running.join(","), self.epoch)
     }
 
     fn visible(&self, xid: u64, moment: usize) -> bool {
@@ -324,6 +324,7 @@ impl Database {
         Poll {
             snapshot: self.snapshot(moment),
             epoch: self.epoch,
+            server: self.epoch,
             // An upper bound, as there.
             trimmed: Snapshot::all_below(self.trimmed.xmax()),
             rows: fits.then(|| rows.into_iter().cloned().collect()),

@@ -117,7 +117,7 @@ async fn audited<V: Value + Clone>(sim: &Sim, value: V, millis: u64) -> CacheSta
     let postgres = sim.postgres.clone();
     // Each load makes another value of the same contents.
     let load = move |load: Load<u64>| {
-        let stamp = Stamp::parse(&format!("{} primary clean", postgres.snapshot())).unwrap();
+        let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
         let loaded = Loaded::new(stamp).with(load.keys[0], value.clone());
         async move { Ok::<_, perto::sim::Down>(loaded) }
     };
@@ -211,7 +211,7 @@ async fn a_violation_is_found_whatever_the_type_of_the_value() {
         let (postgres, now) = (sim.postgres.clone(), Arc::new(AtomicU64::new(1)));
         let count = Arc::clone(&now);
         let load = move |load: Load<u64>| {
-            let stamp = Stamp::parse(&format!("{} primary clean", postgres.snapshot())).unwrap();
+            let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
             let loaded = Loaded::new(stamp).with(load.keys[0], make(count.load(Ordering::Relaxed)));
             async move { Ok::<_, perto::sim::Down>(loaded) }
         };

@@ -17,7 +17,7 @@ async fn bringing<K: Key>(
     let perto = sim.node().builder("ring").build().unwrap();
     let postgres = sim.postgres.clone();
     let load = move |load: Load<K>| {
-        let stamp = Stamp::parse(&format!("{} primary clean", postgres.snapshot())).unwrap();
+        let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
         let brought = bring(&load.keys).into_iter();
         let loaded =
             brought.fold(Loaded::new(stamp), |loaded, (key, value)| loaded.with(key, value.to_owned()));

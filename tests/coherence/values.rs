@@ -18,7 +18,7 @@ async fn instance<V: Value>(sim: &Sim, make: fn() -> V, capacity_bytes: u64) -> 
     let perto = sim.node().builder("ring").build().unwrap();
     let postgres = sim.postgres.clone();
     let load = move |load: Load<u64>| {
-        let stamp = Stamp::parse(&format!("{} primary clean", postgres.snapshot())).unwrap();
+        let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
         let loaded = load.keys.into_iter().fold(Loaded::new(stamp), |loaded, key| loaded.with(key, make()));
         async move { Ok::<_, perto::sim::Down>(loaded) }
     };

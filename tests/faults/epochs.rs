@@ -229,3 +229,68 @@ async fn a_dump_restored_elsewhere_is_another_epoch() {
     eventually("the other's hint is refused", async || b.perto.stats().hints_refused > refused).await;
     assert_eq!(b.fresh_from(1).await, (Some(2), Tier::Local));
 }
+
+/// Its owner's role may be no superuser's, and the control file is read by many who harden a server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_the_control_file_follows_the_log_all_the_same() {
+    let postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    world
+        .sql(&format!(
+            "revoke execute on function pg_control_system() from public; create role app login; \
+             grant usage on schema {0} to app; grant select, insert, update, delete on all tables in schema {0} to app",
+            world.name
+        ))
+        .await;
+    let url = postgres.url("postgres").replace("postgres@", "app@");
+    let a = world.start_with(|perto| perto.postgres(&url), |cache| cache).await;
+    coherent([&a]).await;
+    a.put(&world, 1, 1).await;
+    assert_eq!(a.fresh(1).await, Some(1));
+}
+
+/// As the old primary after a failover, of which whoever loads still has connections: it is in no recovery, and may have numbers
+/// that are higher than the new one's. Nothing but the start of the server tells it from the one that the log is on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_says_that_the_log_is_not_on_is_neither_cached_nor_called_fresh() {
+    let postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    world.put(1, 1).await;
+    let other = postgres.standby().await;
+    let elsewhere = crate::world::pool(&other.url("postgres"), &world.name);
+    let promoted: bool =
+        sqlx::query_scalar("select pg_promote(true, 20)").fetch_one(&elsewhere).await.unwrap();
+    assert!(promoted);
+    // It runs ahead in numbers.
+    for _ in 0..20 {
+        sqlx::raw_sql("select pg_current_xact_id()").execute(&elsewhere).await.unwrap();
+    }
+    let right = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (pools, ask) = ([elsewhere, world.pool.clone()], std::sync::Arc::clone(&right));
+    let a = world.build_loading(
+        |perto| perto,
+        |cache| cache,
+        move |load| {
+            let at = usize::from(ask.load(std::sync::atomic::Ordering::Acquire));
+            let pool = pools[at].clone();
+            async move { crate::world::read_items(&pool, &load.keys).await }
+        },
+    );
+    a.perto.start().await.unwrap();
+    let b = world.start().await;
+    coherent([&a, &b]).await;
+    world.put(1, 2).await;
+    for instance in [&a, &b] {
+        instance.polled().await;
+    }
+    for _ in 0..3 {
+        let read = a.read(1).await;
+        assert_eq!((read.value.as_deref(), read.freshness), (Some(&1), Freshness::Stale));
+    }
+    assert_eq!(b.fresh(1).await, Some(2), "nothing of it is in L2");
+    right.store(true, std::sync::atomic::Ordering::Release);
+    world.put(1, 3).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(3));
+    assert_eq!(a.fresh_from(1).await.1, Tier::Local);
+}

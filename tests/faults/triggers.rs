@@ -66,6 +66,33 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
     assert_eq!(keys, [r"2024-02-01 12:00:00+00/0.1/\n\x00ff"]);
 }
 
+/// What Postgres calls immutable may read settings all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keys_text_depends_on_no_setting_that_an_immutable_function_reads() {
+    let world = World::new().await;
+    let (schema, mut connection) = (&world.name, PgConnection::connect(&world.database).await.unwrap());
+    world.sql("create table words (w text, list text)").await;
+    let watch = Watch {
+        schema: schema.clone(),
+        table: format!("{schema}.words"),
+        cache: "word".to_owned(),
+        key: "format('%I', w) || '/' || quote_ident(w) || '/' || coalesce((list::text[])[1], 'none') || '/' || \
+              case when nullif(w, w) = null then 'null' else 'unknown' end"
+            .to_owned(),
+    };
+    postgres::watch(&mut connection, &watch).await.unwrap();
+    let elsewhere = "set quote_all_identifiers = on; set array_nulls = off; set transform_null_equals = on; set xmlbinary = hex";
+    let mut other = PgConnection::connect(&world.database).await.unwrap();
+    sqlx::raw_sql(elsewhere).execute(&mut other).await.unwrap();
+    let insert = format!("insert into {schema}.words values ('word', '{{NULL}}')");
+    for session in [&mut connection, &mut other] {
+        sqlx::raw_sql(AssertSqlSafe(insert.as_str())).execute(session).await.unwrap();
+    }
+    let keys = format!("select distinct unnest(keys) from {schema}.invalidation where cache = 'word'");
+    let keys: Vec<String> = sqlx::query_scalar(AssertSqlSafe(keys)).fetch_all(&world.pool).await.unwrap();
+    assert_eq!(keys, ["word/word/none/unknown"]);
+}
+
 /// It would be accepted, and then fail every write to the table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_expression_that_the_function_could_not_run_is_refused() {

@@ -14,7 +14,7 @@ use crate::error::LogError;
 
 /// What the function runs under. Dates, times, bytes, floats and the key's own literals have one text, whatever the session
 /// of the writer has set: else a key's text would depend on who writes.
-pub(super) const SETTINGS: [(&str, &str); 7] = [
+pub(super) const SETTINGS: [(&str, &str); 11] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("timezone", "'UTC'"),
     ("datestyle", "'ISO, YMD'"),
@@ -23,6 +23,11 @@ pub(super) const SETTINGS: [(&str, &str); 7] = [
     ("extra_float_digits", "1"),
     // A backslash in the key's own text is one.
     ("standard_conforming_strings", "on"),
+    // What Postgres calls immutable reads these: `quote_ident`, a text that is read as an array, `a = null`, and XML.
+    ("quote_all_identifiers", "off"),
+    ("array_nulls", "on"),
+    ("transform_null_equals", "off"),
+    ("xmlbinary", "base64"),
 ];
 
 /// Messages without a row's data: of names and rights, of what is not supported, of bugs; and `division_by_zero`.

@@ -52,11 +52,12 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
            select count(*) <= {MAX_POLL_ROWS} and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
          select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
            pg_snapshot_xmax(b.trimmed)::text as trimmed, \
-           ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, s.fits, \
+           ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
+           (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as server, s.fits, \
            null as xid, null as cache, null as key, null as traceparent, null as fault \
          from size s left join boot b on true \
          union all \
-         select null, null, null, null, null, n.xid::text, n.cache, n.key, n.traceparent, n.fault \
+         select null, null, null, null, null, null, n.xid::text, n.cache, n.key, n.traceparent, n.fault \
          from new n where (select fits from size)",
         limit = limit.as_millis().clamp(1, i32::MAX as u128),
         bytes = bytes.join(" + "),
@@ -67,6 +68,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
 pub(super) struct Answer {
     pub(super) epoch: Option<u64>,
     snapshot: Snapshot,
+    server: u64,
     trimmed: Option<Snapshot>,
     rows: Option<Vec<Row>>,
 }
@@ -83,11 +85,13 @@ impl Answer {
         let snapshot: &str = header.try_get("snapshot").map_err(refused)?;
         let trimmed: Option<&str> = header.try_get("trimmed").map_err(refused)?;
         let epoch: Option<i64> = header.try_get("epoch").map_err(refused)?;
+        let server: i64 = header.try_get("server").map_err(refused)?;
         let fits: bool = header.try_get("fits").map_err(refused)?;
         let read = || rows.iter().filter(|row| !is_header(row)).map(read_row).collect::<Option<Vec<Row>>>();
         Ok(Self {
             epoch: epoch.map(i64::cast_unsigned),
             snapshot: Snapshot::parse(snapshot).ok_or_else(|| malformed("snapshot"))?,
+            server: server.cast_unsigned(),
             trimmed: trimmed.and_then(|xid| xid.parse().ok()).map(Snapshot::all_below),
             rows: if fits { Some(read().ok_or_else(|| malformed("rows"))?) } else { None },
         })
@@ -98,6 +102,7 @@ impl Answer {
             snapshot: self.snapshot,
             // It was begun a moment ago, if it could be.
             epoch: self.epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?,
+            server: self.server,
             trimmed: self.trimmed.ok_or_else(|| malformed("trim horizon"))?,
             rows: self.rows,
         })

@@ -62,14 +62,13 @@ alter table perto.watched replica identity full;
 create function perto.version() returns integer language sql immutable as 'select 4';
 grant execute on function perto.version() to public;
 
--- This cluster, this database, these tables, this run of the server. A server that was started again may have been
--- given older files, and nothing in them would tell. A log that was truncated or written anew has another file; rows of it
--- must not be deleted by hand.
+-- This database, these tables, this run of this server: no other has started in the same microsecond. A server that was started again
+-- may have been given older files, and nothing in them would tell. A log that was truncated or written anew has another file; rows of it
+-- must not be deleted by hand. Nothing here is read from a file: a poll must not wait for a disk that is slow.
 -- Null where the token is not unlogged any more: it would outlive the rows.
 create or replace function perto.origin() returns text language sql stable as $$
-    select c.system_identifier || '/' || (select oid from pg_catalog.pg_database where datname = current_database())
-        || '/' || b.oid || '/' || pg_catalog.pg_relation_filenode('perto.invalidation')
-        || '/' || extract(epoch from pg_catalog.pg_postmaster_start_time())
-    from pg_catalog.pg_control_system() c, pg_catalog.pg_class b
-    where b.oid = 'perto.boot'::regclass and b.relpersistence = 'u'
+    select d.oid || '/' || b.oid || '/' || pg_catalog.pg_relation_filenode('perto.invalidation')
+        || '/' || (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint
+    from pg_catalog.pg_database d, pg_catalog.pg_class b
+    where d.datname = current_database() and b.oid = 'perto.boot'::regclass and b.relpersistence = 'u'
 $$;
