@@ -180,7 +180,8 @@ enum Boarded {
 impl<K: Key, V: Value> Cache<K, V> {
     /// Reads one key: from L1, else from L2, else by the loader.
     ///
-    /// Dropping the future abandons nothing but the answer: a load that has begun goes on and is cached.
+    /// Dropping the future abandons nothing but the answer: a load that has begun goes on and is cached. One that waits for a place is
+    /// dropped when nobody waits for it.
     ///
     /// # Errors
     /// [`Error::Load`] and its kin where the loader was needed and failed, within the times for L2 and for a load;
@@ -500,7 +501,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         Ok(())
     }
 
-    /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout, whoever waits.
+    /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout. Whoever waits; but where all
+    /// places were taken, only if somebody does.
     fn load(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions, trace: &Trace) {
         let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
         span.text("perto.cache", &self.0.name);
@@ -510,8 +512,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = Arc::clone(&core.shared);
         let trace = span.trace();
         shared.spawn(trace.within(async move {
-            let keys: Vec<K> = led.iter().map(|led| led.leader.key.clone()).collect();
-            let loading = core.run_loader(keys, began, options);
+            let mut led = led;
+            let loading = core.load_awaited(&mut led, began, options);
             let loaded = tokio::select! {
                 biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
@@ -526,7 +528,8 @@ impl<K: Key, V: Value> Cache<K, V> {
                     span.failed(&error);
                     led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
                 }
-                Ok((loaded, from)) => core.share(led, loaded, from, began),
+                Ok(Some((loaded, from))) => core.share(led, loaded, from, began),
+                Ok(None) => {}
             }
         }));
     }

@@ -389,6 +389,11 @@ impl Shared {
         Ok(())
     }
 
+    /// A place among the concurrent loads, if there is one. Nobody who waits is overtaken.
+    pub(crate) fn free_load_place(&self) -> Option<SemaphorePermit<'_>> {
+        self.loads.try_acquire().ok()
+    }
+
     /// A place among the concurrent loads.
     pub(crate) async fn load_place(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.loads.acquire().await.map_err(|_closed| Error::Closed)

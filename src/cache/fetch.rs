@@ -102,20 +102,43 @@ impl<K: Key, V: Value> Core<K, V> {
         })
     }
 
+    /// Loads, once there is a place. Where one had to be waited for, only what somebody still waits for: the rest of `led` is
+    /// dropped, and `None` comes where that is all.
+    pub(super) async fn load_awaited(
+        &self,
+        led: &mut Vec<Led<K, V>>,
+        began: Began,
+        options: ReadOptions,
+    ) -> Result<Option<(Loaded<K, V>, From)>, Error> {
+        let _place = match self.shared.free_load_place() {
+            Some(place) => place,
+            None => {
+                // Whoever got a place with little time left would waste it, and a connection: when Postgres comes back with many
+                // waiting, every load would be such a one.
+                let limit = self.policy.load_timeout / 2;
+                let place = match tokio::time::timeout(limit, self.shared.load_place()).await {
+                    Ok(place) => place?,
+                    Err(_elapsed) => return Err(Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
+                };
+                // And clients that give up early would have places go to those who have left.
+                led.retain(|led| led.leader.is_awaited());
+                place
+            }
+        };
+        if led.is_empty() {
+            return Ok(None);
+        }
+        let keys = led.iter().map(|led| led.leader.key.clone()).collect();
+        self.run_loader(keys, began, options).await.map(Some)
+    }
+
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    pub(super) async fn run_loader(
+    async fn run_loader(
         &self,
         keys: Vec<K>,
         began: Began,
         options: ReadOptions,
     ) -> Result<(Loaded<K, V>, From), Error> {
-        // Whoever got a place with little time left would waste it, and a connection: when Postgres comes back with many
-        // waiting, every load would be such a one.
-        let limit = self.policy.load_timeout / 2;
-        let _place = match tokio::time::timeout(limit, self.shared.load_place()).await {
-            Ok(place) => place?,
-            Err(_elapsed) => return Err(Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
-        };
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }

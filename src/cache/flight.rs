@@ -131,6 +131,18 @@ impl<K: Hash + Eq, T> Leader<K, T> {
         self.flight.state.update(|state| *state = State::Loading);
     }
 
+    /// Whether somebody waits for the outcome. If not, the key is free from now on: drop this.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let mut running = self.flights.running.lock();
+        let listed = running.get(&self.key).is_some_and(|of_key| Arc::ptr_eq(of_key, &self.flight));
+        // Who joins does so under the lock. This leader has it too.
+        let awaited = Arc::strong_count(&self.flight) > 1 + usize::from(listed);
+        if listed && !awaited {
+            running.remove(&self.key);
+        }
+        awaited
+    }
+
     /// Ends the flight. Whoever comes from now on begins another.
     pub(crate) fn finish(self, outcome: T) {
         self.flights.end(&self.key, &self.flight);
@@ -214,6 +226,22 @@ mod tests {
         parked.unwrap().finish("late");
         assert_eq!(flights.outcome(&7, own).await, Some("late"));
         assert_eq!(flights.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_nobody_waits_for_frees_its_key() {
+        let flights = Flights::<_, u8>::new();
+        let (leader, own) = flights.join(&7, &origin(), LOOK_UP);
+        let (_, waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let leader = leader.unwrap();
+        drop(own);
+        assert!(leader.is_awaited());
+        drop(waiter);
+        assert!(!leader.is_awaited());
+        let (next, _waiter) = flights.join(&7, &origin(), LOOK_UP);
+        drop(leader);
+        assert!(next.unwrap().is_awaited(), "its successor's is another one");
+        assert_eq!(flights.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -337,6 +337,38 @@ async fn no_load_begins_without_half_of_its_time() {
     ring.end().await;
 }
 
+/// With clients that give up before a slow database answers, places would go to loads of those who have left.
+#[tokio::test(start_paused = true)]
+async fn a_load_that_waited_for_a_place_begins_only_if_somebody_waits_for_it() {
+    let mut ring = Ring::of(0).await;
+    ring.join_with(|builder| builder.max_loads(1), |cache| cache).await;
+    let member = &ring.members[0];
+    member.loader.before().close();
+    let first = member.reading(0);
+    member.loader.before().reached_by(1).await;
+    let gone: Vec<_> = (1..=5).map(|key| member.reading(key)).collect();
+    let users = member.users.clone();
+    let many = spawn(async move { users.get_many(&[6, 7]).await });
+    ms(10).await;
+    let stays = member.reading(7);
+    ms(90).await;
+    gone.iter().for_each(tokio::task::JoinHandle::abort);
+    many.abort();
+    first.abort();
+    ms(10).await;
+    member.loader.before().open();
+    stays.await.unwrap().unwrap();
+    ms(10).await;
+    assert_eq!(
+        member.loader.calls(),
+        [["0"], ["7"]],
+        "what had a place goes on, and what somebody waits for begins"
+    );
+    assert_eq!(member.users.flights(), 0);
+    member.fresh(3).await;
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_read_in_a_transaction_that_wrote_is_never_cached() {
     let ring = Ring::of(0).await;
