@@ -155,3 +155,19 @@ fn lines(findings: &[Finding]) -> Vec<String> {
     lines.push(format!("{} ok, {} to look at, {} wrong", of(State::Ok), of(State::Warn), of(State::Wrong)));
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_that_ends_with_an_error_or_not_at_all_is_a_finding() {
+        let refused = limited("log", async { bail!("no right") }).await;
+        assert_eq!(
+            (refused[0].state, refused[0].found.as_str()),
+            (State::Wrong, "can't be looked at: no right")
+        );
+        let silent = limited("log", std::future::pending()).await;
+        assert_eq!((silent[0].state, silent[0].found.as_str()), (State::Wrong, "no answer within 5s"));
+    }
+}

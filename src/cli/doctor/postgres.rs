@@ -346,8 +346,10 @@ async fn replica(database: &Database, url: &str) -> Findings {
     .fetch_one(&mut replica)
     .await?;
     let behind = u64::try_from(behind.unwrap_or_default()).unwrap_or_default();
-    let lag = if behind == 0 { Duration::ZERO } else { seconds(last).unwrap_or_default() };
-    let mut found = format!("a standby of this cluster, {} behind", time(lag));
+    // One that has replayed no transaction since its start does not know.
+    let lag = if behind == 0 { Some(Duration::ZERO) } else { seconds(last) };
+    let mut found =
+        format!("a standby of this cluster, {} behind", lag.map_or("an unknown time".to_owned(), time));
     if behind > 0 {
         found += &format!(" ({} to replay)", bytes(behind));
     }
@@ -355,7 +357,7 @@ async fn replica(database: &Database, url: &str) -> Findings {
     Ok(vec![if paused {
         Finding::warn("replica", format!("{found}; its replay is paused: {loads}"))
             .mend("select pg_wal_replay_resume(); -- on the replica")
-    } else if lag > MOST_LAG {
+    } else if lag.is_none_or(|lag| lag > MOST_LAG) {
         Finding::warn("replica", format!("{found}: {loads}"))
             .mend("select * from pg_stat_replication; -- on the primary: where it waits")
     } else {

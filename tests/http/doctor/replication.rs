@@ -65,6 +65,40 @@ async fn a_standby_is_no_primary_and_a_replica_must_be_one_of_this_cluster() {
         })
     })
     .await;
+    // It goes on, an hour late, and has replayed no transaction since its start.
+    for setting in [
+        "alter system set recovery_min_apply_delay = '1h'",
+        "select pg_reload_conf()",
+        "select pg_wal_replay_resume()",
+    ] {
+        sql(&at, setting).await;
+    }
+    sql(&url, "update companies set name = name; create table more as select generate_series(1, 10000)")
+        .await;
+    eventually("the standby is told to be late", async || {
+        let said = doctor(&url, "", &["--replica", &at]).await;
+        said.checks.iter().any(|(check, state, found, mend)| {
+            check == "replica"
+                && state == "warn"
+                && found.contains("an unknown time behind")
+                && mend.contains("pg_stat_replication")
+        })
+    })
+    .await;
+    // What it has by now is older than a second.
+    sql(&at, "alter system set recovery_min_apply_delay = '2s'").await;
+    sql(&at, "select pg_reload_conf()").await;
+    eventually("the standby is told to be late by a time", async || {
+        sql(&url, "create table once (); drop table once").await;
+        let said = doctor(&url, "", &["--replica", &at]).await;
+        said.checks.iter().any(|(check, state, found, mend)| {
+            check == "replica"
+                && state == "warn"
+                && !found.contains("unknown")
+                && mend.contains("pg_stat_replication")
+        })
+    })
+    .await;
 }
 
 /// As Debezium makes one: nothing of the log is in it, and nothing of it is in the log's way.
