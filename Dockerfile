@@ -4,6 +4,8 @@
 FROM rust:1.95.0-slim-bookworm AS build
 # rust-toolchain.toml asks for lints and formatting, which an image needs no download for.
 ENV RUSTUP_TOOLCHAIN=1.95.0
+# jemalloc is built by it.
+RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # What is compiled lies in a cache, which is no part of the image: the program is copied out of it.

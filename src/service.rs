@@ -23,9 +23,12 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use access::{Access, AdminKey};
+use budget::Budget;
 use caches::Caches;
 use database::Database;
 use fleet::Fleet;
+use limits::{Limit, Limits};
+use listen::{Guest, Places};
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
 use telemetry::Telemetry;
@@ -36,6 +39,7 @@ mod access;
 pub(crate) mod administration;
 mod answer;
 mod api;
+mod budget;
 mod caches;
 mod companies;
 mod contacts;
@@ -45,6 +49,7 @@ mod fleet;
 pub(crate) mod imports;
 mod input;
 pub(crate) mod keys;
+mod limits;
 mod listen;
 mod messages;
 mod preload;
@@ -67,6 +72,9 @@ pub(crate) struct Service {
     database: Database,
     caches: Caches,
     access: Access,
+    limits: Arc<Limits>,
+    places: Arc<Places>,
+    budget: Arc<Budget>,
     imports: Arc<imports::Imports>,
     fleet: Fleet,
     dashboard: dashboard::Dashboard,
@@ -96,6 +104,9 @@ impl Service {
 
 /// How long requests in progress may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Files beside those of the pools and of who asks: the log's connections, Redis, the collector, name look-ups, the runtime.
+const KEPT_FILES: usize = 64;
 
 /// What the API has, and its description.
 fn resources() -> (Router<Arc<Service>>, OpenApi) {
@@ -133,14 +144,22 @@ fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi
 
 /// What every request goes through: who asks, and for how long. Before the router and not as layers of it, which cost each
 /// request a copy of its route.
-async fn answer(service: &Service, router: Router, request: Request) -> Response {
-    let path = request.uri().path();
-    if !path.starts_with("/api/") {
+async fn answer(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
+    if !request.uri().path().starts_with("/api/") {
         return listen::routed(router, request).await;
     }
+    let response = answer_api(service, router, request, guest).await;
+    if let Some(limit) = response.extensions().get::<Limit>() {
+        service.limits.count(*limit);
+    }
+    response
+}
+
+async fn answer_api(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
+    let path = request.uri().path();
     let upload = request.method() == Method::POST && path.ends_with("/contacts/imports");
     let (method, span) = (spans::known(request.method()), spans::request(&request, &service.routes));
-    let answering = access::check(service, router, request).instrument(span.clone());
+    let answering = access::check(service, router, request, guest).instrument(span.clone());
     // A file may take as long as it comes.
     let response = if upload { answering.await } else { timely(service, method, answering).await };
     spans::answered(&span, &response);
@@ -190,7 +209,7 @@ impl PoolSettings {
 
 /// Where an instance finds what it needs.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Urls {
     pub(crate) database_url: String,
     /// Without it, L1 and Postgres answer alone.
     pub(crate) redis_url: Option<String>,
@@ -200,12 +219,15 @@ pub(crate) struct Places {
 pub(crate) async fn run(
     listener: TcpListener,
     settings: Settings,
-    places: Places,
+    urls: Urls,
     pools: Pools,
     telemetry: Telemetry,
     end: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let perto = connect(&settings, &places)?;
+    let limits = Arc::new(Limits::default());
+    let places = Places::new(places(&settings)?, Arc::clone(&limits));
+    let budget = Budget::new(settings.access.buffered_mib << 20);
+    let perto = connect(&settings, &urls)?;
     let on = |pool: &PgPool| Database::new(pool, settings.pool.prepared_statements);
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
@@ -220,7 +242,6 @@ pub(crate) async fn run(
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
-    let connections = usize::try_from(settings.access.max_connections)?;
     let imports = imports::Imports::start(requests.clone(), settings.instance.clone(), settings.imports);
     let (working, watching) = (Arc::clone(&imports), CancellationToken::new());
     let dashboard = dashboard::Dashboard::new(watching.clone());
@@ -229,7 +250,7 @@ pub(crate) async fn run(
         working.stop();
         watching.cancel();
     };
-    let fleet = Fleet::new(&settings, &pools, upkeep, places.redis_url.as_deref(), address)?;
+    let fleet = Fleet::new(&settings, &pools, upkeep, urls.redis_url.as_deref(), address)?;
     let (resources, api) = resources();
     let service = Arc::new(Service {
         settings,
@@ -237,6 +258,9 @@ pub(crate) async fn run(
         database: requests,
         caches,
         access,
+        limits,
+        places: Arc::clone(&places),
+        budget,
         imports: Arc::clone(&imports),
         fleet,
         dashboard,
@@ -248,11 +272,11 @@ pub(crate) async fn run(
     let ending = CancellationToken::new();
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
     let (serving, router) = (Arc::clone(&service), router(&service, resources, &api));
-    let answered = move |request| {
+    let answered = move |request, guest: Arc<Guest>| {
         let (service, router) = (Arc::clone(&serving), router.clone());
-        async move { answer(&service, router, request).await }
+        async move { answer(&service, router, request, &guest).await }
     };
-    if !listen::serve(listener, answered, connections, GRACE, end).await {
+    if !listen::serve(listener, answered, places, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
     if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {
@@ -269,14 +293,29 @@ pub(crate) async fn run(
     Ok(())
 }
 
-fn connect(settings: &Settings, places: &Places) -> anyhow::Result<Perto> {
+/// Connections that there are files for: those to Postgres and Redis come first.
+fn places(settings: &Settings) -> anyhow::Result<usize> {
+    let wanted = usize::try_from(settings.access.max_connections)?;
+    let kept = usize::try_from(settings.pool.pool_size)? + KEPT_FILES;
+    let places = listen::fitting(wanted, kept)?;
+    if places < wanted {
+        tracing::warn!(
+            places,
+            wanted,
+            "PERTO_MAX_CONNECTIONS is more than there are files for: raise the limit of open files (`ulimit -n`)"
+        );
+    }
+    Ok(places)
+}
+
+fn connect(settings: &Settings, urls: &Urls) -> anyhow::Result<Perto> {
     let mut builder = Perto::builder("service")
         .bound(settings.bound)
-        .postgres(&places.database_url)
+        .postgres(&urls.database_url)
         // A table without a trigger is a trouble and an alert. To answer nobody would be a greater one.
         .allow_unwatched()
         .prepared_statements(settings.pool.prepared_statements);
-    match &places.redis_url {
+    match &urls.redis_url {
         Some(url) => builder = builder.redis(url),
         None => tracing::warn!(
             "REDIS_URL is not set: L1 and Postgres answer alone, and every instance loads for itself"

@@ -25,6 +25,7 @@ const WHAT_TO_DO = {
   "postgres-pool-unusable": "The alert has what Postgres says: no place left (max_connections, a role’s limit), or a role or password that it refuses since.",
   "writes-failing": "The alert has what Postgres says. Is it read-only (default_transaction_read_only, a standby), full, or locked? Reads go on meanwhile.",
   "audit-violation": "The value was evicted. Find the write that no trigger covered: `perto doctor` looks for missing triggers and partitions; then clear the cache.",
+  "limit-reached": "The alert names the limit. Find who asks so much (the load balancer’s log), and stop it or raise its limit: OPERATIONS.md has the setting of each.",
   "traces-lost": "The collector was away, or is too slow. Requests are not affected: look at it, or sample fewer traces.",
   "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
 };

@@ -57,8 +57,8 @@ impl Serve {
                 }
             }
         }
-        let places = service::Places { database_url: self.database.url()?.to_owned(), redis_url };
-        service::run(listener, self.settings, places, pools, telemetry, terminated()?).await
+        let urls = service::Urls { database_url: self.database.url()?.to_owned(), redis_url };
+        service::run(listener, self.settings, urls, pools, telemetry, terminated()?).await
     }
 
     fn check(&mut self) -> anyhow::Result<()> {

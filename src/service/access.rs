@@ -16,13 +16,15 @@ use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use hyper::body::Body as _;
 
 use perto::Tier;
 
 use super::Service;
 use super::input;
 use super::keys::{self, KeyHash};
-use super::listen;
+use super::limits::Limit;
+use super::listen::{self, Guest};
 use super::problem::{Kind, Problem};
 
 const COMPANY: &str = "perto-company";
@@ -45,6 +47,11 @@ impl Caller {
     /// The company for which something is made, where the request doesn't say it otherwise.
     pub(crate) fn company(self) -> Option<i64> {
         self.company
+    }
+
+    /// The company whose share it is. An admin who acts for one is still an admin.
+    pub(crate) fn charged(self) -> Option<i64> {
+        self.company.filter(|_| !self.admin)
     }
 
     /// # Errors
@@ -143,7 +150,7 @@ impl Access {
             return Ok(());
         };
         let wait = until.wait_time_from(DefaultClock::default().now());
-        Err(Problem::new(Kind::TooManyRequests, "this company makes too many requests").retry_after(wait))
+        Err(Problem::limit(Limit::Rate, "this company makes too many requests").retry_after(wait))
     }
 }
 
@@ -153,14 +160,41 @@ const KNOWN_FOR: Duration = Duration::from_hours(24);
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// Goes on with a request whose key is in use, and remembers whose it is.
-pub(crate) async fn check(service: &Service, router: Router, mut request: Request) -> Response {
-    match caller(service, request.headers()).await {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            listen::routed(router, request).await
-        }
-        Err(problem) => problem.into_response(),
-    }
+pub(crate) async fn check(
+    service: &Service,
+    router: Router,
+    mut request: Request,
+    guest: &Guest,
+) -> Response {
+    let caller = match admitted(service, request.headers(), guest).await {
+        Ok(caller) => caller,
+        Err(problem) => return problem.into_response(),
+    };
+    let company = caller.charged();
+    // Until the answer is there: what was read of the body may be in use until then.
+    let _coming = match service.budget.take(company, coming(&request)) {
+        Ok(hold) => hold,
+        Err(problem) => return problem.into_response(),
+    };
+    request.extensions_mut().insert(caller);
+    service.budget.counted(company, listen::routed(router, request).await)
+}
+
+/// What a request may bring into memory at a time.
+fn coming(request: &Request) -> usize {
+    let coming = request.body().size_hint().upper();
+    let bytes = coming.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    bytes.min(input::MAX_BODY)
+}
+
+/// Who asks, where there is a place for the connection.
+async fn admitted(service: &Service, headers: &HeaderMap, guest: &Guest) -> Result<Caller, Problem> {
+    let caller = caller(service, headers).await?;
+    guest.shows_key_of(caller.charged()).map_err(|limit| {
+        let whose = if limit == Limit::Connections { "of this instance" } else { "of this company" };
+        Problem::limit(limit, format!("all connections {whose} are in use"))
+    })?;
+    Ok(caller)
 }
 
 async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Problem> {
@@ -183,8 +217,7 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     let known = match service.caches.api_keys.get_if_cached(&hash) {
         Some(read) => read,
         None if !access.known.contains_key(&hash) && access.unknown.check().is_err() => {
-            let problem = Problem::new(Kind::TooManyRequests, "too many keys that nobody knows");
-            return Err(problem.retry_after(Duration::from_secs(1)));
+            return Err(Problem::limit(Limit::UnknownKeys, "too many keys that nobody knows"));
         }
         None => service.caches.api_keys.get(&hash).await?,
     };

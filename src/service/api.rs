@@ -1,5 +1,6 @@
 //! The API's description, made from the handlers, and a page to try it. What all routes have in common is said here once.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -57,11 +58,15 @@ pub(super) fn routes(api: &OpenApi) -> Router<Arc<Service>> {
 
 fn asset(path: &str, config: Arc<Config<'static>>) -> Response {
     match utoipa_swagger_ui::serve(path, config) {
-        Ok(Some(file)) if file.gzpipped => {
-            let headers = [(CONTENT_TYPE, file.content_type), (CONTENT_ENCODING, "gzip".to_owned())];
-            (headers, file.bytes.into_owned()).into_response()
+        Ok(Some(file)) => {
+            let coding = file.gzpipped.then(|| [(CONTENT_ENCODING, "gzip")]);
+            // Strangers may ask for these: they are sent from where the program has them.
+            let bytes = match file.bytes {
+                Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+                Cow::Owned(bytes) => bytes.into(),
+            };
+            ([(CONTENT_TYPE, file.content_type)], coding, bytes).into_response()
         }
-        Ok(Some(file)) => ([(CONTENT_TYPE, file.content_type)], file.bytes.into_owned()).into_response(),
         Ok(None) => Problem::not_found("there is no such page").into_response(),
         Err(error) => Problem::internal(&*error).into_response(),
     }

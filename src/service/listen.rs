@@ -1,10 +1,8 @@
-//! Connections: how many, how long their heads may take, how long an answer may not be taken, and how they end.
+//! Connections: who may hold how many, how long their heads may take, how fast answers must be taken, how they end.
 
 use std::convert::Infallible;
-use std::io;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,41 +15,57 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::Sleep;
 use tokio_util::task::TaskTracker;
+
+pub(super) use files::fitting;
+use patience::Impatient;
+pub(super) use places::{Guest, Places};
+
+mod files;
+mod patience;
+mod places;
 
 /// How long the head of a request may take, and how long a connection may be idle.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
-/// How long a client may take nothing of what it is sent.
-const WRITE_LIMIT: Duration = Duration::from_secs(30);
+/// Longest head of a request, and what is read ahead of a body.
+const BUFFER: usize = 32 * 1024;
+/// What the system may keep of an answer that can't be sent yet: the rest waits here, where it is counted.
+const UNSENT: u32 = 64 * 1024;
+/// Connections that were told to end, and have not yet.
+const ENDING: usize = 64;
 /// Pause after a connection that could not be accepted: there may be no file left for it.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Files that connections may take at most.
+pub(super) fn files(places: &Places) -> usize {
+    places.most() + ENDING
+}
 
 /// Serves until `end` completes; then takes no more requests, and gives those in progress `grace` to be answered.
 /// Returns whether all were.
 pub(super) async fn serve<A, F>(
     listener: TcpListener,
     answer: A,
-    connections: usize,
+    places: Arc<Places>,
     grace: Duration,
     end: impl Future<Output = ()>,
 ) -> bool
 where
-    A: Fn(Request) -> F + Clone + Send + 'static,
+    A: Fn(Request, Arc<Guest>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response> + Send,
 {
-    let (places, serving, graceful) =
-        (Arc::new(Semaphore::new(connections)), TaskTracker::new(), GracefulShutdown::new());
+    let (files, serving, graceful) =
+        (Arc::new(Semaphore::new(files(&places))), TaskTracker::new(), GracefulShutdown::new());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(BUFFER);
     let accepting = async {
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let Ok(file) = Arc::clone(&files).acquire_owned().await else { return };
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
@@ -61,19 +75,23 @@ where
                     continue;
                 }
             };
-            // Small answers must not wait for each other's acknowledgements.
-            drop(stream.set_nodelay(true));
-            let answer = answer.clone();
+            set_up(&stream);
+            let guest = Arc::new(places.admit(address.ip()));
+            let (answer, asking) = (answer.clone(), Arc::clone(&guest));
             let answered = service_fn(move |request: hyper::Request<Incoming>| {
-                let answering = answer(request.map(Body::new));
+                let answering = answer(request.map(Body::new), Arc::clone(&asking));
                 async move { Ok::<_, Infallible>(answering.await) }
             });
-            let stream = TokioIo::new(Impatient { stream, waiting: None });
+            let stream = TokioIo::new(Impatient::new(stream, reset));
             let connection = graceful.watch(http.serve_connection(stream, answered));
             serving.spawn(async move {
-                let _place = place;
-                if let Err(error) = connection.await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended");
+                let _file = file;
+                let connection = pin!(connection);
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended");
+                    },
+                    () = guest.unwelcome() => {}
                 }
             });
         }
@@ -87,94 +105,23 @@ where
     tokio::time::timeout(grace, graceful.shutdown()).await.is_ok()
 }
 
+/// What can't be set costs time or memory, and no answer.
+fn set_up(stream: &TcpStream) {
+    // Small answers must not wait for each other's acknowledgements.
+    drop(stream.set_nodelay(true));
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    drop(SockRef::from(stream).set_tcp_notsent_lowat(UNSENT));
+}
+
+/// Has the system forget what was not taken: it would keep it for minutes.
+fn reset(stream: &TcpStream) {
+    drop(stream.set_zero_linger());
+}
+
 /// The answer of the router.
 pub(super) async fn routed(router: Router, request: Request) -> Response {
     match TowerToHyperService::new(router).call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
-    }
-}
-
-/// A stream that breaks where its other end takes nothing for too long: it would hold its place for ever.
-struct Impatient<S> {
-    stream: S,
-    waiting: Option<Pin<Box<Sleep>>>,
-}
-
-impl<S> Impatient<S> {
-    fn limited<T>(&mut self, cx: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if wrote.is_ready() {
-            self.waiting = None;
-            return wrote;
-        }
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_LIMIT)));
-        ready!(waiting.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.limited(cx, wrote)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
-        self.limited(cx, wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.limited(cx, flushed)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.limited(cx, shut)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::Instant;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn who_takes_nothing_is_left_and_who_is_slow_is_not() {
-        let (ours, mut theirs) = duplex(10);
-        let mut stream = Impatient { stream: ours, waiting: None };
-        let slowly = async {
-            let mut taken = [0; 10];
-            for _ in 0..4 {
-                tokio::time::sleep(WRITE_LIMIT / 2).await;
-                theirs.read_exact(&mut taken).await.unwrap();
-            }
-        };
-        let (written, ()) = tokio::join!(stream.write_all(&[7; 50]), slowly);
-        written.unwrap();
-        let began = Instant::now();
-        let refused = stream.write_all(&[7; 50]).await.unwrap_err();
-        assert_eq!((refused.kind(), began.elapsed()), (io::ErrorKind::TimedOut, WRITE_LIMIT));
     }
 }

@@ -30,6 +30,8 @@ pub(crate) type Messages = Cache<Uuid, Window>;
 
 /// Most messages of one answer.
 pub(crate) const MOST: usize = 500;
+/// Most bytes of text of one answer, and of what one entry holds: a page ends before the message that would be too much.
+pub(crate) const MOST_BYTES: usize = 1024 * 1024;
 
 /// A message.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -132,20 +134,55 @@ pub(super) fn cache(
     settings.loader(move |load: Load<Uuid>| load_windows(database.clone(), load, window))
 }
 
+/// Of messages, the newest first, those whose text is within a number of bytes, and one more.
+macro_rules! within_bytes {
+    ($messages:literal, $bytes:literal) => {
+        concat!(
+            "select id, sender, body, created_at from (select n.*, row_number() over newest as place, ",
+            "sum(octet_length(body)) over newest - octet_length(body) as newer from (",
+            $messages,
+            ") n window newest as (order by created_at desc, id desc rows unbounded preceding)) w ",
+            "where newer <= ",
+            $bytes,
+            " or place <= 2"
+        )
+    };
+}
+
+/// How many of the messages, by the bytes of their text, are a page of so many.
+fn fitting(texts: impl Iterator<Item = usize>, messages: usize) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |(at, text): &(usize, usize)| {
+        bytes = bytes.saturating_add(*text);
+        *at == 0 || bytes <= MOST_BYTES
+    };
+    texts.enumerate().take(messages).take_while(fits).count()
+}
+
+fn bytes(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 async fn load_windows(
     database: Database,
     load: Load<Uuid>,
     window: usize,
 ) -> Result<Loaded<Uuid, Window>, sqlx::Error> {
     // One more than is kept tells whether there are older ones.
-    let sql = "select c.id as chat, c.company_id, m.* from chats c left join lateral ( \
-                 select id, sender, body, created_at from messages where chat_id = c.id \
-                 order by created_at desc, id desc limit $2) m on true \
-               where c.id = any($1) order by c.id, m.created_at desc, m.id desc";
+    let sql = concat!(
+        "select c.id as chat, c.company_id, m.* from chats c left join lateral (",
+        within_bytes!(
+            "select id, sender, body, created_at from messages where chat_id = c.id \
+             order by created_at desc, id desc limit $2",
+            "$3"
+        ),
+        ") m on true where c.id = any($1) order by c.id, m.created_at desc, m.id desc"
+    );
     let rows = database
         .read::<window::Line>(sql)
         .bind(load.keys)
         .bind(i64::try_from(window).unwrap_or(i64::MAX).saturating_add(1))
+        .bind(bytes(MOST_BYTES))
         .fetch(&database.pool)
         .await?;
     let windows = rows.rows.chunk_by(|a, b| a.chat == b.chat).map(|lines| Window::of(lines, window));
@@ -171,7 +208,8 @@ async fn read(
     }
     let read = service.caches.messages.get_with(&path.chat, wanted.options()).await?;
     let found = Found::new(read, "chat", |window| caller.may(window.company))?;
-    match found.value.slice(&page) {
+    let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
+    match found.value.slice(&page, window) {
         Some(slice) => Ok(Answer::rendered(&found, &wanted, &found.value.rendered(slice))),
         None => older(&service, path.chat, &found, &page, &wanted).await,
     }
@@ -193,17 +231,25 @@ async fn older(
             return Err(Problem::of(Kind::NotFound, "before", "is no message of this chat, or no longer"));
         }
     }
-    let sql = "select m.id, m.sender, m.body, m.created_at from messages m join chats c on c.id = m.chat_id \
-               where m.chat_id = $1 and c.company_id = $5 and ($3::timestamptz is null or m.created_at >= $3) \
-               and ($4::bigint is null or (m.created_at, m.id) < \
-                 (select b.created_at, b.id from messages b where b.id = $4 and b.chat_id = $1)) \
-               order by m.created_at desc, m.id desc limit $2";
+    let sql = concat!(
+        within_bytes!(
+            "select m.id, m.sender, m.body, m.created_at from messages m join chats c on c.id = m.chat_id \
+             where m.chat_id = $1 and c.company_id = $5 and ($3::timestamptz is null or m.created_at >= $3) \
+             and ($4::bigint is null or (m.created_at, m.id) < \
+               (select b.created_at, b.id from messages b where b.id = $4 and b.chat_id = $1)) \
+             order by m.created_at desc, m.id desc limit $2",
+            "$6"
+        ),
+        " order by created_at desc, id desc"
+    );
     let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
     let query = database.read::<Message>(sql).bind(chat).bind(limit + 1);
-    let query = query.bind(page.from_date).bind(page.before).bind(found.value.company);
+    let query =
+        query.bind(page.from_date).bind(page.before).bind(found.value.company).bind(bytes(MOST_BYTES));
     let mut messages = query.fetch(&database.pool).await?.rows;
-    let more = messages.len() > page.limit;
-    messages.truncate(page.limit);
+    let fitting = fitting(messages.iter().map(|message| message.body.len()), page.limit);
+    let more = messages.len() > fitting;
+    messages.truncate(fitting);
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     // The primary has just been asked.
     let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };

@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::limits::Limit;
+
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
@@ -32,7 +34,8 @@ pub(crate) enum Kind {
     TooLarge,
     UnsupportedMediaType,
     Invalid,
-    TooManyRequests,
+    /// A limit refuses, and has a type of its own.
+    Limit(Limit),
     Internal,
     Unavailable,
     Timeout,
@@ -59,9 +62,7 @@ impl Kind {
                 "This type of body is not understood",
             ),
             Self::Invalid => ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "A value is not acceptable"),
-            Self::TooManyRequests => {
-                ("too-many-requests", StatusCode::TOO_MANY_REQUESTS, "Too much at a time")
-            }
+            Self::Limit(limit) => limit.parts(),
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "Something is wrong here"),
             Self::Unavailable => ("unavailable", StatusCode::SERVICE_UNAVAILABLE, "Not at the moment"),
             Self::Timeout => ("timeout", StatusCode::GATEWAY_TIMEOUT, "It took too long"),
@@ -130,6 +131,11 @@ impl Problem {
         Self::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(1))
     }
 
+    /// A limit refuses for now.
+    pub(crate) fn limit(limit: Limit, detail: impl Into<String>) -> Self {
+        Self::new(Kind::Limit(limit), detail).retry_after(Duration::from_secs(1))
+    }
+
     pub(crate) fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
@@ -169,6 +175,10 @@ impl IntoResponse for Problem {
         }
         if self.kind == Kind::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Kind::Limit(limit) = self.kind {
+            // Whoever sends it counts it.
+            response.extensions_mut().insert(limit);
         }
         response
     }

@@ -41,7 +41,11 @@ pub(crate) struct AccessSettings {
     /// How long a request may take, save an import's upload
     #[arg(long, env = "PERTO_REQUEST_TIMEOUT", default_value = "30s", value_parser = limit, value_name = "TIME")]
     pub(crate) request_timeout: Duration,
-    /// Connections at once; more wait
+    /// MiB for bodies and answers that are under way; a company may have a quarter of it
+    #[arg(long, env = "PERTO_BUFFERED_MIB", default_value_t = 128, value_name = "MIB",
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(16..=1_048_576))]
+    pub(crate) buffered_mib: usize,
+    /// Connections at once with a valid key; without one, half as many
     #[arg(long, env = "PERTO_MAX_CONNECTIONS", default_value_t = 4_096, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) max_connections: u32,

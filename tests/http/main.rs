@@ -8,6 +8,8 @@
 mod support;
 
 mod access;
+#[cfg(target_os = "linux")]
+mod attack;
 mod bad_input;
 mod bodies;
 mod command;

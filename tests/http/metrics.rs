@@ -184,6 +184,7 @@ async fn labels_are_few_whatever_is_asked_for() {
         "perto_outcome",
         "perto_state",
         "perto_kind",
+        "perto_limit",
         "http_request_method",
         "http_response_status_code",
         "db_client_connection_pool_name",

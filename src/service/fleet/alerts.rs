@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::requests::Minute;
+use crate::service::limits::{Limit, Refused};
 use crate::service::settings::AlertSettings;
 
 mod troubles;
@@ -29,13 +30,15 @@ const OLD_LEASE: f64 = 80.0;
 const MEMORY: &str = "redis-memory-high";
 /// Fewer writes that failed say nothing: one may have met another.
 const LEAST_FAILED: u64 = 3;
+/// Seconds of a minute in which a limit refused: fewer are what limits are for.
+const LEAST_LIMITED: usize = 10;
 /// Heartbeats that could not be written in a row.
 const LEAST_SILENT: u32 = 3;
 
 /// Those that are judged here; besides them there is one for each kind of trouble, by its name. `docs/API.md` and
 /// `docs/OPERATIONS.md` have each of them, and so do the dashboard and Prometheus' rules.
 #[cfg(test)]
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "hit-rate-low",
     MEMORY,
     "postgres-pool-exhausted",
@@ -46,6 +49,7 @@ const NAMES: [&str; 11] = [
     "invalidation-repaired",
     "writes-failing",
     "traces-lost",
+    "limit-reached",
     "instance-silent",
 ];
 
@@ -68,6 +72,8 @@ pub(crate) struct Sample {
     pub(crate) writes: Writes,
     /// Spans that could not be sent, since the start.
     pub(crate) spans_failed: u64,
+    /// What each limit has refused, since the start.
+    pub(crate) refused: Refused,
     /// By the wall clock, as troubles are told.
     pub(crate) now: SystemTime,
     pub(crate) troubles: Vec<Lasting>,
@@ -103,7 +109,7 @@ pub(crate) struct Thresholds {
 pub(crate) struct Alert {
     /// Stable, for programs: `hit-rate-low`, `redis-memory-high`, `postgres-pool-exhausted`, `postgres-pool-unusable`,
     /// `responses-slow`, `instance-not-coherent`, `staleness-near-bound`, `invalidation-repaired`, `writes-failing`, `traces-lost`,
-    /// `instance-silent`, and one for each kind of trouble: `unwatched`, `key-fails`, `keys-differ`, `values-unstorable`,
+    /// `limit-reached`, `instance-silent`, and one for each kind of trouble: `unwatched`, `key-fails`, `keys-differ`, `values-unstorable`,
     /// `log-unreadable`, `log-not-trimmed`, `loads-failing`, `redis-unusable`, `fills-refused`, `hints-refused`,
     /// `hints-not-received`, `audit-violation`.
     pub(crate) name: String,
@@ -232,6 +238,7 @@ fn judge(seen: &[Sample], thresholds: &Thresholds) -> Vec<Raised> {
         window.unusable(),
         window.writes(),
         window.traces(),
+        window.limits(),
     ];
     all.into_iter().flatten().chain(troubles).collect()
 }
@@ -355,6 +362,29 @@ impl Window<'_> {
             threshold: 0.0,
             unit: Unit::Times,
             detail: format!("{lost} spans of the last minute could not be sent to the collector"),
+        })
+    }
+
+    /// Those that refuse in many seconds of a minute, the one that does most first.
+    fn limits(&self) -> Option<Raised> {
+        let samples: Vec<&Sample> = self.last(MINUTE).collect();
+        let limited = |at: usize| {
+            let seconds = samples.windows(2).filter(|pair| pair[1].refused[at] > pair[0].refused[at]).count();
+            (seconds, Limit::ALL[at].name(), self.rise(MINUTE, |sample| sample.refused[at]))
+        };
+        let mut limited: Vec<_> =
+            (0..Limit::ALL.len()).map(limited).filter(|(seconds, ..)| *seconds >= LEAST_LIMITED).collect();
+        limited.sort_unstable_by(|a, b| b.cmp(a));
+        let (most, ..) = limited.first()?;
+        let told = limited.iter().map(|(_, name, times)| format!("{name} {times} times"));
+        let told = told.collect::<Vec<_>>().join(", ");
+        Some(Raised {
+            name: "limit-reached",
+            severity: Severity::Warning,
+            value: f64::from(u32::try_from(*most).unwrap_or(u32::MAX)),
+            threshold: f64::from(u32::try_from(LEAST_LIMITED).unwrap_or(u32::MAX)),
+            unit: Unit::Seconds,
+            detail: format!("limits refused in the last minute: {told}"),
         })
     }
 

@@ -144,6 +144,7 @@ async fn sample(service: &Service) -> Sample {
         unusable,
         writes: fleet.writes.seen(),
         spans_failed: service.telemetry.spans_failed(),
+        refused: service.limits.refused(),
         now: SystemTime::now(),
         troubles: health.troubles.iter().map(Lasting::from).collect(),
         responses: fleet.requests.minute(),

@@ -20,6 +20,7 @@ use crate::service::Service;
 use crate::service::companies::Tenant;
 use crate::service::contacts::OfCompany;
 use crate::service::input::At;
+use crate::service::limits::Limit;
 use crate::service::problem::{Kind, Problem};
 
 pub(crate) fn routes() -> OpenApiRouter<Arc<Service>> {
@@ -164,7 +165,7 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::Database(error) => error.into(),
             Refusal::Header(wrong) => Self::invalid("header", &wrong),
-            Refusal::TooMany(_) => Self::new(Kind::TooManyRequests, wrong).retry_after(RETRY),
+            Refusal::TooMany(_) => Self::limit(Limit::Imports, wrong).retry_after(RETRY),
             Refusal::TooLarge(_) => Self::of(Kind::TooLarge, "body", &wrong),
             Refusal::Idle | Refusal::Slow => Self::of(Kind::RequestTimeout, "body", &wrong),
             Refusal::BrokenOff => Self::bad("body", &wrong),

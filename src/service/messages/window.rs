@@ -58,12 +58,14 @@ pub(super) struct Slice {
 }
 
 impl Window {
-    /// Of the lines of one chat, the newest first, of which `size` are kept.
+    /// Of the lines of one chat, the newest first, of which `size` are kept, or as many as are a page.
     pub(super) fn of(lines: &[Line], size: usize) -> (Uuid, Self) {
         let (chat, company) = lines.first().map_or((Uuid::nil(), 0), |line| (line.chat, line.company_id));
         let mut json = format!("{{\"chat\":\"{chat}\",\"messages\":[").into_bytes();
         let first = position(&json);
         let mut marks = Vec::with_capacity(lines.len().min(size));
+        let text = |line: &Line| line.body.as_ref().map_or(0, String::len);
+        let size = super::fitting(lines.iter().map(text), size);
         for line in lines.iter().take(size) {
             let Some(message) = line.message() else { continue };
             if !marks.is_empty() {
@@ -88,8 +90,8 @@ impl Window {
         )
     }
 
-    /// What answers a request, if the window covers it.
-    pub(super) fn slice(&self, page: &Page) -> Option<Slice> {
+    /// What answers a request, if the window covers it. Windows have up to `size` messages.
+    pub(super) fn slice(&self, page: &Page, size: usize) -> Option<Slice> {
         let from = match page.before {
             None => 0,
             Some(before) => self.marks.iter().position(|mark| mark.id == before)? + 1,
@@ -102,7 +104,9 @@ impl Window {
         let to = wanted.min(from + page.limit);
         // The window ends where there may be more of what was asked for.
         let cut_off = self.older && to == self.marks.len();
-        match cut_off && (to - from < page.limit || earliest.is_some()) {
+        // Another message would be too much for any page from here.
+        let full = from == 0 && earliest.is_none() && self.marks.len() < size;
+        match cut_off && !full && (to - from < page.limit || earliest.is_some()) {
             true => None,
             false => Some(Slice { from, to, more: to < wanted || cut_off }),
         }
@@ -160,6 +164,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
+    use super::super::MOST_BYTES;
     use super::*;
 
     fn line(id: i64, created_at_us: i64) -> Line {
@@ -186,7 +191,25 @@ mod tests {
         let none = Line { id: None, sender: None, body: None, created_at: None, ..line(0, 0) };
         let (_, window) = Window::of(&[none], 10);
         let page = Page { limit: 5, from_date: None, before: None };
-        assert_eq!(shown(&window, window.slice(&page).unwrap()), (vec![], false));
+        assert_eq!(shown(&window, window.slice(&page, 10).unwrap()), (vec![], false));
+    }
+
+    #[test]
+    fn a_page_ends_before_its_text_is_too_much_and_a_window_is_such_a_page() {
+        let large = |id| Line { body: Some("x".repeat(MOST_BYTES / 10)), ..line(id, id) };
+        let lines: Vec<Line> = (0..12).rev().map(large).collect();
+        let (_, window) = Window::of(&lines, 200);
+        let page = |limit, before| Page { limit, from_date: None, before };
+        let newest: Vec<i64> = (2..12).rev().collect();
+        assert_eq!(shown(&window, window.slice(&page(100, None), 200).unwrap()), (newest, true));
+        assert_eq!(shown(&window, window.slice(&page(3, Some(9)), 200).unwrap()), (vec![8, 7, 6], true));
+        assert_eq!(window.slice(&page(100, Some(9)), 200), None, "there may be more of it");
+        let (_, all) = Window::of(&lines[..10], 200);
+        assert!(!shown(&all, all.slice(&page(100, None), 200).unwrap()).1, "nothing was left out");
+        // One that is too large alone is a page all the same.
+        let huge = |id| Line { body: Some("x".repeat(2 * MOST_BYTES)), ..line(id, id) };
+        let (_, window) = Window::of(&[huge(2), huge(1)], 200);
+        assert_eq!(shown(&window, window.slice(&page(100, None), 200).unwrap()), (vec![2], true));
     }
 
     proptest! {
@@ -211,7 +234,7 @@ mod tests {
                 .filter(|(id, time)| before.is_none_or(|before| *id < before) && from_date.is_none_or(|from| *time >= from))
                 .map(|(id, _)| *id)
                 .collect();
-            match window.slice(&page) {
+            match window.slice(&page, size) {
                 Some(slice) => {
                     let wanted = (matching.iter().copied().take(limit).collect(), matching.len() > limit);
                     prop_assert_eq!(shown(&window, slice), wanted);

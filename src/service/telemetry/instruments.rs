@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use super::Telemetry;
 use crate::service::Service;
+use crate::service::limits::Limit;
 
 const POOL: &str = "db.client.connection.pool.name";
 const OUTCOME: &str = "perto.outcome";
@@ -56,6 +57,7 @@ pub(crate) fn begin(service: &Arc<Service>) {
     of.service.upgrade().iter().for_each(|service| service.perto.instrument(&of.meter));
     pools(&of);
     writes(&of);
+    limits(&of);
     redis(&of);
     of.gauge("perto.imports.running", "", "Imports that this instance works on.", |service, observed| {
         observed.observe(count(&service.imports.worked.running), &[]);
@@ -122,6 +124,30 @@ fn writes(of: &Of) {
         let writes = &service.fleet.writes;
         observed.observe(count(&writes.beats), &[KeyValue::new(OUTCOME, "ok")]);
         observed.observe(count(&writes.beats_failed), &[KeyValue::new(OUTCOME, "error")]);
+    });
+}
+
+/// What is refused, and how much of what is limited is in use.
+fn limits(of: &Of) {
+    let help = "Times that a limit refused: a request, or a connection's place.";
+    of.counter("perto.refused", help, |service, observed| {
+        for (limit, refused) in Limit::ALL.iter().zip(service.limits.refused()) {
+            observed.observe(refused, &[KeyValue::new("perto.limit", limit.name())]);
+        }
+    });
+    let help = "Connections: those that have shown a valid key, and strangers.";
+    of.gauge("perto.connections", "", help, |service, observed| {
+        let (strangers, known) = service.places.held();
+        for (held, kind) in [(known, "known"), (strangers, "stranger")] {
+            observed.observe(held as u64, &[KeyValue::new("perto.kind", kind)]);
+        }
+    });
+    let help = "Memory of bodies and answers that are under way; what is small is not counted.";
+    of.gauge("perto.buffered", "By", help, |service, observed| {
+        observed.observe(service.budget.used() as u64, &[]);
+    });
+    of.gauge("perto.buffered.max", "By", "Most memory of what is under way.", |service, observed| {
+        observed.observe(service.budget.most() as u64, &[]);
     });
 }
 

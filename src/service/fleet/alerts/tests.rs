@@ -26,6 +26,7 @@ fn well(second: u64) -> Sample {
         unusable: Vec::new(),
         writes: Writes::default(),
         spans_failed: 0,
+        refused: Refused::default(),
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
         troubles: Vec::new(),
         responses: Minute { count: 100, slow: 1, p50: Duration::ZERO, p99: Duration::from_secs(2) },
@@ -185,6 +186,27 @@ fn spans_that_could_not_be_sent_are_told_of_for_a_minute() {
     let lost = |second, spans_failed| Sample { spans_failed, ..well(second) };
     assert_eq!(names(&[lost(1, 5), lost(2, 6), lost(61, 6)]), ["traces-lost"]);
     assert!(names(&[lost(1, 5), lost(2, 6), lost(62, 6)]).is_empty());
+}
+
+#[test]
+fn limits_that_refuse_in_ten_seconds_of_a_minute_are_told_of_by_their_names() {
+    let refused = |second, rate: u64, strangers: u64| {
+        let mut refused = Refused::default();
+        refused[Limit::Rate as usize] = rate;
+        refused[Limit::Strangers as usize] = strangers;
+        Sample { refused, ..well(second) }
+    };
+    let lasting =
+        |seconds: u64| (0..=seconds).map(move |second| refused(second, 7 * second, 3 * second.min(9)));
+    assert!(names(&lasting(9).collect::<Vec<_>>()).is_empty(), "nine seconds");
+    let all: Vec<Sample> = lasting(10).collect();
+    let raised = judge(&all, &thresholds()).remove(0);
+    assert_eq!((raised.name, raised.value, raised.unit), ("limit-reached", 10.0, Unit::Seconds));
+    assert_eq!(raised.detail, "limits refused in the last minute: too-many-requests 70 times");
+    let once = [all[0].clone(), refused(30, 9_000, 9_000), refused(31, 9_000, 9_000)];
+    assert!(names(&once).is_empty(), "a burst");
+    let later: Vec<Sample> = all.into_iter().chain([refused(62, 70, 27)]).collect();
+    assert!(names(&later).is_empty(), "a minute ago");
 }
 
 #[test]
