@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 
+pub(crate) mod belief;
 pub(crate) mod buckets;
 pub(crate) mod health;
 pub(crate) mod hints;
@@ -30,6 +31,7 @@ pub(crate) mod spelling;
 pub(crate) mod tail;
 pub(crate) mod troubles;
 
+use belief::Belief;
 use buckets::{Buckets, Slot, Whole};
 use lease::{Held, Lease};
 use snapshot::{Rank, Snapshot};
@@ -42,6 +44,7 @@ pub(crate) struct Coherence {
     pub(crate) buckets: Buckets,
     /// When the server was started that was polled last; 0 before.
     server: AtomicU64,
+    pub(crate) belief: Belief,
     /// Asks the tail for a poll at once.
     pub(crate) doubt: Notify,
 }
@@ -64,6 +67,7 @@ impl Coherence {
             lease: Lease::default(),
             buckets: Buckets::new(),
             server: AtomicU64::new(0),
+            belief: Belief::default(),
             doubt: Notify::new(),
         }
     }
@@ -112,8 +116,23 @@ impl Coherence {
         self.lease.begin_era();
         self.lease.enter(epoch);
         self.buckets.reset(floor, wholes);
+        self.belief.recover();
         // Once more: a load that began in between was judged by what had not been reset yet, and may be in L1.
         self.lease.begin_era();
+    }
+
+    /// To be called before a poll is sent: what hints have told by then, it must bring.
+    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
+        self.belief.sending();
+        self.buckets.sending(wholes);
+    }
+
+    /// All rows of a poll have been applied. Publishes it, forgets what hints had told before it was sent, and returns how many
+    /// transactions they had named that it does not contain.
+    pub(crate) fn completed<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a Whole>) -> usize {
+        let untrue = self.belief.completed(&poll, self.clock.now_ms());
+        self.buckets.complete(poll, wholes);
+        untrue
     }
 
     /// Whether a value with this stamp may be served: fresh if the lease held before it came is still valid.
@@ -161,7 +180,7 @@ mod tests {
         let poll = Snapshot::all_below(1_000);
         let era = || coherence.lease.held().era();
         assert_eq!(coherence.ended_by_now(era()), None, "no poll yet");
-        coherence.buckets.complete(poll.clone());
+        coherence.buckets.complete(poll.clone(), std::iter::empty());
         coherence.lease.extend(1, coherence.bound);
         assert_eq!(coherence.ended_by_now(era()).as_deref(), Some(&poll));
         let before = era();

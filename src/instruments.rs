@@ -100,6 +100,7 @@ const OF_INSTANCE: [OfInstance; 9] = [
             (stats.hints_failed, &[(OUTCOME, "failed")]),
             (stats.hints, &[(OUTCOME, "received")]),
             (stats.hints_refused, &[(OUTCOME, "refused")]),
+            (stats.hints_untrue, &[(OUTCOME, "untrue")]),
             (stats.hints_lost, &[(OUTCOME, "lost")]),
             (stats.hints_late, &[(OUTCOME, "late")]),
         ]

@@ -97,8 +97,10 @@ counters! {
         rows,
         /// Hints received and applied.
         hints,
-        /// Hints of another epoch or another version, or corrupt.
+        /// Hints of another epoch or another version, corrupt, or left aside because others were not true.
         hints_refused,
+        /// Transactions that hints named and that do not exist.
+        hints_untrue,
         /// Hints published.
         hints_published,
         /// Publishes or tombstones that failed. The log has them.

@@ -5,6 +5,7 @@ use loom::thread;
 
 use crate::coherence::buckets::{Buckets, Told, Whole};
 use crate::coherence::lease::Lease;
+use crate::coherence::snapshot::Snapshot;
 use crate::threads::{BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, stamp};
 
 const CLEARED: Told<'static> = Told { xid: 7, epoch: 0, poll: None };
@@ -31,6 +32,15 @@ impl World {
 
     fn apply(&self, xid: u64) {
         self.tell(Told { xid, epoch: self.lease.epoch(), poll: None });
+    }
+
+    /// As a poll brings it.
+    fn bring(&self, xid: u64, poll: &Snapshot) {
+        self.tell(Told { xid, epoch: self.lease.epoch(), poll: Some(poll) });
+    }
+
+    fn complete(&self, poll: &Snapshot) {
+        self.buckets.complete(poll.clone(), [&self.whole].into_iter());
     }
 
     fn tell(&self, told: Told<'_>) {
@@ -80,21 +90,30 @@ pub enum Serve {
     AsBuilt,
     AcceptedBeforeTheLeaseIsTaken,
     LeasePublishedBeforeTheInvalidation,
+    /// And with it what kept the bucket closed until then.
+    HintForgottenBeforeTheInvalidation,
 }
 
-/// Whoever holds the new lease refuses what misses the poll's rows, also where it looks at `highest` alone.
+/// Whoever holds the new lease refuses what misses the poll's rows, also where it looks at `highest` alone, and though the poll
+/// makes the bucket forget a hint of a higher number.
 pub fn serve_beside_a_poll(how: Serve) -> usize {
     every_interleaving(move || {
         let world = World::new();
+        if how != Serve::AcceptedBeforeTheLeaseIsTaken {
+            world.apply(70);
+        }
+        world.buckets.sending([&world.whole].into_iter());
         let tail = beside(&world, move |world| {
-            if how == Serve::LeasePublishedBeforeTheInvalidation {
-                world.lease.extend(SENT_MS, BOUND);
-                world.apply(7);
-            } else {
-                world.apply(7);
-                world.buckets.complete(stamp("8:8:"));
-                world.lease.extend(SENT_MS, BOUND);
+            let poll = stamp("8:8:");
+            let mut steps: [&dyn Fn(); 3] = [&|| world.bring(7, &poll), &|| world.complete(&poll), &|| {
+                world.lease.extend(SENT_MS, BOUND)
+            }];
+            match how {
+                Serve::AsBuilt | Serve::AcceptedBeforeTheLeaseIsTaken => {}
+                Serve::LeasePublishedBeforeTheInvalidation => steps.reverse(),
+                Serve::HintForgottenBeforeTheInvalidation => steps.rotate_left(1),
             }
+            steps.iter().for_each(|step| step());
         });
         let (held, accepted) = if how == Serve::AcceptedBeforeTheLeaseIsTaken {
             let accepted = world.accepts("7:7:");
@@ -121,25 +140,26 @@ pub enum Reset {
 pub fn hint_beside_a_reset(how: Reset) -> usize {
     every_interleaving(move || {
         let world = World::new();
-        world.buckets.complete(stamp("8:8:"));
+        let poll = stamp("8:8:");
+        world.complete(&poll);
         let hint = beside(&world, |world| world.apply(7));
         let tail = beside(&world, move |world| {
             world.lease.begin_era();
             world.buckets.reset(&stamp("5:5:"), [&world.whole].into_iter());
             world.lease.begin_era();
             match how {
-                Reset::AsBuilt => world.apply(7),
+                Reset::AsBuilt => world.bring(7, &poll),
                 Reset::PollForgottenAfterTheStripes => {
-                    world.buckets.complete(stamp("8:8:"));
-                    world.apply(7);
+                    world.complete(&poll);
+                    world.bring(7, &poll);
                 }
                 Reset::LeaseExtendedBeforeTheReplay => {}
             }
             world.lease.extend(SENT_MS, BOUND);
             if how == Reset::LeaseExtendedBeforeTheReplay {
-                world.apply(7);
+                world.bring(7, &poll);
             }
-            world.buckets.complete(stamp("8:8:"));
+            world.complete(&poll);
         });
         // Under the new lease only: what is known of the old epoch says nothing about the new.
         let held = world.lease.held();
@@ -160,16 +180,27 @@ pub enum OldHint {
     EpochComparedOutsideOfTheStripe,
 }
 
+/// What a hint is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    AKey,
+    TheWholeCache,
+}
+
 /// What is left of a hint of an old epoch closes no bucket of the new one: nobody would ever confirm its number.
-pub fn old_hint_beside_a_reset(how: OldHint) -> usize {
+pub fn old_hint_beside_a_reset(how: OldHint, of: Of) -> usize {
     every_interleaving(move || {
         let world = World::new();
         let hint = beside(&world, move |world| {
             let old = Told { xid: 70, epoch: 0, poll: None };
+            let tell = |told| match of {
+                Of::AKey => world.tell(told),
+                Of::TheWholeCache => drop(world.buckets.apply_whole(&world.whole, told, &world.lease)),
+            };
             match how {
-                OldHint::AsBuilt => world.tell(old),
+                OldHint::AsBuilt => tell(old),
                 OldHint::EpochComparedOutsideOfTheStripe if world.lease.is_in(old.epoch) => {
-                    world.tell(Told { epoch: world.lease.epoch(), ..old });
+                    tell(Told { epoch: world.lease.epoch(), ..old });
                 }
                 OldHint::EpochComparedOutsideOfTheStripe => {}
             }
@@ -178,7 +209,7 @@ pub fn old_hint_beside_a_reset(how: OldHint) -> usize {
         world.lease.enter(1);
         world.buckets.reset(&stamp("5:5:"), [&world.whole].into_iter());
         world.lease.begin_era();
-        world.buckets.complete(stamp("8:8:"));
+        world.complete(&stamp("8:8:"));
         world.lease.extend(SENT_MS, BOUND);
         hint.join().expect("the hint ends");
         assert!(world.accepts("8:8:"), "a new value is refused");

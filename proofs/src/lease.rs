@@ -145,7 +145,7 @@ pub fn load_beside_a_recovery(how: Recovery, stamp_of_the_load: &'static str) ->
         if matches!(how, Recovery::AsBuilt | Recovery::EraOfALoadTakenAtItsInsert) {
             lease.begin_era();
         }
-        buckets.complete(floor);
+        buckets.complete(floor, std::iter::empty());
         lease.extend(SENT_MS, BOUND);
         let now = local.hit(lease);
         loader.join().expect("the load ends");

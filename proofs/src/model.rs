@@ -33,7 +33,8 @@ use variants::{Kind, Known};
 mod promise {
     pub(super) const SERVED: &str = "nothing wrong is served as fresh";
     pub(super) const HELD: &str = "an L1 entry misses no invalidation applied by its instance";
-    pub(super) const LIVELY: &str = "with no write running, a completed poll lets new values in";
+    pub(super) const LIVELY: &str =
+        "whatever runs, a completed poll lets new values in, but for hints since it was sent";
     pub(super) const ANSWERED: &str = "every reader that is polled is answered";
 
     /// What may be wrong with what is served.
@@ -130,7 +131,11 @@ impl Perto {
                 Variant::XmaxAboveHighest
                 | Variant::LoForgotten
                 | Variant::RkForgotten
-                | Variant::UnconfirmedHintDroppedAgainstTheLastPoll,
+                | Variant::UnconfirmedHintDroppedAgainstTheLastPoll
+                | Variant::RowTakenForItsHint
+                | Variant::SecondHintTakenForTheFirst
+                | Variant::ReplayConfirmsNothing
+                | Variant::LogGivenUpToAHint,
             ) => Kind::Copied(self.variant),
             _ => self.scope.bucket,
         }
@@ -147,6 +152,7 @@ impl Perto {
             entry: held.then_some(Entry { holds: 0, stamp: Seen::NOTHING, era: 0 }),
             tail: Tail::Idle,
             heard: 0,
+            since: 0,
             last: 0,
         });
         if self.scope.cold {
@@ -162,7 +168,7 @@ impl Perto {
             writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
             stored = Stored { epoch: 0, holds: 1, stamp: Seen::ended(0b10) };
             for instance in [&mut first, &mut second] {
-                instance.known.apply(1, instance.poll, None);
+                instance.known.apply(1, instance.poll, Some(stored.stamp));
                 instance.poll = Some(stored.stamp);
                 instance.lease = Some(1);
                 instance.heard = 1;
@@ -249,14 +255,12 @@ impl Perto {
 
     fn accepts_at_rest(&self, world: &World) -> bool {
         let seen = world.seen_at(world.now);
-        // More hints than a bucket has room for cost caching beside any transaction that runs; what the log brings does not.
-        let matters = |k: u8| self.scope.hints || self.touches(k);
-        (0..).zip(&world.writers).any(|(k, writer)| writer.runs() && matters(k))
-            || world.checked.is_some()
+        world.checked.is_some()
             || world.instances.iter().all(|instance| {
                 let polled = instance.tail == Tail::Idle
                     && instance.epoch == world.epoch
-                    && instance.poll == Some(seen);
+                    && instance.poll == Some(seen)
+                    && instance.since == 0;
                 !polled || instance.known.accepts(seen)
             })
     }

@@ -26,10 +26,6 @@ impl AtomicU64 {
         self.0.fetch_add(value, order)
     }
 
-    pub(crate) fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
-        self.0.fetch_max(value, order)
-    }
-
     pub(crate) fn fetch_update(
         &self,
         set: Ordering,

@@ -1,7 +1,7 @@
 //! Every interleaving of what threads share, and every broken order.
 
 use perto_proofs::buckets::{
-    Clear, Insert, OldHint, Reset, Serve, hint_beside_a_reset, insert_beside_a_clear,
+    Clear, Insert, Of, OldHint, Reset, Serve, hint_beside_a_reset, insert_beside_a_clear,
     insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
 };
 use perto_proofs::lease::{
@@ -76,6 +76,9 @@ fn in_no_interleaving_is_an_old_value_accepted_under_a_new_lease() {
     fails("an old value is served under a new lease", || {
         serve_beside_a_poll(Serve::LeasePublishedBeforeTheInvalidation)
     });
+    fails("an old value is served under a new lease", || {
+        serve_beside_a_poll(Serve::HintForgottenBeforeTheInvalidation)
+    });
 }
 
 #[test]
@@ -111,6 +114,10 @@ fn in_no_interleaving_does_a_token_of_a_new_epoch_find_a_value_of_the_old_one() 
 
 #[test]
 fn in_no_interleaving_does_a_hint_of_an_old_epoch_outlive_a_reset() {
-    holds("old hint beside a reset", old_hint_beside_a_reset(OldHint::AsBuilt));
-    fails("a new value is refused", || old_hint_beside_a_reset(OldHint::EpochComparedOutsideOfTheStripe));
+    for of in [Of::AKey, Of::TheWholeCache] {
+        holds("old hint beside a reset", old_hint_beside_a_reset(OldHint::AsBuilt, of));
+        fails("a new value is refused", move || {
+            old_hint_beside_a_reset(OldHint::EpochComparedOutsideOfTheStripe, of)
+        });
+    }
 }

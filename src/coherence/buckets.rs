@@ -17,13 +17,17 @@ use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 /// The knowledge of one instance. See the module's documentation.
 pub(crate) struct Buckets<const STRIPES: usize = { 1 << 10 }, const PER_STRIPE: usize = { 1 << 6 }> {
     stripes: Box<[Mutex<Stripe>]>,
-    /// The highest transaction applied per bucket, readable without the stripe.
+    /// The highest transaction that each bucket knows, readable without the stripe.
     highest: Box<[AtomicU64]>,
     poll: RwLock<Option<Arc<Snapshot>>>,
     hasher: foldhash::fast::FixedState,
 }
 
-type Stripe = Box<[Bucket]>;
+struct Stripe {
+    buckets: Box<[Bucket]>,
+    /// Whether any of them may know something by hints alone.
+    hinted: bool,
+}
 
 /// Where a key's invalidations are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +53,8 @@ pub(crate) struct Whole {
 
 impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE> {
     pub(crate) fn new() -> Self {
-        let stripe = || Mutex::new(vec![Bucket::default(); PER_STRIPE].into_boxed_slice());
+        let buckets = || vec![Bucket::default(); PER_STRIPE].into_boxed_slice();
+        let stripe = || Mutex::new(Stripe { buckets: buckets(), hinted: false });
         Self {
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
             highest: (0..STRIPES * PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
@@ -75,7 +80,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// Whether a value with this stamp contains every invalidation that this instance knows for the key.
     pub(crate) fn accepts(&self, slot: Slot, whole: &Whole, stamp: &Snapshot) -> bool {
         let known = self.highest[slot.0].load(Ordering::Acquire);
-        (stamp.xmin() > known || self.stripe(slot)[slot.0 % PER_STRIPE].accepts(stamp))
+        (stamp.xmin() > known || self.stripe(slot).buckets[slot.0 % PER_STRIPE].accepts(stamp))
             && whole.accepts(stamp)
     }
 
@@ -90,7 +95,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         insert: impl FnOnce(),
     ) -> bool {
         let stripe = self.stripe(slot);
-        let accepted = stripe[slot.0 % PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
+        let accepted = stripe.buckets[slot.0 % PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
         if accepted {
             insert();
         }
@@ -116,8 +121,10 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         // Read under the stripe: a recovery forgets the poll first and then resets each stripe, so an older
         // poll can't make a replayed transaction look known.
         let last = self.poll();
-        let learned = stripe[slot.0 % PER_STRIPE].apply(told.xid, last.as_deref(), told.poll);
-        self.highest[slot.0].fetch_max(told.xid, Ordering::AcqRel);
+        let bucket = &mut stripe.buckets[slot.0 % PER_STRIPE];
+        let learned = bucket.apply(told.xid, last.as_deref(), told.poll);
+        self.highest[slot.0].store(bucket.highest(), Ordering::Release);
+        stripe.hinted |= told.poll.is_none();
         (learned, evict())
     }
 
@@ -130,7 +137,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         let last = self.poll();
         let known = bucket.knows(told.xid, last.as_deref());
         let learned = bucket.apply(told.xid, last.as_deref(), told.poll);
-        whole.highest.fetch_max(told.xid, Ordering::AcqRel);
+        whole.highest.store(bucket.highest(), Ordering::Release);
         if !known {
             whole.epoch.fetch_add(1, Ordering::AcqRel);
         }
@@ -147,9 +154,35 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         self.poll.read().is_some()
     }
 
-    /// Publishes a poll. Only after all its rows have been applied.
-    pub(crate) fn complete(&self, poll: Snapshot) {
+    /// To be called before a poll is sent: what hints have told by now is forgotten unless it brings it.
+    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
+        self.each_hinted(wholes, Bucket::sent);
+    }
+
+    /// Publishes a poll. Only after all its rows have been applied. Forgets what hints told before it was sent.
+    pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+        self.each_hinted(wholes, Bucket::forget);
         *self.poll.write() = Some(Arc::new(poll));
+    }
+
+    /// A thousand locks and what lies under those that hints have touched since: some ten microseconds.
+    fn each_hinted<'a>(&self, wholes: impl Iterator<Item = &'a Whole>, change: impl Fn(&mut Bucket)) {
+        for (at, stripe) in self.stripes.iter().enumerate() {
+            let Stripe { buckets, hinted } = &mut *stripe.lock();
+            if !std::mem::take(hinted) {
+                continue;
+            }
+            for (bucket, highest) in buckets.iter_mut().zip(&self.highest[at * PER_STRIPE..]) {
+                change(bucket);
+                highest.store(bucket.highest(), Ordering::Release);
+                *hinted |= bucket.is_hinted();
+            }
+        }
+        for whole in wholes {
+            let mut bucket = whole.bucket.lock();
+            change(&mut bucket);
+            whole.highest.store(bucket.highest(), Ordering::Release);
+        }
     }
 
     /// Forgets everything but that `floor` contains all invalidations so far. See [`Buckets::apply`] for the order.
@@ -158,7 +191,8 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         let fresh = Bucket::at(floor);
         for (at, stripe) in self.stripes.iter().enumerate() {
             let mut stripe = stripe.lock();
-            stripe.fill(fresh);
+            stripe.buckets.fill(fresh);
+            stripe.hinted = false;
             for highest in &self.highest[at * PER_STRIPE..][..PER_STRIPE] {
                 highest.store(fresh.highest(), Ordering::Release);
             }
@@ -177,7 +211,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
     /// What is known of a key, and of its whole cache.
     pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
-        (self.stripe(slot)[slot.0 % PER_STRIPE].known(), whole.bucket.lock().known())
+        (self.stripe(slot).buckets[slot.0 % PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 
@@ -232,12 +266,31 @@ mod tests {
     fn after_a_reset_an_old_poll_confirms_nothing() {
         let (buckets, whole) = (<Buckets>::new(), Whole::new());
         let slot = buckets.slot("users", "7");
-        buckets.complete(stamp("1000:1000:"));
+        buckets.complete(stamp("1000:1000:"), std::iter::empty());
         buckets.reset(&stamp("50:50:"), [&whole].into_iter());
         // A replayed row of a new epoch, below the old poll: it must count.
         buckets.apply(slot, hint(60), &Lease::default(), || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("60:60:")));
         assert!(buckets.accepts(slot, &whole, &stamp("61:61:")));
+    }
+
+    #[test]
+    fn hints_of_keys_and_of_whole_caches_are_forgotten_once_a_later_poll_has_completed() {
+        let (buckets, whole) = (<Buckets>::new(), Whole::new());
+        let slot = buckets.slot("users", "7");
+        let accepts = || buckets.accepts(slot, &whole, &stamp("60:60:"));
+        let wholes = || [&whole].into_iter();
+        let of_a_key = || buckets.apply(slot, hint(900), &Lease::default(), || ()).0;
+        let of_the_cache = || buckets.apply_whole(&whole, hint(900), &Lease::default());
+        for apply in [&of_a_key as &dyn Fn() -> Learned, &of_the_cache] {
+            buckets.sending(wholes());
+            apply();
+            buckets.complete(stamp("60:60:"), wholes());
+            assert!(!accepts(), "that poll was sent before");
+            buckets.sending(wholes());
+            buckets.complete(stamp("60:60:"), wholes());
+            assert!(accepts());
+        }
     }
 
     #[test]

@@ -81,6 +81,12 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
+    /// Hints named so many transactions that don't exist, as the first poll that was sent after them tells. What they said is
+    /// forgotten.
+    HintsUntrue {
+        /// How many.
+        transactions: u64,
+    },
     /// A poll of the log failed. Sent for the first of a series.
     PollFailed {
         /// The error and its causes.
@@ -271,6 +277,9 @@ impl Event {
             Self::State { from, to } => tracing::info!(%from, %to, "state"),
             Self::Recovered { why } => tracing::info!(?why, "the log was read anew"),
             Self::Gap { lost } => tracing::info!(lost, "hints were lost"),
+            Self::HintsUntrue { transactions } => {
+                tracing::warn!(transactions, "hints named transactions that do not exist");
+            }
             Self::PollFailed { error } => tracing::warn!(error, "the invalidation log can't be read"),
             Self::AuditViolation { cache, key_hash } => tracing::error!(
                 name: "perto.audit.violations",

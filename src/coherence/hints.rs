@@ -3,9 +3,11 @@
 //! A gap in a publisher's sequence, a broken subscription or a fence that is not answered puts the log in doubt: the
 //! tail polls at once. A hint is only ever a reason to evict, so a false one costs a load and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 use crate::bus::{Bus, Subscription};
 use crate::error::RemoteError;
@@ -19,9 +21,16 @@ use super::troubles::TroubleKind;
 
 /// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
 const PUBLISHERS: usize = 4_096;
-/// A hint whose transaction is further ahead of the last poll than this is not believed: it would keep its bucket
-/// from being cached for as long as that many transactions take.
+/// How long a number may be missing: hints of two writers of one instance change places.
+const CHANGE_PLACES: Duration = Duration::from_millis(3);
+/// Numbers that are waited for. Where more are missing at a time, they are lost.
+const MISSING: u64 = 256;
+/// A sequence that goes back or ahead by more has begun anew, or is made up.
+const FURTHEST_APART: u64 = 1 << 20;
+/// A hint whose transaction is further ahead of the last poll than this is not even applied.
 const FURTHEST_AHEAD: u64 = 1 << 30;
+/// How long hints that were not true are a trouble.
+const UNTRUE_LASTS: Duration = Duration::from_mins(1);
 
 /// Subscribes, applies hints and fences, and begins again when anything breaks. Never returns.
 pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
@@ -34,8 +43,8 @@ pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
         let subscribed = tokio::time::timeout(limit, bus.subscribe()).await;
         let broken = match subscribed.unwrap_or(Err(RemoteError::Timeout)) {
             Ok(subscription) => {
-                let mut listener =
-                    Listener { shared: Arc::clone(&shared), last: HashMap::new(), fenced: false };
+                let sequences = Sequences::default();
+                let mut listener = Listener { shared: Arc::clone(&shared), sequences, fenced: false };
                 let broken = listener.follow(subscription, left).await;
                 if listener.fenced {
                     (pause, failures) = (Duration::from_millis(20), 0);
@@ -60,8 +69,7 @@ pub(crate) async fn listen(shared: Arc<Shared>, bus: Arc<dyn Bus>) {
 
 struct Listener {
     shared: Arc<Shared>,
-    /// The last sequence of each publisher.
-    last: HashMap<u64, u64>,
+    sequences: Sequences,
     /// Whether the subscription ever worked.
     fenced: bool,
 }
@@ -96,10 +104,11 @@ impl Listener {
                         self.fenced = true;
                         self.shared.signals.end(&TroubleKind::HintsNotReceived.anywhere());
                     }
-                    self.shared.signals.set_bus(true);
+                    self.shared.signals.set_bus(!self.shared.has_lost_belief());
                     // A period from now: fences that take as long as one would leave no time for messages.
                     fences.reset();
                 }
+                lost = self.sequences.lost() => self.lost(lost),
                 message = subscription.next() => match message {
                     Ok(bytes) => self.receive(&bytes),
                     Err(error) => return error,
@@ -118,7 +127,15 @@ impl Listener {
             shared.counters.hints_refused.add(1);
             return;
         }
-        self.look_for_a_gap(&hint);
+        shared.coherence.belief.named(hint.xid);
+        if shared.has_lost_belief() {
+            shared.counters.hints_refused.add(1);
+            self.sequences = Sequences::default();
+            return;
+        }
+        if let Some(lost) = self.sequences.came(hint.publisher, hint.sequence) {
+            self.lost(lost);
+        }
         shared.counters.hints.add(1);
         if hint.publisher == shared.publisher {
             shared.apply(hint.token(), &hint.changes);
@@ -148,20 +165,61 @@ impl Listener {
         }
     }
 
-    fn look_for_a_gap(&mut self, hint: &Hint) {
-        if self.last.len() >= PUBLISHERS && !self.last.contains_key(&hint.publisher) {
+    fn lost(&self, lost: u64) {
+        let Shared { counters, signals, coherence, .. } = &*self.shared;
+        counters.gaps.add(1);
+        counters.hints_lost.add(lost);
+        counters.repairs.add(1);
+        signals.send(Event::Gap { lost });
+        coherence.doubt.notify_one();
+    }
+}
+
+/// The numbers that publishers give their hints: a gap shows a loss.
+#[derive(Debug, Default)]
+struct Sequences {
+    /// The last of each publisher.
+    last: HashMap<u64, u64>,
+    /// Those that have not come though a later one has, by publisher, and since when there are any.
+    missing: BTreeSet<(u64, u64)>,
+    since: Option<Instant>,
+}
+
+impl Sequences {
+    /// Notes a hint. Returns how many were lost before it, where these are too many to have changed places with it.
+    fn came(&mut self, publisher: u64, sequence: u64) -> Option<u64> {
+        if self.missing.remove(&(publisher, sequence)) {
+            self.since = self.since.filter(|_| !self.missing.is_empty());
+            return None;
+        }
+        if self.last.len() >= PUBLISHERS && !self.last.contains_key(&publisher) {
             self.last.clear();
         }
-        let last = self.last.entry(hint.publisher).or_insert(hint.sequence);
-        let lost = hint.sequence.saturating_sub(last.saturating_add(1));
-        *last = (*last).max(hint.sequence);
-        if lost > 0 {
-            self.shared.counters.gaps.add(1);
-            self.shared.counters.hints_lost.add(lost);
-            self.shared.counters.repairs.add(1);
-            self.shared.signals.send(Event::Gap { lost });
-            self.shared.coherence.doubt.notify_one();
+        let last = self.last.entry(publisher).or_insert(sequence);
+        let before = std::mem::replace(last, sequence.max(*last));
+        if before.abs_diff(sequence) > FURTHEST_APART {
+            *last = sequence;
+            return None;
         }
+        let lost = sequence.saturating_sub(before.saturating_add(1));
+        if lost + self.missing.len() as u64 > MISSING {
+            return Some(lost);
+        }
+        self.missing.extend((sequence - lost..sequence).map(|missing| (publisher, missing)));
+        if lost > 0 {
+            self.since.get_or_insert_with(Instant::now);
+        }
+        None
+    }
+
+    /// Completes with the number of hints that are lost, once they have been missing for long enough.
+    async fn lost(&mut self) -> u64 {
+        match self.since {
+            Some(since) => tokio::time::sleep_until(since + CHANGE_PLACES).await,
+            None => std::future::pending().await,
+        }
+        self.since = None;
+        std::mem::take(&mut self.missing).len() as u64
     }
 }
 
@@ -173,6 +231,32 @@ async fn fence(subscription: &mut dyn Subscription, limit: Duration) -> Result<(
 }
 
 impl Shared {
+    /// Whether hints are left aside because of what they said.
+    fn has_lost_belief(&self) -> bool {
+        self.coherence.belief.is_lost(self.coherence.clock.now_ms())
+    }
+
+    /// Hints have named transactions that a poll does not contain which was sent after they came.
+    pub(crate) fn tell_of_untrue_hints(&self, transactions: usize) {
+        if transactions == 0 {
+            return;
+        }
+        let transactions = transactions as u64;
+        self.counters.hints_untrue.add(transactions);
+        self.signals.send(Event::HintsUntrue { transactions });
+        let meanwhile = if self.has_lost_belief() {
+            self.signals.set_bus(false);
+            "They are left aside until there were none for ten seconds, and writes are seen by polls"
+        } else {
+            "What they evicted is loaded again"
+        };
+        let why = format!(
+            "hints name transactions that do not exist ({} so far): somebody makes them up, or tells of writes before their commit. {meanwhile}",
+            self.counters.hints_untrue.get()
+        );
+        self.signals.begin_for(UNTRUE_LASTS, TroubleKind::HintsUntrue.anywhere(), &why);
+    }
+
     /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will bring it.
     pub(crate) fn believes(&self, xid: u64) -> bool {
         self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
@@ -203,5 +287,44 @@ impl Shared {
             }
         }
         evicted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_that_change_places_are_not_lost_and_those_that_do_not_come_are() {
+        let mut sequences = Sequences::default();
+        for sequence in [10, 12, 11, 14, 15, 13] {
+            assert_eq!(sequences.came(1, sequence), None);
+        }
+        assert!(sequences.lost().now_or_never().is_none());
+        for sequence in [18, 17] {
+            assert_eq!(sequences.came(1, sequence), None);
+        }
+        assert_eq!(sequences.came(2, 5), None, "the first of another publisher");
+        assert_eq!(sequences.came(2, 7), None);
+        let began = Instant::now();
+        assert_eq!(sequences.lost().await, 2);
+        assert_eq!(began.elapsed(), CHANGE_PLACES);
+        assert!(sequences.lost().now_or_never().is_none(), "told once");
+    }
+
+    #[test]
+    fn no_number_that_is_made_up_makes_a_publisher_silent_or_takes_much_memory() {
+        let mut sequences = Sequences::default();
+        sequences.came(1, 10);
+        assert_eq!(sequences.came(1, u64::MAX), None);
+        assert_eq!(sequences.came(1, 11), None, "begun anew");
+        assert_eq!(sequences.came(1, 11 + MISSING + 2), Some(MISSING + 1));
+        for publisher in 2..20_000 {
+            sequences.came(publisher, 1);
+            sequences.came(publisher, 100);
+        }
+        assert!(sequences.missing.len() as u64 <= MISSING && sequences.last.len() <= PUBLISHERS);
     }
 }

@@ -8,9 +8,9 @@ use super::snapshot::{Rank, Snapshot};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Known {
-    /// The highest transaction applied. 0 is none.
+    /// The highest transaction that the log has brought. 0 is none.
     pub highest: u64,
-    /// What can't contain every transaction up to here one by one is refused.
+    /// What can't contain every transaction up to here one by one is refused: more hints came than can be told apart.
     pub lo: u64,
     /// What ranks lower is refused.
     pub rk: Rank,
@@ -34,13 +34,11 @@ impl Known {
     /// What a value with this stamp misses. `None`: it is accepted.
     #[must_use]
     pub fn misses(&self, stamp: &Snapshot) -> Option<Missing> {
-        if stamp.xmin() > self.highest {
-            None
-        } else if let Some(xid) = self.xids.iter().find(|xid| !stamp.contains(**xid)) {
+        if let Some(xid) = self.xids.iter().find(|xid| !stamp.contains(**xid)) {
             Some(Missing::Transaction(*xid))
         } else if stamp.xmin() <= self.lo {
             Some(Missing::UpTo(self.lo))
-        } else if stamp.rank() < self.rk {
+        } else if stamp.xmin() <= self.highest && stamp.rank() < self.rk {
             Some(Missing::Before(self.rk.xmax()))
         } else {
             None

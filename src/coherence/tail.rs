@@ -162,13 +162,18 @@ impl Tail {
             Some(why) => self.recover(sent_ms, poll, why).await?,
         };
         let repaired = self.apply(&poll);
-        self.shared.coherence.buckets.complete(poll.snapshot.clone());
+        let caches = self.shared.caches();
+        let untrue = self
+            .shared
+            .coherence
+            .completed(poll.snapshot.clone(), caches.values().map(|cache| cache.whole()));
         self.cursor = Some(poll.snapshot.clone());
         // Last: who sees this lease sees all that was applied.
         self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
         self.shared.signals.changed();
         // The application's exporter runs in here: after the lease.
         repaired.tell();
+        self.shared.tell_of_untrue_hints(untrue);
         // Of a replay, mostly long mended.
         if why.is_none() {
             self.keys_failed(&poll);
@@ -212,6 +217,7 @@ impl Tail {
     async fn read(&mut self) -> Result<(u64, Poll), LogError> {
         let Shared { coherence, log, settings, .. } = &*self.shared;
         within(READY_LIMIT, log.ready()).await?;
+        coherence.sending(self.shared.caches().values().map(|cache| cache.whole()));
         // Before the poll is sent: what commits after this moment is not vouched for.
         let (sent_ms, sent) = (coherence.clock.now_ms(), Instant::now());
         self.sent = Some(sent);

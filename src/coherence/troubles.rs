@@ -78,6 +78,8 @@ kinds! {
     HintsRefused = "hints-refused",
     /// Hints of other instances don't come: the subscription fails.
     HintsNotReceived = "hints-not-received",
+    /// Hints name transactions that do not exist: somebody makes them up. Lasts for a minute after the last one.
+    HintsUntrue = "hints-untrue",
     /// The auditor found a value that was served as fresh and was not. Lasts for ten minutes after the last one.
     AuditViolation = "audit-violation",
 }

@@ -99,6 +99,21 @@ async fn duplicate_and_reordered_hints_are_harmless() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn hints_that_change_places_are_no_gap() {
+    let ring = Ring::of(2).await;
+    let [reader, _] = &ring.members[..] else { unreachable!() };
+    reader.node.bus.faults.delay(Duration::ZERO, Duration::from_millis(2));
+    for round in 0..200 {
+        ring.write(1, 1, &round.to_string()).await;
+        ms(1).await;
+    }
+    ms(10).await;
+    let stats = reader.perto.stats();
+    assert_eq!((stats.hints, stats.gaps, stats.hints_lost), (200, 0, 0));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gap_in_a_publishers_sequence_polls_at_once() {
     let ring = Ring::of(2).await;
     let [reader, _] = &ring.members[..] else { unreachable!() };

@@ -10,6 +10,7 @@ mod computed;
 mod corpus;
 mod documents;
 mod epochs;
+mod forged;
 mod hints;
 mod histories;
 mod holes;

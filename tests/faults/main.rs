@@ -14,6 +14,7 @@ mod at_commit;
 mod audits;
 mod declaring;
 mod epochs;
+mod forged;
 mod garbage;
 mod hints;
 mod keys;

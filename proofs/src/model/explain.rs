@@ -27,6 +27,9 @@ impl Perto {
                 _ => format!("time passes: event {} is older than the bound", after.aged / 2),
             },
             Action::Hint { of, to } => format!("a hint of W{of} reaches I{to}{}", instance(after, to)),
+            Action::Forge { xid, to } => {
+                format!("a hint of {xid}, which nobody has, reaches I{to}{}", instance(after, to))
+            }
             Action::Record => format!(
                 "the hint is recorded{}",
                 before.checked.map(|(_, to)| instance(after, to)).unwrap_or_default()

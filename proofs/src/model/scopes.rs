@@ -15,6 +15,8 @@ pub struct Scope {
     pub(super) hints: bool,
     /// Also of transactions that abort, and before they commit.
     pub(super) false_hints: bool,
+    /// Of numbers that nobody has yet.
+    pub(super) forged: bool,
     pub(super) aborts: bool,
     /// Whether leases run out. Without it, what is served is judged by the poll that its lease rests on.
     pub(super) time: bool,
@@ -51,6 +53,7 @@ const PLAIN: Scope = Scope {
     bucket: Kind::One,
     hints: false,
     false_hints: false,
+    forged: false,
     aborts: false,
     time: false,
     l2: false,
@@ -115,6 +118,16 @@ pub const PROOFS: &[Scope] = &[
         hints: true,
         false_hints: true,
         aborts: true,
+        l2: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "forged",
+        about: "hints of numbers that nobody has yet, beside a transaction; L2",
+        writers: BESIDE,
+        readers: &[(0, 1), (0, 1)],
+        hints: true,
+        forged: true,
         l2: true,
         ..PLAIN
     },
@@ -267,6 +280,17 @@ pub const LARGER: &[Scope] = &[
         ..PLAIN
     },
     Scope {
+        name: "forged-pauses",
+        about: "`forged`, readers paused between the lines of a read, polls row by row",
+        writers: BESIDE,
+        readers: &[(0, 1), (0, 1)],
+        hints: true,
+        forged: true,
+        l2: true,
+        fine: true,
+        ..PLAIN
+    },
+    Scope {
         name: "replica-pauses",
         about: "a replica and old transactions, with readers paused between the lines of a read; L2",
         readers: &[(0, 1), (0, 1)],
@@ -281,6 +305,11 @@ pub const LARGER: &[Scope] = &[
 ];
 
 impl Scope {
+    /// Whether hints tell of what no poll will ever bring.
+    pub(super) const fn lies(&self) -> bool {
+        self.false_hints || self.forged
+    }
+
     /// The same world with the copy of the bucket that variants break.
     #[must_use]
     pub fn copied(self) -> Self {
@@ -321,6 +350,13 @@ impl Variant {
                 Scope { crashed: true, l2: true, time: true, fine: true, ..PLAIN }
             }
             Self::EpochOfAHintComparedTooEarly => Scope { crash: true, hints: true, ..PLAIN },
+            Self::HintNeverForgotten => Scope { hints: true, forged: true, ..PLAIN },
+            Self::HintForgottenByAnEarlierPoll => Scope { writers: BESIDE, hints: true, l2: true, ..PLAIN },
+            Self::SecondHintTakenForTheFirst => Scope { hints: true, forged: true, l2: true, ..PLAIN },
+            Self::RowTakenForItsHint => Scope { hints: true, l2: true, ..PLAIN },
+            Self::LogGivenUpToAHint => {
+                Scope { writers: TWO, hints: true, forged: true, l2: true, fine: true, ..PLAIN }
+            }
             Self::ReplayConfirmsNothing => {
                 Scope { writers: &[true, true, false], readers: &[(1, 1)], cold: true, empty: true, ..PLAIN }
             }

@@ -17,6 +17,9 @@ pub(super) const FILLS: usize = 6;
 /// Writers, or transaction numbers: one bit each.
 pub(super) type Set = u8;
 
+/// What nobody has written.
+pub(super) const FORGED: u8 = 7;
+
 pub(super) const fn bit(n: u8) -> Set {
     1 << n
 }
@@ -86,8 +89,11 @@ pub(super) struct Instance {
     pub(super) poll: Option<Seen>,
     pub(super) entry: Option<Entry>,
     pub(super) tail: Tail,
-    /// Writers whose invalidations were applied in this era. No part of Perto: properties are judged by it.
+    /// Writers whose invalidations were applied in this era, but for hints that a poll has shown to be untrue. No part of Perto:
+    /// properties are judged by it.
     pub(super) heard: Set,
+    /// Where hints may lie: those that hints have told of since a poll was sent last, and [`FORGED`]. No part of Perto either.
+    pub(super) since: Set,
     /// The highest row read. Only the variant with an id cursor has one.
     pub(super) last: u8,
 }

@@ -1,8 +1,8 @@
 //! What may happen next, and what it does: Postgres, the tail, hints and readers, step by step as the code has them.
 
 use super::state::{
-    Answer, Began, Entry, FILLS, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set, Step,
-    Stored, Tail, World, Writer, bit, has,
+    Answer, Began, Entry, FILLS, FORGED, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen,
+    Set, Step, Stored, Tail, WRITERS, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
 use super::{Perto, promise};
@@ -23,6 +23,11 @@ pub(super) enum Action {
     TimePasses,
     Hint {
         of: u8,
+        to: u8,
+    },
+    /// A hint of a number that nobody has yet.
+    Forge {
+        xid: u8,
         to: u8,
     },
     Record,
@@ -80,6 +85,10 @@ impl Perto {
                 let heard = |of: &u8| self.may_be_hinted(world, instance, *of);
                 actions.extend((0..self.writers()).filter(heard).map(|of| Action::Hint { of, to: i }));
             }
+            if self.scope.forged && instance.poll.is_some() {
+                // The next one, which a writer will have, and one that nobody will.
+                actions.extend([world.next, FORGED].map(|xid| Action::Forge { xid, to: i }));
+            }
         }
         actions.extend(world.checked.map(|_| Action::Record));
         for (r, reader) in (0..).zip(&world.readers) {
@@ -125,7 +134,8 @@ impl Perto {
             Tail::Idle => {
                 let idle = instance.lease == Some(world.now)
                     && instance.poll == Some(world.seen_at(world.now))
-                    && instance.epoch == world.epoch;
+                    && instance.epoch == world.epoch
+                    && !(self.scope.lies() && instance.known.is_hinted());
                 // A poll that brings nothing new changes nothing: it is left out, so that there is an end.
                 if !idle || self.variant == Some(Variant::PollOfTwoStatements) {
                     actions.push(Action::Poll(i));
@@ -202,17 +212,17 @@ impl Perto {
 
     /// Whether a hint of this writer may arrive there and be believed, be it the first or the tenth time.
     fn may_be_hinted(&self, world: &World, instance: &Instance, of: u8) -> bool {
-        let epoch_of = |at: u8| u8::from(world.crashed_at.is_some_and(|crash| at > crash));
-        let (told, epoch) = match world.writers[usize::from(of)] {
-            Writer::Waiting => (false, 0),
-            Writer::Running { .. } | Writer::Logged { .. } => (self.scope.false_hints, world.epoch),
-            Writer::Ended { fate: Fate::Aborted, at, .. } => (self.scope.false_hints, epoch_of(at)),
-            Writer::Ended { fate: Fate::Committed, at, .. } => (true, epoch_of(at)),
+        let told = match world.writers[usize::from(of)] {
+            Writer::Waiting => false,
+            Writer::Running { .. } | Writer::Logged { .. } => self.scope.false_hints,
+            Writer::Ended { fate: Fate::Aborted, .. } => self.scope.false_hints,
+            Writer::Ended { fate: Fate::Committed, .. } => true,
             // What only ran before the crash was never told of: `at` is 0.
-            Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => (at > 0, 0),
+            Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => at > 0,
         };
         let any_epoch = self.variant == Some(Variant::EpochOfAHintNotCompared);
-        told && self.touches(of) && (any_epoch || epoch == instance.epoch) && instance.poll.is_some()
+        let of_now = any_epoch || world.epoch_of(of) == instance.epoch;
+        told && self.touches(of) && of_now && instance.poll.is_some()
     }
 
     pub(super) fn take(&self, world: &mut World, action: Action) {
@@ -234,6 +244,12 @@ impl Perto {
                 world.checked = Some((of, to));
             }
             Action::Hint { of, to } => self.apply(world, to, of, None),
+            Action::Forge { xid, to } => {
+                let instance = &mut world.instances[usize::from(to)];
+                instance.known.apply(xid, instance.poll, None);
+                instance.since |= bit(FORGED);
+                evict(instance, xid);
+            }
             Action::Record => {
                 if let Some((of, to)) = world.checked.take() {
                     self.apply(world, to, of, None);
@@ -254,7 +270,7 @@ impl Perto {
                     self.apply(world, to, of, Some(current));
                 }
             }
-            Action::Complete(i) => complete(&mut world.instances[usize::from(i)]),
+            Action::Complete(i) => self.complete(world, i),
             Action::Extend(i) => extend(&mut world.instances[usize::from(i)]),
             Action::Invoke(r) => self.invoke(world, r),
             Action::EndHit(r) => self.end_hit(world, r),
@@ -319,16 +335,38 @@ impl Perto {
 
     /// Records an invalidation and evicts, as `Applied::apply` does.
     fn apply(&self, world: &mut World, to: u8, of: u8, current: Option<Seen>) {
-        let current = current.filter(|_| self.variant != Some(Variant::ReplayConfirmsNothing));
-        let xid = world.xid(of);
+        let (xid, epoch) = (world.xid(of), world.epoch_of(of));
         let instance = &mut world.instances[usize::from(to)];
         instance.heard |= bit(of);
+        // Of what is true each poll has all, and one of another epoch must close nothing.
+        if current.is_none() && self.scope.lies() && epoch == instance.epoch {
+            instance.since |= bit(of);
+        }
         if self.variant != Some(Variant::HintAppliedOnlyToHeldKeys) || instance.entry.is_some() {
             instance.known.apply(xid, instance.poll, current);
         }
-        if instance.entry.is_some_and(|entry| !has(entry.stamp.contained, xid)) {
-            instance.entry = None;
+        evict(instance, xid);
+    }
+
+    /// Publishes a poll, and forgets what hints had told before it was sent.
+    fn complete(&self, world: &mut World, i: u8) {
+        let writers = world.writers;
+        let instance = &mut world.instances[usize::from(i)];
+        let Tail::Applying(answer) = instance.tail else { return };
+        if self.variant == Some(Variant::HintForgottenByAnEarlierPoll) {
+            instance.known.sent();
         }
+        if self.variant != Some(Variant::HintNeverForgotten) {
+            instance.known.forget();
+        }
+        let contained =
+            |k: &u8| writers[usize::from(*k)].xid().is_some_and(|xid| has(answer.seen.contained, xid));
+        let true_by_now: Set = (0..WRITERS as u8).filter(contained).map(bit).sum();
+        if self.scope.lies() {
+            instance.heard &= true_by_now | instance.since;
+        }
+        instance.poll = Some(answer.seen);
+        instance.tail = Tail::Completed { sent: answer.sent };
     }
 
     /// One statement of the tail: the snapshot, the epoch and the rows that the cursor does not contain.
@@ -351,7 +389,10 @@ impl Perto {
         let half = self.variant == Some(Variant::PollOfTwoStatements);
         let (sent, epoch, seen) = (world.now, world.epoch, world.seen_at(world.now));
         let answer = Answer { sent, epoch, seen, trimmed: world.trimmed, rows, all, half };
-        world.instances[usize::from(i)].tail = Tail::Answered(answer);
+        let instance = &mut world.instances[usize::from(i)];
+        instance.tail = Tail::Answered(answer);
+        instance.known.sent();
+        instance.since = 0;
     }
 
     /// `Tail::step` from the answer on.
@@ -401,7 +442,7 @@ impl Perto {
             for of in (0..self.writers()).filter(|of| has(answer.rows, *of)) {
                 self.apply(world, i, of, Some(answer.seen));
             }
-            complete(&mut world.instances[usize::from(i)]);
+            self.complete(world, i);
             extend(&mut world.instances[usize::from(i)]);
         }
     }
@@ -617,10 +658,10 @@ fn began(instance: &Instance) -> Began {
     Began { epoch: instance.epoch, era: instance.era, poll: instance.poll }
 }
 
-fn complete(instance: &mut Instance) {
-    if let Tail::Applying(answer) = instance.tail {
-        instance.poll = Some(answer.seen);
-        instance.tail = Tail::Completed { sent: answer.sent };
+/// As `Local::evict`: unless it contains the transaction.
+fn evict(instance: &mut Instance, xid: u8) {
+    if instance.entry.is_some_and(|entry| !has(entry.stamp.contained, xid)) {
+        instance.entry = None;
     }
 }
 
@@ -632,6 +673,15 @@ fn extend(instance: &mut Instance) {
 }
 
 impl World {
+    /// The epoch in which this writer ended, or runs.
+    fn epoch_of(&self, k: u8) -> u8 {
+        match self.writers[usize::from(k)] {
+            Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. } => 0,
+            Writer::Ended { at, .. } => self.crashed_at.is_some_and(|crash| at > crash).into(),
+            _ => self.epoch,
+        }
+    }
+
     /// What `pg_current_snapshot()` said after this event.
     pub(super) fn seen_at(&self, moment: u8) -> Seen {
         let ended = |writer: &Writer| match *writer {

@@ -34,10 +34,15 @@ pub enum Variant {
     EpochOfAHintComparedTooEarly,
     ReplayConfirmsNothing,
     ParkedLeaderHoldsItsKey,
+    HintNeverForgotten,
+    HintForgottenByAnEarlierPoll,
+    RowTakenForItsHint,
+    SecondHintTakenForTheFirst,
+    LogGivenUpToAHint,
 }
 
 impl Variant {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 31] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -64,6 +69,11 @@ impl Variant {
         Self::EpochOfAHintComparedTooEarly,
         Self::ReplayConfirmsNothing,
         Self::ParkedLeaderHoldsItsKey,
+        Self::HintNeverForgotten,
+        Self::HintForgottenByAnEarlierPoll,
+        Self::RowTakenForItsHint,
+        Self::SecondHintTakenForTheFirst,
+        Self::LogGivenUpToAHint,
     ];
 
     /// What fails with it, in its smallest world: nothing else counts.
@@ -83,9 +93,14 @@ impl Variant {
             | Self::LeaseLoadedAfterTheValue
             | Self::HintAppliedOnlyToHeldKeys
             | Self::TrimmedByAge
+            | Self::RowTakenForItsHint
+            | Self::LogGivenUpToAHint
             | Self::WalPositionAsStamp => promise::UNSEEN_BY_ITS_POLL,
             // The poll that brings the row closes the bucket by itself: only what a hint told is forgotten.
-            Self::LoForgotten | Self::UnconfirmedHintDroppedAgainstTheLastPoll => promise::HELD,
+            Self::LoForgotten
+            | Self::UnconfirmedHintDroppedAgainstTheLastPoll
+            | Self::SecondHintTakenForTheFirst
+            | Self::HintForgottenByAnEarlierPoll => promise::HELD,
             Self::ReplicasValueServedUnchecked | Self::OldTransactionTakenAtItsWord => {
                 promise::OLDER_THAN_THE_BOUND
             }
@@ -93,6 +108,7 @@ impl Variant {
             Self::CachedFromATransactionThatWrote => promise::UNCOMMITTED,
             Self::EpochOfAHintNotCompared
             | Self::EpochOfAHintComparedTooEarly
+            | Self::HintNeverForgotten
             | Self::ReplayConfirmsNothing => promise::LIVELY,
             Self::WaitersOfACancelledLeaderNotWoken | Self::ParkedLeaderHoldsItsKey => promise::ANSWERED,
         }
@@ -122,10 +138,22 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Copied {
     highest: u64,
-    lo: u64,
     rk: Rank,
+    lo: u64,
     xid: u64,
+    /// How young the hint is that told of `xid`.
+    hinted: Hinted,
+    /// What was given up of hints, and how young the youngest of them is.
+    hinted_lo: u64,
+    lo_hinted: Hinted,
     broken: Option<Variant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Hinted {
+    No,
+    BeforeThePoll,
+    SinceThePoll,
 }
 
 impl Known {
@@ -133,10 +161,16 @@ impl Known {
         match kind {
             Kind::One => Self::One(Bucket::at(floor)),
             Kind::Two => Self::Two(Bucket::at(floor)),
-            Kind::Copied(broken) => {
-                let highest = floor.xmax().saturating_sub(1);
-                Self::Copied(Copied { highest, lo: 0, rk: floor.rank(), xid: 0, broken })
-            }
+            Kind::Copied(broken) => Self::Copied(Copied {
+                highest: floor.xmax().saturating_sub(1),
+                rk: floor.rank(),
+                lo: 0,
+                xid: 0,
+                hinted: Hinted::No,
+                hinted_lo: 0,
+                lo_hinted: Hinted::No,
+                broken,
+            }),
         }
     }
 
@@ -159,40 +193,105 @@ impl Known {
             Self::Copied(bucket) => bucket.apply(xid, last, current),
         }
     }
+
+    /// A poll is sent.
+    pub(super) fn sent(&mut self) {
+        match self {
+            Self::One(bucket) => bucket.sent(),
+            Self::Two(bucket) => bucket.sent(),
+            Self::Copied(bucket) => bucket.sent(),
+        }
+    }
+
+    /// A poll has completed.
+    pub(super) fn forget(&mut self) {
+        match self {
+            Self::One(bucket) => bucket.forget(),
+            Self::Two(bucket) => bucket.forget(),
+            Self::Copied(bucket) => bucket.forget(),
+        }
+    }
+
+    pub(super) fn is_hinted(&self) -> bool {
+        match self {
+            Self::One(bucket) => bucket.is_hinted(),
+            Self::Two(bucket) => bucket.is_hinted(),
+            Self::Copied(bucket) => bucket.hinted != Hinted::No || bucket.lo_hinted != Hinted::No,
+        }
+    }
 }
 
 impl Copied {
     fn accepts(&self, stamp: &Snapshot) -> bool {
-        let lo = if self.broken == Some(Variant::LoForgotten) { 0 } else { self.lo };
+        let lo = if self.broken == Some(Variant::LoForgotten) { 0 } else { self.lo.max(self.hinted_lo) };
         let rk = if self.broken == Some(Variant::RkForgotten) { Rank::default() } else { self.rk };
         if self.broken == Some(Variant::XmaxAboveHighest) {
-            return stamp.xmax() > self.highest;
+            return stamp.xmax() > self.highest.max(self.hinted_lo).max(self.xid);
         }
-        stamp.xmin() > self.highest
-            || (stamp.xmin() > lo && stamp.rank() >= rk && (self.xid == 0 || stamp.contains(self.xid)))
+        stamp.xmin() > lo
+            && (self.xid == 0 || stamp.contains(self.xid))
+            && (stamp.xmin() > self.highest || stamp.rank() >= rk)
     }
 
     fn apply(&mut self, xid: u64, last: Option<&Snapshot>, current: Option<&Snapshot>) {
-        let by = |xid: u64| [last, current].into_iter().flatten().find(|poll| poll.contains(xid));
-        self.highest = self.highest.max(xid);
-        if xid == self.xid || last.is_some_and(|poll| poll.contains(xid)) {
+        let confirms = current.filter(|_| self.broken != Some(Variant::ReplayConfirmsNothing));
+        let by = |xid: u64| [last, confirms].into_iter().flatten().find(|poll| poll.contains(xid));
+        if last.is_some_and(|poll| poll.contains(xid)) {
+            return;
+        }
+        let of_the_log = current.is_some();
+        let hinted = if of_the_log { Hinted::No } else { Hinted::SinceThePoll };
+        if of_the_log {
+            self.highest = self.highest.max(xid);
+        }
+        if xid == self.xid {
+            let stays = match self.broken {
+                Some(Variant::RowTakenForItsHint) => of_the_log,
+                Some(Variant::SecondHintTakenForTheFirst) => !of_the_log,
+                _ => false,
+            };
+            if self.hinted != Hinted::No && !stays {
+                self.hinted = hinted;
+            }
             return;
         }
         let gives_way = self.broken == Some(Variant::UnconfirmedHintDroppedAgainstTheLastPoll);
         if self.xid == 0 {
-            self.xid = xid;
+            (self.xid, self.hinted) = (xid, hinted);
         } else if let Some(poll) = by(self.xid).or(last.filter(|_| gives_way)) {
             self.give_up(self.xid, poll);
-            self.xid = xid;
+            (self.xid, self.hinted) = (xid, hinted);
         } else if let Some(poll) = by(xid) {
             self.give_up(xid, poll);
         } else {
-            self.lo = self.lo.max(self.xid.min(xid));
-            self.xid = self.xid.max(xid);
+            let stays = self.hinted == Hinted::No && self.broken != Some(Variant::LogGivenUpToAHint);
+            let given_up = if stays { xid } else { self.xid.min(xid) };
+            if given_up != xid {
+                (self.xid, self.hinted) = (xid, hinted);
+            }
+            (self.hinted_lo, self.lo_hinted) = (self.hinted_lo.max(given_up), hinted);
+        }
+    }
+
+    fn sent(&mut self) {
+        for hinted in [&mut self.hinted, &mut self.lo_hinted] {
+            if *hinted == Hinted::SinceThePoll {
+                *hinted = Hinted::BeforeThePoll;
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        if self.hinted == Hinted::BeforeThePoll {
+            (self.xid, self.hinted) = (0, Hinted::No);
+        }
+        if self.lo_hinted == Hinted::BeforeThePoll {
+            (self.hinted_lo, self.lo_hinted) = (0, Hinted::No);
         }
     }
 
     fn give_up(&mut self, xid: u64, poll: &Snapshot) {
+        self.highest = self.highest.max(xid);
         if xid < poll.xmin() {
             self.lo = self.lo.max(xid);
         } else {
