@@ -293,6 +293,9 @@ impl Perto {
     /// What your own transaction has invalidated so far; `None` where it changed no watched table. To be called last,
     /// before its commit; give it to [`Perto::announce_pending`] after. It keeps no prepared statement.
     ///
+    /// In a serializable transaction it reads where all writers of watched tables write: such transactions that overlap fail more
+    /// often with a serialization failure, and are to be tried again.
+    ///
     /// Deferred constraints are checked now, and deferred triggers run (`set constraints all immediate`): what they write
     /// at the commit would be missing from the token and the hint. For the rest of the transaction they stay immediate.
     ///
