@@ -26,6 +26,7 @@ use access::{Access, AdminKey};
 use budget::Budget;
 use caches::Caches;
 use database::Database;
+use fair::Turns;
 use fleet::Fleet;
 use limits::{Limit, Limits};
 use listen::{Guest, Places};
@@ -45,6 +46,7 @@ mod companies;
 mod contacts;
 mod dashboard;
 pub(crate) mod database;
+mod fair;
 mod fleet;
 pub(crate) mod imports;
 mod input;
@@ -75,6 +77,7 @@ pub(crate) struct Service {
     limits: Arc<Limits>,
     places: Arc<Places>,
     budget: Arc<Budget>,
+    turns: Turns,
     imports: Arc<imports::Imports>,
     fleet: Fleet,
     dashboard: dashboard::Dashboard,
@@ -93,7 +96,9 @@ impl Service {
             let value = work(tx).await?;
             Ok::<_, E>((value, self.perto.pending(tx).await?))
         };
+        let turn = fair::turn().await;
         let (value, pending) = self.database.transact(writing).await?;
+        drop(turn);
         let token = match pending {
             Some(pending) => Some(self.perto.announce_pending(pending).await),
             None => None,
@@ -158,12 +163,20 @@ async fn answer(service: &Service, router: Router, request: Request, guest: &Gue
 async fn answer_api(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
     let path = request.uri().path();
     let upload = request.method() == Method::POST && path.ends_with("/contacts/imports");
-    let (method, span) = (spans::known(request.method()), spans::request(&request, &service.routes));
-    let answering = access::check(service, router, request, guest).instrument(span.clone());
+    let method = spans::known(request.method());
+    let answering = async {
+        // Before the span: only of who has a key is it believed that there is a trace already.
+        let admitted = access::admitted(service, request.headers(), guest).await;
+        let span = spans::request(&request, &service.routes, admitted.is_ok());
+        let response = match admitted {
+            Ok(caller) => access::go_on(service, router, request, caller).instrument(span.clone()).await,
+            Err(problem) => problem.into_response(),
+        };
+        spans::answered(&span, &response);
+        response
+    };
     // A file may take as long as it comes.
-    let response = if upload { answering.await } else { timely(service, method, answering).await };
-    spans::answered(&span, &response);
-    response
+    if upload { answering.await } else { timely(service, method, answering).await }
 }
 
 async fn timely(
@@ -226,6 +239,9 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let limits = Arc::new(Limits::default());
     let places = Places::new(places(&settings)?, Arc::clone(&limits));
+    // Of the connections for requests as of those for loads, a company has half at most.
+    let (for_requests, for_loads, _) = settings.pool.shares();
+    let turns = Turns::new(usize::try_from(for_requests.min(for_loads) / 2)?);
     let budget = Budget::new(settings.access.buffered_mib << 20);
     let perto = connect(&settings, &urls)?;
     let on = |pool: &PgPool| Database::new(pool, settings.pool.prepared_statements);
@@ -242,7 +258,12 @@ pub(crate) async fn run(
     let address = listener.local_addr()?;
     tracing::info!(instance = settings.instance, %address, bound = ?settings.bound, "serving");
     crate::cli::say(&format!("{} serves on http://{address}/", settings.instance));
-    let imports = imports::Imports::start(requests.clone(), settings.instance.clone(), settings.imports);
+    let imports = imports::Imports::start(
+        requests.clone(),
+        settings.instance.clone(),
+        settings.imports,
+        Arc::clone(&limits),
+    );
     let (working, watching) = (Arc::clone(&imports), CancellationToken::new());
     let dashboard = dashboard::Dashboard::new(watching.clone());
     let end = async move {
@@ -261,6 +282,7 @@ pub(crate) async fn run(
         limits,
         places: Arc::clone(&places),
         budget,
+        turns,
         imports: Arc::clone(&imports),
         fleet,
         dashboard,
@@ -271,6 +293,10 @@ pub(crate) async fn run(
     telemetry::instruments::begin(&service);
     let ending = CancellationToken::new();
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
+    reporting.spawn({
+        let (service, ending) = (Arc::clone(&service), ending.clone());
+        async move { service.access.unknown.answer(&service.database, &ending).await }
+    });
     let (serving, router) = (Arc::clone(&service), router(&service, resources, &api));
     let answered = move |request, guest: Arc<Guest>| {
         let (service, router) = (Arc::clone(&serving), router.clone());

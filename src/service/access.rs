@@ -26,9 +26,12 @@ use super::keys::{self, KeyHash};
 use super::limits::Limit;
 use super::listen::{self, Guest};
 use super::problem::{Kind, Problem};
+use unknown::{Looked, Unknown};
+
+mod unknown;
 
 const COMPANY: &str = "perto-company";
-/// Keys that L1 doesn't have, looked up a second: guessing must not become work for Postgres.
+/// Keys that nobody knows, looked up in the caches a second where Postgres can't say which are in use.
 const UNKNOWN_KEYS: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
 /// Who may do what.
@@ -98,7 +101,11 @@ pub(crate) struct Access {
     /// Keys that were in use a while ago: they are no guesses, also where L1 can't vouch for them.
     known: moka::sync::Cache<KeyHash, ()>,
     rates: Option<DefaultKeyedRateLimiter<i64>>,
-    unknown: DefaultDirectRateLimiter,
+    /// Requests that may come at once.
+    burst: u32,
+    pub(crate) unknown: Unknown,
+    /// Where Postgres can't say which are in use.
+    guesses: DefaultDirectRateLimiter,
 }
 
 /// What the admin's key must be.
@@ -116,10 +123,12 @@ impl Access {
             admin,
             open: AtomicBool::new(open),
             known: moka::sync::Cache::builder().max_capacity(100_000).time_to_idle(KNOWN_FOR).build(),
+            burst: rate.saturating_mul(BURST.get()),
             rates: NonZeroU32::new(rate).map(|rate| {
                 RateLimiter::keyed(Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST)))
             }),
-            unknown: RateLimiter::direct(Quota::per_second(UNKNOWN_KEYS)),
+            unknown: Unknown::default(),
+            guesses: RateLimiter::direct(Quota::per_second(UNKNOWN_KEYS)),
         }
     }
 
@@ -145,31 +154,68 @@ impl Access {
         }
     }
 
-    fn check_rate(&self, company: i64) -> Result<(), Problem> {
-        let Some(Err(until)) = self.rates.as_ref().map(|rates| rates.check_key(&company)) else {
-            return Ok(());
-        };
-        let wait = until.wait_time_from(DefaultClock::default().now());
-        Err(Problem::limit(Limit::Rate, "this company makes too many requests").retry_after(wait))
+    /// Whether it is worth to look up a key.
+    ///
+    /// # Errors
+    /// 401 where it is not in use, 429 where too many ask for keys that nobody knows.
+    async fn look(&self, key: KeyHash) -> Result<(), Problem> {
+        match self.unknown.look(key).await {
+            Looked::InUse => Ok(()),
+            Looked::NotInUse => Err(refused()),
+            Looked::NotKnown if self.guesses.check().is_ok() => Ok(()),
+            Looked::NotKnown | Looked::TooMany => {
+                Err(Problem::limit(Limit::UnknownKeys, "too many keys that nobody knows"))
+            }
+        }
+    }
+
+    /// How long a company is to wait before it may make so many requests more; they are counted where it need not.
+    fn wait(&self, company: i64, requests: usize) -> Option<Duration> {
+        let rates = self.rates.as_ref()?;
+        // What is more than may come at once is as much as may.
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX).min(self.burst);
+        let until = rates.check_key_n(&company, NonZeroU32::new(requests)?).ok()?.err()?;
+        Some(until.wait_time_from(DefaultClock::default().now()))
+    }
+
+    /// Work that is as much as so many requests.
+    ///
+    /// # Errors
+    /// 429 where it is too much for now.
+    pub(crate) fn check_work(&self, company: Option<i64>, requests: usize) -> Result<(), Problem> {
+        match company.and_then(|company| self.wait(company, requests)) {
+            None => Ok(()),
+            Some(wait) => {
+                let problem =
+                    Problem::limit(Limit::Rate, "this company makes too many requests, or too large ones");
+                Err(problem.retry_after(wait))
+            }
+        }
+    }
+
+    /// Waits until work of so many requests may be done. The request's own limit bounds it.
+    pub(crate) async fn wait_for_work(&self, company: Option<i64>, requests: usize) {
+        let Some(company) = company else { return };
+        while let Some(wait) = self.wait(company, requests) {
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 
 /// How long a key that nobody presents is remembered as no guess.
 const KNOWN_FOR: Duration = Duration::from_hours(24);
+/// Bytes of an answer that count as one more request.
+const ANSWER: usize = 16 * 1024;
 /// How many seconds' worth of requests may come at once.
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
-/// Goes on with a request whose key is in use, and remembers whose it is.
-pub(crate) async fn check(
+/// Goes on with a request of who has a key, and remembers whose it is.
+pub(crate) async fn go_on(
     service: &Service,
     router: Router,
     mut request: Request,
-    guest: &Guest,
+    caller: Caller,
 ) -> Response {
-    let caller = match admitted(service, request.headers(), guest).await {
-        Ok(caller) => caller,
-        Err(problem) => return problem.into_response(),
-    };
     let company = caller.charged();
     // Until the answer is there: what was read of the body may be in use until then.
     let _coming = match service.budget.take(company, coming(&request)) {
@@ -177,7 +223,14 @@ pub(crate) async fn check(
         Err(problem) => return problem.into_response(),
     };
     request.extensions_mut().insert(caller);
-    service.budget.counted(company, listen::routed(router, request).await)
+    let response = service.turns.asking(company, listen::routed(router, request)).await;
+    let bytes = response.body().size_hint().exact().unwrap_or_default();
+    if let Err(problem) =
+        service.access.check_work(company, usize::try_from(bytes).unwrap_or(usize::MAX) / ANSWER)
+    {
+        return problem.into_response();
+    }
+    service.budget.counted(company, response)
 }
 
 /// What a request may bring into memory at a time.
@@ -187,8 +240,15 @@ fn coming(request: &Request) -> usize {
     bytes.min(input::MAX_BODY)
 }
 
-/// Who asks, where there is a place for the connection.
-async fn admitted(service: &Service, headers: &HeaderMap, guest: &Guest) -> Result<Caller, Problem> {
+/// Who asks, where the key is in use and there is a place for the connection.
+///
+/// # Errors
+/// 401 without such a key; 403, 429, 503 as they say.
+pub(crate) async fn admitted(
+    service: &Service,
+    headers: &HeaderMap,
+    guest: &Guest,
+) -> Result<Caller, Problem> {
     let caller = caller(service, headers).await?;
     guest.shows_key_of(caller.charged()).map_err(|limit| {
         let whose = if limit == Limit::Connections { "of this instance" } else { "of this company" };
@@ -205,7 +265,6 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     }
     let presented = input::only(headers, AUTHORIZATION.as_str())?
         .ok_or_else(|| Problem::of(Kind::Unauthorized, "authorization", "must be `Bearer` and an API key"))?;
-    let refused = || Problem::of(Kind::Unauthorized, "authorization", "is no key that is in use");
     let key = presented.to_str().ok().and_then(keys::bearer).ok_or_else(refused)?;
     let hash = KeyHash::of(key);
     if matches!(access.admin, AdminKey::Hash(known) if known.is(&hash)) {
@@ -216,10 +275,12 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     }
     let known = match service.caches.api_keys.get_if_cached(&hash) {
         Some(read) => read,
-        None if !access.known.contains_key(&hash) && access.unknown.check().is_err() => {
-            return Err(Problem::limit(Limit::UnknownKeys, "too many keys that nobody knows"));
+        None => {
+            if !access.known.contains_key(&hash) {
+                access.look(hash).await?;
+            }
+            service.caches.api_keys.get(&hash).await?
         }
-        None => service.caches.api_keys.get(&hash).await?,
     };
     let Some(key) = known.value else {
         access.known.invalidate(&hash);
@@ -229,8 +290,12 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
         access.known.insert(hash, ());
     }
     let company = key.company_id;
-    access.check_rate(company)?;
+    access.check_work(Some(company), 1)?;
     Ok(Caller { admin: false, company: Some(company) })
+}
+
+fn refused() -> Problem {
+    Problem::of(Kind::Unauthorized, "authorization", "is no key that is in use")
 }
 
 /// Where it is open, a page of any site that the same machine shows could ask too, if its name were made to lead here.

@@ -59,7 +59,7 @@ pub(super) fn routes(api: &OpenApi) -> Router<Arc<Service>> {
 fn asset(path: &str, config: Arc<Config<'static>>) -> Response {
     match utoipa_swagger_ui::serve(path, config) {
         Ok(Some(file)) => {
-            let coding = file.gzpipped.then(|| [(CONTENT_ENCODING, "gzip")]);
+            let coding = file.gzpipped.then_some([(CONTENT_ENCODING, "gzip")]);
             // Strangers may ask for these: they are sent from where the program has them.
             let bytes = match file.bytes {
                 Cow::Borrowed(bytes) => Bytes::from_static(bytes),

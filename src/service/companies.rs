@@ -16,6 +16,7 @@ use super::Service;
 use super::access::{Admin, Caller};
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
 use super::database::Database;
+use super::fair;
 use super::input::{At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -114,7 +115,7 @@ async fn find(
     id: i64,
     options: ReadOptions,
 ) -> Result<Found<Row<Company>>, Problem> {
-    let read = service.caches.companies.get_with(&id, options).await?;
+    let read = fair::read(&service.caches.companies, &id, options).await?;
     Found::new(read, "company", |company| caller.may(company.row.id))
 }
 

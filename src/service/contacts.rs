@@ -18,6 +18,7 @@ use super::answer::{Answer, Done, Found, ReadHeaders, Row};
 use super::caches::NotAKey;
 use super::companies::Tenant;
 use super::database::Database;
+use super::fair;
 use super::input::{self, At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -177,7 +178,7 @@ async fn read(
     Tenant { company, wanted, .. }: Tenant,
     At(path): At<ContactPath>,
 ) -> Result<Answer, Problem> {
-    let read = service.caches.contacts.get_with(&path.id, wanted.options()).await?;
+    let read = fair::read(&service.caches.contacts, &path.id, wanted.options()).await?;
     let found = Found::new(read, "contact", |contact| contact.row.company_id == company.id)?;
     Ok(Answer::row(&found, &wanted))
 }
@@ -192,7 +193,7 @@ async fn read_by_phone(
 ) -> Result<Answer, Problem> {
     let phone = rules::phone(&path.phone, &company.region)?;
     let key = ByPhone { company: company.id, phone };
-    let read = service.caches.contacts_by_phone.get_with(&key, wanted.options()).await?;
+    let read = fair::read(&service.caches.contacts_by_phone, &key, wanted.options()).await?;
     // Which number it is depends on the company's region.
     let found = Found::new(read, "contact", |_| true)?.no_fresher_than(freshness);
     Ok(Answer::row(&found, &wanted))

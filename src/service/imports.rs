@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::database::Database;
+use super::limits::Limits;
 
 mod chunks;
 mod header;
@@ -60,6 +61,10 @@ pub(crate) struct ImportSettings {
         value_name = "NUMBER"
     )]
     max_rejects: u32,
+    /// MiB that the rejected rows of an import may take; those of a company's imports together four times as much
+    #[arg(long = "import-rejects-mib", env = "PERTO_IMPORT_REJECTS_MIB", default_value_t = 32, value_name = "MIB",
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    rejects_mib: u32,
     /// Imports that this instance works on at a time
     #[arg(long = "imports-at-once", env = "PERTO_IMPORTS_AT_ONCE", default_value_t = 2, value_name = "NUMBER",
         value_parser = clap::value_parser!(u32).range(0..=16))]
@@ -116,6 +121,7 @@ pub(crate) struct Imports {
     database: Database,
     instance: String,
     settings: ImportSettings,
+    limits: Arc<Limits>,
     /// There may be an import to take.
     queued: Notify,
     /// There may be chunks to throw away.
@@ -137,12 +143,27 @@ pub(super) struct Worked {
 
 impl Imports {
     /// Begins to work on what is queued.
-    pub(crate) fn start(database: Database, instance: String, settings: ImportSettings) -> Arc<Self> {
+    pub(crate) fn start(
+        database: Database,
+        instance: String,
+        settings: ImportSettings,
+        limits: Arc<Limits>,
+    ) -> Arc<Self> {
         let (tasks, ending) = (TaskTracker::new(), CancellationToken::new());
         let (queued, untidy) = (Notify::new(), Notify::new());
         let (opening, worked) = (Mutex::default(), Worked::default());
-        let imports =
-            Arc::new(Self { database, instance, settings, queued, untidy, opening, worked, tasks, ending });
+        let imports = Arc::new(Self {
+            database,
+            instance,
+            settings,
+            limits,
+            queued,
+            untidy,
+            opening,
+            worked,
+            tasks,
+            ending,
+        });
         for _ in 0..settings.at_once {
             imports.tasks.spawn(worker::run(Arc::clone(&imports)));
         }

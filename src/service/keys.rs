@@ -1,6 +1,7 @@
 //! API keys: 256 random bits each, of which only a hash is stored; looked up through the cache, so that a key that is
 //! revoked is refused everywhere within the bound.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -88,6 +89,14 @@ async fn load_keys(database: Database, load: Load<KeyHash>) -> Result<Loaded<Key
         .into_iter()
         .filter_map(|(hash, company_id)| Some((hash.parse().ok()?, ApiKey { company_id })));
     Ok(found.fold(Loaded::new(rows.stamp), |loaded, (hash, key)| loaded.with(hash, key)))
+}
+
+/// Those of some keys that are in use, by what is committed now.
+pub(crate) async fn in_use(database: &Database, keys: &[KeyHash]) -> Result<HashSet<KeyHash>, sqlx::Error> {
+    let hashes: Vec<&[u8]> = keys.iter().map(KeyHash::bytes).collect();
+    let sql = "select encode(hash, 'hex') from api_keys where hash = any($1) and revoked_at is null";
+    let rows = database.fetch(database.write::<(String,)>(sql).bind(hashes)).await?;
+    Ok(rows.into_iter().filter_map(|(hash,)| hash.parse().ok()).collect())
 }
 
 /// The key of an `authorization` header.

@@ -37,6 +37,8 @@ limits! {
     CompanyMemory = "memory-of-company-full", TOO_MANY_REQUESTS, "No memory for more of this company at a time";
     /// Imports of a company that are under way.
     Imports = "too-many-imports", TOO_MANY_REQUESTS, "Too many imports of this company are under way";
+    /// Memory in Postgres for rejected rows. Nobody is told: more are only counted.
+    Rejects = "too-many-rejects", TOO_MANY_REQUESTS, "Too many rejected rows";
 }
 
 const COUNT: usize = Limit::ALL.len();

@@ -18,6 +18,7 @@ use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Rendered, Wanted};
 use super::database::Database;
+use super::fair;
 use super::input::{self, At, Query};
 use super::problem::{Kind, Problem};
 use window::Window;
@@ -206,7 +207,7 @@ async fn read(
     if !(1..=MOST).contains(&page.limit) {
         return Err(Problem::bad("limit", &format!("must be 1 to {MOST}")));
     }
-    let read = service.caches.messages.get_with(&path.chat, wanted.options()).await?;
+    let read = fair::read(&service.caches.messages, &path.chat, wanted.options()).await?;
     let found = Found::new(read, "chat", |window| caller.may(window.company))?;
     let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
     match found.value.slice(&page, window) {
@@ -223,7 +224,7 @@ async fn older(
     page: &Page,
     wanted: &Wanted,
 ) -> Result<Answer, Problem> {
-    let database = &service.database;
+    let (database, _turn) = (&service.database, fair::turn().await);
     if let Some(before) = page.before {
         let sql = "select id from messages where id = $2 and chat_id = $1";
         let query = database.read::<(i64,)>(sql).bind(chat).bind(before);

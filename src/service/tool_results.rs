@@ -24,6 +24,7 @@ use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
 use super::caches::NotAKey;
 use super::database::Database;
+use super::fair;
 use super::input::{self, At};
 use super::messages::begin_chat;
 use super::problem::Problem;
@@ -143,7 +144,7 @@ async fn read(
 ) -> Result<Answer, Problem> {
     check(&path.tool)?;
     let key = ChatTool { chat: path.chat, tool: path.tool };
-    let read = service.caches.tool_results.get_with(&key, wanted.options()).await?;
+    let read = fair::read(&service.caches.tool_results, &key, wanted.options()).await?;
     let lives =
         |found: &Row<ToolResult>| caller.may(found.row.company_id) && found.row.expires_at > Utc::now();
     let found = Found::new(read, "tool result", lives)?;

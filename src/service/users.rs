@@ -15,6 +15,7 @@ use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
 use super::database::Database;
+use super::fair;
 use super::input::{At, Body};
 use super::problem::Problem;
 use super::rules;
@@ -104,7 +105,7 @@ async fn read(
     At(path): At<UserPath>,
     wanted: Wanted,
 ) -> Result<Answer, Problem> {
-    let read = service.caches.users.get_with(&path.id, wanted.options()).await?;
+    let read = fair::read(&service.caches.users, &path.id, wanted.options()).await?;
     let found = Found::new(read, "user", |user| caller.may(user.row.company_id))?;
     Ok(Answer::row(&found, &wanted))
 }

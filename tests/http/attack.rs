@@ -1,4 +1,5 @@
 //! The service under attack: what strangers and tenants can take of its memory, its places and its time.
+#![expect(clippy::print_stderr, reason = "figures of a run")]
 
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};

@@ -428,6 +428,27 @@ async fn of_too_many_records_that_are_too_long_the_first_are_kept_and_all_are_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_rejected_rows_is_bounded_in_bytes_for_an_import_and_for_its_company() {
+    let database = prepared();
+    let served = Served::start_with(&database, "a", &["--import-rejects-mib", "1"]);
+    let mut kept = Vec::new();
+    for _ in 0..5 {
+        let import = upload(&served, 1, NDJSON, "1\n".repeat(12_000).as_bytes()).await;
+        assert_eq!(ended(&served, &import).await["rejected"], 12_000);
+        kept.push(rejected(&served, &import).await.lines().count() - 1);
+    }
+    assert!((4_000..8_000).contains(&kept[0]) && kept[3] > 4_000, "{kept:?}");
+    assert!(kept[4] <= 1, "what was left of the room: {kept:?}");
+    let other = upload(&served, 2, NDJSON, "1\n".repeat(12_000).as_bytes()).await;
+    ended(&served, &other).await;
+    assert!(rejected(&served, &other).await.lines().count() > 4_000, "another company has its own");
+    let mut postgres = PgConnection::connect(&database.url).await.unwrap();
+    let size = "select pg_total_relation_size('import_rejects')";
+    let size: i64 = sqlx::query_scalar(size).fetch_one(&mut postgres).await.unwrap();
+    assert!(size <= 2 * 5 * (1 << 20), "{size} bytes of 5 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_hold_their_headers_back_are_counted_and_end_soon() {
     let database = prepared();
     let served = Served::start(&database, "a");

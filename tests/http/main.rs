@@ -16,6 +16,7 @@ mod command;
 mod dashboard;
 mod doctor;
 mod environment;
+mod fairness;
 mod fleet;
 mod imports;
 mod inspect;

@@ -8,7 +8,7 @@ use serde_json::json;
 use sqlx::{Connection, PgConnection};
 use tokio_util::task::TaskTracker;
 
-use crate::command::{ADMIN_KEY, Served, key_of, seeded};
+use crate::command::{ADMIN_KEY, Served, key_of, perto, seeded};
 use crate::resources::CHAT;
 use crate::service::request;
 use crate::sink::{Sink, hex, names, one};
@@ -294,4 +294,31 @@ async fn a_collector_that_is_down_silent_or_refusing_costs_spans_and_nothing_els
         assert!(a.end(), "it ends well");
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_that_a_request_names_is_believed_of_who_has_a_key() {
+    let (database, sink) = (seeded(), Sink::grpc().await);
+    let key = format!("authorization: Bearer {}\r\n", key_of(&database, 1));
+    let mut command = perto(&database.url, &redis_url());
+    command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", sink.address))
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        .env("OTEL_BSP_SCHEDULE_DELAY", "100")
+        .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+        .env("OTEL_TRACES_SAMPLER_ARG", "0");
+    let a = Served::start_by(command, "a", &["--admin-key", ADMIN_KEY]);
+    let (strange, known) = ("a".repeat(32), "b".repeat(32));
+    let unknown = format!("authorization: Bearer perto_{}\r\n", "0".repeat(64));
+    for headers in ["", unknown.as_str()] {
+        for _ in 0..20 {
+            let headers = format!("{headers}{}", part_of(&strange));
+            assert_eq!(request(&a, "GET", COMPANY, &headers, "").await.status, 401);
+        }
+    }
+    assert_eq!(request(&a, "GET", COMPANY, &format!("{key}{}", part_of(&known)), "").await.status, 200);
+    sink.trace(&known, 1).await;
+    let of_strangers = sink.spans().iter().filter(|seen| hex(&seen.span.trace_id) == strange).count();
+    assert_eq!(of_strangers, 0);
+    assert!(sink.spans().iter().all(|seen| hex(&seen.span.trace_id) == known), "nothing else is sampled");
 }

@@ -104,6 +104,7 @@ async fn watch(service: &Service) {
         if swept.elapsed() >= SWEEP {
             swept = Instant::now();
             service.access.sweep();
+            service.turns.sweep();
         }
     }
 }

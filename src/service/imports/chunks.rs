@@ -9,8 +9,11 @@ use uuid::Uuid;
 use super::rows::{Batch, Contact, Reject};
 use super::{Imports, LEASE};
 use crate::service::database::Database;
+use crate::service::limits::Limit;
 use crate::service::rules::Flaw;
 
+/// A company may keep the rejects of so many imports that have as many as one may.
+const COMPANY_IMPORTS: i64 = 4;
 /// Contacts of one statement. The statement's keys in the log are as many, of each cache: more than
 /// [`perto::MAX_KEYS_PER_ROW`] would clear the whole cache.
 const CONTACTS_PER_STATEMENT: usize = 400;
@@ -95,8 +98,9 @@ pub(super) async fn next(
     }))
 }
 
+/// Keeps rejects, as many as there is room for: of the import, and of all that its company has kept.
 pub(super) async fn put_rejects(
-    database: &Database,
+    imports: &Imports,
     tx: &mut PgConnection,
     import: Uuid,
     rejects: &[Reject],
@@ -104,6 +108,24 @@ pub(super) async fn put_rejects(
     if rejects.is_empty() {
         return Ok(());
     }
+    let (database, most) = (&imports.database, i64::from(imports.settings.rejects_mib) << 20);
+    let taken = "select i.rejects_bytes, (select sum(o.rejects_bytes) from imports o \
+                 where o.company_id = i.company_id)::bigint from imports i where i.id = $1";
+    let (own, all) = database.write::<(i64, i64)>(taken).bind(import).fetch_one(&mut *tx).await?;
+    let room = (most - own).min(most.saturating_mul(COMPANY_IMPORTS) - all);
+    let mut bytes = 0;
+    let fits = |reject: &&Reject| {
+        bytes += reject.bytes();
+        bytes <= room
+    };
+    let fitting = rejects.iter().take_while(fits).count();
+    if fitting < rejects.len() {
+        imports.limits.count(Limit::Rejects);
+    }
+    let rejects = &rejects[..fitting];
+    let bytes: i64 = rejects.iter().map(Reject::bytes).sum();
+    let add = "update imports set rejects_bytes = rejects_bytes + $2 where id = $1";
+    database.statement(add).bind(import).bind(bytes).execute(&mut *tx).await?;
     let line = |reject: &Reject| i64::try_from(reject.line).unwrap_or(i64::MAX);
     database
         .statement(
@@ -149,7 +171,7 @@ pub(super) async fn apply(
         upsert(database, &mut tx, claim.company, contacts).await?;
     }
     let kept = counts.kept(rejected, imports.settings.max_rejects).min(batch.rejects.len());
-    put_rejects(database, &mut tx, claim.import, &batch.rejects[..kept]).await?;
+    put_rejects(imports, &mut tx, claim.import, &batch.rejects[..kept]).await?;
     let delete = "delete from import_chunks where import_id = $1 and seq = $2";
     let deleted = database.statement(delete).bind(claim.import).bind(seq).execute(&mut tx).await?;
     // Who has the lease is alone, so it is there: else it was applied before, and nothing of this is kept.

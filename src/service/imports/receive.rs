@@ -312,7 +312,7 @@ impl Upload {
         .bind(&counts.times);
         let (rejected,) = query.fetch_optional(&mut tx).await?.ok_or(Refusal::Cancelled)?;
         let kept = counts.kept(rejected, self.imports.settings.max_rejects).min(rejects.len());
-        chunks::put_rejects(database, &mut tx, self.id, &rejects[..kept]).await?;
+        chunks::put_rejects(&self.imports, &mut tx, self.id, &rejects[..kept]).await?;
         if let Some(chunk) = cut.chunk {
             chunks::put(database, &mut tx, self.id, &chunk).await?;
         }

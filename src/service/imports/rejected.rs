@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::service::database::Database;
 
-const PAGE: i64 = 1_000;
+/// Records are bounded, so this is within what an answer that is made while it is sent may take.
+const PAGE: i64 = 200;
 
 /// The file in pieces: `line,reason,record`, in the order of the lines.
 pub(super) fn file(database: Database, import: Uuid) -> impl Stream<Item = Result<Bytes, sqlx::Error>> {

@@ -13,6 +13,8 @@ use crate::service::rules::{self, Flaw};
 
 /// Bytes of a rejected record that are kept.
 const KEPT: usize = 1024;
+/// What a row of the rejects takes beside its texts: its head, the import, the line, and its entry in the index.
+const ROW: usize = 120;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) const TOO_LONG: Flaw = Flaw { field: "record", wrong: "is longer than 64 KiB" };
@@ -65,10 +67,19 @@ impl Reject {
         let end = record.strip_suffix(b"\n").unwrap_or(record);
         let end = end.strip_suffix(b"\r").unwrap_or(end);
         let mut text = String::from_utf8_lossy(&end[..end.len().min(KEPT)]).replace('\0', "");
-        if end.len() > KEPT {
+        // What is no text takes more than it came with.
+        let fitting = text.floor_char_boundary(KEPT);
+        if end.len() > KEPT || fitting < text.len() {
+            text.truncate(fitting);
             text.push('…');
         }
         Self { line, flaw, record: text }
+    }
+
+    /// What it takes in Postgres, about.
+    pub(super) fn bytes(&self) -> i64 {
+        let text = self.record.len() + self.flaw.to_string().len();
+        i64::try_from(text + ROW).unwrap_or(i64::MAX)
     }
 }
 

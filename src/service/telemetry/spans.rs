@@ -39,8 +39,11 @@ impl Routes {
     }
 }
 
+/// Goes on with the trace that the request names, if its caller is believed: a stranger must not decide what is sampled, nor
+/// write into the traces of others.
+///
 /// <https://opentelemetry.io/docs/specs/semconv/http/http-spans/>
-pub(crate) fn request(request: &Request, routes: &Arc<Routes>) -> Span {
+pub(crate) fn request(request: &Request, routes: &Arc<Routes>, believed: bool) -> Span {
     let span = tracing::trace_span!(
         target: TARGET,
         "request",
@@ -68,6 +71,9 @@ pub(crate) fn request(request: &Request, routes: &Arc<Routes>) -> Span {
     if let Some(route) = route {
         span.record("http.route", &route);
         span.record("url.path", route);
+    }
+    if !believed {
+        return span;
     }
     let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
     if parent.span().span_context().is_valid() {

@@ -1,0 +1,81 @@
+//! Companies beside each other: what one asks for keeps no other waiting.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::{Connection, PgConnection};
+
+use crate::command::{ADMIN_KEY, Served, key_of, seeded};
+use crate::service::{Response, request};
+use crate::support::wait::eventually;
+
+fn bearer(key: &str) -> String {
+    format!("authorization: Bearer {key}\r\n")
+}
+
+async fn rename(served: &Served, company: i64, key: &str) -> Response {
+    let body = json!({ "name": "Other" }).to_string();
+    request(served, "PATCH", &format!("/api/v1/companies/{company}"), key, body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_company_whose_writes_wait_leaves_connections_to_the_others() {
+    let database = seeded();
+    let (greedy, modest) = (bearer(&key_of(&database, 2)), bearer(&key_of(&database, 3)));
+    let a = Served::start_closed(&database, "a");
+    assert_eq!(rename(&a, 3, &modest).await.status, 200);
+    let mut holder = PgConnection::connect(&database.url).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::query("update companies set name = 'held' where id = 2").execute(&mut *held).await.unwrap();
+    let waiting = futures_util::future::join_all((0..40).map(|_| rename(&a, 2, &greedy)));
+    let others = async {
+        let mut watcher = PgConnection::connect(&database.url).await.unwrap();
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("it takes what it may", async || {
+            sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut watcher).await.unwrap() == 4
+        })
+        .await;
+        let began = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(rename(&a, 3, &modest).await.status, 200);
+        }
+        let took = began.elapsed();
+        let most: i64 = sqlx::query_scalar(waits).fetch_one(&mut watcher).await.unwrap();
+        held.rollback().await.unwrap();
+        (took, most)
+    };
+    let (waited, (took, most)) = tokio::join!(waiting, others);
+    assert!(most <= 4, "{most}");
+    assert!(took < Duration::from_secs(4), "{took:?}: shorter than a lock is waited for");
+    assert!(waited.iter().any(|answer| answer.status == 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_contact_of_a_validation_counts_as_a_request() {
+    let database = seeded();
+    let a = Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--rate-limit", "100"]);
+    let (greedy, modest) = (bearer(&key_of(&database, 2)), bearer(&key_of(&database, 3)));
+    let many = |count: u32| {
+        let contact = |n| json!({ "phone": format!("+3519123{n:05}") });
+        serde_json::Value::from((0..count).map(contact).collect::<Vec<_>>()).to_string()
+    };
+    let validate = async |count| {
+        request(&a, "POST", "/api/v1/companies/2/contacts/validate", &greedy, many(count)).await
+    };
+    assert_eq!(validate(150).await.status, 200);
+    let refused = validate(150).await;
+    assert_eq!(
+        (refused.status, &refused.body["type"]),
+        (429, &json!("urn:perto:problem:too-many-requests")),
+        "{}",
+        refused.text
+    );
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(request(&a, "GET", "/api/v1/companies/3", &modest, "").await.status, 200);
+    // What is more than may ever come at once is not refused for ever.
+    eventually("it may again", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        validate(1_000).await.status == 200
+    })
+    .await;
+}
