@@ -187,7 +187,7 @@ async fn a_repair_is_part_of_the_trace_of_the_write_that_it_repairs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_spans_and_figures_leave_before_the_caches_do() {
     let (database, sink) = (seeded(), Sink::grpc().await);
-    let mut command = crate::command::perto(&database.url, &redis_url());
+    let mut command = perto(&database.url, &redis_url());
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", sink.address));
     command.env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc").env("OTEL_BSP_SCHEDULE_DELAY", "60000");
     let a = Served::start_by(command, "a", &[]);
