@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
 use crate::coherence::snapshot::Snapshot;
+use crate::coherence::tokens::Asks;
 use crate::coherence::{Began, Judged};
 use crate::error::{Error, InvalidateError};
 use crate::instance::{Shared, Token};
@@ -198,10 +199,41 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of [`Cache::get`], and [`Error::TokenAhead`].
     pub async fn get_with(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
+        let options = self.known(options);
         match self.noted_hit(key, options.at_least) {
             Some(read) => Ok(read),
             None => self.get_slow(key, options).await,
         }
+    }
+
+    /// Without a token of an epoch that has ended: whatever is fresh will do.
+    fn known(&self, options: ReadOptions) -> ReadOptions {
+        let asks = |token: &Token| self.0.shared.coherence.asks(*token) != Asks::Nothing;
+        ReadOptions { at_least: options.at_least.filter(asks) }
+    }
+
+    /// Waits for a poll where only that tells what a token asks. Without a lease there may be none: the source decides then.
+    async fn settle(&self, options: ReadOptions) -> Result<ReadOptions, Error> {
+        let Shared { coherence, settings, .. } = &*self.0.shared;
+        let Some(token) = options.at_least else { return Ok(options) };
+        let valid = coherence.lease.held().valid_at(coherence.clock.now_ms());
+        if coherence.asks(token) == Asks::Unknown
+            && valid
+            && tokio::time::timeout(settings.poll_timeout, coherence.next_poll()).await.is_ok()
+        {
+            if !coherence.lease.is_in(token.epoch) {
+                coherence.tokens.ended(token.epoch);
+            } else if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) {
+                return Err(self.ahead());
+            }
+        }
+        Ok(self.known(options))
+    }
+
+    fn ahead(&self) -> Error {
+        let coherence = &self.0.shared.coherence;
+        coherence.tokens.was_untrue(coherence.clock.now_ms());
+        Error::TokenAhead
     }
 
     /// Reads many keys: one pass over L1, one round trip to L2, one call of the loader with what is missing, joined
@@ -272,6 +304,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::Closed);
         }
         let texts = self.texts(keys)?;
+        let options = self.settle(options).await?;
         let in_l1 = |key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options));
         let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
         match answers.iter().flatten().count() {
@@ -395,7 +428,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             // Whoever has a token got it before this read began.
             Some(_) if first_hand && from == From::Computed => {}
             token if contains(&entry.stamp, token) => {}
-            _ if first_hand || from == From::Behind => return Err(Error::TokenAhead),
+            _ if first_hand => return Err(self.ahead()),
+            _ if from == From::Behind => return Err(Error::TokenAhead),
             _ => return Ok(None),
         }
         let freshness = match (judged, from) {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::watched::Watched;
 
 pub(crate) mod belief;
 pub(crate) mod buckets;
@@ -29,12 +30,14 @@ pub(crate) mod rules;
 pub(crate) mod snapshot;
 pub(crate) mod spelling;
 pub(crate) mod tail;
+pub(crate) mod tokens;
 pub(crate) mod troubles;
 
 use belief::Belief;
 use buckets::{Buckets, Slot, Whole};
 use lease::{Held, Lease};
 use snapshot::{Rank, Snapshot};
+use tokens::Tokens;
 
 /// What one instance knows, and until when that is good for.
 pub(crate) struct Coherence {
@@ -45,8 +48,17 @@ pub(crate) struct Coherence {
     /// When the server was started that was polled last; 0 before.
     server: AtomicU64,
     pub(crate) belief: Belief,
+    pub(crate) tokens: Tokens,
+    polls: Watched<Polls>,
     /// Asks the tail for a poll at once.
     pub(crate) doubt: Notify,
+}
+
+/// By their numbers.
+#[derive(Debug, Default)]
+struct Polls {
+    sent: u64,
+    completed: u64,
 }
 
 /// The state of things before any I/O of a read. What began in another era is dropped at its end.
@@ -68,6 +80,8 @@ impl Coherence {
             buckets: Buckets::new(),
             server: AtomicU64::new(0),
             belief: Belief::default(),
+            tokens: Tokens::default(),
+            polls: Watched::default(),
             doubt: Notify::new(),
         }
     }
@@ -114,6 +128,9 @@ impl Coherence {
     /// invalidation so far.
     pub(crate) fn recover<'a>(&self, epoch: u64, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
         self.lease.begin_era();
+        if self.epoch() != epoch {
+            self.tokens.ended(self.epoch());
+        }
         self.lease.enter(epoch);
         self.buckets.reset(floor, wholes);
         self.belief.recover();
@@ -123,6 +140,7 @@ impl Coherence {
 
     /// To be called before a poll is sent: what hints have told by then, it must bring.
     pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
+        self.polls.update(|polls| polls.sent += 1);
         self.belief.sending();
         self.buckets.sending(wholes);
     }
@@ -133,6 +151,18 @@ impl Coherence {
         let untrue = self.belief.completed(&poll, self.clock.now_ms());
         self.buckets.complete(poll, wholes);
         untrue
+    }
+
+    /// The lease rests on the poll that was sent last: whoever waits for it may go on.
+    pub(crate) fn polled(&self) {
+        self.polls.update(|polls| polls.completed = polls.sent);
+    }
+
+    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may never come.
+    pub(crate) async fn next_poll(&self) {
+        let sent = self.polls.look(|polls| polls.sent);
+        self.doubt.notify_one();
+        self.polls.wait_for(|polls| (polls.completed > sent).then_some(())).await;
     }
 
     /// Whether a value with this stamp may be served: fresh if the lease held before it came is still valid.

@@ -170,6 +170,7 @@ impl Tail {
         self.cursor = Some(poll.snapshot.clone());
         // Last: who sees this lease sees all that was applied.
         self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
+        self.shared.coherence.polled();
         self.shared.signals.changed();
         // The application's exporter runs in here: after the lease.
         repaired.tell();

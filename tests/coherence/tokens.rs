@@ -44,7 +44,7 @@ async fn a_reader_with_a_token_is_not_served_by_a_load_begun_before_the_write() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_from_before_a_crash_is_answered_by_the_source() {
+async fn a_token_from_before_a_crash_is_satisfied_by_what_is_fresh() {
     let ring = Ring::of(1).await;
     let member = &ring.members[0];
     let token = ring.write(0, 1, "one").await.token;
@@ -52,7 +52,72 @@ async fn a_token_from_before_a_crash_is_answered_by_the_source() {
     tokio::time::sleep(POLL).await;
     member.fresh(1).await;
     let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
-    assert_eq!((text(&read), read.tier), (some("one"), Tier::Load), "its number says nothing in this epoch");
+    assert_eq!(
+        (text(&read), read.tier),
+        (some("one"), Tier::Local),
+        "its write is there, or lost with its epoch"
+    );
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_an_epoch_that_nobody_knows_costs_one_poll_for_all_who_hold_it() {
+    let mut ring = Ring::of(1).await;
+    let token = ring.write(0, 1, "one").await.token;
+    ring.sim.postgres.crash(0);
+    tokio::time::sleep(POLL).await;
+    // It has started since, and knows of no other epoch.
+    let late = ring.join().await;
+    ms(300).await;
+    let member = &ring.members[late];
+    member.fresh(1).await;
+    let (polls, loads) = (member.perto.stats().polls, member.loads());
+    let reads: Vec<_> = (0..100)
+        .map(|_| {
+            let users = member.users.clone();
+            crate::ring::spawn(async move { users.get_with(&1, ReadOptions::at_least(token)).await })
+        })
+        .collect();
+    for read in reads {
+        let read = read.await.unwrap().unwrap();
+        assert_eq!((text(&read), read.tier), (some("one"), Tier::Local));
+    }
+    assert!(member.perto.stats().polls <= polls + 2, "one may have been under way");
+    assert_eq!(member.loads(), loads);
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_somebody_made_up_cost_few_polls_and_no_loads() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write(0, 1, "one").await;
+    ms(300).await;
+    member.fresh(1).await;
+    let epoch = member.perto.health().epoch;
+    for of_this_epoch in [true, false] {
+        let (polls, loads, began) = (member.perto.stats().polls, member.loads(), tokio::time::Instant::now());
+        for n in 0..200_u64 {
+            let of = if of_this_epoch { epoch } else { 77 + n };
+            let made_up: Token = format!("{of:016x}-{:x}", 900_000_000 + n).parse().unwrap();
+            let read = member.users.get_with(&1, ReadOptions::at_least(made_up)).await;
+            match read {
+                Err(error) => assert!(of_this_epoch && matches!(error, Error::TokenAhead), "{error}"),
+                Ok(read) => assert_eq!((of_this_epoch, read.tier), (false, Tier::Local)),
+            }
+        }
+        let polls = member.perto.stats().polls - polls;
+        assert!(
+            u128::from(polls) <= began.elapsed().as_millis() / 50 + 2,
+            "{polls} in {:?}",
+            began.elapsed()
+        );
+        assert!(member.loads() <= loads + 1, "{of_this_epoch}: {} loads", member.loads() - loads);
+    }
+    // A true one is served meanwhile.
+    let token = ring.write(0, 1, "two").await.token;
+    let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!(text(&read), some("two"));
     ring.end().await;
 }
 
