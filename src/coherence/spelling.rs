@@ -5,13 +5,15 @@ use std::borrow::Cow;
 
 /// The text without its case and without blanks at its ends. Keys that are equal so share a bucket.
 ///
-/// Upper case first, for some letters have two lower ones: `ς` and `σ`, or `ß` and `ss`.
+/// Upper case in between, for some letters have two lower ones: `ς` and `σ`, or `ß` and `ss`. And lower case before that, for `ẞ` is
+/// its own upper case, and `ß` is not.
 pub(crate) fn folded(text: &str) -> Cow<'_, str> {
     let trimmed = text.trim();
     if trimmed.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(trimmed);
     }
-    Cow::Owned(trimmed.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
+    let lower = trimmed.chars().flat_map(char::to_lowercase);
+    Cow::Owned(lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
 #[cfg(test)]
@@ -25,6 +27,7 @@ mod tests {
             ("PROD-61", "Prod-61"),
             ("pt", "PT      "),
             ("straße", "STRASSE"),
+            ("straße", "STRAẞE"),
             ("ὀδυσσεύς", "ὈΔΥΣΣΕΎΣ"),
             ("é", "É"),
             ("ﬁ", "FI"),
