@@ -72,12 +72,12 @@ pub(crate) struct Began {
 }
 
 impl Coherence {
-    pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration) -> Self {
+    pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration, seed: u64) -> Self {
         Self {
             clock,
             bound,
             lease: Lease::default(),
-            buckets: Buckets::new(),
+            buckets: Buckets::new(seed),
             server: AtomicU64::new(0),
             belief: Belief::default(),
             tokens: Tokens::default(),
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_poll_of_the_era_before_vouches_for_nothing_that_is_computed() {
-        let coherence = Coherence::new(Arc::new(SystemClock), Duration::from_secs(1));
+        let coherence = Coherence::new(Arc::new(SystemClock), Duration::from_secs(1), 0);
         let poll = Snapshot::all_below(1_000);
         let era = || coherence.lease.held().era();
         assert_eq!(coherence.ended_by_now(era()), None, "no poll yet");

@@ -66,7 +66,7 @@ pub trait Remote: Debug + Send + Sync + 'static {
         ttl: Duration,
     ) -> BoxFuture<'a, Result<(), RemoteError>>;
 
-    /// Removes what is under `key` if it still is `seen`: damaged bytes, whose stamp may look newer than any and keep good
+    /// Removes what is under `key` if it still is `seen`, or what [`Remote::get`] has cut to that: damaged bytes, whose stamp may look newer than any and keep good
     /// values out. By default they stay for their time to live.
     ///
     /// # Errors

@@ -110,6 +110,7 @@ impl Node {
             .log(Arc::clone(&self.log) as _)
             .remote(Arc::clone(&self.remote) as _)
             .bus(Arc::clone(&self.bus) as _)
+            .hash_seed(0)
     }
 
     /// Cuts the instance off from everything.

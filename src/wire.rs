@@ -30,6 +30,9 @@ const FLAG_ABSENT: u8 = 1;
 
 /// Largest payload that is decoded. Also what a corrupt length may make the decoder allocate.
 pub(crate) const MAX_PAYLOAD: usize = 16 << 20;
+/// More bytes than any value in L2 has: header, running transactions, payload.
+#[cfg(feature = "redis")]
+pub(crate) const MAX_STORED: usize = HEADER + 4 * crate::coherence::snapshot::MAX_RUNNING + MAX_PAYLOAD;
 /// Largest hint that is decoded.
 pub(crate) const MAX_HINT: usize = 256 << 10;
 

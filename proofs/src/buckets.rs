@@ -21,7 +21,7 @@ struct World {
 impl World {
     fn new() -> Arc<Self> {
         let world = Self {
-            buckets: Buckets::new(),
+            buckets: Buckets::new(0),
             whole: Whole::new(),
             lease: Lease::default(),
             local: Local::default(),

@@ -24,7 +24,7 @@ pub enum Hit {
 /// Whoever holds the new lease sees what the poll evicted.
 pub fn hit_beside_a_poll(how: Hit) -> usize {
     every_interleaving(move || {
-        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(), Local::default()));
+        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0), Local::default()));
         world.0.extend(SENT_BEFORE_MS, BOUND);
         world.2.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch: 0 });
         let tail = {
@@ -116,7 +116,7 @@ pub enum Recovery {
 /// stamp looks newer than all that is known, and may be from a server that is no more.
 pub fn load_beside_a_recovery(how: Recovery, stamp_of_the_load: &'static str) -> usize {
     every_interleaving(move || {
-        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(), Whole::new(), Local::default()));
+        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0), Whole::new(), Local::default()));
         world.0.extend(SENT_BEFORE_MS, BOUND);
         let loader = {
             let world = Arc::clone(&world);

@@ -52,14 +52,15 @@ pub(crate) struct Whole {
 }
 
 impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE> {
-    pub(crate) fn new() -> Self {
+    /// By the seed nobody outside can tell which keys share a bucket, and keep another's closed.
+    pub(crate) fn new(seed: u64) -> Self {
         let buckets = || vec![Bucket::default(); PER_STRIPE].into_boxed_slice();
         let stripe = || Mutex::new(Stripe { buckets: buckets(), hinted: false });
         Self {
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
             highest: (0..STRIPES * PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
             poll: RwLock::new(None),
-            hasher: foldhash::fast::FixedState::default(),
+            hasher: foldhash::fast::FixedState::with_seed(seed),
         }
     }
 
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_invalidation_of_a_key_that_is_not_held_is_remembered() {
-        let (buckets, whole) = (<Buckets>::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, hint(100), &Lease::default(), || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_whole_cache_invalidation_refuses_every_key_of_it_once() {
-        let (buckets, whole, other) = (<Buckets>::new(), Whole::new(), Whole::new());
+        let (buckets, whole, other) = (<Buckets>::new(0), Whole::new(), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply_whole(&whole, hint(100), &Lease::default());
         buckets.apply_whole(&whole, hint(100), &Lease::default());
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn after_a_reset_an_old_poll_confirms_nothing() {
-        let (buckets, whole) = (<Buckets>::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.complete(stamp("1000:1000:"), std::iter::empty());
         buckets.reset(&stamp("50:50:"), [&whole].into_iter());
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn hints_of_keys_and_of_whole_caches_are_forgotten_once_a_later_poll_has_completed() {
-        let (buckets, whole) = (<Buckets>::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
         let slot = buckets.slot("users", "7");
         let accepts = || buckets.accepts(slot, &whole, &stamp("60:60:"));
         let wholes = || [&whole].into_iter();
@@ -294,8 +295,17 @@ mod tests {
     }
 
     #[test]
+    fn which_keys_share_a_bucket_differs_by_the_seed() {
+        let (one, other) = (<Buckets>::new(1), <Buckets>::new(2));
+        let slots = |buckets: &Buckets| (0..1_000).map(|n| buckets.slot("users", &n.to_string())).collect();
+        let (one, other): (Vec<Slot>, Vec<Slot>) = (slots(&one), slots(&other));
+        let alike = one.iter().zip(&other).filter(|(one, other)| one == other).count();
+        assert!(alike < 10, "{alike} of 1,000 keys are where they were");
+    }
+
+    #[test]
     fn an_insert_is_refused_after_the_invalidation_it_misses() {
-        let (buckets, whole) = (<Buckets>::new(), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, hint(100), &Lease::default(), || ());
         let mut inserted = false;

@@ -52,6 +52,8 @@ pub struct PertoBuilder {
     bus: Option<Arc<dyn Bus>>,
     log: Option<Arc<dyn Log>>,
     clock: Arc<dyn Clock>,
+    /// Of the hash of keys. By chance where there is none.
+    seed: Option<u64>,
 }
 
 impl PertoBuilder {
@@ -78,6 +80,7 @@ impl PertoBuilder {
             bus: None,
             log: None,
             clock: Arc::new(SystemClock),
+            seed: None,
         }
     }
 
@@ -205,6 +208,13 @@ impl PertoBuilder {
         self
     }
 
+    /// A hash of keys that is the same in each run: a simulated history is decided by its seed alone.
+    #[cfg(any(test, feature = "test-util"))]
+    pub(crate) const fn hash_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// Checks the settings. No I/O: declare the caches next, then [`Perto::start`].
     ///
     /// # Errors
@@ -217,7 +227,7 @@ impl PertoBuilder {
         let shared = Shared {
             app: self.app,
             signals: Signals::new(Arc::clone(&self.clock)),
-            coherence: Arc::new(Coherence::new(self.clock, settings.bound)),
+            coherence: Arc::new(Coherence::new(self.clock, settings.bound, self.seed.unwrap_or_else(random))),
             settings,
             counters: Default::default(),
             propagation: Default::default(),
