@@ -17,7 +17,7 @@ use crate::coherence::tokens::Asks;
 use crate::coherence::{Began, Judged};
 use crate::error::{Error, InvalidateError};
 use crate::instance::{Shared, Token};
-use crate::local::{Entry, Local};
+use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
 use crate::trace::{self, Kind, Span, Trace};
 use crate::wire::Change;
@@ -694,10 +694,11 @@ impl<K: Key, V: Value> Core<K, V> {
         name: Arc<str>,
         shared: Arc<Shared>,
         policy: Policy,
+        group: Option<GroupOf<K, V>>,
         loader: Loader<K, V>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            local: Local::new(&name, policy.capacity_bytes),
+            local: Local::new(&name, policy.capacity_bytes, group),
             name,
             shared,
             policy,

@@ -11,6 +11,13 @@ use std::sync::Arc;
 use crate::coherence::buckets::Buckets;
 use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::Snapshot;
+pub(crate) use shares::GroupOf;
+use shares::Shares;
+
+mod shares;
+
+/// A group may take this part of L1.
+const SHARE: u64 = 4;
 
 /// One value, or the knowledge that there is none.
 #[derive(Debug)]
@@ -31,16 +38,30 @@ const ENTRY_BYTES: usize = 300;
 
 pub(crate) struct Local<K, V> {
     entries: moka::sync::Cache<K, Arc<Entry<V>>, foldhash::fast::RandomState>,
+    shares: Option<Grouped<K, V>>,
 }
 
-impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V> {
-    pub(crate) fn new(name: &str, capacity_bytes: u64) -> Self {
-        let entries = moka::sync::Cache::builder()
+/// Which group an entry is of, and what the groups hold.
+struct Grouped<K, V> {
+    group: GroupOf<K, V>,
+    held: Arc<Shares<K>>,
+}
+
+impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V> {
+    pub(crate) fn new(name: &str, capacity_bytes: u64, group: Option<GroupOf<K, V>>) -> Self {
+        let held = Arc::new(Shares::new(capacity_bytes / SHARE));
+        let shares = group.map(|group| Grouped { group, held });
+        let mut builder = moka::sync::Cache::builder()
             .name(name)
             .max_capacity(capacity_bytes)
-            .weigher(|_, entry: &Arc<Entry<V>>| entry.weight)
-            .build_with_hasher(foldhash::fast::RandomState::default());
-        Self { entries }
+            .weigher(|_, entry: &Arc<Entry<V>>| entry.weight);
+        if let Some(Grouped { group, held }) = &shares {
+            let (group, held) = (Arc::clone(group), Arc::clone(held));
+            builder = builder.eviction_listener(move |key: Arc<K>, entry: Arc<Entry<V>>, _| {
+                held.went(group(&key, entry.value.as_deref()), entry.weight);
+            });
+        }
+        Self { entries: builder.build_with_hasher(foldhash::fast::RandomState::default()), shares }
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<Arc<Entry<V>>> {
@@ -54,7 +75,15 @@ impl<K: Hash + Eq + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V>
 
     /// Only under the key's stripe, and only if the stamp is accepted there.
     pub(crate) fn insert(&self, key: K, entry: Arc<Entry<V>>) {
+        let Some(Grouped { group, held }) = &self.shares else { return self.entries.insert(key, entry) };
+        let group = group(&key, entry.value.as_deref());
+        held.came(group, key.clone(), entry.weight);
         self.entries.insert(key, entry);
+        // What goes may go without its key's stripe: nothing is wrong without it.
+        while let Some(oldest) = held.over(group) {
+            self.entries.invalidate(&oldest);
+        }
+        held.tidy(group, |key| self.entries.contains_key(key));
     }
 
     /// Evicts the key unless what is held contains `xid`. Always, also for duplicates: that is what keeps an entry
@@ -84,5 +113,68 @@ impl<V> Entry<V> {
     /// The weight of an entry whose key's text and value take about so many bytes.
     pub(crate) fn weigh(key_bytes: usize, value_bytes: usize, stamp: &Snapshot) -> u32 {
         u32::try_from(ENTRY_BYTES + key_bytes + value_bytes + stamp.heap_bytes()).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(value: Option<u64>, weight: u32) -> Arc<Entry<u64>> {
+        Arc::new(Entry {
+            era: 0,
+            cache_epoch: 0,
+            stamp: Snapshot::all_below(1),
+            slot: None,
+            expires_ms: 0,
+            weight,
+            value: value.map(Arc::new),
+        })
+    }
+
+    /// Of keys, the thousands are their groups; of what is not there, all are of group 0.
+    fn local() -> Local<u64, u64> {
+        let group = |key: &u64, value: Option<&u64>| value.map_or(0, |_| key / 1_000);
+        Local::new("shares", 40_000, Some(Arc::new(group)))
+    }
+
+    #[test]
+    fn a_group_that_takes_more_than_its_share_loses_its_own_oldest_entries_and_no_other_any() {
+        let local = local();
+        (1_000..1_010).for_each(|key| local.insert(key, entry(Some(key), 100)));
+        for round in 0..20 {
+            (2_000..2_900).for_each(|key| local.insert(key, entry(Some(round), 100)));
+            (3_000..3_900).for_each(|key| local.insert(key, entry(None, 100)));
+        }
+        local.entries.run_pending_tasks();
+        assert!((1_000..1_010).all(|key| local.peek(&key).is_some()), "the quiet one's");
+        let held = (2_000..2_900).filter(|key| local.peek(key).is_some()).count();
+        assert!((90..=100).contains(&held), "{held}");
+        assert!(local.peek(&2_899).is_some() && local.peek(&2_000).is_none());
+        let (bytes, order) = local.shares.as_ref().unwrap().held.held(2);
+        assert!(bytes <= 10_000 && order <= 400, "{bytes} {order}");
+        assert!(local.shares.as_ref().unwrap().held.held(0).0 <= 10_000, "what is not there has one share");
+    }
+
+    #[test]
+    fn what_goes_is_taken_off_its_groups_share() {
+        let local = local();
+        for key in 1_000..1_050 {
+            // The same key again and again, and removed.
+            local.insert(key, entry(Some(1), 100));
+            local.insert(key, entry(Some(2), 200));
+            local.insert(1_999, entry(Some(3), 300));
+            local.remove(&key);
+        }
+        local.entries.run_pending_tasks();
+        let (bytes, order) = local.shares.as_ref().unwrap().held.held(1);
+        assert_eq!(bytes, 300);
+        assert!(order <= 70, "{order}");
+        local.remove(&1_999);
+        local.entries.run_pending_tasks();
+        assert_eq!(local.shares.as_ref().unwrap().held.held(1), (0, 0));
+        // One that is larger than a share stays, alone.
+        local.insert(1_001, entry(Some(1), 15_000));
+        assert!(local.peek(&1_001).is_some());
     }
 }

@@ -10,16 +10,26 @@ use super::policy::{Outage, Policy};
 use super::{Cache, Core, Key, Value};
 use crate::error::StartError;
 use crate::instance::Shared;
+use crate::local::GroupOf;
 use crate::wire::MAX_PAYLOAD;
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
-#[derive(Debug)]
 #[must_use = "a cache exists once it has a loader"]
 pub struct CacheBuilder<K, V> {
     shared: Arc<Shared>,
     name: String,
     policy: Policy,
+    group: Option<GroupOf<K, V>>,
     types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> std::fmt::Debug for CacheBuilder<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("name", &self.name)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Longest name of a cache: it is part of trigger names, which Postgres cuts at 63 bytes.
@@ -27,7 +37,7 @@ const MAX_NAME_BYTES: usize = 32;
 
 impl<K: Key, V: Value> CacheBuilder<K, V> {
     pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
-        Self { shared, name: name.to_owned(), policy: Policy::default(), types: PhantomData }
+        Self { shared, name: name.to_owned(), policy: Policy::default(), group: None, types: PhantomData }
     }
 
     /// The tables that the loader reads. [`Perto::start`](crate::Perto::start) fails where one is missing or where no trigger
@@ -61,6 +71,14 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// (`#[serde(skip)]`) is not seen. Default: 64 MiB.
     pub const fn capacity_bytes(mut self, bytes: u64) -> Self {
         self.policy.capacity_bytes = bytes;
+        self
+    }
+
+    /// Groups of entries, by key and value (none of an absent row): those of one tenant, say. No group takes more than a
+    /// quarter of L1: where it would, its own oldest entries go, whatever is used of them. The function is called for each
+    /// entry that comes or goes, must say the same both times, and must not read the cache. Default: no groups.
+    pub fn groups(mut self, group: impl Fn(&K, Option<&V>) -> u64 + Send + Sync + 'static) -> Self {
+        self.group = Some(Arc::new(group));
         self
     }
 
@@ -116,7 +134,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         E: Into<BoxError> + 'static,
     {
         self.check()?;
-        let core = Core::new(self.name.into(), self.shared, self.policy, loader::boxed(loader));
+        let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))
     }

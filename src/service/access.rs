@@ -172,8 +172,8 @@ impl Access {
     /// How long a company is to wait before it may make so many requests more; they are counted where it need not.
     fn wait(&self, company: i64, requests: usize) -> Option<Duration> {
         let rates = self.rates.as_ref()?;
-        // What is more than may come at once is as much as may.
-        let requests = u32::try_from(requests).unwrap_or(u32::MAX).min(self.burst);
+        // What is more than half of what may come at once counts as that: the request itself and its answer have room too.
+        let requests = u32::try_from(requests).unwrap_or(u32::MAX).min((self.burst / 2).max(1));
         let until = rates.check_key_n(&company, NonZeroU32::new(requests)?).ok()?.err()?;
         Some(until.wait_time_from(DefaultClock::default().now()))
     }

@@ -69,6 +69,11 @@ impl Caches {
     }
 }
 
+/// Whose share of L1 an entry takes. What is not there is nobody's: all of it has one share.
+pub(super) fn share_of(company: Option<i64>) -> u64 {
+    company.map_or(0, i64::unsigned_abs)
+}
+
 /// A text that is no key of a cache.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("not a key of this cache")]

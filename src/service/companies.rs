@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::{Admin, Caller};
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::caches::share_of;
 use super::database::Database;
 use super::fair;
 use super::input::{At, Body};
@@ -65,7 +66,10 @@ pub(super) fn cache(
     settings: CacheBuilder<i64, Row<Company>>,
     database: Database,
 ) -> Result<Companies, StartError> {
-    settings.tables(["companies"]).loader(move |load: Load<i64>| load_companies(database.clone(), load))
+    settings
+        .tables(["companies"])
+        .groups(|id, row| share_of(row.map(|_| *id)))
+        .loader(move |load: Load<i64>| load_companies(database.clone(), load))
 }
 
 async fn load_companies(

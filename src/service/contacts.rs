@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row};
-use super::caches::NotAKey;
+use super::caches::{NotAKey, share_of};
 use super::companies::Tenant;
 use super::database::Database;
 use super::fair;
@@ -129,7 +129,10 @@ pub(super) fn cache(
     settings: CacheBuilder<i64, Row<Contact>>,
     database: Database,
 ) -> Result<Contacts, StartError> {
-    settings.tables(["contacts"]).loader(move |load: Load<i64>| load_contacts(database.clone(), load))
+    settings
+        .tables(["contacts"])
+        .groups(|_, row| share_of(row.map(|row| row.row.company_id)))
+        .loader(move |load: Load<i64>| load_contacts(database.clone(), load))
 }
 
 async fn load_contacts(
@@ -145,7 +148,10 @@ pub(super) fn cache_by_phone(
     settings: CacheBuilder<ByPhone, Row<Contact>>,
     database: Database,
 ) -> Result<ContactsByPhone, StartError> {
-    settings.tables(["contacts"]).loader(move |load: Load<ByPhone>| load_by_phone(database.clone(), load))
+    settings
+        .tables(["contacts"])
+        .groups(|key, _| share_of(Some(key.company)))
+        .loader(move |load: Load<ByPhone>| load_by_phone(database.clone(), load))
 }
 
 async fn load_by_phone(

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
-use super::caches::NotAKey;
+use super::caches::{NotAKey, share_of};
 use super::database::Database;
 use perto::{Cache, CacheBuilder, Load, Loaded, StartError};
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,10 @@ pub(super) fn cache(
     settings: CacheBuilder<KeyHash, ApiKey>,
     database: Database,
 ) -> Result<ApiKeys, StartError> {
-    settings.tables(["api_keys"]).loader(move |load: Load<KeyHash>| load_keys(database.clone(), load))
+    settings
+        .tables(["api_keys"])
+        .groups(|_, key| share_of(key.map(|key| key.company_id)))
+        .loader(move |load: Load<KeyHash>| load_keys(database.clone(), load))
 }
 
 async fn load_keys(database: Database, load: Load<KeyHash>) -> Result<Loaded<KeyHash, ApiKey>, sqlx::Error> {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Rendered, Wanted};
+use super::caches::share_of;
 use super::database::Database;
 use super::fair;
 use super::input::{self, At, Query};
@@ -131,7 +132,9 @@ pub(super) fn cache(
     database: Database,
     window: usize,
 ) -> Result<Messages, StartError> {
-    let settings = settings.tables(["chats", "messages"]);
+    let settings = settings
+        .tables(["chats", "messages"])
+        .groups(|_, window| share_of(window.map(|window| window.company)));
     settings.loader(move |load: Load<Uuid>| load_windows(database.clone(), load, window))
 }
 

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
-use super::caches::NotAKey;
+use super::caches::{NotAKey, share_of};
 use super::database::Database;
 use super::fair;
 use super::input::{self, At};
@@ -107,7 +107,10 @@ pub(super) fn cache(
     settings: CacheBuilder<ChatTool, Row<ToolResult>>,
     database: Database,
 ) -> Result<ToolResults, StartError> {
-    settings.tables(["tool_results"]).loader(move |load: Load<ChatTool>| load_results(database.clone(), load))
+    settings
+        .tables(["tool_results"])
+        .groups(|_, row| share_of(row.map(|row| row.row.company_id)))
+        .loader(move |load: Load<ChatTool>| load_results(database.clone(), load))
 }
 
 async fn load_results(

@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::Caller;
 use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::caches::share_of;
 use super::database::Database;
 use super::fair;
 use super::input::{At, Body};
@@ -83,7 +84,10 @@ struct UserPath {
 }
 
 pub(super) fn cache(settings: CacheBuilder<i64, Row<User>>, database: Database) -> Result<Users, StartError> {
-    settings.tables(["users"]).loader(move |load: Load<i64>| load_users(database.clone(), load))
+    settings
+        .tables(["users"])
+        .groups(|_, row| share_of(row.map(|row| row.row.company_id)))
+        .loader(move |load: Load<i64>| load_users(database.clone(), load))
 }
 
 async fn load_users(database: Database, load: Load<i64>) -> Result<Loaded<i64, Row<User>>, sqlx::Error> {

@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::Caller;
 use super::answer::{self, ReadHeaders, Row};
+use super::caches::share_of;
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
 use super::fair;
@@ -122,12 +123,15 @@ impl Question {
 }
 
 pub(super) fn cache(settings: CacheBuilder<Question, Verdict>) -> Result<Validations, StartError> {
-    settings.local_only().loader(async |load: Load<Question>| {
-        let verdicts = load.keys.into_iter().map(|question| (question.verdict(), question));
-        Ok::<_, std::convert::Infallible>(
-            verdicts.fold(Loaded::computed(), |loaded, (verdict, question)| loaded.with(question, verdict)),
-        )
-    })
+    settings.local_only().groups(|question, _| share_of(Some(question.company))).loader(
+        async |load: Load<Question>| {
+            let verdicts = load.keys.into_iter().map(|question| (question.verdict(), question));
+            Ok::<_, std::convert::Infallible>(
+                verdicts
+                    .fold(Loaded::computed(), |loaded, (verdict, question)| loaded.with(question, verdict)),
+            )
+        },
+    )
 }
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {

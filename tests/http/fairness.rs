@@ -53,7 +53,7 @@ async fn a_company_whose_writes_wait_leaves_connections_to_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_contact_of_a_validation_counts_as_a_request() {
     let database = seeded();
-    let a = Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--rate-limit", "100"]);
+    let a = Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--rate-limit", "20"]);
     let (greedy, modest) = (bearer(&key_of(&database, 2)), bearer(&key_of(&database, 3)));
     let many = |count: u32| {
         let contact = |n| json!({ "phone": format!("+3519123{n:05}") });
@@ -62,8 +62,13 @@ async fn each_contact_of_a_validation_counts_as_a_request() {
     let validate = async |count| {
         request(&a, "POST", "/api/v1/companies/2/contacts/validate", &greedy, many(count)).await
     };
-    assert_eq!(validate(150).await.status, 200);
-    let refused = validate(150).await;
+    assert_eq!(validate(20).await.status, 200);
+    let mut refused = validate(20).await;
+    for _ in 0..6 {
+        if refused.status == 200 {
+            refused = validate(20).await;
+        }
+    }
     assert_eq!(
         (refused.status, &refused.body["type"]),
         (429, &json!("urn:perto:problem:too-many-requests")),
@@ -78,4 +83,43 @@ async fn each_contact_of_a_validation_counts_as_a_request() {
         validate(1_000).await.status == 200
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_chats_of_a_company_stay_in_l1_beside_one_that_reads_many_large_ones() {
+    let database = seeded();
+    let mut postgres = PgConnection::connect(&database.url).await.unwrap();
+    let chats = "insert into chats (id, company_id) select ('00000000-0000-4000-9000-0000000' || 20000 + n)::uuid, 2 from generate_series(1, 24) n;
+                 insert into chats (id, company_id) select ('00000000-0000-4000-9000-0000000' || 30000 + n)::uuid, 3 from generate_series(1, 24) n;
+                 insert into messages (chat_id, sender, body)
+                 select id, 'user', repeat('x', case company_id when 2 then 8000 else 100 end) from chats, generate_series(1, 100)
+                 where id::text like '00000000-0000-4000-9000-%'";
+    sqlx::raw_sql(chats).execute(&mut postgres).await.unwrap();
+    let keys = [2, 3].map(|company| bearer(&key_of(&database, company)));
+    let a =
+        Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--l1-mib", "8", "--rate-limit", "0"]);
+    // The tier that answers a chat of company 2 or 3.
+    let tier = async |company: usize, chat: u32| {
+        let path = format!("/api/v1/chats/00000000-0000-4000-9000-0000000{company}00{chat:02}/messages");
+        let read = request(&a, "GET", &path, &keys[company - 2], "").await;
+        assert_eq!(read.status, 200, "{}", read.text);
+        read.header("perto-tier").unwrap().to_owned()
+    };
+    for chat in 1..=24 {
+        tier(3, chat).await;
+    }
+    // 19 MB, asked for as often as it takes to be what is used most.
+    for _ in 0..8 {
+        for chat in 1..=24 {
+            tier(2, chat).await;
+        }
+    }
+    let mut missed = Vec::new();
+    for chat in 1..=24 {
+        if tier(3, chat).await != "l1" {
+            missed.push(chat);
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+    assert_eq!(tier(2, 24).await, "l1", "the newest of its own are kept");
 }
