@@ -68,7 +68,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack {
         name: "unread-pages",
         what: "a tenant asks for its largest pages, and reads nothing",
-        smoke: false,
+        smoke: true,
         by: By::Http,
         run: |world, power| unread_pages(world, power).boxed(),
     },
