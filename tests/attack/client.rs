@@ -79,8 +79,7 @@ impl Client {
             stream.get_mut().write_all(&[head.as_bytes(), body].concat()).await?;
             read(&mut stream).await
         };
-        let answer =
-            tokio::time::timeout(PATIENCE, answering).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let answer = tokio::time::timeout(PATIENCE, answering).await??;
         // Dropped in the middle, the connection is gone.
         if answer.header("connection") != Some("close") {
             self.stream = Some(stream);
@@ -94,8 +93,7 @@ pub(crate) async fn connect(to: &str, from: Ipv4Addr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((from, 0)))?;
     let to = to.parse().map_err(io::Error::other)?;
-    let stream =
-        tokio::time::timeout(PATIENCE, socket.connect(to)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let stream = tokio::time::timeout(PATIENCE, socket.connect(to)).await??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -159,7 +159,7 @@ impl Run {
         drop(quiet.sight());
         let idle = world.resident();
         let alone = self.stretch(&world, &quiet, None, idle, Duration::ZERO).await;
-        let (p99, limits) = (alone.sight.p99, Limits { from_l1: 0.9 * alone.from_l1(), ..limits });
+        let (p99, limits) = (alone.sight.p99, Limits { from_l1: 0.9 * alone.l1_share(), ..limits });
         report.add(alone);
         for attack in attacks {
             let mut line = self.stretch(&world, &quiet, Some(attack), idle, p99).await;

@@ -80,7 +80,7 @@ impl Line {
             self.times <= limits.times || sight.p99 <= limits.p99,
             format!("p99 is {:.1} × that of the tenant alone, not {} ×", self.times, limits.times),
         );
-        let share = self.from_l1();
+        let share = self.l1_share();
         unless(
             share >= limits.from_l1,
             format!("{:.0} % from L1, not {:.0} %", 100.0 * share, 100.0 * limits.from_l1),
@@ -102,7 +102,7 @@ impl Line {
     }
 
     /// Share of the quiet tenant's reads.
-    pub(crate) fn from_l1(&self) -> f64 {
+    pub(crate) fn l1_share(&self) -> f64 {
         self.sight.from_l1 as f64 / self.sight.reads.max(1) as f64
     }
 
@@ -122,7 +122,7 @@ impl Line {
             short(sight.p50),
             short(sight.p99),
             self.times,
-            100.0 * self.from_l1(),
+            100.0 * self.l1_share(),
             self.above_idle / MIB,
             self.polls,
             self.lines,

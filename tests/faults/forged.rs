@@ -70,7 +70,6 @@ async fn a_flood_of_forged_hints_takes_no_reads_from_l1_and_few_polls() {
         }
     }
     let (polls, took) = (reader.perto.stats().polls - polls, began.elapsed());
-    println!("{polls} polls in {took:?}; {loads} of {reads} reads were loads");
     assert!(reads > 100 && loads <= reads / 100, "{loads} of {reads}");
     assert!(u128::from(polls) <= 20 * took.as_millis() / 1_000 + 1, "{polls} polls in {took:?}");
     assert!(!reader.troubles(TroubleKind::HintsUntrue).is_empty());
