@@ -430,7 +430,7 @@ impl Shared {
             Some(remote) if self.breaker.is_closed() => {
                 let mut found = Vec::with_capacity(names.len());
                 for names in names.chunks(KEYS_AT_ONCE) {
-                    let span = redis_span(trace, Kind::Client, "GET", names.len());
+                    let span = redis_span(trace, Kind::Client, "GETRANGE", names.len());
                     match self.guard(remote.get(names)).await {
                         Some(values) => {
                             let hits = values.iter().filter(|value| value.is_some()).count();

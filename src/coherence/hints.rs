@@ -136,9 +136,9 @@ impl Listener {
         if let Some(lost) = self.sequences.came(hint.publisher, hint.sequence) {
             self.lost(lost);
         }
-        shared.counters.hints.add(1);
         if hint.publisher == shared.publisher {
             shared.apply(hint.token(), &hint.changes);
+            shared.counters.hints.add(1);
             return;
         }
         if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
@@ -152,6 +152,8 @@ impl Listener {
             span
         });
         let evicted = shared.apply(hint.token(), &hint.changes);
+        // After it has been applied: whoever waits for the count finds all of it gone.
+        shared.counters.hints.add(1);
         // Whether or not its poll is complete yet.
         shared.overtaken(hint.xid);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

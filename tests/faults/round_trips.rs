@@ -37,14 +37,14 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     // Half of them are there.
     world.sql("insert into items select n, n from generate_series(1, 500) n").await;
     a.polled().await;
-    let (gets, scripts) = (calls(&redis, "get").await, calls(&redis, "evalsha").await);
+    let (gets, scripts) = (calls(&redis, "getrange").await, calls(&redis, "evalsha").await);
 
     proxy.set(Fault::BlackHoleToClient);
     a.gate.close();
     let items = a.items.clone();
     let reading = tokio::runtime::Handle::current()
         .spawn(async move { items.get_many(&(1..=1_000).collect::<Vec<i64>>()).await });
-    eventually("all is looked up at once", async || calls(&redis, "get").await == gets + 1_000).await;
+    eventually("all is looked up at once", async || calls(&redis, "getrange").await == gets + 1_000).await;
     assert_eq!(a.loads(), 0, "it waits for the answer");
     proxy.set(Fault::None);
     a.gate.holds(1).await;
@@ -58,7 +58,7 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     eventually("all is filled at once", async || calls(&redis, "evalsha").await == scripts + 1_000).await;
     let pattern = format!("perto:{}:*", world.name);
     assert_eq!(keys(&mut redis.connect().await, &pattern).await.unwrap().len(), 1_000);
-    assert_eq!((a.loads(), calls(&redis, "get").await), (1, gets + 1_000));
+    assert_eq!((a.loads(), calls(&redis, "getrange").await), (1, gets + 1_000));
 
     proxy.set(Fault::None);
     coherent([&a]).await;
@@ -107,7 +107,7 @@ async fn whichever_connection_breaks_l2_is_used_again() {
     let a = world.start().await;
     coherent([&a]).await;
     let pattern = format!("perto:{}:*", world.name);
-    for (id, last) in (1..).zip(["evalsha", "get", "evalsha"]) {
+    for (id, last) in (1..).zip(["evalsha", "getrange", "evalsha"]) {
         let filled = async || !keys(&mut redis.connect().await, &pattern).await.unwrap().is_empty();
         a.fresh(10 * id).await;
         eventually("L2 is filled", filled).await;

@@ -96,7 +96,7 @@ async fn a_read_shows_the_tiers_that_it_went_through() {
         (lookup.text("perto.tier").unwrap(), lookup.text("perto.outcome").unwrap()),
         ("load".into(), "found".into())
     );
-    let (get, load) = (one(&spans, "a", "GET"), one(&spans, "a", "load company"));
+    let (get, load) = (one(&spans, "a", "GETRANGE"), one(&spans, "a", "load company"));
     assert!(get.is_child_of(lookup) && load.is_child_of(lookup));
     assert_eq!((get.number("perto.found"), get.text("db.system.name").unwrap()), (Some(0), "redis".into()));
     let select = one(&spans, "a", "SELECT");

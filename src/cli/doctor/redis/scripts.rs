@@ -46,6 +46,8 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
     let mut all = Vec::new();
     for words in [
         &["PING"][..],
+        &["GETRANGE", &key, "0", "0"],
+        // For `perto inspect`.
         &["GET", &key],
         // It does nothing, and can be run by its hash.
         &["SCRIPT", "LOAD", "return 1"],
