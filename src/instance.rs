@@ -223,6 +223,7 @@ impl Perto {
     }
 
     /// Ends the instance: reads in progress end with [`Error::Closed`], reads from now on too, and every task is awaited.
+    /// A read on another thread may begin a load just then, which ends at once.
     ///
     /// Dropping the future ends the tasks all the same, without waiting for them.
     pub async fn shutdown(&self) {
