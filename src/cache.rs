@@ -346,6 +346,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         let trace = span.trace();
         let look_up = self.0.shared.remote_limit(keys.len());
         for attempt in 0..ATTEMPTS {
+            if self.0.shared.is_closed() {
+                return Err(Error::Closed);
+            }
             let began = self.0.shared.coherence.began(&self.0.whole);
             let mut led = Vec::new();
             let mut waiting = Vec::new();

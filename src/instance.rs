@@ -223,7 +223,6 @@ impl Perto {
     }
 
     /// Ends the instance: reads in progress end with [`Error::Closed`], reads from now on too, and every task is awaited.
-    /// A read on another thread may begin a load just then, which ends at once.
     ///
     /// Dropping the future ends the tasks all the same, without waiting for them.
     pub async fn shutdown(&self) {
@@ -308,8 +307,13 @@ impl Drop for Starting<'_> {
 }
 
 impl Shared {
+    /// Drops the task where the instance has ended: nobody would wait for it.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        // Held until the task is counted: an end in between would not wait for it.
+        let _open = self.caches.read();
+        if !self.is_closed() {
+            self.tasks.spawn(task);
+        }
     }
 
     fn spawn_until_end(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -358,7 +362,10 @@ impl Shared {
     fn close(&self) {
         self.signals.closed.store(true, Ordering::Release);
         self.signals.observe(State::Closed);
-        self.ending.cancel();
+        {
+            let _no_task_begins = self.caches.write();
+            self.ending.cancel();
+        }
         // Nobody follows the log for L1 any more: no hit from now on.
         self.coherence.lease.begin_era();
         self.tasks.close();

@@ -105,6 +105,21 @@ async fn a_leader_that_nobody_polls_during_its_look_up_holds_its_key_for_nobody_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_is_looking_up_when_its_instance_ends_begins_no_load_behind_its_back() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "one");
+    member.node.remote.faults.hang();
+    let reader = member.reading(1);
+    ms(1).await;
+    member.perto.shutdown().await;
+    assert_eq!(member.perto.tasks(), 0);
+    member.node.remote.faults.heal();
+    assert!(matches!(reader.await.unwrap(), Err(Error::Closed)));
+    assert_eq!((member.loads(), member.perto.tasks()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leader_cancelled_during_its_load_hands_the_load_to_a_waiter() {
     let ring = Ring::of(1).await;
     let member = &ring.members[0];
