@@ -345,7 +345,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
         let look_up = self.0.shared.remote_limit(keys.len());
-        for attempt in 0..ATTEMPTS {
+        let (mut refused, mut again) = (0, false);
+        while refused < ATTEMPTS {
             if self.0.shared.is_closed() {
                 return Err(Error::Closed);
             }
@@ -353,13 +354,20 @@ impl<K: Key, V: Value> Cache<K, V> {
             let mut led = Vec::new();
             let mut waiting = Vec::new();
             let mut own = HashSet::new();
-            for (at, key) in keys.iter().enumerate().filter(|(at, _)| answers[*at].is_none()) {
+            for (at, key) in keys.iter().enumerate() {
+                if answers[at].is_some() {
+                    continue;
+                }
                 let (leader, waiter) = self.0.flights.join(key, &trace.origin(), look_up);
                 // From the second attempt on, any flight of the key took off after this read began.
-                let boarded =
-                    if leader.is_some() || attempt > 0 { Boarded::BeforeTakeOff } else { Boarded::InFlight };
+                let boarded = if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
                 match leader {
                     Some(leader) => {
+                        // The flight before may have landed since L1 was asked.
+                        if let Some(read) = self.hit(key, options.at_least) {
+                            answers[at] = Some(read);
+                            continue;
+                        }
                         own.insert(key);
                         led.push(Led { text: texts[at].clone(), leader });
                     }
@@ -378,12 +386,14 @@ impl<K: Key, V: Value> Cache<K, V> {
             if !led.is_empty() {
                 self.look_up(led, began, options, &trace).await?;
             }
-            self.land(waiting, keys, texts, options, &mut answers).await?;
+            refused += usize::from(self.land(waiting, keys, texts, options, &mut answers).await?);
+            again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
     }
 
-    /// Waits for the flights, and judges what they bring.
+    /// Waits for the flights, and judges what they bring. Whether an outcome was refused. Without one the leader is gone, or
+    /// was given up: the next attempt leads, and how often that happens is up to those who cancel.
     async fn land(
         &self,
         waiting: Vec<(usize, Boarded, Waiter<Flown<V>>)>,
@@ -391,14 +401,15 @@ impl<K: Key, V: Value> Cache<K, V> {
         texts: &[String],
         options: ReadOptions,
         answers: &mut [Option<Read<V>>],
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
+        let mut refused = false;
         for (at, boarded, waiter) in waiting {
-            // Without an outcome the leader is gone, or given up: the next attempt leads.
             if let Some(outcome) = self.0.flights.outcome(&keys[at], waiter).await {
                 answers[at] = self.judge(&texts[at], &outcome?, boarded, options)?;
+                refused |= answers[at].is_none();
             }
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Whether this reader may have the outcome of a flight. `None`: it reads again.

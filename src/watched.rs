@@ -17,9 +17,10 @@ impl<T> Watched<T> {
         Self { value: Mutex::new(value), changed: Notify::new() }
     }
 
-    pub(crate) fn update(&self, change: impl FnOnce(&mut T)) {
-        change(&mut self.value.lock());
+    pub(crate) fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        let returned = change(&mut self.value.lock());
         self.changed.notify_waiters();
+        returned
     }
 
     pub(crate) fn look<R>(&self, look: impl FnOnce(&T) -> R) -> R {

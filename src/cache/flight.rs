@@ -95,12 +95,18 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
         if flight.state.look(looked_up).is_none()
             && tokio::time::timeout_at(flight.looks_until, flight.state.wait_for(looked_up)).await.is_err()
         {
-            self.end(key, flight);
-            flight.state.update(|state| {
-                if matches!(state, State::LookingUp) {
+            // Under the lock: whoever finds the key free then finds this flight abandoned, and a load that has just begun is kept.
+            let mut running = self.running.lock();
+            let given_up = flight.state.update(|state| {
+                let looks = matches!(state, State::LookingUp);
+                if looks {
                     *state = State::Abandoned;
                 }
+                looks
             });
+            if given_up {
+                remove(&mut running, key, flight);
+            }
         }
         let outcome = |state: &State<T>| match state {
             State::LookingUp | State::Loading => None,
@@ -118,10 +124,13 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
 impl<K: Hash + Eq, T> Flights<K, T> {
     /// Frees the key of this flight. By now it may be another's.
     fn end(&self, key: &K, flight: &Arc<Flight<T>>) {
-        let mut running = self.running.lock();
-        if running.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, flight)) {
-            running.remove(key);
-        }
+        remove(&mut self.running.lock(), key, flight);
+    }
+}
+
+fn remove<K: Hash + Eq, T>(running: &mut HashMap<K, Arc<Flight<T>>>, key: &K, flight: &Arc<Flight<T>>) {
+    if running.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, flight)) {
+        running.remove(key);
     }
 }
 

@@ -1,10 +1,16 @@
 //! Loads: one per key, none stale, none lost.
 
-use std::sync::Arc;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use perto::{Error, Freshness, Load, Loaded, Tier};
+use perto::sim::Sim;
+use perto::{Cache, Error, Freshness, Load, Loaded, Stamp, Tier};
 use tokio::time::Instant;
 
 use crate::ring::{BOUND, CACHE, Member, POLL, Ring, eventually, ms, some, spawn, text};
@@ -62,6 +68,84 @@ async fn concurrent_misses_for_one_key_load_once() {
         assert_eq!((text(&read), read.freshness), (some("one"), Freshness::Fresh));
     }
     assert_eq!(member.loads(), 1);
+    ring.end().await;
+}
+
+/// A key whose hash stops those who look for number 2, once: the reader has found number 1 missing in L1 by then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stopping(u64);
+
+static STOP: Mutex<Option<(Sender<()>, Receiver<()>)>> = Mutex::new(None);
+
+impl Hash for Stopping {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        if self.0 == 2
+            && let Some((here, go_on)) = STOP.lock().unwrap().take()
+        {
+            here.send(()).unwrap();
+            go_on.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        self.0.hash(state);
+    }
+}
+
+impl fmt::Display for Stopping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Stopping {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_nothing_in_l1_just_before_a_load_lands_takes_what_has_landed() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("ring").build().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (postgres, keys) = (sim.postgres.clone(), Arc::clone(&asked));
+    let load = move |load: Load<Stopping>| {
+        keys.lock().unwrap().extend(load.keys.iter().map(|key| key.0));
+        let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
+        let loaded = load.keys.into_iter().fold(Loaded::new(stamp), |loaded, key| loaded.with(key, 7_u64));
+        async move { Ok::<_, Error>(loaded) }
+    };
+    let cache: Cache<Stopping, u64> = perto.cache(CACHE).local_only().loader(load).unwrap();
+    perto.start().await.unwrap();
+    let ((here, stopped), (go, go_on)) = (channel(), channel());
+    *STOP.lock().unwrap() = Some((here, go_on));
+    let both = {
+        let cache = cache.clone();
+        spawn(async move { cache.get_many(&[Stopping(1), Stopping(2)]).await })
+    };
+    tokio::task::block_in_place(|| stopped.recv_timeout(Duration::from_secs(30))).unwrap();
+    let landed = cache.get(&Stopping(1)).await.unwrap();
+    go.send(()).unwrap();
+    let reads = both.await.unwrap().unwrap();
+    assert_eq!((landed.tier, reads[0].tier, reads[1].tier), (Tier::Load, Tier::Local, Tier::Load));
+    assert_eq!(*asked.lock().unwrap(), [1, 2]);
+    perto.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_that_are_cancelled_while_they_lead_fail_nobody_who_waits() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "one");
+    member.node.remote.faults.hang();
+    // Who came first is woken first, and leads next.
+    let leaders: Vec<_> = (0..12).map(|_| member.reading(1)).collect();
+    let waiter = member.reading(1);
+    for leader in leaders {
+        ms(1).await;
+        leader.abort();
+    }
+    assert_eq!(text(&waiter.await.unwrap().unwrap()), some("one"));
     ring.end().await;
 }
 
@@ -519,7 +603,7 @@ async fn a_key_that_is_too_long_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn caches_of_one_instance_share_no_key() {
-    let sim = perto::sim::Sim::new(3);
+    let sim = Sim::new(3);
     let node = sim.node();
     let perto = node.builder("ring").build().unwrap();
     let one = perto.cache::<u64, String>("one").loader(sim.postgres.loader("one").function()).unwrap();
