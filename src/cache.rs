@@ -360,7 +360,8 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
                 let (leader, waiter) = self.0.flights.join(key, &trace.origin(), look_up);
                 // From the second attempt on, any flight of the key took off after this read began.
-                let boarded = if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
+                let boarded =
+                    if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
                 match leader {
                     Some(leader) => {
                         // The flight before may have landed since L1 was asked.
