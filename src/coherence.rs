@@ -25,6 +25,8 @@ pub(crate) mod health;
 pub(crate) mod hints;
 pub(crate) mod known;
 pub(crate) mod lease;
+#[cfg(feature = "tracing")]
+pub(crate) mod lines;
 pub(crate) mod repaired;
 pub(crate) mod rules;
 pub(crate) mod snapshot;

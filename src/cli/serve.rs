@@ -13,6 +13,7 @@ use super::connect::{Database, RedisTrouble, check_redis};
 use crate::service;
 use crate::service::settings::{PoolSettings, Settings};
 use crate::service::telemetry::Telemetry;
+use crate::service::telemetry::lines::Seldom;
 
 /// The tail has one, and the rest of the log two.
 pub(super) const LOG: u32 = 3;
@@ -111,6 +112,7 @@ fn log(telemetry: &Telemetry) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .map_event_format(Seldom::new)
         .with_filter(filter);
     drop(tracing_subscriber::registry().with(lines).with(telemetry.layer()).try_init());
     if wrong {

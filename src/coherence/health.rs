@@ -1,10 +1,6 @@
 //! Whether an instance is coherent, and if not, why: its states, and the stream of what happens to it.
 
-#[cfg(feature = "tracing")]
-use std::collections::HashMap;
 use std::fmt;
-#[cfg(feature = "tracing")]
-use std::mem::Discriminant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,6 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast};
 
+#[cfg(feature = "tracing")]
+use super::lines::Lines;
 use super::troubles::{Subject, Trouble, TroubleKind, Troubles};
 use crate::clock::Clock;
 use crate::coherence::Coherence;
@@ -137,37 +135,9 @@ const CALM: Duration = Duration::from_secs(10);
 /// Events kept for a receiver that is slow; older ones are lost to it, and it is told.
 const EVENTS_KEPT: usize = 256;
 
-/// Time between two lines of the log that say the same: of what comes by the thousand, one line says how many.
-#[cfg(feature = "tracing")]
-const LINE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Lines of one kind, one a second.
-#[cfg(feature = "tracing")]
-#[derive(Debug, Default)]
-struct Lines {
-    last_ms: Option<u64>,
-    left_out: u64,
-}
-
-#[cfg(feature = "tracing")]
-impl Lines {
-    /// How many were left out before this one. `None`: it is left out too.
-    fn next(&mut self, now_ms: u64) -> Option<u64> {
-        let lately = |last_ms| Duration::from_millis(now_ms.saturating_sub(last_ms)) < LINE_INTERVAL;
-        if self.last_ms.is_some_and(lately) {
-            self.left_out += 1;
-            return None;
-        }
-        self.last_ms = Some(now_ms);
-        Some(std::mem::take(&mut self.left_out))
-    }
-}
-
 pub(crate) struct Signals {
     #[cfg(feature = "tracing")]
-    lines: Mutex<HashMap<Discriminant<Event>, Lines>>,
-    #[cfg(feature = "tracing")]
-    clock: Arc<dyn Clock>,
+    lines: Lines,
     pub(crate) bus_up: AtomicBool,
     pub(crate) closed: AtomicBool,
     changed: Notify,
@@ -180,9 +150,7 @@ impl Signals {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            lines: Mutex::default(),
-            #[cfg(feature = "tracing")]
-            clock: Arc::clone(&clock),
+            lines: Lines::new(Arc::clone(&clock)),
             troubles: Troubles::new(clock),
             bus_up: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -198,20 +166,14 @@ impl Signals {
 
     pub(crate) fn send(&self, event: Event) {
         #[cfg(feature = "tracing")]
-        self.log(&event);
+        self.lines.tell(&event);
         // Nobody listening is fine.
         drop(self.events.send(event));
     }
 
-    /// What others may cause as often as they like has one line a second.
-    #[cfg(feature = "tracing")]
-    fn log(&self, event: &Event) {
-        let many = matches!(event, Event::Gap { .. } | Event::HintsUntrue { .. } | Event::PollFailed { .. });
-        let kind = std::mem::discriminant(event);
-        let next = || self.lines.lock().entry(kind).or_default().next(self.clock.now_ms());
-        if let Some(left_out) = if many { next() } else { Some(0) } {
-            event.log(left_out);
-        }
+    #[cfg(all(test, feature = "tracing"))]
+    pub(crate) fn lines_are_forgotten(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// A trouble is there. Told of where it is new.
@@ -294,13 +256,15 @@ impl Signals {
         }
     }
 
-    /// Sends an event for each change of the state, and ends troubles that have outlived themselves. A lease that lapses
-    /// tells nobody, so this looks again ten times a bound. Never returns.
+    /// Sends an event for each change of the state, ends troubles that have outlived themselves, and writes lines that are due. A
+    /// lease that lapses tells nobody, so this looks again ten times a bound. Never returns.
     pub(crate) async fn watch(&self, coherence: &Arc<Coherence>, remote_up: impl Fn() -> bool) {
-        let pause = (coherence.bound / 10).max(Duration::from_millis(5));
+        let pause = (coherence.bound / 10).clamp(Duration::from_millis(5), Duration::from_secs(1));
         loop {
             self.observe(self.state(coherence, remote_up()));
             self.tell(self.troubles.expire().into_iter().map(Event::TroubleEnded));
+            #[cfg(feature = "tracing")]
+            self.lines.catch_up();
             tokio::select! {
                 biased;
                 () = self.changed.notified() => {}
@@ -315,53 +279,5 @@ impl Signals {
         if from != now {
             self.send(Event::State { from, to: now });
         }
-    }
-}
-
-#[cfg(feature = "tracing")]
-impl Event {
-    /// One line: an event that nobody receives is still news.
-    fn log(&self, left_out: u64) {
-        match self {
-            Self::State { from, to } => tracing::info!(%from, %to, "state"),
-            Self::Recovered { why } => tracing::info!(?why, "the log was read anew"),
-            Self::Gap { lost } => tracing::info!(lost, left_out, "hints were lost"),
-            Self::HintsUntrue { transactions } => {
-                tracing::warn!(transactions, left_out, "hints named transactions that do not exist");
-            }
-            Self::PollFailed { error } => {
-                tracing::warn!(error, left_out, "the invalidation log can't be read");
-            }
-            Self::AuditViolation { cache, key_hash } => tracing::error!(
-                name: "perto.audit.violations",
-                cache,
-                key_hash = format!("{key_hash:016x}"),
-                "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
-            ),
-            Self::Undeclared { cache } => tracing::warn!(
-                cache,
-                "it declares no tables, so nobody looks whether writes to them are seen: CacheBuilder::tables"
-            ),
-            Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
-                tracing::warn!(trouble = kind.name(), cache, table, detail, "trouble");
-            }
-            Self::TroubleEnded(Trouble { kind, cache, table, .. }) => {
-                tracing::info!(trouble = kind.name(), cache, table, "trouble is over");
-            }
-        }
-    }
-}
-
-#[cfg(all(test, feature = "tracing"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_what_comes_by_the_thousand_one_line_a_second_says_how_many() {
-        let mut lines = Lines::default();
-        let told: Vec<u64> = (0..5_000).filter_map(|ms| lines.next(ms)).collect();
-        assert_eq!(told, [0, 999, 999, 999, 999]);
-        assert_eq!(lines.next(60_000), Some(999));
-        assert_eq!(lines.next(120_000), Some(0));
     }
 }

@@ -30,6 +30,7 @@ use scraped::Scraped;
 mod environment;
 mod exported;
 pub(super) mod instruments;
+pub(crate) mod lines;
 mod otlp;
 mod scraped;
 pub(super) mod spans;

@@ -20,6 +20,7 @@ mod fairness;
 mod fleet;
 mod imports;
 mod inspect;
+mod lines;
 mod load;
 mod messages;
 mod metrics;
