@@ -223,7 +223,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         {
             if !coherence.lease.is_in(token.epoch) {
                 coherence.tokens.ended(token.epoch);
-            } else if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) {
+                // What is fresh from here on has the write.
+                return Ok(ReadOptions::default());
+            }
+            if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) {
                 return Err(self.ahead());
             }
         }

@@ -43,6 +43,15 @@ pub trait Log: Debug + Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Begins an epoch where the database is in none, since nobody has polled after a crash. Default: nothing, for a log whose
+    /// database is always in one.
+    ///
+    /// # Errors
+    /// If Postgres can't be reached, or refuses.
+    fn begin_epoch(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// The rows committed since `cursor`, and the snapshot they were read under, from one statement. Where it is `None`,
     /// all that are retained and not contained in the horizon.
     ///

@@ -11,8 +11,9 @@ use sqlx::{
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
 use crate::cache::{Cache, Key, Value};
+use crate::coherence::tokens::NO_EPOCH;
 use crate::error::StartError;
-use crate::instance::{Perto, Token};
+use crate::instance::{Perto, Shared, Token};
 use crate::log::postgres::{PostgresLog, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::trace::{Kind, Span, Trace};
@@ -311,7 +312,7 @@ impl Perto {
         let sql = format!(
             "set constraints all immediate; select xid, epoch, cache, key from {schema}.pending({trace})"
         );
-        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
         let rows: Vec<(String, Option<i64>, String, Option<String>)> =
             rows.iter().map(FromRow::from_row).collect::<Result<_, _>>()?;
         let Some((xid, epoch)) = rows.first().and_then(|(xid, epoch, ..)| Some((xid.parse().ok()?, *epoch)))
@@ -319,7 +320,11 @@ impl Perto {
             return Ok(None);
         };
         // The database's own epoch: this instance may not have heard of a new one yet.
-        let token = Token { epoch: epoch.map_or(0, i64::cast_unsigned), xid };
+        let epoch = match epoch {
+            Some(epoch) => epoch,
+            None => self.begun_epoch(connection).await?,
+        };
+        let token = Token { epoch: epoch.cast_unsigned(), xid };
         let mut changes: Vec<Change> = Vec::new();
         for (_, _, cache, key) in rows {
             match (changes.iter_mut().find(|change| change.cache == cache), key) {
@@ -336,6 +341,17 @@ impl Perto {
             }
         }
         Ok(Some(Pending { token, changes }))
+    }
+
+    /// Nobody has polled since the database crashed: begins the epoch, beside this transaction. One that has a snapshot of its own
+    /// can't see it, and its token is of none: whoever reads by that waits for a poll.
+    async fn begun_epoch(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        let Shared { log, settings, .. } = &**self.shared();
+        // The write goes on without it.
+        drop(tokio::time::timeout(settings.log_timeout, log.begin_epoch()).await);
+        let sql = format!("select {schema}.epoch()", schema = settings.schema);
+        let epoch: Option<i64> = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?.try_get(0)?;
+        Ok(epoch.unwrap_or(NO_EPOCH.cast_signed()))
     }
 
     /// Applies a transaction that has been committed here, and tells L2 and the other instances.

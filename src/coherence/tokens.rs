@@ -10,6 +10,9 @@ use parking_lot::Mutex;
 use super::Coherence;
 use crate::instance::Token;
 
+/// The epoch of a write that was made in none that it knew: after a crash, before anybody had polled. A poll that is sent later brings
+/// it, whatever the epoch is called; the next crash may have such writes too, so this one is never known to have ended.
+pub(crate) const NO_EPOCH: u64 = 0;
 /// Epochs that are known to have ended. Of more the oldest are asked for again.
 const EPOCHS: usize = 64;
 /// How long after a token of a write that did not exist others must be in a poll before anything is loaded for them.
@@ -28,6 +31,9 @@ struct Known {
 impl Tokens {
     /// Numbers of this epoch are given to nobody any more, or never were.
     pub(crate) fn ended(&self, epoch: u64) {
+        if epoch == NO_EPOCH {
+            return;
+        }
         let ended = &mut self.0.lock().ended;
         if !ended.contains(&epoch) {
             ended.push_back(epoch);

@@ -173,6 +173,13 @@ impl Log for PostgresLog {
         })
     }
 
+    fn begin_epoch(&self) -> BoxFuture<'_, Result<(), LogError>> {
+        Box::pin(async {
+            let mut connection = self.pool.lend().await.map_err(refused)?;
+            schema::ensure_epoch(&mut connection, &self.schema).await.map_err(|error| self.explain(error))
+        })
+    }
+
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,

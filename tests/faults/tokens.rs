@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use perto::proxy::{Fault, FaultProxy};
-use perto::{Error, Freshness, ReadOptions, Tier, Token};
+use perto::{Error, Freshness, PertoBuilder, ReadOptions, Tier, Token};
+use sqlx::AssertSqlSafe;
 
 use crate::support::engines::{moved_to, place_of};
 use crate::support::wait::ends;
@@ -96,6 +97,57 @@ async fn a_token_of_another_epoch_is_answered_by_what_is_fresh() {
         let (polls, took) = (instance.perto.stats().polls - polls, began.elapsed());
         assert_eq!(instance.loads(), loads);
         assert!(u128::from(polls) <= 2 + took.as_millis() / 50, "{polls} polls in {took:?}");
+    }
+}
+
+/// Postgres has crashed, and nobody has polled since: there is no epoch yet, and what is cached from before is still served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_before_anybody_has_polled_after_a_crash_is_read_by_token_on_any_instance() {
+    let world = World::new().await;
+    // A poll would begin the epoch.
+    let rarely =
+        |perto: PertoBuilder| perto.bound(Duration::from_mins(2)).poll_interval(Duration::from_mins(1));
+    let (a, b) =
+        (world.start_with(rarely, |cache| cache).await, world.start_with(rarely, |cache| cache).await);
+    coherent([&a, &b]).await;
+    let mut v = 1;
+    a.put(&world, 1, v).await;
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        for _ in 0..2 {
+            v += 1;
+            for instance in [&a, &b] {
+                instance.fresh(1).await;
+                assert_eq!(instance.fresh_from(1).await.1, Tier::Local);
+            }
+            world.forget_the_epoch().await;
+            let sql = format!("set transaction isolation level {isolation}; update items set v = {v}");
+            let written: Result<_, sqlx::Error> = a
+                .perto
+                .write(&world.pool, async move |tx| sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await)
+                .await;
+            let token = written.unwrap().token.unwrap();
+            for instance in [&b, &a] {
+                let polls = instance.perto.stats().polls;
+                for _ in 0..5 {
+                    let read = ends("a read", instance.items.get_with(&1, ReadOptions::at_least(token)))
+                        .await
+                        .unwrap();
+                    assert_eq!(
+                        (read.value.as_deref(), read.freshness),
+                        (Some(&v), Freshness::Fresh),
+                        "{isolation}: {token}"
+                    );
+                }
+                let polls = instance.perto.stats().polls - polls;
+                assert!(polls <= 10, "{polls}");
+            }
+            let nameless = token.to_string().starts_with("0000000000000000-");
+            assert_eq!(
+                nameless,
+                isolation != "read committed",
+                "{token}: others can't see an epoch that begins beside them"
+            );
+        }
     }
 }
 
