@@ -25,6 +25,14 @@ function why(one, now) {
   }
 }
 
+/** How often limits have refused since it began, and which, the one that did most first. */
+function refused(one) {
+  const limits = Object.entries(one.refused).sort((a, b) => b[1] - a[1]);
+  if (limits.length === 0) return "none";
+  const now = one.state === "silent" ? "" : `${rate(one.refusals)} a second, `;
+  return `${now}since it began ${limits.map(([limit, times]) => `${limit} ${count(times)}`).join(", ")}`;
+}
+
 /** For how long it was, in milliseconds. */
 function notCoherent(points, one, self) {
   let off = 0;
@@ -43,7 +51,7 @@ function makeCard() {
   parts.lease = lease;
   parts.bar = bar();
   const list = el("dl", "");
-  for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["off", "Not coherent"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
+  for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["refused", "Refused by limits"], ["off", "Not coherent"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
     parts[key] = el("dd", "");
     list.append(el("div", "", el("dt", "", label), parts[key]));
     // Pictures of what stands above them.
@@ -80,6 +88,7 @@ export function showInstances(now, points, view) {
     say(parts.requests, silent ? "unknown" : `${rate(one.requests)} a second, p50 ${time(one.p50Ms)}, p99 ${time(one.p99Ms)}`);
     const { requests, loads } = one.pool;
     say(parts.pool, silent ? "unknown" : `${requests.inUse}/${requests.max} for requests, ${loads.inUse}/${loads.max} for loads`);
+    say(parts.refused, refused(one));
     const off = notCoherent(points, one, view.self);
     say(parts.off, `${off ? `about ${span(off)}` : "never"} in the last ${view.seconds > 600 ? "hour" : "5 minutes"}`);
     say(parts.repairs, `${count(one.repairs)}, of ${count(one.hints)} hints`);

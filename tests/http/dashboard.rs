@@ -380,3 +380,34 @@ async fn imports_are_shown_while_they_run_and_for_a_moment_after() {
     sqlx::raw_sql(AssertSqlSafe(past)).execute(&mut connection).await.unwrap();
     watching.first("it is not shown any more", |frame| frame["now"]["imports"] == json!([])).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_limits_refuse_is_shown_of_the_instance_that_did_on_every_other() {
+    let database = seeded();
+    let key = format!("authorization: Bearer {}\r\n", key_of(&database, 2));
+    let a = Served::start_with(&database, "a", &["--admin-key", ADMIN_KEY, "--rate-limit", "5"]);
+    let b = Served::start_closed(&database, "b");
+    let mut watching = Watching::begin(&b, &admin()).await;
+    watching.next("history").await;
+    let frame = watching.first("both are there", |frame| instance(frame, "a").is_some()).await;
+    assert_eq!(instance(&frame, "a").unwrap()["refused"], json!({}));
+    let mut refused = 0;
+    for _ in 0..60 {
+        refused += u64::from(request(&a, "GET", "/api/v1/companies/2", &key, "").await.status == 429);
+    }
+    assert!(refused >= 20, "{refused}");
+    let frame = watching
+        .first("it is shown", |frame| {
+            let shown = instance(frame, "a").unwrap();
+            shown["refused"]["too-many-requests"] == refused && shown["refusals"].as_f64() > Some(0.0)
+        })
+        .await;
+    assert_eq!(instance(&frame, "a").unwrap()["refused"].as_object().unwrap().len(), 1, "{frame}");
+    let other = instance(&frame, "b").unwrap();
+    assert_eq!((&other["refused"], &other["refusals"]), (&json!({}), &json!(0.0)), "{frame}");
+    let rows = request(&b, "GET", "/api/v1/cache/instances", &admin(), "").await;
+    assert_eq!(rows.body[1]["refused"], json!({ "too-many-requests": refused }), "{}", rows.text);
+    // It never goes away by itself, and is no more than it was.
+    let calm = watching.first("it is over", |frame| instance(frame, "a").unwrap()["refusals"] == 0.0).await;
+    assert_eq!(instance(&calm, "a").unwrap()["refused"]["too-many-requests"], refused);
+}

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { connect } from "node:net";
 import { mkdirSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { gzipSync } from "node:zlib";
@@ -197,6 +198,21 @@ test("an instance that dies is Silent, and one that comes is shown", async () =>
   await card("cyd").getByText("Silent", { exact: true }).waitFor(MINUTE);
   await shows("#alerts", /instance-silent/);
   await page.screenshot({ path: `${pictures}silent.png`, fullPage: true });
+});
+
+test("what limits refuse is shown of the instance that did, with which and how often", async () => {
+  fleet.instances.push(await fleet.serve("eve", ["--admin-key", ADMIN, "--max-connections", "20"]));
+  await card("eve").getByText("Coherent", { exact: true }).waitFor(MINUTE);
+  assert.match(await card("eve").innerText(), /Refused by limits\s+none/i);
+  // One address has sixteen places for who shows no key.
+  const { port } = new URL(fleet.instances.at(-1).url);
+  const strangers = Array.from({ length: 60 }, () => connect(Number(port), "127.0.0.1").on("error", () => {}));
+  await card("eve").getByText(/since it began too-many-strangers \d+/).waitFor(MINUTE);
+  await eventually("how many a second", async () => /Refused by limits\s+[1-9][\d.]* a second/i.test(await card("eve").innerText()));
+  assert.match(await card("bea").innerText(), /Refused by limits\s+none/i);
+  await page.screenshot({ path: `${pictures}refused.png`, fullPage: true });
+  for (const stranger of strangers) stranger.destroy();
+  await assertFits(page, "with refusals");
 });
 
 test("a stream that is lost is said to be, with the age of what is shown, and comes back", async () => {

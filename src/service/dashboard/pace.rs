@@ -38,6 +38,7 @@ struct Counted {
     at: DateTime<Utc>,
     reads: [[u64; 3]; CACHES],
     requests: u64,
+    refused: u64,
     repairs: u64,
 }
 
@@ -46,6 +47,7 @@ struct Counted {
 pub(super) struct Rates {
     pub(super) reads: [Tiers; CACHES],
     pub(super) requests: f64,
+    pub(super) refused: f64,
 }
 
 impl Counted {
@@ -54,7 +56,14 @@ impl Counted {
             .caches
             .each()
             .map(|(_, tally)| [tally.counts.l1_hits, tally.counts.l2_hits, tally.counts.load_hits]);
-        Self { at: instance.seen_at, reads, requests: instance.requests.count, repairs: instance.repairs }
+        let refused = instance.refused.values().sum();
+        Self {
+            at: instance.seen_at,
+            reads,
+            requests: instance.requests.count,
+            refused,
+            repairs: instance.repairs,
+        }
     }
 }
 
@@ -106,7 +115,11 @@ impl Pace {
             return Rates::default();
         }
         let rise = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        let mut rates = Rates { requests: rise(now.requests, then.requests), ..Rates::default() };
+        let mut rates = Rates {
+            requests: rise(now.requests, then.requests),
+            refused: rise(now.refused, then.refused),
+            ..Rates::default()
+        };
         for (rates, (now, then)) in rates.reads.iter_mut().zip(now.reads.iter().zip(then.reads)) {
             for (rate, (now, then)) in rates.iter_mut().zip(now.iter().zip(then)) {
                 *rate = rise(*now, then);
@@ -153,7 +166,8 @@ mod tests {
             "hints": 0, "repairs": 0, "audits": { "5m": audited, "1h": audited, "1d": audited },
             "propagation": { "count": 0, "p50Ms": 0.0, "p99Ms": 0.0 }, "since": time(0),
             "caches": { "message": { "l1Hits": hits } }, "pool": { "requests": pool, "loads": pool },
-            "requests": { "count": hits, "lastMinute": { "count": 0, "p50Ms": 0.0, "p99Ms": 0.0, "slow": 0 } }
+            "requests": { "count": hits, "lastMinute": { "count": 0, "p50Ms": 0.0, "p99Ms": 0.0, "slow": 0 } },
+            "refused": { "too-many-requests": hits, "too-many-strangers": hits }
         });
         change(&mut shown);
         serde_json::from_value(shown).unwrap()
@@ -172,7 +186,8 @@ mod tests {
         for (ms, hits) in [(1_000, 107), (1_000, 107), (3_000, 307), (4_010, 408)] {
             assert_eq!(l1(&mut pace, &instance(ms, hits, same)), 100.0, "at {ms} ms");
         }
-        assert_eq!(pace.rates(Uuid::nil()).requests, 100.0);
+        let rates = pace.rates(Uuid::nil());
+        assert_eq!((rates.requests, rates.refused), (100.0, 200.0));
         assert_eq!(pace.rates(Uuid::max()), Rates::default());
     }
 

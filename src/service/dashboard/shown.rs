@@ -64,6 +64,10 @@ struct ShownInstance<'a> {
     p99_ms: f64,
     pool: &'a Pools,
     audits: &'a Audits,
+    /// By limits, since the start.
+    refused: &'a BTreeMap<String, u64>,
+    /// A second, over the last ten seconds.
+    refusals: f64,
 }
 
 /// Of all instances.
@@ -148,6 +152,8 @@ impl<'a> ShownInstance<'a> {
             p99_ms: minute.p99_ms,
             pool: &instance.pool,
             audits: &instance.audits,
+            refused: &instance.refused,
+            refusals: tenths(rates.refused),
         }
     }
 }

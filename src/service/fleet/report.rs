@@ -1,5 +1,6 @@
 //! What an instance says of itself: its row for the others, and its part of what the fleet is asked.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::counts::Tallies;
 use super::times::Times;
 use crate::service::Service;
 use crate::service::administration::ms;
+use crate::service::limits::Limit;
 
 /// As it lies in the instance's row. Those of other versions are read for what they have.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub(crate) struct Instance {
     pub(crate) caches: Tallies,
     pub(crate) pool: Pools,
     pub(crate) requests: Requests,
+    /// How often each limit has refused, by its name, since the start; without those that have not.
+    #[serde(default)]
+    pub(crate) refused: BTreeMap<String, u64>,
 }
 
 /// Served values that were compared with what the primary says.
@@ -286,8 +291,14 @@ impl Instance {
                     slow: minute.slow,
                 },
             },
+            refused: refused(service),
         }
     }
+}
+
+fn refused(service: &Service) -> BTreeMap<String, u64> {
+    let all = Limit::ALL.iter().zip(service.limits.refused());
+    all.filter(|(_, times)| *times > 0).map(|(limit, times)| (limit.name().to_owned(), times)).collect()
 }
 
 fn audits(perto: &Perto) -> Audits {
