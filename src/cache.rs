@@ -530,7 +530,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(());
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
-        let found = core.shared.remote_get(&names, trace).await;
+        let found = core.shared.remote_get(&names, core.most_stored(), trace).await;
         // From here on nothing waits: nobody needs to give up this leader.
         led.iter().for_each(|led| led.leader.loads());
         let mut missing = Vec::new();

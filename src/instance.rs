@@ -433,13 +433,18 @@ impl Shared {
     }
 
     /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.
-    pub(crate) async fn remote_get(&self, names: &[String], trace: &Trace) -> Vec<Option<Bytes>> {
+    pub(crate) async fn remote_get(
+        &self,
+        names: &[String],
+        most: usize,
+        trace: &Trace,
+    ) -> Vec<Option<Bytes>> {
         match &self.remote {
             Some(remote) if self.breaker.is_closed() => {
                 let mut found = Vec::with_capacity(names.len());
                 for names in names.chunks(KEYS_AT_ONCE) {
                     let span = redis_span(trace, Kind::Client, "GETRANGE", names.len());
-                    match self.guard(remote.get(names)).await {
+                    match self.guard(remote.get(names, most)).await {
                         Some(values) => {
                             let hits = values.iter().filter(|value| value.is_some()).count();
                             span.number("perto.found", hits as u64);

@@ -21,11 +21,16 @@ pub(crate) mod redis;
 
 /// The second tier. Implementations must be safe to call concurrently, and to drop at any await.
 pub trait Remote: Debug + Send + Sync + 'static {
-    /// Reads the values of `keys`, in one round trip. One answer a key, in order.
+    /// Reads the values of `keys`, in one round trip. One answer a key, in order. Of a value that has more bytes than `most`, which is
+    /// none of ours, one more than these is enough.
     ///
     /// # Errors
     /// If the remote can't be used. The caller goes on without.
-    fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>>;
+    fn get<'a>(
+        &'a self,
+        keys: &'a [String],
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>>;
 
     /// Puts `value` under `key` for `ttl`, unless what is there is newer, or is a tombstone of an invalidation that
     /// the value does not contain. Returns whether it was put.

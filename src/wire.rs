@@ -30,9 +30,14 @@ const FLAG_ABSENT: u8 = 1;
 
 /// Largest payload that is decoded. Also what a corrupt length may make the decoder allocate.
 pub(crate) const MAX_PAYLOAD: usize = 16 << 20;
-/// More bytes than any value in L2 has: header, running transactions, payload.
+/// Most bytes that any value in L2 has.
 #[cfg(feature = "redis")]
-pub(crate) const MAX_STORED: usize = HEADER + 4 * crate::coherence::snapshot::MAX_RUNNING + MAX_PAYLOAD;
+pub(crate) const MAX_STORED: usize = most_stored(MAX_PAYLOAD);
+/// Most bytes that a value in L2 has with such a payload: header, running transactions, payload.
+pub(crate) const fn most_stored(payload: usize) -> usize {
+    HEADER + 4 * crate::coherence::snapshot::MAX_RUNNING + payload
+}
+
 /// Largest hint that is decoded.
 pub(crate) const MAX_HINT: usize = 256 << 10;
 

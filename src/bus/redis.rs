@@ -1,25 +1,34 @@
 //! Hints over Redis pub/sub. Publishing shares L2's connection; a subscription has one of its own.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use redis::ConnectionInfo;
 use redis::aio::{PubSubSink, PubSubStream};
-use redis::{Client, IntoConnectionInfo};
 
 use super::{Bus, Subscription};
 use crate::error::RemoteError;
-use crate::remote::redis::{Link, failed};
+use crate::remote::redis::frames::Waiting;
+use crate::remote::redis::{Link, connection_info, dial, failed};
+use crate::wire::MAX_HINT;
 
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Longest message, with the name of its channel.
+const MAX_MESSAGE: usize = MAX_HINT + 1_024;
+/// Bytes of messages that may wait to be taken. With more the subscription is over, and a poll brings what they said.
+const MAX_WAITING: usize = 8 << 20;
+/// What is sent with each message, besides its channel and itself.
+const AROUND: usize = b"*3\r\n$7\r\nmessage\r\n$1\r\n\r\n$1\r\n\r\n".len();
 
 /// The channel of one app on one Redis or Valkey server.
 pub(crate) struct RedisBus {
     link: Arc<Link>,
-    subscriber: Client,
+    subscriber: ConnectionInfo,
     /// Whether that is another server's.
     elsewhere: bool,
     channel: String,
@@ -27,7 +36,7 @@ pub(crate) struct RedisBus {
 
 impl RedisBus {
     pub(crate) fn new(link: Arc<Link>, app: &str) -> Self {
-        let subscriber = link.client().clone();
+        let subscriber = link.server().clone();
         Self { link, subscriber, elsewhere: false, channel: format!("perto:{app}:bus") }
     }
 
@@ -36,8 +45,7 @@ impl RedisBus {
     /// # Errors
     /// If the URL makes no sense.
     pub(crate) fn subscribing_at(mut self, url: &str) -> Result<Self, String> {
-        let info = url.into_connection_info().map_err(|_unusable| "not a Redis URL".to_owned())?;
-        self.subscriber = Client::open(info).map_err(|_unusable| "not a usable Redis URL".to_owned())?;
+        self.subscriber = connection_info(url)?;
         self.elsewhere = true;
         Ok(self)
     }
@@ -57,9 +65,11 @@ impl Bus for RedisBus {
     fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, RemoteError>> {
         Box::pin(async move {
             let subscribing = async {
-                let (mut sink, stream) = self.subscriber.get_async_pubsub().await?.split();
+                let waiting = Waiting::default();
+                let connecting = dial::messages(&self.subscriber, MAX_MESSAGE, waiting.clone(), MAX_WAITING);
+                let (mut sink, stream) = connecting.await?.split();
                 sink.subscribe(&self.channel).await?;
-                Ok(Subscribed { sink, stream })
+                Ok(Subscribed { sink, stream, waiting })
             };
             match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
                 Ok(subscribed) => subscribed.map(|s| Box::new(s) as _).map_err(failed),
@@ -72,19 +82,31 @@ impl Bus for RedisBus {
 struct Subscribed {
     sink: PubSubSink,
     stream: PubSubStream,
+    waiting: Waiting,
 }
 
 impl Subscription for Subscribed {
     fn next(&mut self) -> BoxFuture<'_, Result<Bytes, RemoteError>> {
         Box::pin(async move {
-            let message = self.stream.next().await.ok_or(RemoteError::Disconnected)?;
-            Ok(Bytes::copy_from_slice(message.get_payload_bytes()))
+            let next = poll_fn(|cx| {
+                let next = self.stream.poll_next_unpin(cx);
+                if next.is_pending() {
+                    self.waiting.none_left();
+                }
+                next
+            });
+            let message = next.await.ok_or(RemoteError::Disconnected)?;
+            let payload = message.get_payload_bytes();
+            self.waiting.taken(AROUND + message.get_channel_name().len() + payload.len());
+            Ok(Bytes::copy_from_slice(payload))
         })
     }
 
     fn ping(&mut self) -> BoxFuture<'_, Result<(), RemoteError>> {
         Box::pin(async move {
-            match self.sink.ping::<redis::Value>().await.map(drop).map_err(failed) {
+            // To the client an error is a value like others here.
+            let answered = self.sink.ping::<redis::Value>().await.and_then(redis::Value::extract_error);
+            match answered.map(drop).map_err(failed) {
                 // An answer like any other: one that can't write its dump refuses pings (`MISCONF`).
                 Err(RemoteError::Refused(_)) => Ok(()),
                 answered => answered,

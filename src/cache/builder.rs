@@ -82,7 +82,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// Largest encoded value that goes to L2. Larger ones stay in L1 and are counted. Default: 1 MiB, at most 16 MiB.
+    /// Largest encoded value that goes to L2. Larger ones stay in L1 and are counted, and what is larger there is
+    /// removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
     pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.policy.max_value_bytes = bytes;
         self

@@ -321,6 +321,11 @@ impl<K: Key, V: Value> Core<K, V> {
         self.shared.signals.begin_for(UNSTORABLE_LASTS, trouble, &detail);
     }
 
+    /// Most bytes that a value of this cache has in L2.
+    pub(super) fn most_stored(&self) -> usize {
+        wire::most_stored(self.policy.max_value_bytes)
+    }
+
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
         self.shared.remote_key(epoch, &self.name, self.policy.version, text)
     }

@@ -174,7 +174,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let name = core.remote_key(shared.coherence.epoch(), &text);
         let bytes = match core.policy.local_only {
             true => Vec::new(),
-            false => shared.remote_get(std::slice::from_ref(&name), &Trace::current()).await,
+            false => {
+                let names = std::slice::from_ref(&name);
+                shared.remote_get(names, core.most_stored(), &Trace::current()).await
+            }
         };
         // All else after the wait, so that it is of one moment, or nearly.
         let (known, whole) = shared.coherence.buckets.known(slot, &core.whole);

@@ -12,10 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError,
-    Script,
-};
+use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script};
 use tokio::sync::Mutex;
 
 use super::Remote;
@@ -23,18 +20,28 @@ use crate::error::RemoteError;
 use crate::url::{ENCODE, is_cut};
 use crate::wire::MAX_STORED;
 
+pub(crate) mod dial;
+pub(crate) mod frames;
+
+use dial::Dialled;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// Limit of one command. Callers wait for less; this only keeps the client from waiting for ever.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long an existing connection may take to answer before another is made.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Longest text in an answer to a fill: the hash of a script, an error.
+const MAX_FILL_ANSWER: usize = 64 << 10;
 /// Damaged values are told apart by so many bytes: the header with its checksum is among them. Megabytes would have to go back.
 const TOLD_APART_BY: usize = 1 << 10;
 
+const SCRIPTS: [&str; 3] =
+    [include_str!("fill.lua"), include_str!("invalidate.lua"), include_str!("discard.lua")];
+
 /// The multiplexed connections for L2 and for publishing.
 pub(crate) struct Link {
-    client: Client,
+    server: ConnectionInfo,
     connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
     fill: Script,
@@ -46,20 +53,21 @@ pub(crate) struct Link {
 
 #[derive(Clone)]
 struct Connections {
-    awaited: MultiplexedConnection,
-    fills: MultiplexedConnection,
+    awaited: Arc<Dialled>,
+    fills: Arc<Dialled>,
 }
 
 impl Connections {
-    async fn answer(mut self, probe: &str) -> bool {
+    async fn answer(self, probe: &str) -> bool {
         let ping = async |mut connection: MultiplexedConnection| {
             let answered = redis::cmd("PING").query_async::<()>(&mut connection).await;
             // One that can't write its dump refuses pings too (`MISCONF`), and is up.
             matches!(answered.map_err(failed), Ok(()) | Err(RemoteError::Refused(_)))
         };
         let answers = async {
-            let (awaited, fills) = tokio::join!(ping(self.awaited.clone()), ping(self.fills));
-            awaited && fills && takes_writes(&mut self.awaited, probe).await.is_ok()
+            let (mut awaited, fills) = (self.awaited.connection.clone(), self.fills.connection.clone());
+            let answered = tokio::join!(ping(awaited.clone()), ping(fills));
+            answered == (true, true) && takes_writes(&mut awaited, probe).await.is_ok()
         };
         tokio::time::timeout(PING_TIMEOUT, answers).await.unwrap_or(false)
     }
@@ -80,25 +88,23 @@ impl Link {
     /// # Errors
     /// What is wrong with the URL.
     pub(crate) fn new(url: &str, app: &str) -> Result<Arc<Self>, String> {
-        let info = connection_info(url)?;
-        let client = Client::open(info).map_err(|error| format!("not usable: {}", error.kind_text()))?;
         Ok(Arc::new(Self {
-            client,
+            server: connection_info(url)?,
             connections: RwLock::default(),
             connecting: Mutex::default(),
-            fill: Script::new(include_str!("fill.lua")),
-            invalidate: Script::new(include_str!("invalidate.lua")),
-            discard: Script::new(include_str!("discard.lua")),
+            fill: Script::new(SCRIPTS[0]),
+            invalidate: Script::new(SCRIPTS[1]),
+            discard: Script::new(SCRIPTS[2]),
             probe: format!("perto:{app}:probe"),
         }))
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) const fn server(&self) -> &ConnectionInfo {
+        &self.server
     }
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
-        self.connections().map(|connections| connections.awaited)
+        self.connections().map(|connections| connections.awaited.connection.clone())
     }
 
     fn connections(&self) -> Result<Connections, RemoteError> {
@@ -106,10 +112,12 @@ impl Link {
     }
 
     async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<(), RemoteError> {
-        for script in [&self.fill, &self.invalidate, &self.discard] {
-            script.prepare_invoke().load_async(connection).await.map_err(failed)?;
+        let mut pipeline = Pipeline::with_capacity(SCRIPTS.len());
+        for script in SCRIPTS {
+            // Not by the client's own way, which panics where the server has another hash for it.
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
         }
-        Ok(())
+        pipeline.query_async(connection).await.map_err(failed)
     }
 
     async fn ping(&self) -> Result<(), RemoteError> {
@@ -120,13 +128,13 @@ impl Link {
             }
             *self.connections.write() = None;
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let connect = || self.client.get_multiplexed_async_connection_with_config(&config);
-        let (mut awaited, fills) = tokio::try_join!(connect(), connect()).map_err(failed)?;
-        self.load_scripts(&mut awaited).await?;
-        takes_writes(&mut awaited, &self.probe).await?;
+        let connect = |most| dial::commands(&self.server, most, CONNECT_TIMEOUT, RESPONSE_TIMEOUT);
+        let (awaited, fills) =
+            tokio::try_join!(connect(MAX_STORED + 1), connect(MAX_FILL_ANSWER)).map_err(failed)?;
+        let (awaited, fills) = (Arc::new(awaited), Arc::new(fills));
+        let mut connection = awaited.connection.clone();
+        self.load_scripts(&mut connection).await?;
+        takes_writes(&mut connection, &self.probe).await?;
         *self.connections.write() = Some(Connections { awaited, fills });
         Ok(())
     }
@@ -219,7 +227,7 @@ impl RedisRemote {
     }
 
     async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
-        self.run(pipeline, self.link.connections()?.fills).await
+        self.run(pipeline, self.link.connections()?.fills.connection.clone()).await
     }
 }
 
@@ -228,13 +236,17 @@ fn is_forgotten(error: &RedisError) -> bool {
 }
 
 impl Remote for RedisRemote {
-    fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
+    fn get<'a>(
+        &'a self,
+        keys: &'a [String],
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
         Box::pin(async move {
             let mut connection = self.link.connection()?;
             let mut pipeline = Pipeline::with_capacity(keys.len());
             for key in keys {
                 // Not all of whatever somebody has put there: a client keeps an answer in memory.
-                pipeline.cmd("GETRANGE").arg(key).arg(0).arg(MAX_STORED);
+                pipeline.cmd("GETRANGE").arg(key).arg(0).arg(most.min(MAX_STORED));
             }
             let values: Vec<Bytes> = pipeline.query_async(&mut connection).await.map_err(failed)?;
             // Nothing there, or a text of no length, which is no value either.
@@ -295,7 +307,7 @@ impl Remote for RedisRemote {
             let mut pipeline = Pipeline::with_capacity(1);
             let begins = &seen[..seen.len().min(TOLD_APART_BY)];
             pipeline.cmd("EVALSHA").arg(self.link.discard.get_hash()).arg(1).arg(key).arg(begins);
-            self.run(&pipeline, self.link.connections()?.fills).await.map(drop)
+            self.run(&pipeline, self.link.connections()?.fills.connection.clone()).await.map(drop)
         })
     }
 

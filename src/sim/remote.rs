@@ -231,13 +231,18 @@ impl<'a> Head<'a> {
 }
 
 impl Remote for SimRemote {
-    fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
+    fn get<'a>(
+        &'a self,
+        keys: &'a [String],
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
         Box::pin(async move {
             self.faults.pass().await?;
             let found = {
                 let mut server = self.settled();
                 server.lookups += 1;
-                keys.iter().map(|key| server.values.get(key).map(|kept| kept.bytes.clone())).collect()
+                let read = |bytes: &Bytes| bytes.slice(..bytes.len().min(most.saturating_add(1)));
+                keys.iter().map(|key| server.values.get(key).map(|kept| read(&kept.bytes))).collect()
             };
             self.faults.pass().await?;
             Ok(found)

@@ -14,6 +14,9 @@ const TTL: Duration = Duration::from_secs(30);
 /// Numbers of transactions are exact below 2^53.
 const HIGH: u64 = (1 << 53) - (1 << 20);
 
+/// More than any value here has.
+const MOST: usize = 1 << 20;
+
 struct Tier {
     remote: Arc<dyn Remote>,
     prefix: String,
@@ -114,7 +117,7 @@ impl Tier {
     }
 
     async fn bytes(&self, name: &str) -> Option<Bytes> {
-        self.remote.get(&[self.key(name)]).await.unwrap().remove(0)
+        self.remote.get(&[self.key(name)], MOST).await.unwrap().remove(0)
     }
 
     async fn lies(&self, name: &str) -> Lies {
@@ -125,9 +128,9 @@ impl Tier {
 async fn what_was_filled_is_read_back_in_the_order_of_the_keys(tier: Tier) {
     assert!(tier.fill("a", "10:10:").await && tier.fill("b", "20:20:").await);
     let names = ["b", "none", "a", "b"].map(|name| tier.key(name));
-    let found = tier.remote.get(&names).await.unwrap();
+    let found = tier.remote.get(&names, MOST).await.unwrap();
     assert_eq!(found, [Some(value("20:20:")), None, Some(value("10:10:")), Some(value("20:20:"))]);
-    assert_eq!(tier.remote.get(&names[1..2]).await.unwrap(), [None]);
+    assert_eq!(tier.remote.get(&names[1..2], MOST).await.unwrap(), [None]);
 }
 
 async fn a_value_ends_with_its_time(tier: Tier) {
@@ -228,7 +231,7 @@ async fn many_keys_are_invalidated_at_once(tier: Tier) {
     }
     let keys: Vec<String> = names.iter().map(|name| tier.key(name)).collect();
     tier.remote.invalidate(&keys, 10, TTL).await.unwrap();
-    let found = tier.remote.get(&keys).await.unwrap();
+    let found = tier.remote.get(&keys, MOST).await.unwrap();
     assert!(found.iter().all(|bytes| read(bytes.as_ref()) == Lies::Tombstone(10, 0)));
 }
 
@@ -275,7 +278,7 @@ async fn operations_may_be_dropped_at_any_point(tier: Tier) {
     for number in 0..100_u64 {
         let limit = Duration::from_micros(number);
         let key = [tier.key("k")];
-        drop(tokio::time::timeout(limit, tier.remote.get(&key)).await);
+        drop(tokio::time::timeout(limit, tier.remote.get(&key, MOST)).await);
         drop(tokio::time::timeout(limit, tier.remote.fill(&key[0], value("10:10:"), TTL)).await);
         drop(tokio::time::timeout(limit, tier.remote.invalidate(&key, 5, TTL)).await);
     }

@@ -1,5 +1,7 @@
 //! Bytes in L2 that Perto did not write there, or not like this: each is a miss, counted, and replaced.
 
+use std::time::Duration;
+
 use perto::Tier;
 use redis::AsyncCommands;
 
@@ -99,6 +101,36 @@ async fn a_value_that_is_far_too_large_is_read_in_part_and_is_replaced() {
     coherent([&c]).await;
     c.fresh(1).await;
     eventually("it is replaced", async || length().await > 0).await;
+}
+
+/// At the timeout that is the default: reading it in part takes a part of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_is_far_too_large_does_not_keep_an_instance_from_l2() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    let a = world.start().await;
+    let b = world.start_with(|perto| perto.remote_timeout(Duration::from_millis(50)), |cache| cache).await;
+    coherent([&a, &b]).await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*:1", world.name);
+    eventually("it is in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 1).await;
+    let key = keys(&mut redis, &pattern).await.unwrap().remove(0);
+    let mut large: Vec<u8> = redis.get(&key).await.unwrap();
+    large[8..24].fill(0x7F);
+    large.resize(64 << 20, b'x');
+    let mut looked = 0;
+    let () = redis.set(&key, &large).await.unwrap();
+    eventually("it is gone", async || {
+        looked += 1;
+        b.items.invalidate(&1).await.unwrap();
+        assert_eq!(b.fresh(1).await, Some(1));
+        redis.strlen::<_, usize>(&key).await.unwrap() < large.len()
+    })
+    .await;
+    // A busy machine may be slow once.
+    assert!(b.perto.stats().l2_errors <= 1 && looked < 20, "{looked} looks, {:?}", b.perto.stats());
+    coherent([&b]).await;
 }
 
 /// A value of another kind altogether under the key: a list.

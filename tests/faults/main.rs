@@ -19,6 +19,7 @@ mod garbage;
 mod hints;
 mod keys;
 mod loads;
+mod lying_redis;
 mod pooler;
 mod postgres_down;
 mod publications;

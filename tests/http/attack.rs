@@ -13,6 +13,7 @@ use crate::command::{ADMIN_KEY, Served, key_of, seeded};
 use crate::service::request;
 use crate::support::engines::redis_url;
 use crate::support::hostile::{Crowd, Takes, resident};
+use crate::support::liar::{Answer, Liar, Lie};
 use crate::support::servers::Folder;
 use crate::support::wait::{ends, eventually, eventually_within};
 
@@ -214,4 +215,45 @@ async fn pages_that_nobody_takes_are_bounded_for_a_company_and_others_have_their
     crowd.leave().await;
     eventually("there is memory again", async || request(&a, "GET", &page, &greedy, "").await.status == 200)
         .await;
+}
+
+/// A message, a value or a list without end: what is kept of it is bounded, and companies are read all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_lying_redis_sends_takes_little_memory() {
+    const LONG: usize = 480 << 20;
+    let (database, liar) = (seeded(), Liar::start().await);
+    let a = Served::start_on(&database.url, &liar.url(), "a", &[]);
+    let read = async |id: u64| {
+        let path = format!("/api/v1/companies/{}", 1 + id % 20);
+        assert_eq!(request(&a, "GET", &path, "cache-control: no-cache\r\n", "").await.status, 200);
+    };
+    read(0).await;
+    let idle = resident(a.id());
+    for lie in [
+        Lie::Push(Answer::Text(LONG)),
+        Lie::Push(Answer::Texts(100)),
+        Lie::Push(Answer::Texts(200_000)),
+        Lie::Push(Answer::Lists),
+        Lie::Value(Answer::Text(LONG)),
+        Lie::Value(Answer::Texts(1_000_000)),
+        Lie::Value(Answer::Line),
+        Lie::Value(Answer::List),
+    ] {
+        let told = liar.told();
+        liar.tell(lie.clone());
+        let attack = async {
+            let began = Instant::now();
+            for id in 0.. {
+                read(id).await;
+                if began.elapsed() > Duration::from_secs(2) {
+                    return;
+                }
+            }
+        };
+        let most = peak(&a, attack).await;
+        let told = liar.told() - told;
+        eprintln!("{lie:?}: {} MiB told, at most idle + {} MiB", told / MIB, most.saturating_sub(idle) / MIB);
+        assert!(most <= idle + PEAK, "{lie:?}: {} MiB of {}", most / MIB, idle / MIB);
+        liar.tell(Lie::None);
+    }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod engines;
 #[cfg(target_os = "linux")]
 pub(crate) mod hostile;
+pub(crate) mod liar;
 pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod redis;

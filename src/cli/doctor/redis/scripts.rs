@@ -14,6 +14,8 @@ use super::{said, shell};
 
 /// Of the key.
 const LIFE: Duration = Duration::from_secs(60);
+/// Bytes of what is put there.
+const MOST: usize = 1 << 10;
 /// How long a message to ourselves may take.
 const ARRIVAL: Duration = Duration::from_secs(2);
 /// What the commands and the scripts need, for who makes a user for Perto alone.
@@ -121,20 +123,20 @@ pub(super) async fn scripts(place: &Place<'_>) -> Findings {
             return Ok(Some("a value was not put where there was none"));
         }
         let keys = std::slice::from_ref(&key);
-        if tiers.remote.get(keys).await?.first() != Some(&Some(old.clone())) {
+        if tiers.remote.get(keys, MOST).await?.first() != Some(&Some(old.clone())) {
             return Ok(Some("the value that was put is not what is read"));
         }
         tiers.remote.invalidate(keys, tombstone_of, LIFE).await?;
         if tiers.remote.fill(&key, old, LIFE).await? {
             return Ok(Some("an old value was put over an invalidation"));
         }
-        let Some(Some(tombstone)) = tiers.remote.get(keys).await?.into_iter().next() else {
+        let Some(Some(tombstone)) = tiers.remote.get(keys, MOST).await?.into_iter().next() else {
             return Ok(Some("an invalidation left no tombstone"));
         };
         tiers.remote.discard(&key, tombstone).await?;
         Ok(tiers
             .remote
-            .get(keys)
+            .get(keys, MOST)
             .await?
             .first()
             .is_some_and(Option::is_some)

@@ -1,0 +1,116 @@
+//! Connections to Redis that are made here, so that what comes over them has a limit ([`Limited`]). By TCP, by TLS or by a
+//! Unix socket, as the URL says; what is said on them is the client's.
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::future::select_ok;
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::frames::{Limited, Waiting};
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection for commands, and the task that speaks for it. It ends with this.
+pub(super) struct Dialled {
+    pub(super) connection: MultiplexedConnection,
+    _speaker: AbortOnDropHandle<()>,
+}
+
+/// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`.
+pub(super) async fn commands(
+    info: &ConnectionInfo,
+    most: usize,
+    limit: Duration,
+    answer_within: Duration,
+) -> RedisResult<Dialled> {
+    let connecting = async {
+        let stream = Limited::new(dial(info).await?, most);
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(answer_within));
+        MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await
+    };
+    let (connection, speaker) = tokio::time::timeout(limit, connecting).await.map_err(timed_out)??;
+    #[expect(clippy::disallowed_methods, reason = "its handle is the owner: it ends with the connection")]
+    let speaker = AbortOnDropHandle::new(tokio::spawn(speaker));
+    Ok(Dialled { connection, _speaker: speaker })
+}
+
+/// No message has more bytes of text than `most`, and no more than `most_waiting` wait for whoever takes messages.
+pub(crate) async fn messages(
+    info: &ConnectionInfo,
+    most: usize,
+    waiting: Waiting,
+    most_waiting: usize,
+) -> RedisResult<PubSub> {
+    let stream = Limited::new(dial(info).await?, most).with_waiting(waiting, most_waiting);
+    PubSub::new(info.redis_settings(), stream).await
+}
+
+fn timed_out(_elapsed: tokio::time::error::Elapsed) -> RedisError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
+}
+
+async fn dial(info: &ConnectionInfo) -> RedisResult<Box<dyn Stream>> {
+    Ok(match info.addr() {
+        ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
+        #[cfg(feature = "tls")]
+        ConnectionAddr::TcpTls { host, port, insecure: false, .. } => {
+            Box::new(tls::connect(host, tcp(host, *port).await?).await?)
+        }
+        #[cfg(unix)]
+        ConnectionAddr::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
+        _ => {
+            return Err(
+                (ErrorKind::InvalidClientConfig, "a kind of address that this build does not have").into()
+            );
+        }
+    })
+}
+
+/// To the first of its addresses that answers.
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    if addresses.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let connecting = addresses.into_iter().map(|address| Box::pin(TcpStream::connect(address)));
+    let (stream, _others) = select_ok(connecting).await?;
+    // A look-up does not wait for the answer to the one before.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(feature = "tls")]
+mod tls {
+    use std::io;
+    use std::sync::Arc;
+
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+
+    /// Trusts whom the machine trusts.
+    pub(super) async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(native.certs);
+        if let (true, Some(error)) = (roots.is_empty(), native.errors.into_iter().next()) {
+            return Err(io::Error::other(error));
+        }
+        let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+}
