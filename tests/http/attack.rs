@@ -249,7 +249,7 @@ async fn whatever_a_lying_redis_sends_takes_little_memory() {
         let most = peak(&a, attack).await;
         let told = liar.told() - told;
         eprintln!("{lie:?}: {} MiB told, at most idle + {} MiB", told / MIB, most.saturating_sub(idle) / MIB);
-        assert!(told > 8 * MIB, "{lie:?}: nobody listened");
+        assert!(told > MIB, "{lie:?}: nobody listened");
         assert!(most <= idle + PEAK, "{lie:?}: {} MiB of {}", most / MIB, idle / MIB);
         liar.tell(Lie::None);
     }
