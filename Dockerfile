@@ -1,4 +1,4 @@
-# The service in a small image: one program, no compiler, no root, nothing that it writes to.
+# The service in a small image: its program and the library's, no compiler, no root, nothing that it writes to.
 # `docker build -t perto .`; docker-compose.yml runs three of it with all that belongs to it.
 
 FROM rust:1.95.0-slim-bookworm AS build
@@ -11,19 +11,19 @@ COPY . .
 # What is compiled lies in a cache, which is no part of the image: the program is copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --profile dist --locked --features tls --bin perto \
-    && mkdir -p /out/run && cp target/dist/perto /out/perto
+    cargo build --profile dist --locked --package perto-chat --package perto-cli --features perto-chat/tls,perto-cli/tls \
+    && mkdir -p /out/run && cp target/dist/perto-chat target/dist/perto /out/
 
 FROM debian:12.13-slim
 # For TLS to Redis and Postgres.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /out/perto /usr/local/bin/perto
+COPY --from=build /out/perto-chat /out/perto /usr/local/bin/
 # Where a volume with the admin's key may go: a new one takes over its owner and mode.
 COPY --from=build --chown=65532:65532 --chmod=0700 /out/run /run/perto
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Of an instance: commands that come and go say it by their end.
-HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["perto", "healthcheck"]
-ENTRYPOINT ["perto"]
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["perto-chat", "healthcheck"]
+ENTRYPOINT ["perto-chat"]
 CMD ["serve"]

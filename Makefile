@@ -34,7 +34,7 @@ fuzz: cargo ## garbage for what reads from outside [TARGET=stored] [SECONDS=60]
 	@exec scripts/fuzz '$(or $(SECONDS),60)' $(TARGET)
 
 replay: cargo ## a recorded access trace through the cache [TRACE=FILE] [ARGS='...']
-	@cargo build --release --locked
+	@cargo build --release --locked --package perto-cli
 	@exec scripts/engines exec --db perto_replay -- $(perto) replay $(if $(TRACE),"$(TRACE)") $(ARGS)
 
 soak: cargo ## random simulated histories for an hour [SECONDS=3600]
@@ -49,11 +49,11 @@ chaos: cargo ## every fault under load, on the engines of this machine and on th
 	@exec scripts/engines programs --wheels -- cargo test --release --locked --test chaos -- run $(ARGS)
 
 attack: cargo ## what strangers, tenants and an ill Redis can do to three instances [ARGS='--only forged']
-	@cargo test --release --locked --no-run --test attack
-	@exec scripts/engines exec --db perto_attack --binaries -- cargo test --release --locked --test attack -- run $(ARGS)
+	@cargo test --release --locked --no-run --package perto-chat --test attack
+	@exec scripts/engines exec --db perto_attack --binaries -- cargo test --release --locked --package perto-chat --test attack -- run $(ARGS)
 
 bench: cargo ## benchmarks [ARGS='...']
-	@exec scripts/engines exec --db perto_bench -- cargo bench --locked --profile dist $(ARGS)
+	@exec scripts/engines exec --db perto_bench -- cargo bench --locked --workspace --profile dist $(ARGS)
 
 instructions: cargo ## an L1 hit in instructions, by valgrind
 	@exec scripts/engines exec --db perto_bench -- scripts/instructions

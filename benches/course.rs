@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use perto::Histogram;
-use perto::plot::{Axis, Band, Chart, Lane, Series, Stroke, Table, time_text};
+use perto_cli::plot::{Axis, Band, Chart, Lane, Series, Stroke, Table, time_text};
 
 const SLICE: Duration = Duration::from_millis(100);
 

@@ -22,8 +22,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use course::Course;
 use perto::Histogram;
-use perto::plot::{self, Band, Chart, Page, Table};
 use perto::proxy::{Fault, FaultProxy};
+use perto_cli::plot::{self, Band, Chart, Page, Table};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -88,7 +88,7 @@ impl Drop for Server {
 }
 
 fn perto(database: &str, redis: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_perto"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_perto-chat"));
     command.env("DATABASE_URL", database).env("REDIS_URL", redis).env("RUST_LOG", "error");
     command
 }
@@ -175,7 +175,7 @@ async fn bench(page: Option<PathBuf>) {
     let redis = std::env::var("REDIS_URL").unwrap();
     let name = format!("perto_bench_http_{}", std::process::id());
     let database = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
-    run(perto(&database, "").args(["migrate", "--service"]));
+    run(perto(&database, "").arg("migrate"));
     let amounts = ["--companies", "20", "--users", "40", "--contacts", "400", "--messages", "200000"];
     run(perto(&database, "").arg("seed").args(amounts));
     let key = run(perto(&database, "").args(["keys", "create", "--company", "2"]));

@@ -110,7 +110,7 @@ impl Bed {
         let name = format!("bench_import_{}", std::process::id());
         let url = format!("{}/{name}", server.rsplit_once('/').unwrap().0);
         for arguments in [
-            &["migrate", "--service"][..],
+            &["migrate"][..],
             &["seed", "--companies", "1", "--users", "0", "--contacts", "0", "--messages", "0"],
         ] {
             assert!(perto(&url).args(arguments).stdout(Stdio::null()).status().unwrap().success());
@@ -231,7 +231,7 @@ impl Bed {
 }
 
 fn perto(database: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_perto"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_perto-chat"));
     command.env("DATABASE_URL", database).stdin(Stdio::null());
     command
 }

@@ -61,7 +61,7 @@ async fn main() {
     times.extend(propagation(&bed).await);
     bed.clean_up().await;
     print_table(&times);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/tiers.svg");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/tiers.svg");
     std::fs::write(path, plot(&times)).expect("write the plot");
 }
 

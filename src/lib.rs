@@ -45,13 +45,12 @@
 //!
 //! | Feature | What it brings |
 //! | --- | --- |
-//! | `postgres` | the invalidation log, snapshots, loaders and writes on Postgres, by sqlx |
-//! | `redis` | L2 and hints on Redis or Valkey |
+//! | `postgres` (default) | the invalidation log, snapshots, loaders and writes on Postgres, by sqlx |
+//! | `redis` (default) | L2 and hints on Redis or Valkey |
 //! | `tls` | TLS to both, by rustls |
 //! | `otel` | spans and figures, by the API of OpenTelemetry |
 //! | `tracing` | a line in the log for each [`Event`] |
 //! | `test-util` | the tiers in memory, with faults and a virtual clock, and a TCP proxy that misbehaves |
-//! | `service` (default) | the `perto` command and its service; a library user switches it off |
 //!
 //! # Read in this order
 //!
@@ -67,7 +66,7 @@ pub(crate) mod error;
 #[cfg(feature = "test-util")]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(any(feature = "test-util", feature = "service"))]
+#[cfg(feature = "test-util")]
 pub mod history;
 pub(crate) mod instance;
 #[cfg(feature = "otel")]
@@ -76,12 +75,9 @@ pub(crate) mod local;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod nines;
-#[cfg(feature = "service")]
-#[doc(hidden)]
-pub mod plot;
 #[cfg(feature = "postgres")]
 pub mod postgres;
-#[cfg(any(feature = "test-util", feature = "service"))]
+#[cfg(feature = "test-util")]
 pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis;

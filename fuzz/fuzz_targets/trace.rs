@@ -1,7 +1,7 @@
 #![no_main]
 
 #[allow(dead_code, reason = "what is generated needs no fuzzing")]
-#[path = "../../src/cli/replay/trace.rs"]
+#[path = "../../cli/src/replay/trace.rs"]
 mod trace;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -18,9 +18,9 @@ fn every_test_that_the_protocol_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let protocol = std::fs::read_to_string(root.join("docs/PROTOCOL.md")).unwrap();
     let mut code = String::new();
-    sources(&root.join("src"), &mut code);
-    sources(&root.join("tests"), &mut code);
-    sources(&root.join("proofs"), &mut code);
+    for folder in ["src", "cli", "chat/src", "tests", "proofs"] {
+        sources(&root.join(folder), &mut code);
+    }
     let promises = protocol.split("## Promises and their tests").nth(1).unwrap();
     let is_name = |word: &&str| {
         word.len() > 20 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

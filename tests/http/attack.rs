@@ -127,7 +127,7 @@ async fn clients_take_no_files_that_reads_need_where_files_are_few() {
     let log = folder.0.join("log");
     // A shell can lower its own limit, for good: the instance can't raise it again.
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 220 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_perto")]);
+    limited.args(["-c", "ulimit -n 220 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_perto-chat")]);
     limited.env("DATABASE_URL", &database.url).env("REDIS_URL", redis_url()).stdin(Stdio::null());
     let said = Stdio::from(std::fs::File::create(&log).unwrap());
     let a = Served::start_saying(limited, "a", &["--admin-key", ADMIN_KEY], said);
@@ -151,7 +151,7 @@ fn an_instance_without_files_for_clients_does_not_start() {
     limited.args([
         "-c",
         "ulimit -n 100 && exec \"$0\" serve --listen 127.0.0.1:0",
-        env!("CARGO_BIN_EXE_perto"),
+        env!("CARGO_BIN_EXE_perto-chat"),
     ]);
     let output = limited.env("DATABASE_URL", &database.url).env("REDIS_URL", "").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);

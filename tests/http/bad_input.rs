@@ -18,7 +18,7 @@ fn refused(output: &Output, names: &str) {
 #[test]
 fn a_server_that_cannot_be_used_is_named_by_its_setting() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let there = (database.url.as_str(), redis_url());
     let tls = if cfg!(feature = "tls") {
         "REDIS_URL: 127.0.0.1:1 can't be reached"
@@ -59,7 +59,7 @@ fn a_database_or_role_that_is_not_there_is_said() {
 #[test]
 fn a_trace_that_is_none_is_named() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let dir = std::env::temp_dir().join(format!("perto-traces-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let text = dir.join("a.txt");
@@ -79,7 +79,7 @@ fn a_trace_that_is_none_is_named() {
 #[test]
 fn a_setting_that_makes_no_sense_is_named() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     for (arguments, names) in [
         (["--bound", "10ms"], "bound"),
         (["--value-bytes", "2000000"], "--value-bytes"),
@@ -94,7 +94,7 @@ fn a_setting_that_makes_no_sense_is_named() {
 #[test]
 fn a_table_without_the_key_is_not_watched() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let watch = |table: &str, key: &str| {
         perto(&database.url, "").args(["watch", table, "--cache", "c", "--key", key]).output().unwrap()
     };
@@ -107,7 +107,7 @@ fn a_table_without_the_key_is_not_watched() {
 #[test]
 fn an_address_that_is_taken_or_open_to_all_is_refused() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let serve = |address: &str| {

@@ -39,7 +39,7 @@ impl Drop for Database {
 }
 
 pub(crate) fn perto(database: &str, redis: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_perto"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_perto-chat"));
     command.env("DATABASE_URL", database).env("REDIS_URL", redis).stdin(Stdio::null());
     command
 }
@@ -56,7 +56,7 @@ pub(crate) const ADMIN_KEY: &str = "the admin of the tests has this key, and nob
 /// A database with the service's tables, and a little demo data: company 1 has the contacts 20, 40, ...
 pub(crate) fn seeded() -> Database {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let amounts = ["--companies", "20", "--users", "40", "--contacts", "400", "--messages", "8000"];
     succeed(perto(&database.url, "").arg("seed").args(amounts));
     database

@@ -341,7 +341,7 @@ async fn a_stream_that_needed_no_key_ends_when_there_is_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_postgres_the_stream_goes_on_and_says_that_it_is_alone() {
     let mut server = PrivatePostgres::start().await;
-    succeed(perto(&server.url("service"), "").args(["migrate", "--service"]));
+    succeed(perto(&server.url("service"), "").arg("migrate"));
     let a = Served::start_on(&server.url("service"), &redis_url(), "a", &[]);
     let mut watching = Watching::begin(&a, "").await;
     watching.next("history").await;

@@ -94,7 +94,7 @@ fn words(line: &str) -> Vec<String> {
 /// The service's database.
 fn migrated() -> Database {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     database
 }
 
@@ -102,7 +102,7 @@ fn migrated() -> Database {
 async fn migrated_alone() -> (PrivatePostgres, String) {
     let server = PrivatePostgres::start().await;
     let url = server.url("postgres");
-    succeed(perto(&url, "").args(["migrate", "--service"]));
+    succeed(perto(&url, "").arg("migrate"));
     (server, url)
 }
 

@@ -280,7 +280,7 @@ async fn figures_have_the_names_that_clients_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_transaction_pooler_the_fleet_is_counted_and_reset() {
     let server = PrivatePostgres::start().await;
-    succeed(perto(&server.url("service"), "").args(["migrate", "--service"]));
+    succeed(perto(&server.url("service"), "").arg("migrate"));
     let bouncer = PrivateBouncer::start(server.port, 4).await;
     let start = |name: &str| {
         Served::start_on(&bouncer.url("service"), &redis_url(), name, &["--prepared-statements", "false"])

@@ -84,7 +84,7 @@ async fn rejected(served: &Served, import: &str) -> String {
 /// A database with ten companies: 1 to 10, of the regions PT, US, BR and DE in turn.
 fn prepared() -> Database {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let companies = ["--companies", "10", "--users", "0", "--contacts", "0", "--messages", "0"];
     succeed(perto(&database.url, &redis_url()).arg("seed").args(companies));
     database

@@ -113,7 +113,7 @@ async fn a_key_is_shown_through_the_log_l2_and_every_instance() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_asked_is_said_in_its_row() {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let mut command = perto(&database.url, "redis://:s3cret@127.0.0.1:1");
     command.args([
         "inspect",
@@ -140,7 +140,7 @@ async fn what_cannot_be_asked_is_said_in_its_row() {
 #[test]
 fn a_cache_that_nobody_knows_is_refused_with_those_that_there_are() {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let output = perto(&database.url, &redis_url()).args(["inspect", "nosuch", "1"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && output.stdout.is_empty(), "{said}");

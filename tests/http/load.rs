@@ -1,4 +1,4 @@
-//! `perto healthcheck` and `perto load`.
+//! `perto-chat healthcheck` and `perto-chat load`.
 
 use std::process::Stdio;
 
@@ -55,7 +55,7 @@ async fn load_is_answered_and_shown_by_tier_and_what_it_wrote_is_there() {
     // The first chat is asked for most.
     let chat = "/api/v1/chats/00000000-0000-4000-8000-000000000001/messages";
     let page = request(&served, "GET", chat, &format!("authorization: Bearer {ADMIN_KEY}\r\n"), "").await;
-    assert!(page.text.contains("written by perto load"), "{}", page.text);
+    assert!(page.text.contains("written by perto-chat load"), "{}", page.text);
     let refused = load("no key that anybody has, whatever one tries").output().unwrap();
     assert!(!refused.status.success(), "{refused:?}");
 }

@@ -201,12 +201,13 @@ async fn labels_are_few_whatever_is_asked_for() {
 /// The table of what can be wrong: whoever is woken by one name finds the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_state_of_the_table_has_the_alert_the_metric_the_line_and_the_check_that_it_names() {
-    let read =
-        |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let read = |path: &str| {
+        std::fs::read_to_string(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(path)).unwrap()
+    };
     let (operations, api) = (read("docs/OPERATIONS.md"), read("docs/API.md"));
     let doctor: String =
         ["declared", "keys", "postgres", "redis", "redis/scripts", "replication", "settings", "tables"]
-            .map(|file| read(&format!("src/cli/doctor/{file}.rs")))
+            .map(|file| read(&format!("cli/src/doctor/{file}.rs")))
             .concat();
     let database = seeded();
     let a = Served::start(&database, "a");

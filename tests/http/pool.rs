@@ -47,7 +47,7 @@ async fn an_exhausted_pool_is_a_503_that_says_when_to_come_back_while_reads_go_o
 async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
     let server = PrivatePostgres::start().await;
     let direct = server.url("service");
-    succeed(perto(&direct, "").args(["migrate", "--service"]));
+    succeed(perto(&direct, "").arg("migrate"));
     let amounts = ["--companies", "20", "--users", "40", "--contacts", "400", "--messages", "2000"];
     succeed(perto(&direct, "").arg("seed").args(amounts));
     let bouncer = PrivateBouncer::start(server.port, 4).await;
@@ -101,7 +101,7 @@ async fn behind_a_transaction_pooler_every_resource_is_written_and_read() {
 async fn behind_a_transaction_pooler_a_write_waits_for_a_row_no_longer_than_without() {
     let server = PrivatePostgres::start().await;
     let direct = server.url("service");
-    succeed(perto(&direct, "").args(["migrate", "--service"]));
+    succeed(perto(&direct, "").arg("migrate"));
     let amounts = ["--companies", "2", "--users", "0", "--contacts", "0", "--messages", "0"];
     succeed(perto(&direct, "").arg("seed").args(amounts));
     let bouncer = PrivateBouncer::start(server.port, 4).await;

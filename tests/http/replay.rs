@@ -33,7 +33,7 @@ const FIELDS: [&str; 18] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_with_faults_keeps_the_promise_writes_its_fields_and_leaves_nothing() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let json = std::env::temp_dir().join(format!("perto-replay-{}.json", std::process::id()));
     let faults = "redis:cut@300ms+400ms,bus:drop@1s+500ms,instance2:pause@1800ms+300ms,redis:flush@2500ms,postgres:cut@3s+1s";
     let run = succeed(
@@ -70,7 +70,7 @@ async fn a_replay_with_faults_keeps_the_promise_writes_its_fields_and_leaves_not
 #[test]
 fn a_fault_that_never_ran_fails_the_replay() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let run = perto(&database.url, &redis_url())
         .args(["replay", "--accesses", "1000", "--keys", "100", "--faults", "redis:cut@60s+1s"])
         .output()
@@ -174,7 +174,7 @@ fn replay_page(database: &Database, arguments: &[&str], page: &Path) -> String {
 #[test]
 fn a_report_has_the_plots_the_faults_and_the_verdict_and_needs_nothing_else() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let scratch = Scratch::new("report");
     let file = scratch.0.join("replay.html");
     std::fs::write(&file, "an old one").unwrap();
@@ -229,10 +229,10 @@ fn a_report_has_the_plots_the_faults_and_the_verdict_and_needs_nothing_else() {
 #[test]
 fn the_name_of_a_trace_is_no_markup_in_a_report() {
     let database = Database::new();
-    succeed(perto(&database.url, &redis_url()).args(["migrate", "--service"]));
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let scratch = Scratch::new("hostile");
     let name = "<script>alert(\"1\")<b onload='x'>&amp; https:\u{202e}.xz";
-    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/trace/x86");
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/trace/x86");
     let trace = scratch.0.join(name);
     std::fs::copy(kept, &trace).unwrap();
     let file = scratch.0.join("replay.html");

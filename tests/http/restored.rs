@@ -22,7 +22,7 @@ async fn watched_well(connection: &mut PgConnection) -> usize {
 async fn a_service_that_was_restored_into_another_database_is_whole_there_and_migrates_there() {
     let server = PrivatePostgres::start().await;
     let (url, restored) = (server.url("postgres"), server.url("restored"));
-    succeed(perto(&url, "").args(["migrate", "--service"]));
+    succeed(perto(&url, "").arg("migrate"));
     let amounts = "--companies 2 --users 2 --contacts 2 --messages 2";
     succeed(perto(&url, "").arg("seed").args(amounts.split(' ')));
     let mut here = PgConnection::connect(&url).await.unwrap();
@@ -46,7 +46,7 @@ async fn a_service_that_was_restored_into_another_database_is_whole_there_and_mi
             sqlx::raw_sql("alter table companies disable trigger all").execute(&mut there).await.unwrap();
         }
         let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut there).await.unwrap();
-        succeed(perto(&restored, "").args(["migrate", "--service"]));
+        succeed(perto(&restored, "").arg("migrate"));
         let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut there).await.unwrap();
         assert_eq!(after - before, i64::from(broken), "what is as it should be is left alone");
         assert_eq!(watched_well(&mut there).await, watched);

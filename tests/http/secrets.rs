@@ -18,7 +18,7 @@ fn said(command: &mut Command) -> (bool, String) {
 #[test]
 fn a_parameter_of_the_url_that_is_not_known_is_refused_by_its_name_and_its_value_is_shown_by_no_command() {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let with = |parameter: &str| format!("{}?sslmode=prefer&{parameter}=s3cret", database.url);
     // Where it is not refused for that, it ends for another reason.
     let nowhere = Database::new();
@@ -56,7 +56,7 @@ fn a_parameter_of_the_url_that_is_not_known_is_refused_by_its_name_and_its_value
 #[test]
 fn a_line_of_pgpass_that_makes_no_sense_is_not_in_the_log() {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let folder = Folder::new("pgpass");
     let file = folder.0.join("pgpass");
     std::fs::write(&file, "127.0.0.1:s3cret\n").unwrap();

@@ -86,7 +86,7 @@ async fn a_company_has_one_user_of_an_address_however_it_is_spelled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn users_who_shared_an_address_before_stay_and_nobody_joins_them() {
     let database = Database::new();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let mut connection = PgConnection::connect(&database.url).await.unwrap();
     // As it was before the migration, with what it let in.
     let before = "drop trigger users_twin on users; drop function users_twin; alter table users drop column twin cascade;
@@ -95,7 +95,7 @@ async fn users_who_shared_an_address_before_stay_and_nobody_joins_them() {
         insert into users (company_id, name, email) values (1, 'First', 'ann@example.com'), (1, 'Second', 'Ann@example.com'),
           (1, 'Third', 'ANN@example.com'), (1, 'Bob', 'bob@example.com'), (2, 'Ann', 'Ann@example.com')";
     sqlx::raw_sql(before).execute(&mut connection).await.unwrap();
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     let served = Served::start(&database, "a");
     let twins: Vec<(i64, bool)> =
         sqlx::query_as("select id, twin from users order by id").fetch_all(&mut connection).await.unwrap();

@@ -30,7 +30,7 @@ async fn a_subscription_into_a_watched_table_is_told_of() {
 async fn a_standby_is_no_primary_and_a_replica_must_be_one_of_this_cluster() {
     let primary = PrivatePostgres::start().await;
     let url = primary.url("postgres");
-    succeed(perto(&url, "").args(["migrate", "--service"]));
+    succeed(perto(&url, "").arg("migrate"));
     let (standby, stranger) = (primary.standby().await, Database::new());
     let at = standby.url("postgres");
     eventually("the standby has what the primary has", async || {
@@ -50,7 +50,7 @@ async fn a_standby_is_no_primary_and_a_replica_must_be_one_of_this_cluster() {
     );
     said.tells("schema", "ok", "", "");
     doctor(&url, "", &["--replica", &url]).await.tells("replica", "wrong", "not in recovery", "");
-    succeed(perto(&stranger.url, "").args(["migrate", "--service"]));
+    succeed(perto(&stranger.url, "").arg("migrate"));
     doctor(&stranger.url, "", &["--replica", &at]).await.tells("replica", "wrong", "of another cluster", "");
     sql(&at, "select pg_wal_replay_pause()").await;
     sql(&url, "update companies set name = name; create table filler as select generate_series(1, 10000)")

@@ -149,7 +149,7 @@ async fn trigger_functions_that_were_changed_are_told_of() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_cannot_be_told_any_more_is_told_of_with_the_command_that_replaces_it() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(&database.url, "create table shops (id bigint, code text)").await;
     succeed(perto(&database.url, "").args(["watch", "shops", "--cache", "shop", "--key", "code"]));
     let of_keys = async || {
@@ -190,14 +190,17 @@ async fn whoever_else_may_write_what_is_watched_is_told_of() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shop_hears_nothing_of_the_chat_service() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(&database.url, "create table users (id bigint); create table messages (id bigint); create table companies (id bigint)")
         .await;
     succeed(perto(&database.url, "").args(["watch", "users", "--cache", "shopper"]));
     let said = doctor(&database.url, "", &[]).await;
     assert!(said.checks.iter().all(|(check, ..)| check != "service"), "{:#?}", said.checks);
     let text = said.text.to_lowercase();
-    assert!(!text.contains("service") && !text.contains("perto serve") && !text.contains("chat"), "{text}");
+    assert!(
+        !text.contains("service") && !text.contains("perto-chat serve") && !text.contains("chat"),
+        "{text}"
+    );
     assert!(said.well, "{:#?}", said.worst());
 }
 
@@ -207,27 +210,17 @@ async fn a_service_whose_tables_are_of_an_older_version_or_gone_is_told_to_migra
     doctor(&database.url, "", &[]).await.tells("service", "ok", "its tables are here, of version", "");
     sql(&database.url, "drop table tool_results").await;
     let said = doctor(&database.url, "", &[]).await;
-    said.tells(
-        "service",
-        "wrong",
-        "its table tool_results is not in this database",
-        "perto migrate --service",
-    );
+    said.tells("service", "wrong", "its table tool_results is not in this database", "perto-chat migrate");
     sql(&database.url, "delete from _sqlx_migrations where version > 1").await;
     let said = doctor(&database.url, "", &[]).await;
-    said.tells(
-        "service",
-        "wrong",
-        "its tables are of version 1, this Perto needs",
-        "perto migrate --service",
-    );
+    said.tells("service", "wrong", "its tables are of version 1, this Perto needs", "perto-chat migrate");
 }
 
 /// What a program's caches declare, as it writes it down.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(&database.url, "create table users (id bigint); create table orders (id bigint); create table \"Odd One\" (id bigint)")
         .await;
     succeed(perto(&database.url, "").args(["watch", "users", "--cache", "user"]));
@@ -274,7 +267,7 @@ async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
 #[tokio::test(flavor = "multi_thread")]
 async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(
         &database.url,
         "create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
@@ -320,7 +313,7 @@ async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sql_that_is_printed_can_be_run_as_it_is() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(&database.url, "create table shops (id bigint)").await;
     let watch = ["watch", "shops", "--cache", "shop", "--sql"];
     let printed = perto(&database.url, "").args(watch).output().unwrap();
@@ -338,7 +331,7 @@ async fn the_sql_that_is_printed_can_be_run_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trigger_functions_that_nothing_runs_are_told_of() {
     let database = Database::new();
-    succeed(perto(&database.url, "").arg("migrate"));
+    succeed(perto(&database.url, "").args(["migrate", "--log-only"]));
     sql(&database.url, "create table shops (id bigint)").await;
     succeed(perto(&database.url, "").args(["watch", "shops", "--cache", "shop"]));
     sql(&database.url, "drop table shops").await;

@@ -113,7 +113,7 @@ async fn a_row_that_cannot_be_read_is_no_trouble_and_not_complete() {
 async fn with_postgres_down_an_instance_speaks_for_itself_and_says_so() {
     let mut server = PrivatePostgres::start().await;
     let url = server.url("service");
-    succeed(perto(&url, "").args(["migrate", "--service"]));
+    succeed(perto(&url, "").arg("migrate"));
     let start = |name: &str| Served::start_on(&url, &redis_url(), name, &["--pool-acquire", "1s"]);
     let (a, b) = (start("a"), start("b"));
     eventually("they know each other", async || names(&a).await.len() == 2).await;

@@ -66,7 +66,7 @@ impl Logged {
 async fn as_user() -> (PrivatePostgres, String, String) {
     let server = PrivatePostgres::start().await;
     let url = server.url("postgres");
-    succeed(perto(&url, "").args(["migrate", "--service"]));
+    succeed(perto(&url, "").arg("migrate"));
     sql(
         &url,
         "create role app login; grant all on all tables in schema public, perto to app; \
@@ -94,7 +94,7 @@ async fn a_trigger_that_is_lost_raises_an_alert_until_the_table_is_watched_again
     sql(&database.url, "drop trigger \"perto:company:update\" on companies").await;
     let alert = a.fires("unwatched", "critical", "companies").await;
     assert!(alert["detail"].as_str().unwrap().contains("perto watch"), "{alert}");
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     a.ends("unwatched", async || {}).await;
 }
 
@@ -270,7 +270,7 @@ async fn writes_whose_keys_cannot_be_told_raise_an_alert_until_they_can() {
     assert_eq!(rename_company(&a.served).await, 200, "no write fails because of it");
     let alert = a.fires("key-fails", "warning", "column \"code\" does not exist").await;
     assert!(alert["detail"].as_str().unwrap().contains("cache company, table public.companies"), "{alert}");
-    succeed(perto(&database.url, "").args(["migrate", "--service"]));
+    succeed(perto(&database.url, "").arg("migrate"));
     a.ends("key-fails", async || assert_eq!(rename_company(&a.served).await, 200)).await;
 }
 

@@ -1,0 +1,30 @@
+//! `perto-chat migrate`: the tables of the service and of its log, made or upgraded, and watched.
+
+use clap::Args;
+
+use crate::service::schema;
+
+/// See the command's help.
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// Make or upgrade the invalidation log alone, as `perto migrate` does
+    #[arg(long)]
+    log_only: bool,
+    #[command(flatten)]
+    log: perto_cli::Migrate,
+}
+
+impl Migrate {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        if self.log_only {
+            return self.log.run().await;
+        }
+        if self.log.sql || self.log.schema != schema::LOG {
+            anyhow::bail!("--sql and --schema are for the log: they need --log-only");
+        }
+        let mut connection = self.log.database.connect_or_create().await?;
+        schema::migrate(&mut connection).await?;
+        super::say("the tables are up to date");
+        Ok(())
+    }
+}

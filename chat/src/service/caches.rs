@@ -1,0 +1,199 @@
+//! All caches of the service, by name: for what is done with each of them alike.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use perto::{
+    Cache, CacheBuilder, CacheStats, Histogram, Inspection, InvalidateError, Key, Perto, StartError, Tier,
+    Token, Value,
+};
+
+use super::database::Database;
+use super::problem::Problem;
+use super::settings::Settings;
+use super::{companies, contacts, keys, messages, tool_results, users, validation};
+
+/// Every cache that there is.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    pub(crate) messages: messages::Messages,
+    pub(crate) companies: companies::Companies,
+    pub(crate) users: users::Users,
+    pub(crate) contacts: contacts::Contacts,
+    pub(crate) contacts_by_phone: contacts::ContactsByPhone,
+    pub(crate) validations: validation::Validations,
+    pub(crate) tool_results: tool_results::ToolResults,
+    pub(crate) api_keys: keys::ApiKeys,
+}
+
+impl Caches {
+    pub(super) fn new(perto: &Perto, database: &Database, settings: &Settings) -> Result<Self, StartError> {
+        let (ttls, database) = (&settings.ttls, || database.clone());
+        let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
+        let l1_bytes = settings.sizes.l1_mib << 20;
+        let of = Begin { perto, l1_bytes };
+        Ok(Self {
+            messages: messages::cache(of.begin(messages::CACHE, ttls.message), database(), window)?,
+            companies: companies::cache(of.begin(companies::CACHE, ttls.company), database())?,
+            users: users::cache(of.begin(users::CACHE, ttls.user), database())?,
+            contacts: contacts::cache(of.begin(contacts::CACHE, ttls.contact), database())?,
+            contacts_by_phone: contacts::cache_by_phone(
+                of.begin(contacts::CACHE_BY_PHONE, ttls.contact),
+                database(),
+            )?,
+            validations: validation::cache(of.begin(validation::CACHE, ttls.validation))?,
+            tool_results: tool_results::cache(of.begin(tool_results::CACHE, ttls.tool_result), database())?,
+            api_keys: keys::cache(of.begin(keys::CACHE, ttls.api_key), database())?,
+        })
+    }
+
+    pub(crate) fn all(&self) -> [&dyn AnyCache; 8] {
+        [
+            &self.messages,
+            &self.companies,
+            &self.users,
+            &self.contacts,
+            &self.contacts_by_phone,
+            &self.validations,
+            &self.tool_results,
+            &self.api_keys,
+        ]
+    }
+
+    /// # Errors
+    /// 404 where there is none of that name.
+    pub(crate) fn find(&self, name: &str) -> Result<&dyn AnyCache, Problem> {
+        let found = self.all().into_iter().find(|cache| cache.name() == name);
+        found.ok_or_else(|| Problem::not_found("there is no such cache"))
+    }
+}
+
+/// Whose share of L1 an entry takes. What is not there is nobody's: all of it has one share.
+pub(super) fn share_of(company: Option<i64>) -> u64 {
+    company.map_or(0, i64::unsigned_abs)
+}
+
+/// A text that is no key of a cache.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("not a key of this cache")]
+pub(crate) struct NotAKey;
+
+/// What all caches begin with.
+struct Begin<'a> {
+    perto: &'a Perto,
+    l1_bytes: u64,
+}
+
+impl Begin<'_> {
+    fn begin<K: Key, V: Value>(&self, name: &str, ttl: Duration) -> CacheBuilder<K, V> {
+        self.perto.cache(name).ttl(ttl).capacity_bytes(self.l1_bytes)
+    }
+}
+
+/// A cache, whatever its keys and values are. Keys are texts.
+pub(crate) trait AnyCache: Send + Sync {
+    fn name(&self) -> &str;
+    fn stats(&self) -> CacheStats;
+    fn latency(&self, tier: Tier) -> &Histogram;
+    /// Entries of L1 and their bytes.
+    fn size(&self) -> (u64, u64);
+    /// None where the text is no key of this cache.
+    fn inspect<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Inspection, perto::Error>>>;
+    /// None where the text is no key of this cache.
+    fn invalidate<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Token, InvalidateError>>>;
+    fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>>;
+    /// The version of the values, and the bytes in L2 of one of them, given as JSON.
+    #[cfg(test)]
+    fn payload(&self, json: &str) -> (u16, Result<Vec<u8>, String>);
+}
+
+impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn stats(&self) -> CacheStats {
+        self.stats()
+    }
+
+    fn latency(&self, tier: Tier) -> &Histogram {
+        self.latency(tier)
+    }
+
+    fn size(&self) -> (u64, u64) {
+        self.size()
+    }
+
+    fn inspect<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Inspection, perto::Error>>> {
+        let key: K = key.parse().ok()?;
+        Some(Box::pin(async move { self.inspect(&key).await }))
+    }
+
+    fn invalidate<'a>(&'a self, key: &str) -> Option<BoxFuture<'a, Result<Token, InvalidateError>>> {
+        let key: K = key.parse().ok()?;
+        Some(Box::pin(async move { self.invalidate(&key).await }))
+    }
+
+    fn clear(&self) -> BoxFuture<'_, Result<Token, InvalidateError>> {
+        Box::pin(self.clear())
+    }
+
+    #[cfg(test)]
+    fn payload(&self, json: &str) -> (u16, Result<Vec<u8>, String>) {
+        let value = serde_json::from_str::<V>(json).map_err(|error| error.to_string());
+        let bytes = value.and_then(|value| perto::fuzzing::payload(&value)).map(Vec::from);
+        (self.version(), bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use clap::{Args, FromArgMatches};
+    use perto::postgres::sqlx::PgPool;
+    use serde::Deserialize;
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    /// A value, by the names of its fields, and its bytes in hexadecimal.
+    #[derive(Deserialize)]
+    struct Pinned {
+        value: Box<RawValue>,
+        bytes: String,
+    }
+
+    /// Instances of two releases run side by side, and each reads what the other put into L2. The bytes have no names: of two
+    /// texts that change places each is read as the other.
+    #[tokio::test]
+    async fn the_bytes_of_each_cache_are_those_that_its_version_always_had() {
+        let arguments = Settings::augment_args(clap::Command::new("perto")).get_matches_from(["perto"]);
+        let settings = Settings::from_arg_matches(&arguments).unwrap();
+        let url = "postgres://localhost/none";
+        let perto = Perto::builder("pinned").postgres(url).build().unwrap();
+        let database = Database::new(&PgPool::connect_lazy(url).unwrap(), true);
+        let caches = Caches::new(&perto, &database, &settings).unwrap();
+        for cache in caches.all() {
+            let name = cache.name();
+            let (version, _) = cache.payload("");
+            let path = format!("tests/wire/service/{name}-v{version}.json");
+            let text = fs::read_to_string(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(&path));
+            let text = text.unwrap_or_else(|error| {
+                panic!(
+                    "{path}: {error}. Pin a value of cache {name} there, no two of whose fields are alike."
+                )
+            });
+            let pinned: Pinned = serde_json::from_str(&text).unwrap();
+            let bytes =
+                cache.payload(pinned.value.get()).1.unwrap_or_else(|why| panic!("cache {name}: {why}"));
+            let bytes: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(
+                bytes, pinned.bytes,
+                "the bytes of cache {name} have changed: raise its version by `CacheBuilder::version`, and pin them in a new file",
+            );
+        }
+    }
+}

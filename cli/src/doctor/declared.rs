@@ -1,0 +1,157 @@
+//! Tables that caches declare as their sources, against what is watched: of the service, and of any program that wrote
+//! down what it declares (`Perto::declared`).
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use perto::postgres::{Watch, Watched};
+use serde::Deserialize;
+use sqlx::PgConnection;
+
+use super::postgres::reading;
+use super::tables::command;
+use super::{Doctor, Finding, Findings};
+use crate::Product;
+
+/// A cache, in the file that a program has written.
+#[derive(Debug, Deserialize)]
+pub(super) struct Declared {
+    cache: String,
+    tables: Vec<String>,
+}
+
+/// Reads such a file.
+///
+/// # Errors
+/// What it should be.
+pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Declared>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--declared: {}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| {
+        let like = r#"[{"cache": "user", "tables": ["public.users"]}], as `Perto::declared()` gives it"#;
+        anyhow!("--declared: {}: {error}; like {like}", path.display())
+    })
+}
+
+/// Of the program that wrote the file.
+pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[Watched]) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let mut findings = Vec::new();
+    for Declared { cache, tables } in declared {
+        if tables.is_empty() {
+            findings.push(Finding::ok(
+                "declared",
+                format!("cache {cache} declares no table: nothing to look at"),
+            ));
+        }
+        for table in tables {
+            match name(&mut connection, table).await? {
+                Some(name) => {
+                    findings.extend(judge("declared", doctor, watched, cache, &name, "EXPR"));
+                }
+                None => {
+                    let found = format!("cache {cache} reads {table}, which is not in this database");
+                    findings.push(
+                        Finding::wrong("declared", found).mend("create the table, or correct `.tables(…)`"),
+                    );
+                }
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Of the product whose command this is, where this is its database.
+pub(super) async fn of_product(doctor: &Doctor, watched: &[Watched]) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let Some(product) = product(doctor, &mut connection).await? else { return Ok(Vec::new()) };
+    if doctor.schema != product.schema {
+        return Ok(Vec::new());
+    }
+    let mut findings = vec![migrations(&product, &mut connection).await?];
+    for (table, cache, key) in product.watched {
+        match name(&mut connection, table).await? {
+            Some(name) => findings.extend(judge("service", doctor, watched, cache, &name, key)),
+            None => {
+                let found =
+                    format!("its table {table} is not in this database: cache {cache} can't be loaded");
+                findings.push(Finding::wrong("service", found).mend(product.migrate));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// The product, where this is its database: by a table that nobody else has. Tables called `users` are everywhere.
+pub(super) async fn product(
+    doctor: &Doctor,
+    connection: &mut PgConnection,
+) -> Result<Option<Product>, sqlx::Error> {
+    let Some(product) = doctor.product else { return Ok(None) };
+    let is_its_own: bool = sqlx::query_scalar(
+        "select to_regclass($1) is not null and to_regclass('_sqlx_migrations') is not null",
+    )
+    .persistent(false)
+    .bind(product.known_by)
+    .fetch_one(connection)
+    .await?;
+    Ok(is_its_own.then_some(product))
+}
+
+async fn migrations(product: &Product, connection: &mut PgConnection) -> Result<Finding, sqlx::Error> {
+    let done: i64 =
+        sqlx::query_scalar("select coalesce(max(version), 0) from _sqlx_migrations where success")
+            .persistent(false)
+            .fetch_one(connection)
+            .await?;
+    let last = product.last_migration;
+    Ok(if done < last {
+        let found = format!("its tables are of version {done}, this Perto needs {last}");
+        Finding::wrong("service", found).mend(product.migrate)
+    } else {
+        Finding::ok("service", format!("its tables are here, of version {done}"))
+    })
+}
+
+/// A table, as SQL names it from anywhere. None where there is none.
+async fn name(connection: &mut PgConnection, table: &str) -> Result<Option<String>, sqlx::Error> {
+    let found = sqlx::query_scalar(
+        "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         where c.oid = to_regclass($1)",
+    );
+    match found.persistent(false).bind(table).fetch_optional(connection).await {
+        // No name at all.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42602") => Ok(None),
+        found => found,
+    }
+}
+
+/// Nothing where it is watched and something is wrong with that: it has been told of.
+fn judge(
+    check: &'static str,
+    doctor: &Doctor,
+    watched: &[Watched],
+    cache: &str,
+    name: &str,
+    key: &str,
+) -> Option<Finding> {
+    let its_own =
+        |watched: &&Watched| watched.watch.cache == cache && watched.tables.iter().any(|table| table == name);
+    match watched.iter().find(its_own) {
+        Some(watched) if watched.faults.is_empty() => {
+            Some(Finding::ok(check, format!("cache {cache} reads {name}, which is watched")))
+        }
+        Some(_) => None,
+        None => {
+            let found = format!(
+                "cache {cache} reads {name}, which nobody watches for it: writes are not seen before the time to live"
+            );
+            let watch = Watch {
+                schema: doctor.schema.clone(),
+                table: name.to_owned(),
+                cache: cache.to_owned(),
+                key: key.to_owned(),
+            };
+            Some(Finding::wrong(check, found).mend(command(&watch)))
+        }
+    }
+}

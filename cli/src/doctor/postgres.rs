@@ -1,0 +1,377 @@
+//! What the doctor asks Postgres. Every check has a connection of its own: one that hangs takes none with it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use perto::postgres::SCHEMA_VERSION;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+
+use super::super::OF_THE_LOG;
+use super::super::columns::{bytes, time};
+use super::super::connect::Database;
+use super::declared::{self, Declared};
+use super::{Doctor, Finding, Findings, State, limited, replication, settings, tables};
+
+/// The oldest that has what the log needs.
+const OLDEST: i32 = 130_000;
+/// While an instance runs, ticks are a minute apart.
+const TICK_OVERDUE: Duration = Duration::from_secs(5 * 60);
+/// A replica that is further behind makes loads go to the primary.
+const MOST_LAG: Duration = Duration::from_secs(1);
+
+/// A connection that reads, and waits for nothing. Queries of the catalogue run once: to compile them takes seconds.
+pub(super) async fn reading(database: &Database) -> anyhow::Result<PgConnection> {
+    let mut connection = database.connect().await?;
+    let settings = "set default_transaction_read_only = on; set statement_timeout = '4s'; set lock_timeout = '1s'; set jit = off";
+    sqlx::raw_sql(settings).execute(&mut connection).await.context("DATABASE_URL")?;
+    Ok(connection)
+}
+
+pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> {
+    let database = &doctor.database;
+    let (mut findings, reached) = match tokio::time::timeout(super::LIMIT, server(database)).await {
+        Ok(Ok(found)) => (found, true),
+        Ok(Err(error)) => (vec![Finding::wrong("postgres", super::super::one_line(&error))], false),
+        Err(_elapsed) => (
+            vec![Finding::wrong("postgres", format!("DATABASE_URL: no answer within {:?}", super::LIMIT))],
+            false,
+        ),
+    };
+    if reached {
+        findings.extend(limited("settings", settings::look(doctor)).await);
+        let log_is_there = limited("schema", there(doctor)).await;
+        if log_is_there.is_empty() {
+            findings.extend(limited("rights", rights(doctor)).await);
+            let version = limited("schema", log_version(doctor)).await;
+            let usable = version.iter().all(|finding| finding.state == State::Ok);
+            findings.extend(version);
+            findings.extend(limited("publications", replication::publications(doctor, usable)).await);
+            if usable {
+                findings.extend(tables::look(doctor, declared).await);
+                findings.extend(limited("log", log(doctor)).await);
+            }
+        }
+        findings.extend(log_is_there);
+        findings.extend(limited("transactions", transactions(doctor)).await);
+        findings.extend(limited("connections", connections(doctor)).await);
+    }
+    if let Some(url) = &doctor.replica {
+        findings.extend(limited("replica", replica(database, url)).await);
+    }
+    findings
+}
+
+#[derive(FromRow)]
+struct Server {
+    version: String,
+    number: i32,
+    database: String,
+    role: String,
+    recovering: bool,
+    behind: Option<f64>,
+    follows: Option<String>,
+}
+
+async fn server(database: &Database) -> Findings {
+    let mut connection = reading(database).await?;
+    let sql = "select current_setting('server_version') as version, current_setting('server_version_num')::int as number, \
+        current_database()::text as database, current_user::text as role, pg_is_in_recovery() as recovering, \
+        case when pg_is_in_recovery() \
+          then extract(epoch from now() - pg_last_xact_replay_timestamp())::float8 end as behind, \
+        (select sender_host || ':' || sender_port from pg_stat_wal_receiver) as follows";
+    let server: Server =
+        sqlx::query_as(sql).persistent(false).fetch_one(&mut connection).await.context("DATABASE_URL")?;
+    let options = database.options()?;
+    let at = format!("{}:{}", options.get_host(), options.get_port());
+    let mut findings = vec![
+        Finding::ok("postgres", format!("{at}, database {}, as {}", server.database, server.role)),
+        version(&server.version, server.number),
+    ];
+    findings.push(if server.recovering {
+        let behind = seconds(server.behind).map_or("an unknown time".to_owned(), time);
+        let primary = server.follows.unwrap_or_else(|| "HOST:PORT".to_owned());
+        Finding::wrong(
+            "primary",
+            format!(
+                "a standby, {behind} behind: polls and writes need the primary; a replica is for loaders only"
+            ),
+        )
+        .mend(format!("point DATABASE_URL at the primary, {primary}"))
+    } else {
+        Finding::ok("primary", "not in recovery")
+    });
+    Ok(findings)
+}
+
+fn version(version: &str, number: i32) -> Finding {
+    // "15.14 (Debian 15.14-0+deb12u1)" says it twice.
+    let version = version.split(' ').next().unwrap_or(version);
+    if number < OLDEST {
+        let found = format!("{version} has no 64-bit transaction numbers, which the log needs: at least 13");
+        return Finding::wrong("version", found).mend("upgrade Postgres to version 13 or later");
+    }
+    Finding::ok("version", version)
+}
+
+fn seconds(seconds: Option<f64>) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds?.max(0.0)).ok()
+}
+
+/// An option of our own commands, where it is not the default.
+pub(super) fn schema_option(schema: &str) -> String {
+    if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
+}
+
+pub(super) fn migrate(schema: &str) -> String {
+    format!("perto migrate{}", schema_option(schema))
+}
+
+/// Nothing where it is there.
+async fn there(doctor: &Doctor) -> Findings {
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
+    let there: bool = sqlx::query_scalar(
+        "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = 'invalidation')",
+    )
+    .persistent(false)
+    .bind(schema)
+    .fetch_one(&mut connection)
+    .await?;
+    let found = format!("there is no invalidation log in the schema {schema}: no instance starts");
+    Ok(if there { Vec::new() } else { vec![Finding::wrong("schema", found).mend(migrate(schema))] })
+}
+
+async fn log_version(doctor: &Doctor) -> Findings {
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
+    let version = perto::postgres::schema_version(&mut connection, schema).await?.unwrap_or_default();
+    Ok(vec![if version == SCHEMA_VERSION {
+        Finding::ok("schema", format!("{schema}, version {version}"))
+    } else {
+        let found = format!("{schema} has version {version}, this Perto needs {SCHEMA_VERSION}");
+        let mend = if version < SCHEMA_VERSION { migrate(schema) } else { "use a newer Perto".to_owned() };
+        Finding::wrong("schema", found).mend(mend)
+    }])
+}
+
+/// What an instance needs to follow the log, to begin an epoch and to trim.
+const RIGHTS: [(&str, &[&str]); 4] = [
+    ("boot", &["select", "insert", "update"]),
+    ("invalidation", &["select", "insert", "delete"]),
+    ("tick", &["select", "insert", "delete"]),
+    ("watched", &["select"]),
+];
+
+async fn rights(doctor: &Doctor) -> Findings {
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
+    let (mut tables, mut wanted) = (Vec::new(), Vec::new());
+    for (table, rights) in RIGHTS {
+        for right in rights {
+            tables.push(table);
+            wanted.push(*right);
+        }
+    }
+    // By the catalogue: a table that an older version does not have is not a right that is missing.
+    let missing: Vec<(String, String, String)> = sqlx::query_as(
+        "select format('%s.%s', n.nspname, c.relname), string_agg(w.r, ', ' order by w.at), quote_ident(current_user) \
+         from unnest($2::text[], $3::text[]) with ordinality w(t, r, at) \
+         join pg_namespace n on n.nspname = $1 join pg_class c on c.relnamespace = n.oid and c.relname = w.t \
+         where not has_table_privilege(c.oid, w.r) group by 1 order by min(w.at)",
+    )
+    .persistent(false)
+    .bind(schema)
+    .bind(tables)
+    .bind(wanted)
+    .fetch_all(&mut connection)
+    .await?;
+    let Some((_, _, role)) = missing.first() else {
+        return Ok(vec![Finding::ok("rights", "to read, write and trim the log")]);
+    };
+    let tables: Vec<String> =
+        missing.iter().map(|(table, rights, _)| format!("{rights} on {table}")).collect();
+    let mut finding = Finding::wrong("rights", format!("{role} may not {}", tables.join("; ")));
+    for (table, rights, role) in &missing {
+        finding = finding.mend(format!("grant {rights} on {table} to {role};"));
+    }
+    Ok(vec![finding])
+}
+
+async fn log(doctor: &Doctor) -> Findings {
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
+    let most = i64::try_from(perto::MAX_POLL_ROWS).unwrap_or(i64::MAX);
+    let sql = format!(
+        "select (select count(*) from (select from {schema}.invalidation limit {}) r), \
+           pg_total_relation_size('{schema}.invalidation'::regclass), \
+           extract(epoch from clock_timestamp() - max(at))::float8, \
+           extract(epoch from clock_timestamp() - min(at))::float8 from {schema}.tick",
+        most + 1
+    );
+    let (rows, size, newest, oldest): (i64, i64, Option<f64>, Option<f64>) =
+        sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
+    let (newest, oldest) = (seconds(newest), seconds(oldest));
+    let many = rows > most;
+    let size = bytes(u64::try_from(size).unwrap_or_default());
+    let rows = match rows {
+        _ if many => format!("more than {most} rows"),
+        1 => "a row".to_owned(),
+        _ => format!("{rows} rows"),
+    };
+    let mut found = format!("{rows}, {size}");
+    match (newest, oldest) {
+        (Some(newest), Some(oldest)) => {
+            found += &format!("; last tick {} ago, oldest {} ago", time(newest), time(oldest));
+        }
+        _ => found += "; no tick: no instance has run here yet",
+    }
+    let mut findings = Vec::new();
+    if newest.is_some_and(|newest| newest > TICK_OVERDUE) {
+        let found =
+            format!("{found}: nobody trims it, so no instance runs, or each one fails to (see its events)");
+        findings.push(Finding::warn("log", found).mend("start an instance of the program that uses it"));
+    } else if many {
+        findings.push(
+            Finding::warn("log", format!("{found}: an instance that starts can't read that many, and begins with an empty cache"))
+                .mend(format!("select cache, count(*) from {schema}.invalidation group by cache order by 2 desc; -- who writes that much")),
+        );
+    } else {
+        findings.push(Finding::ok("log", found));
+    }
+    Ok(findings)
+}
+
+async fn transactions(doctor: &Doctor) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let open: Vec<(String, String, f64)> = sqlx::query_as(
+        "select format('process %s of %s (%s, %s%s)', pid, usename, coalesce(nullif(application_name, ''), 'no name'), \
+             state, case when backend_xid is null then '' else ', has written' end), \
+           format('select pg_terminate_backend(%s);', pid), \
+           extract(epoch from now() - xact_start)::float8 as age from pg_stat_activity \
+         where backend_type = 'client backend' and pid <> pg_backend_pid() and datname = current_database() \
+           and (backend_xid is not null or backend_xmin is not null) \
+           and xact_start < now() - make_interval(secs => $1) \
+         union all \
+         select format('prepared transaction %s of %s', gid, owner), format('rollback prepared %L;', gid), \
+           extract(epoch from now() - prepared)::float8 from pg_prepared_xacts \
+         where database = current_database() and prepared < now() - make_interval(secs => $1) \
+         order by age desc limit 10",
+    )
+    .persistent(false)
+    .bind(doctor.long.as_secs_f64())
+    .fetch_all(&mut connection)
+    .await?;
+    if open.is_empty() {
+        let all: bool = sqlx::query_scalar("select pg_has_role('pg_read_all_stats', 'usage')")
+            .persistent(false)
+            .fetch_one(&mut connection)
+            .await?;
+        let unseen = if all { "" } else { "; those of other roles can't be seen without pg_read_all_stats" };
+        return Ok(vec![Finding::ok("transactions", format!("none open for {}{unseen}", time(doctor.long)))]);
+    }
+    let finding = |(who, mend, age): &(String, String, f64)| {
+        let age = seconds(Some(*age)).map_or_else(String::new, time);
+        let found = format!(
+            "{who} is open for {age}: the log keeps its dead rows, and keys that are written often stay uncached"
+        );
+        Finding::warn("transactions", found).mend(mend)
+    };
+    Ok(open.iter().map(finding).collect())
+}
+
+async fn connections(doctor: &Doctor) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    // Minus those that are kept for superusers; and each limit with what counts against it.
+    let (what, limit, used): (String, i64, i64) = sqlx::query_as(
+        "with used as (select * from pg_stat_activity where backend_type = 'client backend'), limits(what, most, used) as ( \
+           select 'the server', current_setting('max_connections')::bigint \
+             - current_setting('superuser_reserved_connections')::bigint, (select count(*) from used) \
+           union all select 'this database', datconnlimit, (select count(*) from used u where u.datid = d.oid) \
+             from pg_database d where datname = current_database() and datconnlimit >= 0 \
+           union all select 'this role', rolconnlimit, (select count(*) from used u where u.usesysid = r.oid) \
+             from pg_roles r where rolname = current_user and rolconnlimit >= 0) \
+         select what, most::bigint, used from limits order by most - used limit 1",
+    )
+    .persistent(false)
+    .fetch_one(&mut connection)
+    .await?;
+    let (takes, wanted) = match declared::product(doctor, &mut connection).await? {
+        Some(product) => ("an instance of the service takes up to", product.connections),
+        None => ("besides its own pools, an instance takes for the log", OF_THE_LOG),
+    };
+    let found = format!("{used} of {limit} of {what} in use; {takes} {wanted}");
+    Ok(vec![if limit - used < i64::from(wanted) {
+        let mend = match what.as_str() {
+            "this role" => "alter role ROLE connection limit N;",
+            "this database" => "alter database NAME connection limit N;",
+            _ => "alter system set max_connections = N; -- and a restart",
+        };
+        Finding::warn("connections", format!("{found}: one more would not get all it may want")).mend(mend)
+    } else {
+        Finding::ok("connections", found)
+    }])
+}
+
+const POSITION: &str = "select (select system_identifier from pg_control_system()), pg_is_in_recovery(), \
+    case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end::text";
+
+async fn replica(database: &Database, url: &str) -> Findings {
+    let other = Database { database_url: Some(url.to_owned()) };
+    let named = |error: anyhow::Error| {
+        anyhow::anyhow!(super::super::one_line(&error).replace("DATABASE_URL", "--replica"))
+    };
+    let mut replica = reading(&other).await.map_err(named)?;
+    let (identity, recovering, _): (i64, bool, Option<String>) =
+        sqlx::query_as(POSITION).persistent(false).fetch_one(&mut replica).await?;
+    if !recovering {
+        let found =
+            "not in recovery: a primary, and what loaders read there is not what DATABASE_URL's log tells of";
+        return Ok(vec![
+            Finding::wrong("replica", found)
+                .mend("point loaders at a standby of DATABASE_URL, or at DATABASE_URL"),
+        ]);
+    }
+    let mut primary = reading(database).await?;
+    let (same, _, position): (i64, bool, Option<String>) =
+        sqlx::query_as(POSITION).persistent(false).fetch_one(&mut primary).await?;
+    if identity != same {
+        let found =
+            format!("a standby of another cluster ({identity}, not {same}): its snapshots mean nothing here");
+        return Ok(vec![Finding::wrong("replica", found).mend("point loaders at a standby of DATABASE_URL")]);
+    }
+    let (behind, paused, last): (Option<i64>, bool, Option<f64>) = sqlx::query_as(
+        "select pg_wal_lsn_diff($1::pg_lsn, pg_last_wal_replay_lsn())::bigint, pg_is_wal_replay_paused(), \
+           extract(epoch from now() - pg_last_xact_replay_timestamp())::float8",
+    )
+    .persistent(false)
+    .bind(position)
+    .fetch_one(&mut replica)
+    .await?;
+    let behind = u64::try_from(behind.unwrap_or_default()).unwrap_or_default();
+    // One that has replayed no transaction since its start does not know.
+    let lag = if behind == 0 { Some(Duration::ZERO) } else { seconds(last) };
+    let mut found =
+        format!("a standby of this cluster, {} behind", lag.map_or("an unknown time".to_owned(), time));
+    if behind > 0 {
+        found += &format!(" ({} to replay)", bytes(behind));
+    }
+    let loads = "what misses a known write is loaded again from the primary";
+    Ok(vec![if paused {
+        Finding::warn("replica", format!("{found}; its replay is paused: {loads}"))
+            .mend("select pg_wal_replay_resume(); -- on the replica")
+    } else if lag.is_none_or(|lag| lag > MOST_LAG) {
+        Finding::warn("replica", format!("{found}: {loads}"))
+            .mend("select * from pg_stat_replication; -- on the primary: where it waits")
+    } else {
+        Finding::ok("replica", found)
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_postgres_without_64_bit_transaction_numbers_is_too_old() {
+        assert_eq!(version("12.20", 120_020).state, State::Wrong);
+        assert_eq!(version("13.0", 130_000).state, State::Ok);
+        assert_eq!(version("18.1 (Debian 18.1-1)", 180_001).found, "18.1");
+    }
+}

@@ -1,0 +1,396 @@
+//! `perto inspect CACHE KEY`: what the log, L2 and each instance know of one key, and who would serve what.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+use perto::postgres::Watched;
+use perto::{Clock, InRemote, MAX_KEY_BYTES, Snapshot, SystemClock};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::columns::{bytes, table, time, wrapped};
+use super::connect::{Database, check_redis, host_and_port};
+use super::http;
+use crate::shown::{hash, in_remote, ms};
+
+/// Newest rows of the log that are shown.
+const MOST_ROWS: usize = 10;
+
+/// See the command's help.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The cache, or a table that is watched for one
+    cache: String,
+    /// The key's text
+    key: String,
+    /// An instance of the service to ask, by its URL; may be repeated
+    #[arg(long = "instance", value_name = "URL")]
+    instances: Vec<String>,
+    /// The admin's key, where the instances have one
+    #[arg(long, env = "PERTO_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
+    admin_key: Option<String>,
+    /// The app whose keys to look for in Redis
+    #[arg(long, default_value = "service")]
+    app: String,
+    /// The version of the cache's values
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    value_version: u16,
+    /// The schema that holds the log
+    #[arg(long, default_value = "perto")]
+    schema: String,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+    /// URL of Redis or Valkey
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, value_name = "URL")]
+    redis_url: Option<String>,
+    #[command(flatten)]
+    database: Database,
+}
+
+/// What the log says of a key.
+struct Log {
+    now: Snapshot,
+    epoch: Option<u64>,
+    /// Rows below are gone.
+    horizon: Snapshot,
+    /// The newest first.
+    rows: Vec<Row>,
+}
+
+struct Row {
+    xid: u64,
+    whole_cache: bool,
+    /// Between two ticks: it was visible so long ago, and not a minute earlier.
+    seen: Option<Duration>,
+}
+
+/// What L2 holds, or why that is not known.
+struct Remote {
+    place: String,
+    holds: Result<InRemote, String>,
+}
+
+impl Inspect {
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        // Before it stands in any SQL.
+        perto::postgres::log(self.database.url()?, &self.schema)?;
+        if self.key.len() > MAX_KEY_BYTES {
+            bail!("KEY: longer than {MAX_KEY_BYTES} bytes");
+        }
+        let mut connection = self.database.connect().await?;
+        let watched =
+            perto::postgres::watched(&mut connection, &self.schema).await.context("DATABASE_URL")?;
+        self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
+        let log = self.read_log(&mut connection).await?;
+        let remote = self.read_remote(log.epoch).await;
+        let mut instances = Vec::with_capacity(self.instances.len());
+        for url in &self.instances {
+            // Without what may be a password.
+            let place = host_and_port(url, 80).unwrap_or_else(|| "--instance".to_owned());
+            instances.push((place, self.ask(url).await));
+        }
+        let answered = instances.iter().any(|(_, seen)| seen.is_ok());
+        let held = remote.holds.as_ref().is_ok_and(|holds| !matches!(holds, InRemote::Nothing));
+        if !answered && !held && log.rows.is_empty() {
+            self.is_watched(&watched)?;
+        }
+        if self.json {
+            super::say(&self.document(&log, &remote, &instances).to_string());
+        } else {
+            self.lines(&log, &remote, &instances).iter().for_each(|line| super::say(line));
+        }
+        Ok(())
+    }
+
+    /// A cache is often called otherwise than its table.
+    fn cache_of_table(&self, watched: &[Watched]) -> anyhow::Result<Option<String>> {
+        if watched.iter().any(|watched| watched.watch.cache == self.cache) {
+            return Ok(None);
+        }
+        let of_table = |name: &String| {
+            *name == self.cache || name.split_once('.').is_some_and(|(_, name)| name == self.cache)
+        };
+        let mut caches: Vec<&str> = watched
+            .iter()
+            .filter(|watched| watched.tables.iter().any(of_table))
+            .map(|watched| watched.watch.cache.as_str())
+            .collect();
+        caches.dedup();
+        match caches[..] {
+            [] => Ok(None),
+            [cache] => Ok(Some(cache.to_owned())),
+            _ => bail!(
+                "CACHE: the table {} is watched for {}: name one of them",
+                self.cache,
+                caches.join(", ")
+            ),
+        }
+    }
+
+    /// That it is a cache at all, where nobody knows anything of the key: one may be computed, and have no table.
+    fn is_watched(&self, watched: &[Watched]) -> anyhow::Result<()> {
+        let mut caches: Vec<&str> = watched.iter().map(|watched| watched.watch.cache.as_str()).collect();
+        caches.dedup();
+        if caches.contains(&self.cache.as_str()) {
+            return Ok(());
+        }
+        let caches = if caches.is_empty() { "none".to_owned() } else { caches.join(", ") };
+        bail!(
+            "CACHE: nothing is watched for a cache {:?}, and neither Redis nor an instance knows it; watched are: {caches}. Of a \
+             cache without tables, ask an instance by --instance",
+            self.cache
+        )
+    }
+
+    async fn read_log(&self, connection: &mut PgConnection) -> anyhow::Result<Log> {
+        let schema = &self.schema;
+        let sql = format!(
+            "select pg_current_snapshot()::text, \
+               pg_snapshot_xmax(coalesce((select trimmed from {schema}.boot), pg_current_snapshot()))::text, \
+               {schema}.epoch(), r.xid::text, r.keys is null, \
+               extract(epoch from clock_timestamp() - (select min(t.at) from {schema}.tick t \
+                 where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8 \
+             from (select) one left join (select xid, keys from {schema}.invalidation \
+               where cache = $1 and (keys is null or $2 = any(keys)) order by xid desc limit {MOST_ROWS}) r on true \
+             order by r.xid desc"
+        );
+        type Found = (String, String, Option<i64>, Option<String>, Option<bool>, Option<f64>);
+        let found: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(&self.cache)
+            .bind(&self.key)
+            .fetch_all(connection)
+            .await
+            .context("DATABASE_URL: the log can't be read")?;
+        let (now, horizon, epoch) = match found.first() {
+            Some((now, horizon, epoch, ..)) => (Snapshot::parse(now), horizon.parse().ok(), *epoch),
+            None => (None, None, None),
+        };
+        let row = |(_, _, _, xid, whole_cache, seen): Found| {
+            Some(Row {
+                xid: xid?.parse().ok()?,
+                whole_cache: whole_cache?,
+                seen: seen.and_then(|seen| Duration::try_from_secs_f64(seen).ok()),
+            })
+        };
+        Ok(Log {
+            now: now.context("DATABASE_URL: its snapshot can't be read")?,
+            horizon: horizon
+                .map(Snapshot::all_below)
+                .context("DATABASE_URL: the log's horizon can't be read")?,
+            epoch: epoch.map(i64::cast_unsigned),
+            rows: found.into_iter().filter_map(row).collect(),
+        })
+    }
+
+    async fn read_remote(&self, epoch: Option<u64>) -> Remote {
+        let Some(url) = self.redis_url.as_deref().filter(|url| !url.is_empty()) else {
+            return Remote { place: "redis".to_owned(), holds: Err("REDIS_URL is not set".to_owned()) };
+        };
+        let place = host_and_port(url, 6379).unwrap_or_else(|| "redis".to_owned());
+        let Some(epoch) = epoch else {
+            let none = "no instance has read the log since Postgres was started".to_owned();
+            return Remote { place, holds: Err(none) };
+        };
+        let name = InRemote::name(&self.app, epoch, &self.cache, self.value_version, &self.key);
+        let reading = async {
+            let mut connection = check_redis(url).await?;
+            let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut connection).await?;
+            anyhow::Ok(InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms()))
+        };
+        Remote { place, holds: reading.await.map_err(|error| super::one_line(&error)) }
+    }
+
+    async fn ask(&self, url: &str) -> Result<Value, String> {
+        let path =
+            format!("/api/v1/cache/{}/entries/{}", http::segment(&self.cache), http::segment(&self.key));
+        let key = self.admin_key.as_deref().filter(|key| !key.is_empty());
+        match http::get(url, &path, key).await {
+            Ok((200, seen)) => Ok(seen),
+            Ok((status, problem)) => {
+                Err(format!("answers {status}: {}", problem["detail"].as_str().unwrap_or("no reason")))
+            }
+            Err(error) => Err(super::one_line(&error)),
+        }
+    }
+
+    fn document(&self, log: &Log, remote: &Remote, instances: &[(String, Result<Value, String>)]) -> Value {
+        let rows = log.rows.iter().map(|row| {
+            json!({ "transaction": row.xid.to_string(), "wholeCache": row.whole_cache, "seenMs": row.seen.map(ms) })
+        });
+        let holds = match &remote.holds {
+            Err(why) => json!({ "is": "unknown", "why": why }),
+            Ok(holds) => {
+                let mut shown = in_remote(holds);
+                if let InRemote::Value(value) = holds {
+                    shown["misses"] = log.misses(&value.stamp).map(|row| row.xid.to_string()).into();
+                }
+                shown
+            }
+        };
+        let instances = instances.iter().map(|(place, seen)| match seen {
+            Ok(seen) => json!({ "place": place, "seen": seen }),
+            Err(why) => json!({ "place": place, "why": why }),
+        });
+        json!({
+            "cache": self.cache,
+            "key": self.key,
+            "keyHash": hash(&self.key),
+            "snapshot": log.now.to_string(),
+            "epoch": log.epoch.map(|epoch| format!("{epoch:016x}")),
+            "log": rows.collect::<Vec<_>>(),
+            "l2": holds,
+            "instances": instances.collect::<Vec<_>>(),
+        })
+    }
+
+    fn lines(
+        &self,
+        log: &Log,
+        remote: &Remote,
+        instances: &[(String, Result<Value, String>)],
+    ) -> Vec<String> {
+        let epoch = log.epoch.map_or("none yet".to_owned(), |epoch| format!("{epoch:016x}"));
+        let mut lines = vec![
+            format!("cache {}, key {}: epoch {epoch}, snapshot now {}", self.cache, self.key, log.now),
+            format!("The key's hash, as an auditor's event has it: {}.", hash(&self.key)),
+        ];
+        lines.extend(wrapped(&log.told(), super::columns::WIDTH));
+        lines.push(String::new());
+        let mut rows = vec![remote_row(log, remote)];
+        for (place, seen) in instances {
+            match seen {
+                Ok(seen) => rows.extend(instance_rows(seen)),
+                Err(why) => rows.push(row(["?", place, "", "", "", "", why])),
+            }
+        }
+        lines.extend(table(
+            &["TIER", "WHERE", "STAMP", "AGE", "LEFT", "SERVED", "WHY NOT, AND WHAT ELSE"],
+            &rows,
+        ));
+        let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
+        lines.extend(answers.flat_map(|seen| wrapped(&knows(seen), super::columns::WIDTH)));
+        if instances.is_empty() {
+            lines.push("Name instances by --instance URL, to see what they hold and would serve.".to_owned());
+        }
+        lines
+    }
+}
+
+impl Log {
+    /// The newest transaction that a value with this stamp misses.
+    fn misses(&self, stamp: &Snapshot) -> Option<&Row> {
+        self.rows.iter().find(|row| !stamp.contains(row.xid))
+    }
+
+    fn told(&self) -> String {
+        if self.rows.is_empty() {
+            return format!(
+                "The log has no write to it by a transaction from {} on; older rows are gone.",
+                self.horizon.xmax()
+            );
+        }
+        let row = |row: &Row| {
+            let whole = if row.whole_cache { " (whole cache)" } else { "" };
+            let seen = match row.seen {
+                Some(seen) => format!("about {} ago", time(seen)),
+                None => "since the last tick".to_owned(),
+            };
+            format!("{}{whole}, {seen}", row.xid)
+        };
+        let rows: Vec<String> = self.rows.iter().map(row).collect();
+        let more = if rows.len() == MOST_ROWS { "; and perhaps more" } else { "" };
+        format!("The log's transactions that wrote it, the newest first: {}{more}.", rows.join("; "))
+    }
+}
+
+fn row(cells: [&str; 7]) -> Vec<String> {
+    cells.map(str::to_owned).into()
+}
+
+/// What Redis holds, against what the log says: what an instance that knows all of the log would do.
+fn remote_row(log: &Log, remote: &Remote) -> Vec<String> {
+    let place = remote.place.as_str();
+    let value = match &remote.holds {
+        Err(why) => return row(["L2", place, "", "", "", "?", why]),
+        Ok(InRemote::Value(value)) => value,
+        Ok(InRemote::Nothing) => return row(["L2", place, "", "", "", "-", "nothing"]),
+        Ok(InRemote::Tombstone(xids)) => {
+            let xids: Vec<String> = xids.iter().filter(|xid| **xid > 0).map(u64::to_string).collect();
+            let why = format!("a tombstone of transaction {}: no older value gets in", xids.join(", "));
+            return row(["L2", place, "", "", "", "-", &why]);
+        }
+        Ok(_) => return row(["L2", place, "", "", "", "no", "bytes that can't be read"]),
+    };
+    let what =
+        if value.absent { "says that there is no such row".to_owned() } else { bytes(value.bytes as u64) };
+    let (served, why) = match log.misses(&value.stamp) {
+        Some(missed) => ("no", format!("misses transaction {}", missed.xid)),
+        None if value.left.is_zero() => ("no", "expired".to_owned()),
+        None if value.stamp.rank() < log.horizon.rank() => {
+            let why =
+                format!("older than what is left of the log, {}: not by who starts now", log.horizon.xmax());
+            ("some", why)
+        }
+        None => ("yes", what),
+    };
+    row(["L2", place, &value.stamp.to_string(), &time(value.age), &time(value.left), served, &why])
+}
+
+/// What an instance has been told.
+fn knows(seen: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let bucket = |known: &Value| {
+        let xids: Vec<String> = known["transactions"].as_array().into_iter().flatten().map(text).collect();
+        let xids = if xids.is_empty() { "none".to_owned() } else { xids.join(", ") };
+        let rest = match (text(&known["lo"]).as_str(), text(&known["rk"]).as_str()) {
+            ("0", "0") => String::new(),
+            ("0", rk) => format!(" and all before {rk}"),
+            (lo, "0") => format!(" and all up to {lo}"),
+            (lo, rk) => format!(" and all up to {lo} and before {rk}"),
+        };
+        format!("{xids}{rest}")
+    };
+    format!(
+        "{} has read the log up to {}. A value must contain, of the key's bucket: {}; of the whole cache: {}.",
+        text(&seen["instance"]),
+        text(&seen["poll"]),
+        bucket(&seen["known"]),
+        bucket(&seen["knownOfCache"])
+    )
+}
+
+/// What an instance holds, and what it thinks of L2.
+fn instance_rows(seen: &Value) -> Vec<Vec<String>> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let lasting =
+        |value: &Value| value.as_u64().map(|ms| time(Duration::from_millis(ms))).unwrap_or_default();
+    let name = text(&seen["instance"]);
+    let served = |entry: &Value| if entry["served"] == true { "yes" } else { "no" };
+    let lease = format!("{}, lease {}", text(&seen["state"]), lasting(&seen["leaseLeftMs"]));
+    let why = |entry: &Value| match entry["refused"].as_str() {
+        Some(why) => why.to_owned(),
+        None if entry["absent"] == true => "says that there is no such row".to_owned(),
+        None => String::new(),
+    };
+    let joined =
+        |parts: [String; 2]| parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    let l1 = &seen["l1"];
+    let in_l1 = if l1.is_null() {
+        row(["L1", &name, "", "", "", "-", &joined(["nothing".to_owned(), lease])])
+    } else {
+        let why = joined([why(l1), lease]);
+        row(["L1", &name, &text(&l1["stamp"]), "", &lasting(&l1["leftMs"]), served(l1), &why])
+    };
+    let l2 = &seen["l2"];
+    let of_l2 = if l2["is"] == "value" {
+        let (stamp, age, left) = (text(&l2["stamp"]), lasting(&l2["ageMs"]), lasting(&l2["leftMs"]));
+        row(["L2", &format!("by {name}"), &stamp, &age, &left, served(l2), &why(l2)])
+    } else {
+        row(["L2", &format!("by {name}"), "", "", "", "-", &text(&l2["is"])])
+    };
+    vec![in_l1, of_l2]
+}
