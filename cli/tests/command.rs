@@ -58,7 +58,7 @@ async fn after_two_commands_sql_typed_by_hand_is_in_the_log_and_the_doctor_is_co
     succeed(&url, &["watch", "users", "--cache", "user", "--key", "id"]);
     sqlx::raw_sql("insert into users values (7, 'Ada')").execute(&mut connection).await.unwrap();
     let rows: i64 = sqlx::query_scalar(
-        "select count(*) from perto.invalidations where cache = 'user' and '7' = any(keys)",
+        "select count(*) from perto.invalidation where cache = 'user' and '7' = any(keys)",
     )
     .fetch_one(&mut connection)
     .await
