@@ -27,7 +27,7 @@ use crate::coherence::tail::Tail;
 use crate::coherence::troubles::TroubleKind;
 use crate::coherence::{Coherence, hints};
 use crate::error::{Error, InvalidateError, LogError, RemoteError, StartError};
-use crate::log::{Appended, Log};
+use crate::log::{Appended, Log, Source};
 use crate::metrics::{Histogram, InstanceCounters, InstanceStats, Timing};
 use crate::nines::{Audits, Nines};
 use crate::remote::{self, Breaker, Remote};
@@ -154,6 +154,46 @@ impl Perto {
     /// Declares a cache, before [`Perto::start`]. `name` is how the log and other instances call it.
     pub fn cache<K: Key, V: Value>(&self, name: &str) -> CacheBuilder<K, V> {
         CacheBuilder::new(Arc::clone(self.shared()), name)
+    }
+
+    /// Makes or upgrades the log's tables, and installs the triggers of every [`CacheBuilder::watch`] so far. Does nothing where
+    /// all is as it should be. Call it before [`Perto::start`]; ten instances may do so at once.
+    ///
+    /// Needs a role that may create. Where the application's may not, an admin runs `perto migrate` and `perto watch` instead.
+    ///
+    /// Dropping the future leaves each table as it was or as it should be.
+    ///
+    /// # Errors
+    /// [`StartError::Log`] if Postgres can't be reached or refuses: with the grants that the role lacks, where that is why.
+    pub async fn migrate(&self) -> Result<(), StartError> {
+        let caches = self.shared().caches();
+        let mut sources: Vec<Source> = caches.values().flat_map(|cache| cache.sources()).collect();
+        // In one order, so that instances don't wait for each other in a circle.
+        sources.sort_unstable_by(|a, b| (&a.table, &a.cache).cmp(&(&b.table, &b.cache)));
+        self.shared().log.prepare(&sources).await.map_err(StartError::Log)
+    }
+
+    /// Waits until this instance is [`State::Coherent`] or [`State::Isolated`], and so answers fresh from its tiers. Returns the
+    /// state.
+    ///
+    /// Without it reads are right too: they are loaded for as long as nothing cached may be served. Wait for as long as you
+    /// like, and drop the future then.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the instance is shut down.
+    pub async fn ready(&self) -> Result<State, Error> {
+        let mut events = self.events();
+        loop {
+            match self.health().state {
+                state @ (State::Coherent | State::Isolated) => return Ok(state),
+                State::Closed => return Err(Error::Closed),
+                _ => {}
+            }
+            tokio::select! {
+                _event_or_lag = events.recv() => {}
+                () = self.shared().closing() => {}
+            }
+        }
     }
 
     /// Reads the log for the first time and begins to follow it. Until then, reads go to the source.

@@ -104,7 +104,7 @@ pub use coherence::snapshot::{MAX_RUNNING, Origin, Rank, Snapshot};
 pub use coherence::troubles::{Trouble, TroubleKind};
 pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError};
 pub use instance::{Declared, NotAToken, Perto, PertoBuilder, Token};
-pub use log::{Appended, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Unwatched};
+pub use log::{Appended, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source, Unwatched};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use nines::{Audited, Audits};
 pub use remote::Remote;

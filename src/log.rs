@@ -52,6 +52,16 @@ pub trait Log: Debug + Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Makes or upgrades the log's tables, and has it record every write to these sources. Does nothing where all is as it
+    /// should be. Any number of instances may call it at once. Default: nothing.
+    ///
+    /// # Errors
+    /// If Postgres can't be reached or refuses: with the grants that the role lacks, where that is why.
+    fn prepare<'a>(&'a self, sources: &'a [Source]) -> BoxFuture<'a, Result<(), LogError>> {
+        let _ = sources;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// The rows committed since `cursor`, and the snapshot they were read under, from one statement. Where it is `None`,
     /// all that are retained and not contained in the horizon.
     ///
@@ -87,6 +97,17 @@ pub trait Log: Debug + Send + Sync + 'static {
         cache: &'a str,
         tables: &'a [String],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>>;
+}
+
+/// A table whose writes are to invalidate a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The cache.
+    pub cache: String,
+    /// The table, with its schema where that is not on the search path.
+    pub table: String,
+    /// The text of the key, as an SQL expression over the columns of one row.
+    pub key: String,
 }
 
 /// An invalidation that is committed.

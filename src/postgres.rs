@@ -19,8 +19,10 @@ use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::trace::{Kind, Span, Trace};
 use crate::wire::Change;
 
+mod loaders;
 mod pool;
 
+pub use loaders::{by_key, by_key_of};
 pub use pool::{Lent, Pool};
 
 /// The version of sqlx whose types are part of this interface.

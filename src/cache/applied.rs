@@ -9,6 +9,7 @@ use super::{Core, Key, Value};
 use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, Whole};
 use crate::coherence::rules::Learned;
+use crate::log::Source;
 use crate::metrics::CacheStats;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
@@ -20,6 +21,8 @@ pub(crate) trait Applied: Auditable {
     /// Whether its values never go to L2.
     fn local_only(&self) -> bool;
     fn tables(&self) -> &[String];
+    /// Tables that are to be watched for it, each with its key.
+    fn sources(&self) -> Vec<Source>;
     fn whole(&self) -> &Whole;
     fn stats(&self) -> CacheStats;
     #[cfg(feature = "otel")]
@@ -46,6 +49,15 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn tables(&self) -> &[String] {
         &self.policy.tables
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let source = |(table, key): &(String, String)| Source {
+            cache: self.name.to_string(),
+            table: table.clone(),
+            key: key.clone(),
+        };
+        self.policy.watched.iter().map(source).collect()
     }
 
     fn whole(&self) -> &Whole {

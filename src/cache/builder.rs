@@ -48,7 +48,19 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
     /// it is looked up by the search path of the log's connection, which need not be the loader's.
     pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
-        self.policy.tables = tables.into_iter().map(Into::into).collect();
+        self.policy.tables.extend(tables.into_iter().map(Into::into));
+        self.policy.declared = true;
+        self
+    }
+
+    /// A table that the loader reads, and what has to watch it: `key` is the text of this cache's key as an SQL expression over
+    /// the columns of one row, as [`Watch::key`](crate::postgres::Watch::key) has it. [`Perto::migrate`](crate::Perto::migrate) installs the
+    /// trigger. Called several times, it declares several tables; the rest is as for [`CacheBuilder::tables`].
+    ///
+    /// Take no expression from anybody else: it runs as whoever migrates.
+    pub fn watch(mut self, table: &str, key: &str) -> Self {
+        self.policy.tables.push(table.to_owned());
+        self.policy.watched.push((table.to_owned(), key.to_owned()));
         self.policy.declared = true;
         self
     }

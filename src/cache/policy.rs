@@ -36,6 +36,8 @@ pub(crate) struct Policy {
     pub(crate) version: u16,
     pub(crate) local_only: bool,
     pub(crate) tables: Vec<String>,
+    /// Tables that are to be watched, each with the expression of the key.
+    pub(crate) watched: Vec<(String, String)>,
     /// Whether it was said which they are, be it none.
     pub(crate) declared: bool,
 }
@@ -52,6 +54,7 @@ impl Default for Policy {
             version: 1,
             local_only: false,
             tables: Vec::new(),
+            watched: Vec::new(),
             declared: false,
         }
     }

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::Mutex;
 
 use self::poll::Answer;
-use super::{Appended, CONNECT_LIMIT, Log, Poll, Unwatched};
+use super::{Appended, CONNECT_LIMIT, Log, Poll, Source, Unwatched};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::postgres::Pool;
@@ -28,6 +28,7 @@ mod function;
 mod key;
 mod locks;
 mod poll;
+mod rights;
 pub(crate) mod schema;
 pub(crate) mod url;
 pub(crate) mod watch;
@@ -177,6 +178,25 @@ impl Log for PostgresLog {
         Box::pin(async {
             let mut connection = self.pool.lend().await.map_err(refused)?;
             schema::ensure_epoch(&mut connection, &self.schema).await.map_err(|error| self.explain(error))
+        })
+    }
+
+    fn prepare<'a>(&'a self, sources: &'a [Source]) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(async move {
+            let mut connection = self.connect().await?;
+            if let Err(error) = schema::migrate(&mut connection, &self.schema).await {
+                return Err(rights::explain(&mut connection, &self.schema, None, error).await);
+            }
+            for Source { cache, table, key } in sources {
+                let (schema, table, cache, key) =
+                    (self.schema.clone(), table.clone(), cache.clone(), key.clone());
+                let watch = watch::Watch { schema, table, cache, key };
+                if let Err(error) = watch::watch(&mut connection, &watch).await {
+                    let table = Some(watch.table.as_str());
+                    return Err(rights::explain(&mut connection, &self.schema, table, error).await);
+                }
+            }
+            Ok(())
         })
     }
 
