@@ -48,7 +48,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
     /// it is looked up by the search path of the log's connection, which need not be the loader's.
     pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
-        self.policy.tables.extend(tables.into_iter().map(Into::into));
+        self.policy.tables = tables.into_iter().map(Into::into).collect();
         self.policy.declared = true;
         self
     }
@@ -59,7 +59,6 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     ///
     /// Take no expression from anybody else: it runs as whoever migrates.
     pub fn watch(mut self, table: &str, key: &str) -> Self {
-        self.policy.tables.push(table.to_owned());
         self.policy.watched.push((table.to_owned(), key.to_owned()));
         self.policy.declared = true;
         self
@@ -140,13 +139,18 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already; [`StartError::Closed`] where it
     /// has ended.
-    pub fn loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
+    pub fn loader<F, Fut, E>(mut self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
         self.check()?;
+        for (table, _) in &self.policy.watched {
+            if !self.policy.tables.contains(table) {
+                self.policy.tables.push(table.clone());
+            }
+        }
         let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))

@@ -1,9 +1,14 @@
 //! A cache whose table is forgotten, misspelled or another one than the loader reads: the start says so.
 
-use perto::postgres;
-use perto::{PertoBuilder, StartError, TroubleKind};
-use sqlx::{Connection, PgConnection};
+use std::time::Duration;
 
+use perto::postgres;
+use perto::{Cache, Error, LogError, Perto, PertoBuilder, StartError, State, Tier, TroubleKind};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::task::JoinSet;
+
+use crate::support::wait::eventually;
 use crate::world::World;
 
 /// What `start` says of a table that is declared.
@@ -117,4 +122,80 @@ async fn a_table_that_was_mended_and_lost_again_is_told_from_one_that_was_lost_a
     assert_ne!(again, lost);
     world.sql(&format!("alter table items disable trigger \"{}:item:insert\"", world.name)).await;
     assert_ne!(mark().await, again);
+}
+
+/// An instance that brings its own schema up, declared beside the cache.
+fn bringing(world: &World, database: &str, log: &str) -> (Perto, Cache<i64, i64>) {
+    let perto =
+        Perto::builder(&world.name).postgres(database).redis(&world.redis).schema(log).build().unwrap();
+    let sql = format!("select id, v from {}.own where id = any($1)", world.name);
+    let cache = perto.cache("own").watch(&format!("{}.own", world.name), "id");
+    let own = cache.loader(postgres::by_key(&world.pool, &sql)).unwrap();
+    (perto, own)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_instances_that_start_at_once_bring_the_schema_up_by_themselves() {
+    let world = World::new().await;
+    let log = format!("up_{}", std::process::id());
+    world.sql("create table own (id bigint primary key, v bigint); insert into own values (1, 1)").await;
+    let mut starting = JoinSet::new();
+    for _ in 0..10 {
+        let (perto, own) = bringing(&world, &world.database, &log);
+        starting.spawn(async move {
+            perto.migrate().await.unwrap();
+            perto.start().await.unwrap();
+            let state = perto.ready().await.unwrap();
+            assert!(matches!(state, State::Coherent | State::Isolated), "{state}");
+            (perto, own)
+        });
+    }
+    let instances = starting.join_all().await;
+    for (_, own) in &instances {
+        own.get(&1).await.unwrap();
+    }
+    // Once more does nothing: what is cached stays.
+    instances[0].0.migrate().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for (_, own) in &instances {
+        assert_eq!(own.get(&1).await.unwrap().tier, Tier::Local);
+    }
+    world.sql("update own set v = 2").await;
+    for (_, own) in &instances {
+        eventually("the write is seen", async || own.get(&1).await.unwrap().value.as_deref() == Some(&2))
+            .await;
+    }
+    for (perto, _) in instances {
+        perto.shutdown().await;
+        assert!(matches!(perto.ready().await, Err(Error::Closed)));
+    }
+    world.sql(&format!("drop schema {log} cascade")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_not_bring_the_schema_up_is_told_the_grants_that_it_lacks_and_no_more_are_needed() {
+    let world = World::new().await;
+    let (role, log) = (format!("{}_role", world.name), format!("gr_{}", std::process::id()));
+    world
+        .sql(&format!(
+            "create table own (id bigint primary key, v bigint); create role {role} login password 'of the test'; \
+             grant usage on schema {schema} to {role}; create role {role}_owner; \
+             grant create on schema {schema} to {role}_owner; alter table own owner to {role}_owner",
+            schema = world.name
+        ))
+        .await;
+    let as_role = world.database.parse::<PgConnectOptions>().unwrap().username(&role).password("of the test");
+    let (perto, _) = bringing(&world, as_role.to_url_lossy().as_str(), &log);
+    let mut granted = Vec::new();
+    while let Err(error) = perto.migrate().await {
+        let StartError::Log(LogError::Schema(said)) = &error else { panic!("{error:?}") };
+        let (_, grants) = said.split_once("An admin must run: ").unwrap_or_else(|| panic!("{said}"));
+        let grants = grants.to_owned();
+        assert!(granted.len() < 5 && !granted.contains(&grants), "{granted:?}, and again {grants}");
+        world.sql(&grants).await;
+        granted.push(grants);
+    }
+    assert!(granted[0].contains("grant create on database"), "{granted:?}");
+    assert!(granted[1].contains(&format!("grant {role}_owner to {role}")), "{granted:?}");
+    world.sql(&format!("drop schema {log} cascade; drop owned by {role}, {role}_owner cascade; drop role {role}, {role}_owner")).await;
 }

@@ -4,21 +4,20 @@ use sqlx::PgConnection;
 
 use crate::error::LogError;
 
-/// The grants that are missing, each with the role that lacks it. A role that may not create the schema needs no more than that, for
-/// it owns what it creates.
+/// The grants that are missing, each with the role that lacks it. A role that creates the schema owns what is in it, and needs no
+/// more there. Triggers that fire always are for a table's owner alone to make.
 const MISSING: &str = "\
-    with at(role, db, ns, log, record, tab) as (select current_user, current_database(), to_regnamespace($1), \
-      to_regclass($1 || '.invalidation'), to_regclass($1 || '.watched'), to_regclass($2)) \
+    with at(role, db, ns, log, record, owner) as (select current_user, current_database(), to_regnamespace($1), \
+      to_regclass($1 || '.invalidation'), to_regclass($1 || '.watched'), (select relowner from pg_class where oid = to_regclass($2))) \
     select g from at, lateral (values \
       (ns is null and not has_database_privilege(db, 'create'), format('grant create on database %I to %I', db, role)), \
-      (not has_schema_privilege(ns, 'usage, create'), format('grant usage, create on schema %I to %I', $1, role)), \
+      (not (has_schema_privilege(ns, 'usage') and has_schema_privilege(ns, 'create')), \
+        format('grant usage, create on schema %I to %I', $1, role)), \
       (not has_table_privilege(log, 'insert'), format('grant insert on %s to %I', log, role)), \
       (not (has_table_privilege(record, 'select') and has_table_privilege(record, 'insert') \
         and has_table_privilege(record, 'update') and has_table_privilege(record, 'delete')), \
         format('grant select, insert, update, delete on %s to %I', record, role)), \
-      (not has_table_privilege(tab, 'trigger'), format('grant trigger on %s to %I', tab, role)), \
-      (not has_table_privilege(tab, 'select'), format('grant select on %s to %I', tab, role)), \
-      (not has_table_privilege(tab, 'update, delete, truncate'), format('grant update on %s to %I', tab, role)) \
+      (not pg_has_role(owner, 'usage'), format('grant %I to %I', coalesce(pg_get_userbyid(owner), ''), role)) \
     ) v(missing, g) where missing";
 
 /// The error; or, where the role was refused something, what an admin has to grant it.
@@ -38,7 +37,7 @@ pub(super) async fn explain(
     match asking.fetch_all(connection).await {
         Ok(grants) if !grants.is_empty() => {
             let grants: Vec<String> = grants;
-            LogError::Schema(format!("this role may not: an admin must `{};`", grants.join("; ")))
+            LogError::Schema(format!("this role may not. An admin must run: {};", grants.join("; ")))
         }
         _ => error,
     }
