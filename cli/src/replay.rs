@@ -33,13 +33,17 @@ use faults::{Scheduled, What};
 use fleet::{Member, Plan, Run, Tally};
 use history::Record;
 use timeline::{Samples, Timeline};
-use trace::Trace;
+use trace::{Format, Trace};
 
 /// See the command's help.
 #[derive(Debug, Args)]
 pub struct Replay {
-    /// An xz file of big-endian 32-bit integers, one per access; without it, accesses by Zipf's law
+    /// A key a line, CSV of time, key and operation, or big-endian 32-bit integers; plain, gzip, xz or zstd. Without it,
+    /// accesses by Zipf's law
     trace: Option<PathBuf>,
+    /// How accesses are written down: lines, csv or words [default: found by looking]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
     /// Instances, each with its own L1, connections, tail and subscription
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
     instances: u8,
@@ -49,9 +53,9 @@ pub struct Replay {
     /// Reads a second [default: as fast as it goes]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Writes for each access
-    #[arg(long, default_value_t = 0.01, value_name = "RATIO")]
-    writes: f64,
+    /// Writes for each access [default: those of the trace, else 0.01]
+    #[arg(long, value_name = "RATIO")]
+    writes: Option<f64>,
     /// Reads under way at once, over all instances
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
@@ -86,6 +90,8 @@ pub struct Replay {
     database: Database,
 }
 
+/// Writes for each access, where neither the trace nor a person says.
+const WRITES: f64 = 0.01;
 /// Times that the schema is dropped, while deadlocks hinder it.
 const DROPS: u32 = 5;
 /// Largest row: what L2 takes at most by default.
@@ -100,8 +106,8 @@ impl Replay {
         let mut connection = self.database.connect().await?;
         let trace = match &self.trace {
             Some(path) => {
-                let (path, limit) = (path.clone(), self.accesses);
-                tokio::task::spawn_blocking(move || Trace::recorded(&path, limit)).await??
+                let (path, format, limit) = (path.clone(), self.format, self.accesses);
+                tokio::task::spawn_blocking(move || Trace::recorded(&path, format, limit)).await??
             }
             None => Trace::zipf(self.keys, self.accesses.unwrap_or(1_000_000), self.seed),
         };
@@ -123,7 +129,8 @@ impl Replay {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        ensure!((0.0..=1.0).contains(&self.writes), "--writes: {} is no ratio between 0 and 1", self.writes);
+        let ratio = self.writes.unwrap_or(WRITES);
+        ensure!((0.0..=1.0).contains(&ratio), "--writes: {ratio} is no ratio between 0 and 1");
         ensure!(
             self.value_bytes <= MAX_VALUE_BYTES,
             "--value-bytes: {} is too large; at most {MAX_VALUE_BYTES}, what L2 takes",
@@ -181,6 +188,8 @@ impl Replay {
             Some(proxies) => proxies.urls(self).context("--faults needs URLs with a host")?,
         };
         let postgres = Database { database_url: Some(postgres_url.clone()) }.options()?;
+        // What a person says goes before what the trace says.
+        let trace = Trace { writes: trace.writes.filter(|_| self.writes.is_none()), ..trace };
         Ok(Plan {
             trace,
             schema: schema.to_owned(),
@@ -188,7 +197,7 @@ impl Replay {
             instances: usize::from(self.instances),
             concurrency: usize::from(self.concurrency),
             rate: self.rate,
-            writes: self.writes,
+            writes: self.writes.unwrap_or(WRITES),
             seed: self.seed,
             faults: self.faults.clone(),
             capacity_bytes: u64::from(self.l1_mib) << 20,

@@ -5,7 +5,7 @@
 mod trace;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    if let Ok(trace) = trace::Trace::read(bytes, &"fuzz", Some(10_000)) {
+    if let Ok(trace) = trace::Trace::read(bytes, &"fuzz", None, Some(10_000)) {
         assert!(trace.accesses.iter().all(|at| (*at as usize) < trace.ids.len()));
     }
 });

@@ -62,8 +62,8 @@ fn a_trace_that_is_none_is_named() {
     succeed(perto(&database.url, &redis_url()).arg("migrate"));
     let dir = std::env::temp_dir().join(format!("perto-traces-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    let text = dir.join("a.txt");
-    std::fs::write(&text, "not a trace").unwrap();
+    let text = dir.join("a.bin");
+    std::fs::write(&text, "not\0a trace").unwrap();
     let cut = dir.join("cut.xz");
     std::fs::write(&cut, [0xFD, b'7', b'z', b'X', b'Z', 0, 0, 4, 0xE6, 0xD6, 0xB4, 0x46]).unwrap();
     for (path, names) in

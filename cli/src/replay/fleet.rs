@@ -301,10 +301,8 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
     let mut answers = Answers::of(&run.record, at);
     for count in 1_u64.. {
         let access = run.next[at].fetch_add(1, Ordering::Relaxed) * plan.instances as u64 + at as u64;
-        let Some(row) = usize::try_from(access).ok().and_then(|access| plan.trace.accesses.get(access))
-        else {
-            return;
-        };
+        let access_at = usize::try_from(access).unwrap_or(usize::MAX);
+        let Some(row) = plan.trace.accesses.get(access_at) else { return };
         if tally.stop.load(Ordering::Relaxed) {
             return;
         }
@@ -315,7 +313,10 @@ async fn read(run: Arc<Run>, at: usize, cache: Cache<i64, Row>) {
                 tokio::time::sleep(early).await;
             }
         }
-        read_one(&run, &cache, *row, &mut answers).await;
+        // Writes are given out by themselves.
+        if plan.trace.writes_at(access_at) != Some(true) {
+            read_one(&run, &cache, *row, &mut answers).await;
+        }
         // A hit never waits, and this runtime has other work: the tail.
         if count % 8 == 0 {
             tokio::task::yield_now().await;
@@ -400,7 +401,8 @@ pub(super) async fn give_out_writes(
         let reached = run.next.iter().map(|next| next.load(Ordering::Relaxed)).max().unwrap_or(0);
         let reached = usize::try_from(reached).unwrap_or(usize::MAX).saturating_mul(run.plan.instances);
         while access < reached.min(run.plan.trace.accesses.len()) {
-            if random.unit() < run.plan.writes {
+            let by_ratio = random.unit() < run.plan.writes;
+            if run.plan.trace.writes_at(access).unwrap_or(by_ratio) {
                 given += 1;
                 let to = if given % 4 == 0 { &plain } else { &writers[given % writers.len()] };
                 let _ended = to.send(run.plan.trace.accesses[access]).await;

@@ -57,7 +57,8 @@ impl Replay {
         say("--accesses", self.accesses.map(|count| count.to_string()));
         say("--instances", Some(self.instances.to_string()));
         say("--rate", self.rate.map(|rate| rate.to_string()));
-        say("--writes", Some(self.writes.to_string()));
+        say("--format", self.format.map(|format| format.to_string()));
+        say("--writes", self.writes.map(|ratio| ratio.to_string()));
         say("--concurrency", Some(self.concurrency.to_string()));
         say("--bound", Some(format!("{}ms", self.bound.as_secs_f64() * 1e3)));
         let faults: Vec<&str> = self.faults.iter().map(|fault| fault.name.as_str()).collect();
@@ -89,10 +90,14 @@ impl Replay {
                 ),
                 row(
                     "writes",
-                    format!(
-                        "{} for each access, a quarter of them by plain SQL; seed {}",
-                        self.writes, self.seed
-                    ),
+                    if run.plan.trace.writes.is_some() {
+                        "those of the trace, a quarter of them by plain SQL".to_owned()
+                    } else {
+                        format!(
+                            "{} for each access, a quarter of them by plain SQL; seed {}",
+                            run.plan.writes, self.seed
+                        )
+                    },
                 ),
                 row("faults", if faults.is_empty() { "none".to_owned() } else { faults.join(", ") }),
                 row("versions", versions.to_owned()),
