@@ -1,45 +1,51 @@
-//! A coherent two-tier near cache: each process keeps values in memory (L1, on moka) before a shared Redis (L2), before
-//! Postgres.
+//! A coherent two-tier near cache. Each process keeps hot rows in memory (L1, on moka). Behind it are a Redis that all instances
+//! share (L2), and Postgres.
 //!
-//! **The promise.** No read served as *fresh* misses a write that was visible in Postgres more than the bound (1 second
-//! by default) before the read began: not through a lost message, a dead or flushed or restored Redis, a paused process,
-//! a writer that crashed after its commit, or SQL typed by hand. Normally a write is seen everywhere in about a
-//! millisecond. What can't be vouched for is flagged, never served as fresh.
+//! **The promise.** A read that is served as *fresh* never misses a write that was visible in Postgres more than the bound (1 second by
+//! default) before the read began. That holds when a message is lost, when Redis is dead or was restored, when a process
+//! was paused, when a writer crashed after its commit, and when somebody typed the SQL by hand. In normal operation every instance sees
+//! a write after about a millisecond. An answer that can't be vouched for is flagged, never called fresh.
 //!
 //! # Quick start
 //!
 //! ```no_run
-//! use perto::{Cache, Load, Perto, postgres};
+//! use perto::{Cache, Perto, postgres};
 //!
-//! # async fn quick_start() -> Result<(), Box<dyn std::error::Error>> {
-//! let pool = sqlx::PgPool::connect("postgres://localhost/shop").await?;
-//! let perto = Perto::builder("shop").postgres("postgres://localhost/shop").redis("redis://localhost").build()?;
-//!
-//! // How rows are read. The stamp of the snapshot comes along in the same statement.
-//! let reading = pool.clone();
-//! let users: Cache<i64, String> = perto.cache("user").tables(["users"]).loader(move |load: Load<i64>| {
-//!     let pool = reading.clone();
-//!     async move {
-//!         let sql = "select id, name from users where id = any($1)";
-//!         let rows = postgres::query_as::<(i64, String)>(sql).bind(load.keys).fetch(&pool).await?;
-//!         Ok::<_, sqlx::Error>(rows.by_key(|user| user))
-//!     }
-//! })?;
+//! # async fn quick_start(database_url: &str, redis_url: &str) -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = sqlx::PgPool::connect(database_url).await?;
+//! let perto = Perto::builder("shop").postgres(database_url).redis(redis_url).build()?;
+//! let users: Cache<i64, String> = perto
+//!     .cache("user")
+//!     .watch("users", "id") // every SQL write to `users` invalidates the key `id`
+//!     .loader(postgres::by_key(&pool, "select id, name from users where id = any($1)"))?;
+//! perto.migrate().await?; // the log's tables and the triggers; safe when ten instances start at once
 //! perto.start().await?;
 //!
 //! let read = users.get(&7).await?;
 //! println!("{:?}, {:?} from {:?}", read.value, read.freshness, read.tier);
 //!
 //! // A write: every instance evicts what it changed, whichever rows those are.
-//! perto
-//!     .write(&pool, async |tx| sqlx::query("update users set name = 'Ada' where id = 7").execute(tx).await)
-//!     .await?;
+//! let rename = "update users set name = 'Ada' where id = 7";
+//! perto.write(&pool, async |tx| sqlx::query(rename).execute(tx).await).await?;
 //! # perto.shutdown().await;
 //! # Ok(()) }
 //! ```
 //!
-//! The tables of the invalidation log are made by [`postgres::migrate`], the triggers on `users` by [`postgres::watch`] (or
-//! `perto migrate` and `perto watch users --cache user --key id`).
+//! Where the application's role may create neither tables nor triggers, an admin runs `perto migrate` and
+//! `perto watch users --cache user --key id` instead (`cargo install perto-cli`).
+//!
+//! # Where to start
+//!
+//! | To | Look at |
+//! | --- | --- |
+//! | set an instance up, and end it | [`Perto::builder`], [`Perto::start`], [`Perto::shutdown`] |
+//! | declare a cache, and say how it loads | [`Perto::cache`], [`CacheBuilder`], [`Load`], [`postgres::by_key`], [`postgres::query_as`] |
+//! | read one key or many | [`Cache::get`], [`Cache::get_many`], [`Read`], [`Freshness`], [`Tier`] |
+//! | read back your own write on any instance | [`Perto::write`], [`Token`], [`ReadOptions::at_least`] |
+//! | say what a write changed, where no trigger can | [`Cache::invalidate_in`], [`Cache::invalidate`], [`Cache::clear`] |
+//! | choose what happens while Postgres is down | [`Outage`], [`Perto::health`], [`Perto::events`] |
+//! | know how well it works | [`Cache::stats`], [`Perto::staleness`], [`Perto::audits`] |
+//! | test your own code without engines | the module `sim`, feature `test-util` |
 //!
 //! # Features
 //!
@@ -50,13 +56,14 @@
 //! | `tls` | TLS to both, by rustls |
 //! | `otel` | spans and figures, by the API of OpenTelemetry |
 //! | `tracing` | a line in the log for each [`Event`] |
-//! | `test-util` | the tiers in memory, with faults and a virtual clock, and a TCP proxy that misbehaves |
+//! | `test-util` | the tiers in memory, with faults and a virtual clock; a judge of histories; a TCP proxy that misbehaves |
 //!
-//! # Read in this order
+//! # Testing your code
 //!
-//! `coherence.rs` (the promise), `cache.rs` (the read path on one screen), `coherence/rules.rs` and `snapshot.rs` (what
-//! may be served), `coherence/tail.rs` (what the promise rests on), `instance.rs` (who owns what), then the tiers:
-//! `local.rs`, `remote.rs`, `bus.rs`, `log.rs`. `docs/PROTOCOL.md` has the proof, and the test for each promise.
+//! With the feature `test-util`, `sim::Sim` gives instances whose tiers lie in memory, with faults, on tokio's paused clock: a bound
+//! passes in no time. `examples/simulated.rs` is such a test.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub(crate) mod bus;
 pub(crate) mod cache;
