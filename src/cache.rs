@@ -4,8 +4,10 @@
 //! ([`Cache::look_up`]) and hands what is missing to a load that the instance owns ([`Cache::load`]), so that a reader
 //! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -179,7 +181,7 @@ enum Boarded {
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
-    /// Reads one key: from L1, else from L2, else by the loader.
+    /// Reads one key: from L1, else from L2, else by the loader. A key may be asked for by what it borrows as: a `String` by a `&str`.
     ///
     /// Dropping the future abandons nothing but the answer: a load that has begun goes on and is cached. One that waits for a place is
     /// dropped when nobody waits for it.
@@ -187,10 +189,14 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// [`Error::Load`] and its kin where the loader was needed and failed, within the times for L2 and for a load;
     /// [`Error::Unverified`] where the policy says so; [`Error::Closed`] after shutdown.
-    pub async fn get(&self, key: &K) -> Result<Read<V>, Error> {
+    pub async fn get<Q>(&self, key: &Q) -> Result<Read<V>, Error>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
+    {
         match self.noted_hit(key, None) {
             Some(read) => Ok(read),
-            None => self.get_slow(key, ReadOptions::default()).await,
+            None => self.get_slow(key.to_owned(), ReadOptions::default()).await,
         }
     }
 
@@ -198,11 +204,15 @@ impl<K: Key, V: Value> Cache<K, V> {
     ///
     /// # Errors
     /// Those of [`Cache::get`], and [`Error::TokenAhead`].
-    pub async fn get_with(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
+    pub async fn get_with<Q>(&self, key: &Q, options: ReadOptions) -> Result<Read<V>, Error>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
+    {
         let options = self.known(options);
         match self.noted_hit(key, options.at_least) {
             Some(read) => Ok(read),
-            None => self.get_slow(key, options).await,
+            None => self.get_slow(key.to_owned(), options).await,
         }
     }
 
@@ -258,12 +268,20 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// What L1 holds and may serve as fresh. No I/O, no load.
     #[must_use]
-    pub fn get_if_cached(&self, key: &K) -> Option<Read<V>> {
+    pub fn get_if_cached<Q>(&self, key: &Q) -> Option<Read<V>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
+    {
         self.noted_hit(key, None)
     }
 
     #[inline]
-    fn noted_hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
+    fn noted_hit<Q>(&self, key: &Q, at_least: Option<Token>) -> Option<Read<V>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
+    {
         let read = self.hit(key, at_least)?;
         trace::hits(&self.0.name, 1);
         Some(read)
@@ -271,7 +289,11 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// L1. The order is what makes it safe, so it is the lease's.
     #[inline]
-    fn hit(&self, key: &K, at_least: Option<Token>) -> Option<Read<V>> {
+    fn hit<Q>(&self, key: &Q, at_least: Option<Token>) -> Option<Read<V>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
+    {
         let coherence = &self.0.shared.coherence;
         let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
         // Before the lease.
@@ -296,8 +318,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.shared.staleness.record(self.0.shared.coherence.lease_age(held, now_ms));
     }
 
-    async fn get_slow(&self, key: &K, options: ReadOptions) -> Result<Read<V>, Error> {
-        let mut reads = Box::pin(self.read(std::slice::from_ref(key), options)).await?;
+    async fn get_slow(&self, key: K, options: ReadOptions) -> Result<Read<V>, Error> {
+        let mut reads = Box::pin(self.read(std::slice::from_ref(&key), options)).await?;
         reads.pop().ok_or(Error::Unsettled)
     }
 

@@ -4,6 +4,7 @@
 //! how long) is in the entry and is judged at each hit: moka's own `get_with`, `invalidate_all` and time to live
 //! can't be used, for they let a value in that was invalidated while it was loaded.
 
+use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -64,7 +65,11 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         Self { entries: builder.build_with_hasher(foldhash::fast::RandomState::default()), shares }
     }
 
-    pub(crate) fn get(&self, key: &K) -> Option<Arc<Entry<V>>> {
+    pub(crate) fn get<Q>(&self, key: &Q) -> Option<Arc<Entry<V>>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash,
+    {
         self.entries.get(key)
     }
 

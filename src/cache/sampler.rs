@@ -1,5 +1,6 @@
 //! Which hits the auditor looks at: some, spread over time by chance, at the cost of one load for a hit that is not kept.
 
+use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,21 +65,29 @@ impl<K: Clone + Eq, V> Sampler<K, V> {
 
     /// For each hit, with its number.
     #[inline]
-    pub(super) fn hit(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
+    pub(super) fn hit<Q>(&self, number: u64, key: &Q, entry: &Arc<Entry<V>>)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + ToOwned<Owned = K>,
+    {
         if number >= self.next.load(Ordering::Relaxed) {
             self.keep(number, key, entry);
         }
     }
 
     #[cold]
-    fn keep(&self, number: u64, key: &K, entry: &Arc<Entry<V>>) {
+    fn keep<Q>(&self, number: u64, key: &Q, entry: &Arc<Entry<V>>)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + ToOwned<Owned = K>,
+    {
         // A hit waits for nobody.
         let Some(mut kept) = self.kept.try_lock() else { return };
         if number < self.next.load(Ordering::Relaxed) {
             return;
         }
-        if kept.samples.iter().all(|(sampled, _)| sampled != key) {
-            kept.samples.push((key.clone(), Arc::clone(entry)));
+        if kept.samples.iter().all(|(sampled, _)| sampled.borrow() != key) {
+            kept.samples.push((key.to_owned(), Arc::clone(entry)));
             kept.bytes += u64::from(entry.weight);
         }
         let full = kept.samples.len() >= kept.most || kept.bytes >= MOST_BYTES;
