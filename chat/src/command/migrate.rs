@@ -5,7 +5,9 @@ use clap::Args;
 use crate::service::schema;
 
 /// See the command's help.
+// Groups go by the name of the type, and the flattened one has that of this.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(crate) struct Migrate {
     /// Make or upgrade the invalidation log alone, as `perto migrate` does
     #[arg(long)]
