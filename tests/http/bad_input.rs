@@ -9,7 +9,7 @@ use crate::support::engines::redis_url;
 fn refused(output: &Output, names: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");
-    let complaints: Vec<&str> = said.lines().filter(|line| line.starts_with("perto: ")).collect();
+    let complaints: Vec<&str> = said.lines().filter(|line| line.starts_with("perto-chat: ")).collect();
     assert_eq!(complaints.len(), 1, "one line: {said}");
     assert!(complaints[0].contains(names), "{names}: {said}");
     assert!(!said.contains("s3cret"), "a password is shown: {said}");

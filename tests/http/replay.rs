@@ -257,7 +257,7 @@ fn a_report_that_cannot_be_written_is_refused_before_anything_runs() {
         assert!(!run.status.success());
         let said = String::from_utf8_lossy(&run.stderr);
         assert!(
-            said.starts_with(&format!("perto: --report: {} can't be written: ", path.display())),
+            said.starts_with(&format!("perto-chat: --report: {} can't be written: ", path.display())),
             "{said}"
         );
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
