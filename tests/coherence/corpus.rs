@@ -1,4 +1,4 @@
-//! What the fuzzer found worth keeping (`fuzz/corpus`), without the fuzzer. It keeps traces too: `src/cli/replay/trace.rs`.
+//! What the fuzzer found worth keeping (`fuzz/corpus`), without the fuzzer. It keeps traces too: `cli/src/replay/trace.rs`.
 
 use std::path::Path;
 
