@@ -1,6 +1,7 @@
 // What an admin may do here. Each action says what it did, or why it was refused.
 
 import { $, at, name, say } from "./format.js";
+import { t } from "./language.js";
 
 /** A request may take thirty seconds there. */
 const LIMIT = 35_000;
@@ -18,25 +19,25 @@ export class Actions {
   }
 
   async clear(cache) {
-    const means = "Every instance and Redis forget it; reads go to Postgres until they have loaded it again.";
-    if (!(await this.#confirm(`Clear ${name(cache)}?`, means, "Clear it"))) return;
-    await this.#send(`/api/v1/cache/${encodeURIComponent(cache)}`, () => `Cleared ${name(cache)} on every instance.`);
+    const means = t("Every instance and Redis forget it; reads go to Postgres until they have loaded it again.");
+    if (!(await this.#confirm(t("Clear {0}?", name(cache)), means, t("Clear it")))) return;
+    await this.#send(`/api/v1/cache/${encodeURIComponent(cache)}`, () => t("Cleared {0} on every instance.", name(cache)));
   }
 
   async #reset() {
-    if (!(await this.#confirm("Reset the figures?", "What was counted so far is gone on every instance.", "Reset them"))) return;
+    if (!(await this.#confirm(t("Reset the figures?"), t("What was counted so far is gone on every instance."), t("Reset them")))) return;
     await this.#send("/api/v1/cache/metrics", (done) =>
-      done.complete ? "Every instance counts from zero." : `Reset, but these have not answered: ${done.behind.join(", ") || "unknown"}.`,
+      done.complete ? t("Every instance counts from zero.") : t("Reset, but these have not answered: {0}.", done.behind.join(", ") || t("unknown")),
     );
   }
 
   async #invalidate(cache, key) {
     const path = `/api/v1/cache/${encodeURIComponent(cache)}/${encodeURIComponent(key)}`;
-    await this.#send(path, () => `Invalidated ${key} of ${name(cache)} on every instance.`);
+    await this.#send(path, () => t("Invalidated {0} of {1} on every instance.", key, name(cache)));
   }
 
   async #send(path, said) {
-    this.#done("working …");
+    this.#done(t("working …"));
     const key = this.to.key();
     try {
       const response = await fetch(path, {
@@ -49,10 +50,10 @@ export class Actions {
       });
       const body = await response.json().catch(() => ({}));
       if (response.ok) return this.#done(said(body));
-      this.#done(`Refused (${response.status}): ${body.detail ?? "the service does not say why"}.`);
+      this.#done(t("Refused ({0}): {1}.", response.status, body.detail ?? t("the service does not say why")));
       if (response.status === 401 || response.status === 403) this.to.locked(body.detail);
     } catch {
-      this.#done("No answer: whether it was done is not known. Try again.");
+      this.#done(t("No answer: whether it was done is not known. Try again."));
     }
   }
 

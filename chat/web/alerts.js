@@ -1,6 +1,8 @@
 // Alerts: what is wrong, since when, and what to do about it.
 
-import { $, at, el, keyed, mark, say, span, time } from "./format.js";
+import { $, at, decimal, el, keyed, mark, say, span, time } from "./format.js";
+import { portuguese, t } from "./language.js";
+import { TODO } from "./pt.js";
 
 /** One line for each; docs/OPERATIONS.md has more. */
 const WHAT_TO_DO = {
@@ -31,7 +33,9 @@ const WHAT_TO_DO = {
   "instance-silent": "Look whether its process and machine are there, and whether it reaches Postgres. If it was taken away, this passes within a minute.",
 };
 
-const value = (unit, n) => (unit === "percent" ? `${n} %` : unit === "seconds" ? time(n * 1_000) : n === 1 ? "once" : `${n} times`);
+const value = (unit, n) => (unit === "percent" ? `${decimal(n)} %` : unit === "seconds" ? time(n * 1_000) : n === 1 ? t("once") : t("{0} times", decimal(n)));
+
+const todo = (name) => (portuguese ? TODO : WHAT_TO_DO)[name] ?? t("see the documentation of this version.");
 
 /** One for each name: what to do is the same on every instance. */
 function grouped(alerts) {
@@ -55,13 +59,13 @@ export function showAlerts(now) {
   keyed($("alerts"), grouped(now.alerts), (group) => group.name, make, (made, { name, severity, all }) => {
     const kind = severity === "critical" ? "bad" : "half";
     made.className = `alert ${kind}`;
-    mark(made.parts.mark, kind, severity === "critical" ? "Critical" : "Warning");
+    mark(made.parts.mark, kind, severity === "critical" ? t("Critical") : t("Warning"));
     say(made.parts.what, name);
-    say(made.parts.todo, `What to do: ${WHAT_TO_DO[name] ?? "see the documentation of this version."}`);
+    say(made.parts.todo, t("What to do: {0}", todo(name)));
     keyed(made.parts.all, all, (alert) => `${alert.instance} ${alert.since}`, () => el("li", ""), (line, alert) => {
-      const limit = alert.threshold > 0 ? `, limit ${value(alert.unit, alert.threshold)}` : "";
+      const limit = alert.threshold > 0 ? t(", limit {0}", value(alert.unit, alert.threshold)) : "";
       const since = Date.parse(alert.since);
-      const how = `since ${at(since)} (${span(Date.parse(now.at) - since)}): ${value(alert.unit, alert.value)}${limit}`;
+      const how = t("since {0} ({1}): {2}", at(since), span(Date.parse(now.at) - since), value(alert.unit, alert.value) + limit);
       say(line, `${alert.instance}, ${how}; ${alert.detail}.`);
     });
   });

@@ -1,17 +1,18 @@
 // The caches: what each answers from where, what it holds, and what went wrong.
 
-import { $, attr, bar, bytes, count, el, fill, keyed, name, percent, rate, say, share } from "./format.js";
+import { $, attr, bar, bytes, count, day, el, fill, keyed, name, percent, rate, say, share } from "./format.js";
 import { Spark } from "./charts.js";
+import { t } from "./language.js";
 
 const TROUBLE = [
-  ["loadErrors", "loads failed"],
-  ["unverified", "unverified"],
-  ["l2Refused", "L2 refused"],
-  ["l2Unreadable", "L2 unreadable"],
-  ["insertsRefused", "overtaken"],
-  ["tooLarge", "too large"],
-  ["keysMisread", "keys misread"],
-  ["auditViolations", "AUDITS WRONG"],
+  ["loadErrors", (n) => t("{0} loads failed", n)],
+  ["unverified", (n) => t("{0} unverified", n)],
+  ["l2Refused", (n) => t("{0} L2 refused", n)],
+  ["l2Unreadable", (n) => t("{0} L2 unreadable", n)],
+  ["insertsRefused", (n) => t("{0} overtaken", n)],
+  ["tooLarge", (n) => t("{0} too large", n)],
+  ["keysMisread", (n) => t("{0} keys misread", n)],
+  ["auditViolations", (n) => t("{0} AUDITS WRONG", n)],
 ];
 
 export class Caches {
@@ -29,12 +30,12 @@ export class Caches {
     const title = el("th", "", name(cache.name));
     attr(title, "scope", "row");
     attr(title, "role", "rowheader");
-    const clear = el("button", "", "Clear");
+    const clear = el("button", "", t("Clear"));
     clear.type = "button";
-    attr(clear, "aria-label", `Clear the cache ${name(cache.name)}`);
+    attr(clear, "aria-label", t("Clear the cache {0}", name(cache.name)));
     clear.addEventListener("click", () => this.to.clear(cache.name));
-    const parts = { share: el("span", ""), bar: bar(), spark: new Spark(index), reads: cell("Reads a second"), loads: cell("Loads"), held: cell("In L1"), trouble: cell("Trouble") };
-    const made = el("tr", "", title, parts.reads, cell("Answered by", parts.bar, parts.share), cell("Over time", parts.spark.canvas), parts.loads, parts.held, parts.trouble, cell("", clear));
+    const parts = { share: el("span", ""), bar: bar(), spark: new Spark(index), reads: cell(t("Reads a second")), loads: cell(t("Loads")), held: cell(t("In L1")), trouble: cell(t("Trouble")) };
+    const made = el("tr", "", title, parts.reads, cell(t("Answered by"), parts.bar, parts.share), cell(t("Over time"), parts.spark.canvas), parts.loads, parts.held, parts.trouble, cell("", clear));
     attr(made, "role", "row");
     return Object.assign(made, { parts });
   }
@@ -48,13 +49,13 @@ export class Caches {
       row.className = all > 0 ? "" : "idle";
       say(parts.reads, rate(all));
       fill(parts.bar, cache.rates);
-      say(parts.share, all > 0 ? `L1 ${percent(share(l1, all))}, L2 ${percent(share(l2, all))}, Postgres ${percent(share(load, all))}` : "no reads now");
-      say(parts.loads, `${count(cache.loads)} in all`);
-      say(parts.held, `${count(cache.entries)} entries, ${bytes(cache.bytes)}`);
-      const trouble = TROUBLE.filter(([field]) => cache[field] > 0).map(([field, label]) => `${count(cache[field])} ${label}`);
-      say(parts.trouble, trouble.join(", ") || "none");
+      say(parts.share, all > 0 ? `L1 ${percent(share(l1, all))}, L2 ${percent(share(l2, all))}, Postgres ${percent(share(load, all))}` : t("no reads now"));
+      say(parts.loads, t("{0} in all", count(cache.loads)));
+      say(parts.held, t("{0} entries, {1}", count(cache.entries), bytes(cache.bytes)));
+      const trouble = TROUBLE.filter(([field]) => cache[field] > 0).map(([field, told]) => told(count(cache[field])));
+      say(parts.trouble, trouble.join(", ") || t("none"));
       parts.spark.draw(points, view);
     });
-    say($("since"), `Loads and trouble are counted since ${new Date(now.since).toLocaleString("en-GB")}.`);
+    say($("since"), t("Loads and trouble are counted since {0}.", day(now.since)));
   }
 }

@@ -2,6 +2,7 @@
 // says in words what it shows, and has its points as a table.
 
 import { $, attr, at, count, el, percent, rate, say, share, time } from "./format.js";
+import { t } from "./language.js";
 
 const styles = getComputedStyle(document.documentElement);
 const color = (name) => styles.getPropertyValue(`--${name}`).trim();
@@ -36,7 +37,7 @@ const isPower = (value) => value > 0 && Math.abs(Math.log10(value) - Math.round(
 const CHARTS = [
   {
     id: "reads",
-    title: "Reads a second, by tier",
+    title: t("Reads a second, by tier"),
     byCache: true,
     form: rate,
     series: [
@@ -48,20 +49,20 @@ const CHARTS = [
   },
   {
     id: "share",
-    title: "Answered by a cache",
+    title: t("Answered by a cache"),
     byCache: true,
     form: percent,
     axis: (part) => `${Math.round(part * 100)} %`,
     range: () => [0, 1],
     series: [
-      { label: "L1 or L2", ink: "l2", value: ofReads((tiers, all) => share(tiers[0] + tiers[1], all)) },
+      { label: t("L1 or L2"), ink: "l2", value: ofReads((tiers, all) => share(tiers[0] + tiers[1], all)) },
       { label: "L1", ink: "l1", dash: [6, 4], value: ofReads(([l1], all) => share(l1, all)) },
-      { label: "alert below", ink: "limit", dash: [2, 4], value: (point, view) => (point.gap ? null : view.alertHitRate / 100), fixed: true },
+      { label: t("alert below"), ink: "limit", dash: [2, 4], value: (point, view) => (point.gap ? null : view.alertHitRate / 100), fixed: true },
     ],
   },
   {
     id: "latency",
-    title: "Latency per tier",
+    title: t("Latency per tier"),
     form: time,
     log: true,
     series: [
@@ -69,24 +70,24 @@ const CHARTS = [
       { label: "L1 p99", ink: "l1", dash: [6, 4], value: latency(0, 1) },
       { label: "L2 p50", ink: "l2", width: 2.5, value: latency(1, 0) },
       { label: "L2 p99", ink: "l2", width: 2.5, dash: [10, 4], value: latency(1, 1) },
-      { label: "load p50", ink: "load", width: 3.5, value: latency(2, 0) },
-      { label: "load p99", ink: "load", width: 3.5, dash: [3, 4], value: latency(2, 1) },
+      { label: t("load p50"), ink: "load", width: 3.5, value: latency(2, 0) },
+      { label: t("load p99"), ink: "load", width: 3.5, dash: [3, 4], value: latency(2, 1) },
     ],
   },
   {
     id: "staleness",
-    title: "Staleness, against the bound",
+    title: t("Staleness, against the bound"),
     form: time,
     range: (_, most, view) => [0, Math.max(most ?? 0, view.boundMs) * 1.08],
     series: [
-      { label: "longest", ink: "load", dash: [6, 4], value: part("staleness", 1) },
+      { label: t("longest"), ink: "load", dash: [6, 4], value: part("staleness", 1) },
       { label: "p99", ink: "l1", value: part("staleness", 0) },
-      { label: "bound", ink: "limit", dash: [2, 4], value: (point, view) => (point.gap ? null : view.boundMs), fixed: true },
+      { label: t("bound"), ink: "limit", dash: [2, 4], value: (point, view) => (point.gap ? null : view.boundMs), fixed: true },
     ],
   },
   {
     id: "propagation",
-    title: "From a commit to the eviction elsewhere",
+    title: t("From a commit to the eviction elsewhere"),
     form: time,
     log: true,
     series: [
@@ -96,11 +97,11 @@ const CHARTS = [
   },
   {
     id: "repairs",
-    title: "Repaired by the log",
+    title: t("Repaired by the log"),
     form: count,
     range: (_, most) => [0, Math.max(most ?? 0, 4) * 1.1],
     sum: true,
-    series: [{ label: "repairs", ink: "load", bars: true, value: (point) => (point.gap ? null : point.repairs) }],
+    series: [{ label: t("repairs"), ink: "load", bars: true, value: (point) => (point.gap ? null : point.repairs) }],
   },
 ];
 
@@ -159,7 +160,7 @@ class Chart {
     attr(this.canvas, "role", "img");
     this.values = what.series.map(() => el("b", ""));
     const legend = el("ul", "legend", ...what.series.map((series, index) => el("li", "", sample(series), `${series.label} `, this.values[index])));
-    this.details = el("details", "", el("summary", "", "As a table"));
+    this.details = el("details", "", el("summary", "", t("As a table")));
     this.table = el("div", "scroll");
     this.details.append(this.table);
     this.details.addEventListener("toggle", () => this.#tabulate());
@@ -173,7 +174,7 @@ class Chart {
     say(this.title, what.byCache && view.cache ? `${what.title}: ${view.cache.replaceAll("_", " ")}` : what.title);
     this.values_ = what.series.map((series) => points.map((point) => series.value(point, view)));
     const nothing = what.series.every((series, index) => series.fixed || this.values_[index].every((value) => value == null));
-    say(this.none, nothing ? "Nothing in this time." : "");
+    say(this.none, nothing ? t("Nothing in this time.") : "");
     const tops = what.series.map((series, index) => (series.top ? points.map((point) => series.top(point, view)) : this.values_[index]));
     const data = [points.map((point) => point.t / 1_000), ...tops];
     if (!this.plot) this.#make(data);
@@ -264,13 +265,13 @@ class Chart {
     const { what, view } = this;
     const parts = what.series.map((series, index) => {
       const values = this.values_[index].filter((value) => value != null);
-      if (!values.length) return `${series.label}: none`;
+      if (!values.length) return t("{0}: none", series.label);
       if (series.fixed) return `${series.label} ${what.form(values.at(-1))}`;
-      if (what.sum) return `${series.label}: ${what.form(this.#sums(index))} in all`;
+      if (what.sum) return t("{0}: {1} in all", series.label, what.form(this.#sums(index)));
       const [least, most] = values.reduce(([a, b], n) => [Math.min(a, n), Math.max(b, n)], [Infinity, -Infinity]);
-      return `${series.label} last ${what.form(values.at(-1))}, between ${what.form(least)} and ${what.form(most)}`;
+      return t("{0} last {1}, between {2} and {3}", series.label, what.form(values.at(-1)), what.form(least), what.form(most));
     });
-    attr(this.canvas, "aria-label", `${this.title.textContent}, ${view.seconds > 600 ? "the last hour" : "the last five minutes"}. ${parts.join("; ")}.`);
+    attr(this.canvas, "aria-label", `${this.title.textContent}, ${view.seconds > 600 ? t("the last hour") : t("the last five minutes")}. ${parts.join("; ")}.`);
   }
 
   #tabulate() {
@@ -283,7 +284,7 @@ class Chart {
       attr(made, "scope", scope);
       return made;
     };
-    const head = el("tr", "", cell("th", "Time", "col"), ...what.series.map((series) => cell("th", series.label, "col")));
+    const head = el("tr", "", cell("th", t("Time"), "col"), ...what.series.map((series) => cell("th", series.label, "col")));
     const body = rows.reverse().map((index) => {
       const values = what.series.map((_, which) => cell("td", what.form(this.values_[which][index])));
       return el("tr", "", cell("th", at(this.points[index].t), "row"), ...values);

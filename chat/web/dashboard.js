@@ -5,6 +5,7 @@ import { Actions } from "./actions.js";
 import { Caches } from "./caches.js";
 import { Charts } from "./charts.js";
 import { History } from "./history.js";
+import { t } from "./language.js";
 import { Stream } from "./stream.js";
 import { showAlerts } from "./alerts.js";
 import { showImports, showInstances, showTiles } from "./fleet.js";
@@ -59,7 +60,7 @@ function name_caches(names) {
   view.names = names;
   for (const [list, all] of [[$("cache"), ["", ...names]], [$("invalidate-cache"), names]]) {
     const chosen = list.value;
-    list.replaceChildren(...all.map((one) => Object.assign(el("option", "", one ? name(one) : "all"), { value: one })));
+    list.replaceChildren(...all.map((one) => Object.assign(el("option", "", one ? name(one) : t("all")), { value: one })));
     list.value = all.includes(chosen) ? chosen : all[0];
   }
 }
@@ -73,7 +74,7 @@ function show() {
   charts.show(history, view);
   caches.show(now, points, view);
   showImports(now);
-  say($("about"), `Perto ${now.version}, shown by ${now.instance}`);
+  say($("about"), t("Perto {0}, shown by {1}", now.version, now.instance));
   verdict();
 }
 
@@ -83,9 +84,9 @@ function verdict() {
   const good = now.instances.filter((one) => one.state === "coherent").length;
   const critical = now.alerts.some((alert) => alert.severity === "critical");
   const wrong = now.alerts.length;
-  const text = `${good} of ${all} coherent, ${wrong === 0 ? "no alerts" : wrong === 1 ? "1 alert" : `${wrong} alerts`}`;
+  const text = `${t("{0} of {1} coherent", good, all)}, ${wrong === 0 ? t("no alerts") : wrong === 1 ? t("1 alert") : t("{0} alerts", wrong)}`;
   const old = link.is !== "live" || Date.now() - heard > OLD;
-  mark($("verdict"), old ? "gone" : critical ? "bad" : wrong || good < all ? "half" : "good", old ? `Not live: ${text}` : text);
+  mark($("verdict"), old ? "gone" : critical ? "bad" : wrong || good < all ? "half" : "good", old ? t("Not live: {0}", text) : text);
   const title = `${old ? "✕" : wrong || good < all ? "!" : "✓"} ${text} · Perto`;
   if (document.title !== title) document.title = title;
 }
@@ -93,13 +94,13 @@ function verdict() {
 /** Tells readers of screens what has changed, and nothing else. */
 function tell() {
   const states = new Map(now.instances.map((one) => [one.id, one]));
-  const alerts = new Set(now.alerts.map((alert) => `${alert.name} on ${alert.instance}`));
+  const alerts = new Set(now.alerts.map((alert) => t("{0} on {1}", alert.name, alert.instance)));
   if (before) {
     const said = [];
-    for (const [id, one] of states) if (before.states.get(id)?.state !== one.state) said.push(`${one.name} is ${one.state}.`);
-    for (const [id, one] of before.states) if (!states.has(id)) said.push(`${one.name} has gone.`);
-    for (const alert of alerts) if (!before.alerts.has(alert)) said.push(`Alert: ${alert}.`);
-    for (const alert of before.alerts) if (!alerts.has(alert)) said.push(`Over: ${alert}.`);
+    for (const [id, one] of states) if (before.states.get(id)?.state !== one.state) said.push(t("{0} is {1}.", one.name, t(one.state)));
+    for (const [id, one] of before.states) if (!states.has(id)) said.push(t("{0} has gone.", one.name));
+    for (const alert of alerts) if (!before.alerts.has(alert)) said.push(t("Alert: {0}.", alert));
+    for (const alert of before.alerts) if (!alerts.has(alert)) said.push(t("Over: {0}.", alert));
     if (said.length) say($("said"), said.slice(0, 6).join(" "));
   }
   const build = before?.build ?? now.build;
@@ -113,19 +114,19 @@ function state(is) {
     $("unlock").hidden = true;
     $("forget").hidden = !key();
   }
-  if (is.is === "live" || is.is === "lost") say($("said"), is.is === "live" ? "Live." : "The stream of figures is lost.");
+  if (is.is === "live" || is.is === "lost") say($("said"), is.is === "live" ? t("Live.") : t("The stream of figures is lost."));
   tick();
 }
 
 /** Says how old what is shown is, every second. */
 function tick() {
-  const age = now ? `figures of ${at(now.at)}, ${span(Date.now() - heard)} old` : "no figures yet";
+  const age = now ? t("figures of {0}, {1} old", at(now.at), span(Date.now() - heard)) : t("no figures yet");
   const text = {
-    live: !now || Date.now() - heard > OLD ? `Connected; ${age}` : before?.outdated ? "Live; this page is of an older version: reload it" : "Live",
-    lost: `Lost: ${link.why}; ${age}; trying again in ${span((link.retryAt ?? 0) - Date.now())}`,
-    connecting: `Connecting …; ${age}`,
-    paused: `Paused; ${age}`,
-    locked: "Locked: needs the admin key",
+    live: !now || Date.now() - heard > OLD ? t("Connected; {0}", age) : before?.outdated ? t("Live; this page is of an older version: reload it") : t("Live"),
+    lost: t("Lost: {0}; {1}; trying again in {2}", link.why, age, span((link.retryAt ?? 0) - Date.now())),
+    connecting: t("Connecting …; {0}", age),
+    paused: t("Paused; {0}", age),
+    locked: t("Locked: needs the admin key"),
   }[link.is];
   say($("live"), text);
   $("live").className = `live ${link.is}`;
@@ -135,7 +136,7 @@ function tick() {
 
 function lock(detail, had) {
   $("unlock").hidden = false;
-  say($("unlock-why"), had ? `This key was refused: ${detail ?? "it is not the admin’s"}.` : "These figures are for admins. The key stays in this tab and goes when it is closed.");
+  say($("unlock-why"), had ? t("This key was refused: {0}.", detail ?? t("it is not the admin’s")) : t("These figures are for admins. The key stays in this tab and goes when it is closed."));
   $("key").focus();
 }
 
@@ -146,7 +147,7 @@ function theme(choose) {
   wishes.setItem("perto-theme", chosen);
   if (chosen === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = chosen;
-  say($("theme"), `Theme: ${chosen}`);
+  say($("theme"), t("Theme: {0}", t(chosen)));
   charts.redraw();
   show();
 }
@@ -155,7 +156,7 @@ $("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = $("key").value.trim();
   $("key").value = "";
-  if (!/^[ -~]+$/.test(given)) return lock("it has letters that no key has", true);
+  if (!/^[ -~]+$/.test(given)) return lock(t("it has letters that no key has"), true);
   keys.setItem(KEY, given);
   stream.restart();
 });

@@ -1,36 +1,37 @@
 // The instances: how each is and why, what its caches answer, and the figures of all at a glance.
 
-import { $, at, attr, bar, bytes, count, el, fill, keyed, mark, percent, rate, say, share, span, time } from "./format.js";
+import { $, at, attr, bar, bytes, count, decimal, el, fill, keyed, mark, percent, rate, say, share, span, time } from "./format.js";
 import { stateAt, strip } from "./charts.js";
+import { t } from "./language.js";
 
 const SHAPES = { coherent: "good", isolated: "half", unverified: "bad", recovering: "busy", silent: "gone", closed: "gone" };
-const word = (state) => state.charAt(0).toUpperCase() + state.slice(1);
+const word = (state) => t(state).charAt(0).toUpperCase() + t(state).slice(1);
 
 function why(one, now) {
   switch (one.state) {
     case "coherent":
       return "";
     case "isolated":
-      if (!now.redis.configured) return "Runs without Redis, as it was told: writes are seen by polling the log.";
-      if (one.remoteUp) return "Redis answers, but the hints’ subscription does not: writes are seen by polling the log.";
-      return "Redis can’t be used: L1 and Postgres answer alone, and writes are seen by polling the log.";
+      if (!now.redis.configured) return t("Runs without Redis, as it was told: writes are seen by polling the log.");
+      if (one.remoteUp) return t("Redis answers, but the hints’ subscription does not: writes are seen by polling the log.");
+      return t("Redis can’t be used: L1 and Postgres answer alone, and writes are seen by polling the log.");
     case "unverified":
-      return "The log in Postgres was not read within the bound: what it serves is flagged, and may miss writes.";
+      return t("The log in Postgres was not read within the bound: what it serves is flagged, and may miss writes.");
     case "recovering":
-      return "The log is read anew: until then reads go to Postgres.";
+      return t("The log is read anew: until then reads go to Postgres.");
     case "silent":
-      return `Nothing was heard of it since ${at(one.seenAt)}: it may be gone, or not reach Postgres.`;
+      return t("Nothing was heard of it since {0}: it may be gone, or not reach Postgres.", at(one.seenAt));
     default:
-      return "It is ending.";
+      return t("It is ending.");
   }
 }
 
 /** How often limits have refused since it began, and which, the one that did most first. */
 function refused(one) {
   const limits = Object.entries(one.refused).sort((a, b) => b[1] - a[1]);
-  if (limits.length === 0) return "none";
-  const now = one.state === "silent" ? "" : `${rate(one.refusals)} a second, `;
-  return `${now}since it began ${limits.map(([limit, times]) => `${limit} ${count(times)}`).join(", ")}`;
+  if (limits.length === 0) return t("none");
+  const since = limits.map(([limit, times]) => `${limit} ${count(times)}`).join(", ");
+  return one.state === "silent" ? t("since it began {0}", since) : t("{0} a second, since it began {1}", rate(one.refusals), since);
 }
 
 /** For how long it was, in milliseconds. */
@@ -51,12 +52,12 @@ function makeCard() {
   parts.lease = lease;
   parts.bar = bar();
   const list = el("dl", "");
-  for (const [key, label] of [["age", "Lease age"], ["hits", "Answered by a cache"], ["tiers", "Tiers"], ["reads", "Reads a second"], ["requests", "Requests"], ["pool", "Postgres connections"], ["refused", "Refused by limits"], ["off", "Not coherent"], ["repairs", "Repairs"], ["audits", "Audited, 1 h"]]) {
+  for (const [key, label] of [["age", t("Lease age")], ["hits", t("Answered by a cache")], ["tiers", t("Tiers")], ["reads", t("Reads a second")], ["requests", t("Requests")], ["pool", t("Postgres connections")], ["refused", t("Refused by limits")], ["off", t("Not coherent")], ["repairs", t("Repairs")], ["audits", t("Audited, 1 h")]]) {
     parts[key] = el("dd", "");
     list.append(el("div", "", el("dt", "", label), parts[key]));
     // Pictures of what stands above them.
-    if (key === "age") list.append(el("div", "", el("dt", "unseen", "Of the bound"), el("dd", "wide", lease)));
-    if (key === "hits") list.append(el("div", "", el("dt", "unseen", "Shares"), el("dd", "wide", parts.bar)));
+    if (key === "age") list.append(el("div", "", el("dt", "unseen", t("Of the bound")), el("dd", "wide", lease)));
+    if (key === "hits") list.append(el("div", "", el("dt", "unseen", t("Shares")), el("dd", "wide", parts.bar)));
   }
   parts.where = el("p", "quiet");
   const made = el("li", "card", el("div", "bar", parts.name, parts.state), parts.why, parts.strip, list, parts.where);
@@ -76,26 +77,27 @@ export function showInstances(now, points, view) {
     say(parts.why, why(one, now));
     parts.why.hidden = one.state === "coherent";
     const of = one.leaseAgeMs / now.boundMs;
-    say(parts.age, silent ? "unknown" : `${time(one.leaseAgeMs)} of ${time(now.boundMs)}`);
+    say(parts.age, silent ? t("unknown") : t("{0} of {1}", time(one.leaseAgeMs), time(now.boundMs)));
     parts.lease.value = silent ? 0 : Math.min(1, of);
-    attr(parts.lease, "aria-label", `Lease age of ${one.name}: ${silent ? "unknown" : percent(of)} of the bound`);
+    attr(parts.lease, "aria-label", silent ? t("Lease age of {0}: unknown", one.name) : t("Lease age of {0}: {1} of the bound", one.name, percent(of)));
     const [l1, l2, load] = one.reads;
     const all = l1 + l2 + load;
     say(parts.hits, percent(share(l1 + l2, all)));
     fill(parts.bar, one.reads);
-    say(parts.tiers, silent ? "unknown" : all > 0 ? `L1 ${percent(l1 / all)}, L2 ${percent(l2 / all)}, Postgres ${percent(load / all)}` : "no reads");
-    say(parts.reads, silent ? "unknown" : `${rate(all)}, ${rate(load)} by Postgres`);
-    say(parts.requests, silent ? "unknown" : `${rate(one.requests)} a second, p50 ${time(one.p50Ms)}, p99 ${time(one.p99Ms)}`);
+    say(parts.tiers, silent ? t("unknown") : all > 0 ? `L1 ${percent(l1 / all)}, L2 ${percent(l2 / all)}, Postgres ${percent(load / all)}` : t("no reads"));
+    say(parts.reads, silent ? t("unknown") : t("{0}, {1} by Postgres", rate(all), rate(load)));
+    say(parts.requests, silent ? t("unknown") : t("{0} a second, p50 {1}, p99 {2}", rate(one.requests), time(one.p50Ms), time(one.p99Ms)));
     const { requests, loads } = one.pool;
-    say(parts.pool, silent ? "unknown" : `${requests.inUse}/${requests.max} for requests, ${loads.inUse}/${loads.max} for loads`);
+    say(parts.pool, silent ? t("unknown") : t("{0} for requests, {1} for loads", `${requests.inUse}/${requests.max}`, `${loads.inUse}/${loads.max}`));
     say(parts.refused, refused(one));
     const off = notCoherent(points, one, view.self);
-    say(parts.off, `${off ? `about ${span(off)}` : "never"} in the last ${view.seconds > 600 ? "hour" : "5 minutes"}`);
-    say(parts.repairs, `${count(one.repairs)}, of ${count(one.hints)} hints`);
+    const long = off ? t("about {0}", span(off)) : t("never");
+    say(parts.off, view.seconds > 600 ? t("{0} in the last hour", long) : t("{0} in the last 5 minutes", long));
+    say(parts.repairs, t("{0}, of {1} hints", count(one.repairs), count(one.hints)));
     const { audits, violations } = one.audits["1h"];
-    say(parts.audits, audits ? `${count(audits)}, ${violations === 0 ? "all right" : `${count(violations)} WRONG`}` : "none yet");
-    const began = `${one.address} · version ${one.version} · began ${span(Date.parse(now.at) - Date.parse(one.startedAt))} ago`;
-    say(parts.where, silent ? began : `${began} · ${one.remoteUp ? "L2 used" : "L2 not used"} · ${one.busUp ? "hints come" : "no hints"}`);
+    say(parts.audits, !audits ? t("none yet") : violations === 0 ? t("{0}, all right", count(audits)) : t("{0}, {1} WRONG", count(audits), count(violations)));
+    const began = t("{0} · version {1} · began {2} ago", one.address, one.version, span(Date.parse(now.at) - Date.parse(one.startedAt)));
+    say(parts.where, silent ? began : `${began} · ${one.remoteUp ? t("L2 used") : t("L2 not used")} · ${one.busUp ? t("hints come") : t("no hints")}`);
     strip(parts.strip, points, view, one);
   });
 }
@@ -121,14 +123,14 @@ export function showTiles(now, points, view) {
   const requests = now.instances.reduce((sum, one) => sum + one.requests, 0);
   const memory = now.redis.memory;
   const tiles = [
-    { label: "Answered by a cache", value: percent(share(tiers[0] + tiers[1], all)), sub: all > 0 ? `L1 ${percent(tiers[0] / all)}, L2 ${percent(tiers[1] / all)}` : "no reads", bar: tiers },
-    { label: "Reads spared Postgres", value: `${rate(tiers[0] + tiers[1])} /s`, sub: `${rate(tiers[2])} /s reached it, of ${rate(all)}` },
-    { label: "Staleness, p99", value: time(fresh), sub: `longest ${time(longest)}, bound ${time(now.boundMs)}` },
-    { label: "Writes seen elsewhere after", value: time(p50), sub: `p99 ${time(p99)}` },
-    { label: "Coherent instances", value: `${good} of ${now.instances.length}`, sub: now.alone ? "others are not known" : good === now.instances.length ? "all" : "see below why" },
-    { label: "Repaired by the log", value: count(repairs), sub: `in the last ${view.seconds > 600 ? "hour" : "5 minutes"}` },
-    { label: "Requests", value: `${rate(requests)} /s`, sub: `p99 ${time(slowest)} at the slowest` },
-    { label: "Redis", value: now.redis.up ? bytes(memory.usedMemory) : now.redis.configured ? "down" : "none", sub: now.redis.up ? `${memory.memoryUsagePercent} % of its memory` : now.redis.configured ? "it does not answer" : "not configured" },
+    { label: t("Answered by a cache"), value: percent(share(tiers[0] + tiers[1], all)), sub: all > 0 ? `L1 ${percent(tiers[0] / all)}, L2 ${percent(tiers[1] / all)}` : t("no reads"), bar: tiers },
+    { label: t("Reads spared Postgres"), value: `${rate(tiers[0] + tiers[1])} /s`, sub: t("{0} /s reached it, of {1}", rate(tiers[2]), rate(all)) },
+    { label: t("Staleness, p99"), value: time(fresh), sub: t("longest {0}, bound {1}", time(longest), time(now.boundMs)) },
+    { label: t("Writes seen elsewhere after"), value: time(p50), sub: `p99 ${time(p99)}` },
+    { label: t("Coherent instances"), value: t("{0} of {1}", good, now.instances.length), sub: now.alone ? t("others are not known") : good === now.instances.length ? t("all instances") : t("see below why") },
+    { label: t("Repaired by the log"), value: count(repairs), sub: view.seconds > 600 ? t("in the last hour") : t("in the last 5 minutes") },
+    { label: t("Requests"), value: `${rate(requests)} /s`, sub: t("p99 {0} at the slowest", time(slowest)) },
+    { label: "Redis", value: now.redis.up ? bytes(memory.usedMemory) : now.redis.configured ? t("down") : t("none"), sub: now.redis.up ? t("{0} % of its memory", decimal(memory.memoryUsagePercent)) : now.redis.configured ? t("it does not answer") : t("not configured") },
   ];
   keyed($("tiles"), tiles, (item) => item.label, tile, ({ parts }, item) => {
     say(parts.value, item.value);
@@ -139,7 +141,7 @@ export function showTiles(now, points, view) {
 
 export function showImports(now) {
   $("no-imports").hidden = now.imports?.length > 0;
-  say($("no-imports"), now.imports ? "None under way." : "Postgres can’t be asked.");
+  say($("no-imports"), now.imports ? t("None under way.") : t("Postgres can’t be asked."));
   const make = () => {
     const parts = { title: el("h3", ""), state: el("span", "mark"), text: el("p", ""), problem: el("p", "why"), progress: document.createElement("progress") };
     parts.progress.max = 1;
@@ -148,13 +150,13 @@ export function showImports(now) {
   const kinds = { done: "good", failed: "bad", cancelled: "gone" };
   keyed($("imports"), now.imports ?? [], (one) => one.id, make, ({ parts }, one) => {
     const part = one.state === "done" ? 1 : one.bytes > 0 ? one.bytesDone / one.bytes : 0;
-    say(parts.title, `Company ${one.company}, ${one.format}`);
-    mark(parts.state, kinds[one.state] ?? "busy", one.state);
+    say(parts.title, t("Company {0}, {1}", one.company, one.format));
+    mark(parts.state, kinds[one.state] ?? "busy", t(one.state));
     if (one.state === "uploading") parts.progress.removeAttribute("value");
     else parts.progress.value = part;
-    attr(parts.progress, "aria-label", `Import of company ${one.company}: ${percent(part)}`);
-    const who = one.instance ? `, by ${one.instance}` : "";
-    say(parts.text, `${percent(part)}, ${count(one.rows)} rows, ${count(one.accepted)} accepted, ${count(one.rejected)} rejected, ${rate(one.rowsPerSecond)} a second${who}`);
+    attr(parts.progress, "aria-label", t("Import of company {0}: {1}", one.company, percent(part)));
+    const who = one.instance ? t(", by {0}", one.instance) : "";
+    say(parts.text, t("{0}, {1} rows, {2} accepted, {3} rejected, {4} a second", percent(part), count(one.rows), count(one.accepted), count(one.rejected), rate(one.rowsPerSecond)) + who);
     say(parts.problem, one.problem ?? "");
     parts.problem.hidden = !one.problem;
   });

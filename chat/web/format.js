@@ -1,16 +1,23 @@
 // Numbers and times as people read them, and the few ways in which this page touches its document: as text, never as markup.
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+import { locale, t } from "./language.js";
+
+const numbers = (options) => new Intl.NumberFormat(locale, options);
+const whole = numbers({ maximumFractionDigits: 0 });
+const short = numbers({ notation: "compact", maximumSignificantDigits: 3 });
+const [two, three] = [2, 3].map((maximumSignificantDigits) => numbers({ maximumSignificantDigits }));
+const [none, tenths] = [0, 1].map((digits) => numbers({ minimumFractionDigits: digits, maximumFractionDigits: digits }));
+const hundredths = numbers({ maximumFractionDigits: 2 });
+const clock = new Intl.DateTimeFormat(locale, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const NONE = "–";
 
-const digits = (n) => (n >= 100 || n === 0 ? whole.format(n) : String(Number(n.toPrecision(n >= 10 ? 3 : 2))));
+const digits = (n) => (n >= 100 || n === 0 ? whole.format(n) : (n >= 10 ? three : two).format(n));
 
 export const count = (n) => (n == null ? NONE : n < 10_000 ? whole.format(n) : short.format(n));
 export const rate = (n) => (n == null ? NONE : n < 1_000 ? digits(n) : short.format(n));
+export const decimal = (n) => (n == null ? NONE : hundredths.format(n));
 export const percent = (share) =>
-  share == null || Number.isNaN(share) ? NONE : `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+  share == null || Number.isNaN(share) ? NONE : `${(share > 0.9995 || share < 0.0005 ? none : tenths).format(share * 100)} %`;
 export const share = (part, all) => (all > 0 ? part / all : null);
 
 /** A duration in milliseconds. */
@@ -29,7 +36,7 @@ export function span(ms) {
   if (s < 120) return `${s} s`;
   if (s < 7_200) return `${Math.round(s / 60)} min`;
   if (s < 172_800) return `${Math.round(s / 3_600)} h`;
-  return `${Math.round(s / 86_400)} days`;
+  return t("{0} days", Math.round(s / 86_400));
 }
 
 export function bytes(n) {
@@ -41,6 +48,7 @@ export function bytes(n) {
 }
 
 export const at = (when) => clock.format(new Date(when));
+export const day = (when) => new Date(when).toLocaleString(locale === "en" ? "en-GB" : locale);
 export const name = (cache) => cache.replaceAll("_", " ");
 
 export const $ = (id) => document.getElementById(id);

@@ -1,5 +1,7 @@
 // The stream of figures: read by fetch, for an EventSource can't send a key. Comes back by itself, and says how it is.
 
+import { t } from "./language.js";
+
 /** Without a byte for so long, it is lost: a sleeping machine, a route that has gone. */
 const SILENCE = 12_000;
 const PAUSES = [1_000, 2_000, 4_000, 8_000, 15_000];
@@ -44,7 +46,7 @@ export class Stream {
     this.heard = Date.now();
     this.began = null;
     this.to.state({ is: "connecting" });
-    let why = "the service ended the stream";
+    let why = t("the service ended the stream");
     let wait = 0;
     try {
       const key = this.to.key();
@@ -63,11 +65,11 @@ export class Stream {
       if (!response.ok) {
         const problem = await response.json().catch(() => ({}));
         wait = 1_000 * Number(response.headers.get("retry-after") ?? 0);
-        throw new Error(problem.detail ?? `the service answered ${response.status}`);
+        throw new Error(problem.detail ?? t("the service answered {0}", response.status));
       }
       await this.#read(response.body, mine);
     } catch (error) {
-      why = error instanceof TypeError || error.name === "AbortError" ? "the service can’t be reached" : error.message;
+      why = error instanceof TypeError || error.name === "AbortError" ? t("the service can’t be reached") : error.message;
     }
     if (!mine()) return;
     this.aborting = null;
@@ -88,7 +90,7 @@ export class Stream {
       if (done || !mine()) return;
       this.heard = Date.now();
       text += value;
-      if (text.length > MOST) throw new Error("what the service sends can’t be read");
+      if (text.length > MOST) throw new Error(t("what the service sends can’t be read"));
       let end;
       while ((end = text.indexOf("\n\n")) >= 0) {
         const event = text.slice(0, end);

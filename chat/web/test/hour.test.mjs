@@ -6,7 +6,8 @@ import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { extname } from "node:path";
 import { after, before, test } from "node:test";
-import { assertAccessible, assertClean, newPage, open, pictures } from "./browser.mjs";
+import { PT } from "../pt.js";
+import { assertAccessible, assertClean, assertFits, newPage, open, pictures } from "./browser.mjs";
 import { sleep } from "./fleet.mjs";
 
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml" };
@@ -61,7 +62,7 @@ before(async () => {
       streaming = (event, data) => response.write(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`);
       return;
     }
-    const file = request.url === "/" ? "index.html" : request.url.replace(/^\/web\//, "");
+    const file = /^\/(\?|$)/.test(request.url) ? "index.html" : request.url.replace(/^\/web\//, "");
     try {
       response.writeHead(200, { "content-type": TYPES[extname(file)] }).end(readFileSync(new URL(file, web)));
     } catch {
@@ -137,4 +138,91 @@ test("where too many watch it says so, and tries again", async () => {
   streaming("now", frame(Date.now(), 0));
   await page.getByText("Live", { exact: true }).first().waitFor();
   assertClean(seen);
+});
+
+const texts = (page) =>
+  page.evaluate(() => {
+    const all = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) => (node.parentElement.closest("script, noscript, #language") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT));
+    const said = [document.title];
+    while (all.nextNode()) said.push(all.currentNode.data.trim());
+    for (const one of document.querySelectorAll("[aria-label], [placeholder]")) said.push(one.ariaLabel ?? one.placeholder);
+    return said.filter(Boolean);
+  });
+
+async function showing(page, t) {
+  while (!streaming) await sleep(20);
+  streaming("history", { fine: [point(t - 2_000), point(t - 1_000)], coarse: [point(t - 20_000), point(t - 10_000)] });
+  streaming("now", frame(t, 1));
+  await page.locator("#instances > li").nth(5).waitFor();
+  await page.locator(".chart summary").first().click();
+}
+
+test("it speaks the browser's language, another if that is chosen, and says nothing in two", async () => {
+  const t = Date.parse("2026-11-28T14:05:09Z");
+  const begin = async (options) => {
+    [full, streaming] = [false, null];
+    const { page, seen } = await newPage(browser, { timezoneId: "UTC", ...options });
+    await page.goto(url);
+    await showing(page, t);
+    return { page, seen };
+  };
+  const { page, seen } = await begin({ locale: "en-US" });
+  const english = await texts(page);
+  streaming = null;
+  await page.getByRole("button", { name: "Português" }).click();
+  await showing(page, t);
+  const portuguese = await texts(page);
+  assert.equal(await page.evaluate(() => document.documentElement.lang), "pt-BR");
+
+  const labels = Object.keys(PT).filter((text) => PT[text] !== text);
+  assert.ok(labels.filter((text) => english.includes(text)).length > 50, "the labels are looked for where they are");
+  assert.deepEqual(labels.filter((text) => portuguese.includes(text)), [], "labels left in English");
+  // Also what the table lacks. Names stay as they are, and so does what the service says.
+  const names = /(?<!\p{L})(Perto|Caches?|Redis|Postgres|openapi\.json|readyz|livez|L1|L2|p50|p99|min|ms|µs|KiB|MiB)(?!\p{L})/gu;
+  const given = new Set([...CACHES.map((name) => name.replaceAll("_", " ")), ...frame(t, 1).now.instances.map((one) => one.name), "instance-not-coherent", "later-0", HOSTILE]);
+  const plain = (all) => all.filter((text) => !given.has(text)).map((text) => text.replace(names, "").replace(/[\d.,:]+/g, "#"));
+  const before = new Set(plain(english));
+  assert.deepEqual(plain(portuguese).filter((text) => before.has(text) && /\p{L}{2}/u.test(text)), [], "the same in both");
+
+  // Numbers, times and dates too.
+  for (const said of [english, portuguese]) assert.ok(said.includes("14:05:08"), "times");
+  assert.ok(english.some((text) => text.includes("1,000 entries")) && portuguese.some((text) => text.includes("1.000 entradas")));
+  assert.ok(english.some((text) => /\b91\.\d %/.test(text)) && portuguese.some((text) => /\b91,\d %/.test(text)), "shares");
+  assert.match(await page.locator("#since").innerText(), /desde 28\/11\/2026, 11:35:09\.$/);
+  await assertAccessible(page, "in Portuguese");
+  for (const width of [1_280, 320]) {
+    await page.setViewportSize({ width, height: 900 });
+    await assertFits(page, `in Portuguese, ${width}`);
+    await page.screenshot({ path: `${pictures}portuguese-${width}.png`, fullPage: true });
+  }
+
+  // What is chosen is kept, whatever the browser says; and back it goes.
+  streaming = null;
+  await page.reload();
+  await showing(page, t);
+  assert.equal(await page.locator("#h-fleet").innerText(), "Instâncias");
+  streaming = null;
+  await page.getByRole("button", { name: "English" }).click();
+  await showing(page, t);
+  assert.deepEqual([await page.locator("#h-fleet").innerText(), await page.evaluate(() => document.documentElement.lang)], ["Instances", "en"]);
+  assertClean(seen);
+  await page.close();
+
+  for (const [locale, heading] of [["pt-BR", "Instâncias"], ["pt-PT", "Instâncias"], ["de-DE", "Instances"]]) {
+    const { page } = await begin({ locale });
+    assert.equal(await page.locator("#h-fleet").innerText(), heading, locale);
+    await page.close();
+  }
+});
+
+test("in a browser that keeps nothing the language can be chosen all the same", async () => {
+  const { page } = await newPage(browser, { locale: "en-US" });
+  await page.addInitScript(() => Object.defineProperty(window, "localStorage", { get: () => { throw new Error("kept from it"); } }));
+  await page.goto(url);
+  await page.getByRole("button", { name: "Português" }).click();
+  await page.getByRole("button", { name: "English" }).waitFor();
+  await page.getByRole("button", { name: "English" }).click();
+  await page.getByRole("button", { name: "Português" }).waitFor();
+  assert.equal(await page.locator("#h-alerts").textContent(), "Alerts");
+  await page.close();
 });

@@ -45,6 +45,8 @@ const FILES: &[File] = files![
     SCRIPT "stream.js",
     SCRIPT "history.js",
     SCRIPT "format.js",
+    SCRIPT "language.js",
+    SCRIPT "pt.js",
     SCRIPT "charts.js",
     SCRIPT "fleet.js",
     SCRIPT "caches.js",
