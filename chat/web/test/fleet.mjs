@@ -9,8 +9,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 
 export const ADMIN = "the admin of this test has this key, and nobody else";
-const root = new URL("../..", import.meta.url).pathname;
-const binary = join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), "debug/perto");
+const root = new URL("../../..", import.meta.url).pathname;
+const binary = join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), "debug/perto-chat");
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function freePort() {
@@ -41,7 +41,7 @@ export class Fleet {
     fleet.env = { REDIS_URL: `redis://127.0.0.1:${fleet.port}` };
     try {
       await fleet.returnRedis();
-      await run(["migrate", "--service"], fleet.env);
+      await run(["migrate"], fleet.env);
       await run(["seed", "--companies", "20", "--users", "400", "--contacts", "4000", "--messages", "20000"], fleet.env);
       fleet.instances = await Promise.all(names.map((name) => fleet.serve(name)));
     } catch (error) {
