@@ -77,3 +77,47 @@ impl Belief {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poll() -> Snapshot {
+        Snapshot::all_below(100)
+    }
+
+    #[test]
+    fn only_what_was_named_before_a_poll_was_sent_must_be_in_it() {
+        let belief = Belief::default();
+        belief.named(5);
+        belief.sending();
+        belief.named(900);
+        assert_eq!(belief.completed(&poll(), 0), 0, "it came while the poll was under way");
+        belief.sending();
+        assert_eq!(belief.completed(&poll(), 0), 1);
+        belief.sending();
+        assert_eq!(belief.completed(&poll(), 0), 0, "told once");
+    }
+
+    #[test]
+    fn numbers_of_an_epoch_that_has_ended_are_no_lies() {
+        let belief = Belief::default();
+        belief.named(900);
+        belief.sending();
+        belief.named(901);
+        belief.recover();
+        assert_eq!(belief.completed(&poll(), 0), 0);
+        belief.sending();
+        assert_eq!(belief.completed(&poll(), 0), 0);
+    }
+
+    #[test]
+    fn what_is_waited_for_takes_little_memory_however_many_are_made_up() {
+        let belief = Belief::default();
+        (1_000..20_000).for_each(|xid| belief.named(xid));
+        belief.sending();
+        (20_000..40_000).for_each(|xid| belief.named(xid));
+        let named = belief.0.lock();
+        assert!(named.new.len() + named.old.len() <= MOST);
+    }
+}

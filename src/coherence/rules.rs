@@ -227,6 +227,21 @@ mod tests {
         by_xmin: u64,
     }
 
+    #[test]
+    fn a_second_hint_is_as_good_as_the_first() {
+        let mut bucket: Bucket = Bucket::default();
+        let old = Snapshot::all_below(60);
+        // Somebody has guessed the number, and the poll that is under way can't bring it yet.
+        bucket.apply(90, None, None);
+        bucket.sent();
+        bucket.apply(90, None, None);
+        bucket.forget();
+        assert!(!bucket.accepts(&old));
+        bucket.sent();
+        bucket.forget();
+        assert!(bucket.accepts(&old));
+    }
+
     /// One history. `break_it` names a broken variant of the rule, which must accept something wrong.
     fn history(seed: u64, break_it: &str, counts: &mut Counts) {
         let mut db = Oracle {

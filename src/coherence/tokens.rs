@@ -78,3 +78,55 @@ impl Coherence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::coherence::snapshot::Snapshot;
+
+    #[derive(Debug, Default)]
+    struct At(AtomicU64);
+
+    impl Clock for At {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        fn unix_ms(&self) -> u64 {
+            self.now_ms()
+        }
+    }
+
+    #[test]
+    fn after_a_token_that_was_made_up_those_that_no_poll_contains_wait_for_one_for_ten_seconds() {
+        let clock = Arc::new(At::default());
+        let coherence = Coherence::new(Arc::<At>::clone(&clock), Duration::from_secs(1), 0);
+        coherence.buckets.complete(Snapshot::all_below(100), std::iter::empty());
+        let asks = |xid| coherence.asks(Token { epoch: 0, xid });
+        assert_eq!((asks(50), asks(900)), (Asks::Write, Asks::Write));
+        coherence.tokens.was_untrue(0);
+        assert_eq!((asks(50), asks(900)), (Asks::Write, Asks::Unknown));
+        clock.0.store(9_999, Ordering::Relaxed);
+        assert_eq!(asks(900), Asks::Unknown);
+        clock.0.store(10_000, Ordering::Relaxed);
+        assert_eq!(asks(900), Asks::Write);
+    }
+
+    #[test]
+    fn epochs_that_have_ended_take_little_memory_and_none_is_not_one_of_them() {
+        let coherence = Coherence::new(Arc::new(At::default()), Duration::from_secs(1), 0);
+        coherence.lease.enter(1);
+        for epoch in 0..1_000 {
+            coherence.tokens.ended(epoch);
+        }
+        assert_eq!(coherence.tokens.0.lock().ended.len(), EPOCHS);
+        let asks = |epoch| coherence.asks(Token { epoch, xid: 5 });
+        assert_eq!((asks(999), asks(2)), (Asks::Nothing, Asks::Unknown));
+        coherence.tokens.ended(NO_EPOCH);
+        assert_eq!(asks(NO_EPOCH), Asks::Unknown);
+    }
+}

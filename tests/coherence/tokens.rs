@@ -51,12 +51,14 @@ async fn a_token_from_before_a_crash_is_satisfied_by_what_is_fresh() {
     ring.sim.postgres.crash(0);
     tokio::time::sleep(POLL).await;
     member.fresh(1).await;
+    let polls = member.perto.stats().polls;
     let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
     assert_eq!(
         (text(&read), read.tier),
         (some("one"), Tier::Local),
         "its write is there, or lost with its epoch"
     );
+    assert_eq!(member.perto.stats().polls, polls, "it has lived through that epoch");
     ring.end().await;
 }
 
@@ -82,7 +84,10 @@ async fn a_token_of_an_epoch_that_nobody_knows_costs_one_poll_for_all_who_hold_i
         let read = read.await.unwrap().unwrap();
         assert_eq!((text(&read), read.tier), (some("one"), Tier::Local));
     }
-    assert!(member.perto.stats().polls <= polls + 2, "one may have been under way");
+    let known = member.perto.stats().polls;
+    assert!(known <= polls + 2, "one may have been under way");
+    member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+    assert_eq!(member.perto.stats().polls, known, "from then on it is known");
     assert_eq!(member.loads(), loads);
     ring.end().await;
 }

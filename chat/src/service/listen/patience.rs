@@ -162,6 +162,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_takes_enough_at_first_and_nothing_then_is_left_after_the_next_stretch() {
+        let (ours, mut theirs) = duplex(1024);
+        let mut stream = Impatient::new(ours, |_| {});
+        let began = Instant::now();
+        let answer = vec![7; 2 * LEAST];
+        let taking = async {
+            theirs.read_exact(&mut vec![0; LEAST + 1]).await.unwrap();
+            tokio::time::sleep(STRETCH * 10).await;
+        };
+        tokio::select! {
+            sent = stream.write_all(&answer) => assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::TimedOut),
+            () = taking => panic!("it waits for ever"),
+        }
+        assert_eq!(began.elapsed(), STRETCH * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_was_taken_before_does_not_count_for_what_is_to_be_taken() {
         let (ours, mut theirs) = duplex(10);
         let mut stream = Impatient::new(ours, |_| {});
