@@ -1,6 +1,7 @@
 //! A cache over one table: ten lines, and SQL typed by hand is seen.
 //!
 //! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example quickstart`
+#![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use perto::{Cache, Perto, postgres};
 use sqlx::PgPool;

@@ -1,6 +1,7 @@
 //! A test of one's own code without engines: tiers in memory, with faults, and a clock that doesn't wait.
 //!
 //! `cargo run --example simulated --features test-util`. In a project it is a `#[tokio::test(start_paused = true)]`.
+#![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use perto::sim::Sim;
 use perto::{Cache, Freshness};

@@ -2,6 +2,7 @@
 //!
 //! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example web`, then
 //! `curl -i -X PUT -d '"tea"' -H 'content-type: application/json' localhost:3000/items/1` and `curl -i localhost:3000/items/1`.
+#![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};

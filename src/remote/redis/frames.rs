@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn what_cannot_be_made_shorter_is_refused() {
         let nested = "*1\r\n".repeat(MAX_THINGS + 1);
-        let (line, list) = (format!("+{}\r\n", "x".repeat(MAX_LINE)), format!("*{}\r\n", MAX_THINGS));
+        let (line, list) = (format!("+{}\r\n", "x".repeat(MAX_LINE)), format!("*{MAX_THINGS}\r\n"));
         let lists = format!("*4000\r\n*4000\r\n{}", ":1\r\n".repeat(MAX_THINGS));
         for sent in [
             &*nested,
