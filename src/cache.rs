@@ -222,15 +222,20 @@ impl<K: Key, V: Value> Cache<K, V> {
         ReadOptions { at_least: options.at_least.filter(asks) }
     }
 
-    /// Waits for a poll where only that tells what a token asks. Without a lease there may be none: the source decides then.
+    /// Waits for a poll, or the hint of its write, where only that tells what a token asks. Without a lease there may be none: the source decides then.
     async fn settle(&self, options: ReadOptions) -> Result<ReadOptions, Error> {
         let Shared { coherence, settings, .. } = &*self.0.shared;
         let Some(token) = options.at_least else { return Ok(options) };
         let valid = coherence.lease.held().valid_at(coherence.clock.now_ms());
-        if coherence.asks(token) == Asks::Unknown
-            && valid
-            && tokio::time::timeout(settings.poll_timeout, coherence.next_poll()).await.is_ok()
-        {
+        let polled = async {
+            tokio::select! {
+                biased;
+                polled = tokio::time::timeout(settings.poll_timeout, coherence.next_poll()) => polled.is_ok(),
+                // Its hint may come later than the token.
+                () = coherence.tokens.until_told(token) => false,
+            }
+        };
+        if coherence.asks(token) == Asks::Unknown && valid && polled.await {
             if !coherence.lease.is_in(token.epoch) {
                 coherence.tokens.ended(token.epoch);
                 // What is fresh from here on has the write.

@@ -562,6 +562,7 @@ impl Shared {
         }
         let span = Trace::current().begin(Kind::Internal, format_args!("announce"));
         span.number("perto.changes", changes.len() as u64);
+        self.coherence.tokens.told(token, self.coherence.clock.now_ms());
         // Here first: a reader on this instance sees the write from now on.
         let evicted = self.apply(token, changes);
         span.number("perto.evicted", evicted);

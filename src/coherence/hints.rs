@@ -133,6 +133,7 @@ impl Listener {
             self.sequences = Sequences::default();
             return;
         }
+        shared.coherence.tokens.told(hint.token(), shared.coherence.clock.now_ms());
         if let Some(lost) = self.sequences.came(hint.publisher, hint.sequence) {
             self.lost(lost);
         }

@@ -5,10 +5,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::Coherence;
 use crate::instance::Token;
+use crate::watched::Watched;
 
 /// The epoch of a write that was made in none that it knew: after a crash, before anybody had polled. A poll that is sent later brings
 /// it, whatever the epoch is called; the next crash may have such writes too, so this one is never known to have ended.
@@ -17,15 +16,27 @@ pub(crate) const NO_EPOCH: u64 = 0;
 const EPOCHS: usize = 64;
 /// How long after a token of a write that did not exist others must be in a poll before anything is loaded for them.
 const WARY: Duration = Duration::from_secs(10);
+/// Writes that were told of. Of more the oldest are forgotten, and their tokens wait for a poll.
+const TOLD: usize = 1_024;
+/// For so long: by then a poll has brought them, or they never were.
+const TOLD_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
-pub(crate) struct Tokens(Mutex<Known>);
+pub(crate) struct Tokens(Watched<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     ended: VecDeque<u64>,
     /// By the clock of the instance.
     untrue_ms: Option<u64>,
+    /// Writes of this instance, and those that hints have named, since when, the newest last. A tenant can't add to them.
+    told: VecDeque<(Token, u64)>,
+}
+
+impl Known {
+    fn is_told(&self, token: Token) -> bool {
+        self.told.iter().rev().any(|(told, _)| *told == token)
+    }
 }
 
 impl Tokens {
@@ -34,18 +45,38 @@ impl Tokens {
         if epoch == NO_EPOCH {
             return;
         }
-        let ended = &mut self.0.lock().ended;
-        if !ended.contains(&epoch) {
-            ended.push_back(epoch);
-        }
-        if ended.len() > EPOCHS {
-            ended.pop_front();
-        }
+        self.0.update(|known| {
+            if !known.ended.contains(&epoch) {
+                known.ended.push_back(epoch);
+            }
+            if known.ended.len() > EPOCHS {
+                known.ended.pop_front();
+            }
+        });
     }
 
     /// The primary does not have the write of a token, though whoever has a token got it before the primary was asked.
     pub(crate) fn was_untrue(&self, now_ms: u64) {
-        self.0.lock().untrue_ms = Some(now_ms);
+        self.0.update(|known| known.untrue_ms = Some(now_ms));
+    }
+
+    /// A write was announced here, or by a hint that is believed. Its token need not wait for a poll: what is served for it must
+    /// contain it all the same, and where it was made up after all, that is one load.
+    pub(crate) fn told(&self, token: Token, now_ms: u64) {
+        let told_for = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms));
+        self.0.update(|known| {
+            while known.told.len() >= TOLD
+                || known.told.front().is_some_and(|(_, at)| told_for(*at) > TOLD_FOR)
+            {
+                known.told.pop_front();
+            }
+            known.told.push_back((token, now_ms));
+        });
+    }
+
+    /// Waits until the write is told of. That may never be.
+    pub(crate) async fn until_told(&self, token: Token) {
+        self.0.wait_for(|known| known.is_told(token).then_some(())).await;
     }
 }
 
@@ -64,18 +95,16 @@ impl Coherence {
     pub(crate) fn asks(&self, token: Token) -> Asks {
         // An epoch that has ended does not come back. Before the lease: what is fresh from here on is of a later one.
         let epoch = self.epoch();
-        let known = self.tokens.0.lock();
-        if token.epoch != epoch {
-            return if known.ended.contains(&token.epoch) { Asks::Nothing } else { Asks::Unknown };
-        }
         let now_ms = self.clock.now_ms();
-        let lately = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms)) < WARY;
-        let wary = known.untrue_ms.is_some_and(lately);
-        if wary && self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) {
-            Asks::Unknown
-        } else {
-            Asks::Write
-        }
+        self.tokens.0.look(|known| {
+            if token.epoch != epoch {
+                return if known.ended.contains(&token.epoch) { Asks::Nothing } else { Asks::Unknown };
+            }
+            let lately = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms)) < WARY;
+            let wary = known.untrue_ms.is_some_and(lately);
+            let ahead = || self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid));
+            if wary && ahead() && !known.is_told(token) { Asks::Unknown } else { Asks::Write }
+        })
     }
 }
 

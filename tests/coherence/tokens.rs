@@ -1,5 +1,7 @@
 //! Tokens: one reads one's own writes, on any instance.
 
+use std::time::Duration;
+
 use perto::{Error, ReadOptions, Tier, Token};
 
 use crate::ring::{CACHE, POLL, Ring, ms, some, text};
@@ -123,6 +125,46 @@ async fn tokens_that_somebody_made_up_cost_few_polls_and_no_loads() {
     let token = ring.write(0, 1, "two").await.token;
     let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
     assert_eq!(text(&read), some("two"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_true_token_waits_for_no_poll_that_made_up_ones_have_asked_for() {
+    let ring = Ring::of(2).await;
+    let [writer, reader] = &ring.members[..] else { unreachable!() };
+    ring.write(0, 1, "one").await;
+    ms(300).await;
+    let epoch = writer.perto.health().epoch;
+    let forging: Vec<_> = ring.members.iter().map(|member| member.users.clone()).collect();
+    let forging = crate::ring::spawn(async move {
+        for n in 0_u64.. {
+            let made_up: Token = format!("{epoch:016x}-{:x}", 900_000_000 + n).parse().unwrap();
+            for users in &forging {
+                let read = users.get_with(&2, ReadOptions::at_least(made_up));
+                let _ahead = tokio::time::timeout(Duration::from_millis(1), read).await;
+            }
+        }
+    });
+    ms(1_000).await;
+    let polls: Vec<u64> = ring.members.iter().map(|member| member.perto.stats().polls).collect();
+    let began = tokio::time::Instant::now();
+    for n in 0..40 {
+        let value = format!("v{n}");
+        let token = ring.write(0, 1, &value).await.token;
+        for member in [writer, reader] {
+            let asked = tokio::time::Instant::now();
+            let read = member.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+            assert_eq!(text(&read), some(&value));
+            assert!(asked.elapsed() < Duration::from_millis(10), "{:?}", asked.elapsed());
+        }
+        ms(37).await;
+    }
+    let most = u64::try_from(began.elapsed().as_millis()).unwrap() / 50 + 2;
+    for (member, before) in ring.members.iter().zip(polls) {
+        let polls = member.perto.stats().polls - before;
+        assert!(polls <= most, "{polls} polls, not {most}");
+    }
+    forging.abort();
     ring.end().await;
 }
 
