@@ -123,3 +123,50 @@ async fn the_chats_of_a_company_stay_in_l1_beside_one_that_reads_many_large_ones
     assert!(missed.is_empty(), "{missed:?}");
     assert_eq!(tier(2, 24).await, "l1", "the newest of its own are kept");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_company_whose_uploads_wait_leaves_connections_to_the_others() {
+    let database = seeded();
+    let (greedy, modest) = (bearer(&key_of(&database, 2)), bearer(&key_of(&database, 3)));
+    let arguments = [
+        "--admin-key",
+        ADMIN_KEY,
+        "--imports-at-once",
+        "0",
+        "--imports-per-company",
+        "100",
+        "--rate-limit",
+        "0",
+    ];
+    let a = Served::start_with(&database, "a", &arguments);
+    let upload = async |company: i64, key: &str| {
+        let headers = format!("{key}content-type: text/csv\r\n");
+        let path = format!("/api/v1/companies/{company}/contacts/imports");
+        request(&a, "POST", &path, &headers, "phone\n+351912345678\n").await
+    };
+    assert_eq!(upload(3, &modest).await.status, 202);
+    let mut holder = PgConnection::connect(&database.url).await.unwrap();
+    let mut held = holder.begin().await.unwrap();
+    sqlx::query("select from companies where id = 2 for update").execute(&mut *held).await.unwrap();
+    let waiting = futures_util::future::join_all((0..40).map(|_| upload(2, &greedy)));
+    let others = async {
+        let mut watcher = PgConnection::connect(&database.url).await.unwrap();
+        let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("it takes what it may", async || {
+            sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut watcher).await.unwrap() >= 4
+        })
+        .await;
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(upload(3, &modest).await.status, 202);
+        }
+        let took = began.elapsed();
+        let most: i64 = sqlx::query_scalar(waits).fetch_one(&mut watcher).await.unwrap();
+        held.rollback().await.unwrap();
+        (took, most)
+    };
+    let (waited, (took, most)) = tokio::join!(waiting, others);
+    assert!(most <= 4, "{most} connections wait for one company");
+    assert!(took < Duration::from_secs(4), "{took:?}: shorter than a lock is waited for");
+    assert!(waited.iter().any(|answer| answer.status == 202));
+}

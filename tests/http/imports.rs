@@ -557,6 +557,34 @@ async fn a_company_has_so_many_imports_under_way_and_another_one_is_not_held_up(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn companies_take_turns_however_many_imports_one_of_them_has() {
+    let database = prepared();
+    let idle =
+        Served::start_with(&database, "idle", &["--imports-at-once", "0", "--imports-per-company", "100"]);
+    let file = b"phone\n+351912345678\n";
+    let (mut greedy, mut began) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        greedy.push(upload(&idle, 1, CSV, file).await);
+    }
+    let modest = [upload(&idle, 2, CSV, file).await, upload(&idle, 2, CSV, file).await];
+    let late = upload(&idle, 3, CSV, file).await;
+    let _working = Served::start_with(&database, "working", &["--imports-at-once", "1"]);
+    let of = async |import: &str| {
+        let seen = ended(&idle, import).await;
+        assert_eq!(seen["state"], "done", "{seen}");
+        seen["startedAt"].as_str().unwrap().to_owned()
+    };
+    for import in &greedy {
+        began.push(of(import).await);
+    }
+    let before = |time: &String| began.iter().filter(|began| *began < time).count();
+    for (import, turns) in [(&modest[0], 1), (&late, 1), (&modest[1], 2)] {
+        let time = of(import).await;
+        assert_eq!(before(&time), turns, "of the greedy one's before it: {time} {began:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_import_makes_room_for_a_short_one() {
     let database = prepared();
     let served = Served::start_with(&database, "a", &["--imports-at-once", "1"]);

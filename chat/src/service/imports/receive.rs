@@ -17,6 +17,7 @@ use super::records::{Found, Scanner};
 use super::rows::{Reject, TOO_LONG};
 use super::{Format, IDLE, Imports, Refusal, UPLOAD_LEASE};
 use crate::service::database::Database;
+use crate::service::fair;
 
 /// A chunk is cut at the first record that ends behind so many bytes, or at so many records.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -260,6 +261,7 @@ impl Upload {
         format: Format,
         header: &Header,
     ) -> Result<Self, Refusal> {
+        let _turn = fair::turn().await;
         let mut connection = imports.database.pool.lend().await?;
         let mut tx = imports.database.begin(&mut connection).await?;
         // One at a time of a company counts and adds; contacts may refer to it meanwhile.
@@ -296,6 +298,7 @@ impl Upload {
         let counts = Counts::of(&rejects, 0);
         let bytes = cut.chunk.as_ref().map_or(0, |chunk| chunk.data.len());
         let database = &self.imports.database;
+        let _turn = fair::turn().await;
         let mut connection = database.pool.lend().await?;
         let mut tx = database.begin(&mut connection).await?;
         let query = database.write::<(i64,)>(concat!(
@@ -329,6 +332,7 @@ impl Upload {
             )
             .bind(self.id)
             .bind(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let _turn = fair::turn().await;
         if self.imports.database.run(statement).await? == 0 {
             return Err(Refusal::Cancelled);
         }

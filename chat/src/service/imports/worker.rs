@@ -1,7 +1,7 @@
 //! Takes imports, works through their chunks, and hands them on.
 //!
-//! Whoever waits longest comes first, those of companies that have one running last. After a while an import makes room
-//! for one that waits.
+//! Companies take turns: first those that have none running, then the one whose last turn is longest ago, however many imports
+//! it has. Of a company, whoever waits longest comes first. After a while an import makes room for one that waits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,11 +74,12 @@ async fn claim(imports: &Imports) -> Result<Option<Taken>, sqlx::Error> {
     let query = database.write(concat!(
         "update imports set state = 'running', owner = gen_random_uuid(), instance = $1, attempts = attempts + 1, ",
         "leased_until = clock_timestamp() + make_interval(secs => $2), ",
-        "started_at = coalesce(started_at, clock_timestamp()) ",
+        "started_at = coalesce(started_at, clock_timestamp()), claimed_at = clock_timestamp() ",
         "where id = (select i.id from imports i where i.state in ('uploading', 'queued', 'running') and ",
         waiting!(),
         " order by (select count(*) from imports o where o.company_id = i.company_id and o.state = 'running' ",
-        "and o.leased_until > clock_timestamp()), coalesce(i.worked_at, i.created_at) ",
+        "and o.leased_until > clock_timestamp()), (select max(o.claimed_at) from imports o ",
+        "where o.company_id = i.company_id) nulls first, coalesce(i.worked_at, i.created_at) ",
         "limit 1 for update of i skip locked) ",
         "returning id, company_id, owner, format, columns, separator, region, attempts"
     ));
