@@ -21,7 +21,10 @@ use utoipa::IntoParams;
 use super::input;
 use super::problem::Problem;
 
+mod pieces;
 mod tags;
+
+pub(crate) use pieces::Pieces;
 
 const AT_LEAST: &str = "perto-at-least";
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
@@ -91,14 +94,14 @@ pub(crate) struct Row<T> {
 /// A body and its tag.
 #[derive(Debug, Clone)]
 pub(crate) struct Rendered {
-    pub(crate) body: Bytes,
+    pub(crate) body: Pieces,
     pub(crate) tag: HeaderValue,
 }
 
 impl Rendered {
     /// JSON, with a tag of its own.
     pub(crate) fn new(json: Vec<u8>) -> Self {
-        Self { tag: tag(&digest(&json), ""), body: json.into() }
+        Self { tag: tag(&digest(&json), ""), body: Pieces::from(Bytes::from(json)) }
     }
 }
 
@@ -157,7 +160,7 @@ impl Answer {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            let mut response = Response::new(Body::from(rendered.body.clone()));
+            let mut response = Response::new(rendered.body.clone().into());
             response.headers_mut().reserve(6);
             response.headers_mut().insert(CONTENT_TYPE, JSON);
             response

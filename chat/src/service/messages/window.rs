@@ -1,15 +1,12 @@
 //! The newest messages of a chat as they are served: JSON, and where each message ends in it.
 
-use std::borrow::Cow;
-use std::sync::OnceLock;
-
 use axum::body::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::super::answer::{self, Rendered};
+use super::super::answer::{self, Pieces, Rendered};
 use super::{Message, Page};
 
 /// What L1 and L2 hold of a chat.
@@ -24,10 +21,10 @@ pub(crate) struct Window {
     /// Where the first message begins.
     first: u32,
     marks: Vec<Mark>,
-    /// The page that was asked for first, in L1 only: those who poll ask for it again and again.
-    #[serde(skip)]
-    usual: OnceLock<(Slice, Rendered)>,
 }
+
+/// Largest body that is copied together for each answer.
+const COPIED: usize = 32 * 1024;
 
 /// A message of the window.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,18 +73,7 @@ impl Window {
             marks.push(Mark { id: message.id, created_at_us, end: position(&json) });
         }
         let older = lines.len() > size;
-        (
-            chat,
-            Self {
-                company,
-                older,
-                digest: answer::digest(&json),
-                json: json.into(),
-                first,
-                marks,
-                usual: OnceLock::new(),
-            },
-        )
+        (chat, Self { company, older, digest: answer::digest(&json), json: json.into(), first, marks })
     }
 
     /// What answers a request, if the window covers it. Windows have up to `size` messages.
@@ -113,16 +99,10 @@ impl Window {
     }
 
     /// The body of a slice, and its tag: which changes with anything in the window.
-    pub(super) fn rendered(&self, slice: Slice) -> Cow<'_, Rendered> {
-        let render = || {
-            let Slice { from, to, more } = slice;
-            let tag = answer::tag(&self.digest, &format!("-{from}-{to}-{}", u8::from(more)));
-            Rendered { body: slice.body(self), tag }
-        };
-        match self.usual.get_or_init(|| (slice, render())) {
-            (usual, rendered) if *usual == slice => Cow::Borrowed(rendered),
-            _ => Cow::Owned(render()),
-        }
+    pub(super) fn rendered(&self, slice: Slice) -> Rendered {
+        let Slice { from, to, more } = slice;
+        let tag = answer::tag(&self.digest, &format!("-{from}-{to}-{}", u8::from(more)));
+        Rendered { body: slice.body(self), tag }
     }
 
     fn end(&self, messages: usize) -> usize {
@@ -133,14 +113,19 @@ impl Window {
 }
 
 impl Slice {
-    /// What is there already, copied together: cheaper to send in one piece than in several.
-    fn body(self, window: &Window) -> Bytes {
+    /// What is there already. Copied together where that is little, which is cheaper to send in one piece, or a part, which would
+    /// keep all of the window. Else as it lies in the window, once for all who take it.
+    fn body(self, window: &Window) -> Pieces {
         let head = window.end(0);
         // After the first message there is a comma in between.
         let begin = if self.from == 0 { head } else { (window.end(self.from) + 1).min(window.json.len()) };
         let end = if self.from == self.to { begin } else { window.end(self.to).max(begin) };
-        let tail: &[u8] = if self.more { b"],\"more\":true}" } else { b"],\"more\":false}" };
-        [&window.json[..head], &window.json[begin..end], tail].concat().into()
+        let tail: &'static [u8] = if self.more { b"],\"more\":true}" } else { b"],\"more\":false}" };
+        if self.from == 0 && end == window.json.len() && end > COPIED {
+            return Pieces::of([window.json.clone(), Bytes::from_static(tail)]);
+        }
+        let whole: Bytes = [&window.json[..head], &window.json[begin..end], tail].concat().into();
+        Pieces::from(whole)
     }
 }
 
@@ -180,7 +165,7 @@ mod tests {
 
     /// What the body of a slice says.
     fn shown(window: &Window, slice: Slice) -> (Vec<i64>, bool) {
-        let bytes = &window.rendered(slice).body;
+        let bytes = &window.rendered(slice).body.joined();
         let page: Value = serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
         let ids = page["messages"].as_array().unwrap().iter().map(|message| message["id"].as_i64().unwrap());
         (ids.collect(), page["more"].as_bool().unwrap())
@@ -210,6 +195,21 @@ mod tests {
         let huge = |id| Line { body: Some("x".repeat(2 * MOST_BYTES)), ..line(id, id) };
         let (_, window) = Window::of(&[huge(2), huge(1)], 200);
         assert_eq!(shown(&window, window.slice(&page(100, None), 200).unwrap()), (vec![2], true));
+    }
+
+    #[test]
+    fn a_large_page_that_is_all_of_a_window_is_not_copied_and_a_part_keeps_nothing_of_it() {
+        let large = |id| Line { body: Some("x".repeat(COPIED)), ..line(id, id) };
+        let lines: Vec<Line> = (0..4).rev().map(large).collect();
+        let (_, window) = Window::of(&lines, 200);
+        let within = |bytes: &Bytes| window.json.as_ptr_range().contains(&bytes.as_ptr());
+        for limit in 1..=4 {
+            let page = Page { limit, from_date: None, before: None };
+            let slice = window.slice(&page, 200).unwrap();
+            assert_eq!(shown(&window, slice).0.len(), limit);
+            let shared = window.rendered(slice).body.iter().any(within);
+            assert_eq!(shared, limit == 4, "{limit} of 4");
+        }
     }
 
     proptest! {
