@@ -20,6 +20,8 @@ pub(crate) struct Attack {
     /// Whether it is part of the short run.
     pub(crate) smoke: bool,
     pub(crate) by: By,
+    /// Whether it needs [`make_chats`].
+    pub(crate) chats: bool,
     pub(crate) run: fn(Arc<World>, Arc<Power>) -> BoxFuture<'static, ()>,
 }
 
@@ -55,6 +57,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "never-reading",
         what: "strangers ask for the largest file, and read nothing or 64 bytes each 8 s",
         smoke: true,
+        chats: false,
         by: By::Http,
         run: |world, power| never_reading(world, power).boxed(),
     },
@@ -62,6 +65,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "idle-strangers",
         what: "connections that say nothing, or a byte a second",
         smoke: true,
+        chats: false,
         by: By::Http,
         run: |world, power| idle_strangers(world, power).boxed(),
     },
@@ -69,6 +73,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "unread-pages",
         what: "a tenant asks for its largest pages, and reads nothing",
         smoke: true,
+        chats: true,
         by: By::Http,
         run: |world, power| unread_pages(world, power).boxed(),
     },
@@ -76,6 +81,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "large-chats",
         what: "a tenant reads 30 chats of 6.4 MB, one after the other",
         smoke: false,
+        chats: true,
         by: By::Http,
         run: |world, power| large_chats(world, power).boxed(),
     },
@@ -83,6 +89,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "validations",
         what: "a tenant has 1,000 contacts validated at a time, over four connections",
         smoke: false,
+        chats: false,
         by: By::Http,
         run: |world, power| validations(world, power).boxed(),
     },
@@ -90,6 +97,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "preloads",
         what: "a tenant preloads its contacts, over four connections",
         smoke: false,
+        chats: false,
         by: By::Http,
         run: |world, power| preloads(world, power).boxed(),
     },
@@ -97,6 +105,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "bad-imports",
         what: "a tenant imports 2 MB of rows that are all rejected, as often as it may",
         smoke: false,
+        chats: false,
         by: By::Http,
         run: |world, power| bad_imports(world, power).boxed(),
     },
@@ -104,6 +113,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "guessed-keys",
         what: "strangers guess API keys, and name traces to be sampled",
         smoke: true,
+        chats: false,
         by: By::Http,
         run: |world, power| guessed_keys(world, power).boxed(),
     },
@@ -111,6 +121,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "forged-tokens",
         what: "a tenant asks for what is newer than anything: tokens of other epochs, and of transactions to come",
         smoke: true,
+        chats: false,
         by: By::Http,
         run: |world, power| forged_tokens(world, power).boxed(),
     },
@@ -118,6 +129,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "one-forged-hint",
         what: "one hint of a transaction that is 900 million ahead, of all contacts",
         smoke: true,
+        chats: false,
         by: By::Hints,
         run: |world, power| redis_attacks::one_forged_hint(world, power).boxed(),
     },
@@ -125,6 +137,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "forged-hints",
         what: "1,000 hints a second of transactions that are none, by publishers that are none",
         smoke: true,
+        chats: false,
         by: By::Hints,
         run: |world, power| redis_attacks::forged_hints(world, power).boxed(),
     },
@@ -132,6 +145,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "poisoned-values",
         what: "garbage, others' values, and values of many MB under the names of those that are read",
         smoke: true,
+        chats: false,
         by: By::Redis,
         run: |world, power| redis_attacks::poisoned_values(world, power).boxed(),
     },
@@ -139,6 +153,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "huge-messages",
         what: "messages on the channel that are larger than any hint",
         smoke: false,
+        chats: false,
         by: By::Redis,
         run: |world, power| redis_attacks::huge_messages(world, power).boxed(),
     },
@@ -146,6 +161,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         name: "slow-redis",
         what: "a Redis that takes 40 ms for all it says",
         smoke: false,
+        chats: false,
         by: By::Redis,
         run: |world, power| redis_attacks::slow_redis(world, power).boxed(),
     },
@@ -251,16 +267,19 @@ async fn idle_strangers(world: Arc<World>, power: Arc<Power>) {
 }
 
 /// Makes the hostile tenant's chats, by SQL: it is not the writing that is tried.
-async fn make_chats(world: &World, characters: usize) {
+///
+/// They are half a gigabyte, written past the service, so no attack: that is done before the time that is judged.
+pub(crate) async fn make_chats(world: &World) {
     let sql = format!(
         "insert into chats select ('10000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, 2 \
            from generate_series(1, {CHATS}) n on conflict do nothing; \
          insert into messages (chat_id, sender, body) \
-           select ('10000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, 'contact', repeat('{LARGE}', {characters}) \
+           select ('10000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, 'contact', repeat('{LARGE}', 8000) \
            from generate_series(1, {CHATS}) n, generate_series(1, 500) \
            where not exists (select from messages where chat_id = '10000000-0000-4000-8000-000000000001')"
     );
     world.sql(&sql).await;
+    world.sql("checkpoint").await;
 }
 
 fn chat(number: u64) -> String {
@@ -268,7 +287,6 @@ fn chat(number: u64) -> String {
 }
 
 async fn unread_pages(world: Arc<World>, power: Arc<Power>) {
-    make_chats(&world, 8_000).await;
     let (key, mut crowds) = (&world.hostile_key, Vec::new());
     for address in world.addresses() {
         let mut crowd = Crowd::from(TENANT);
@@ -291,7 +309,6 @@ async fn unread_pages(world: Arc<World>, power: Arc<Power>) {
 }
 
 async fn large_chats(world: Arc<World>, power: Arc<Power>) {
-    make_chats(&world, 8_000).await;
     let ask = |mut client: Client, chance: u64| async move {
         let answered = client.get(&format!("{}?limit=200", chat(chance))).await;
         (client, answered)

@@ -154,7 +154,8 @@ impl Run {
         let quiet = Quiet::begin(&world.addresses(), &world.quiet_key).await;
         let limits = self.limits();
         let mut report = Report::begin();
-        // Until all that is made at first use has been made.
+        // Until all that is made at first use has been made, and what that needed has been given back.
+        world.use_once().await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         drop(quiet.sight());
         let idle = world.resident();
@@ -162,6 +163,10 @@ impl Run {
         let (p99, limits) = (alone.sight.p99, Limits { from_l1: 0.9 * alone.l1_share(), ..limits });
         report.add(alone);
         for attack in attacks {
+            if attack.chats {
+                attacks::make_chats(&world).await;
+                drop(quiet.sight());
+            }
             let mut line = self.stretch(&world, &quiet, Some(attack), idle, p99).await;
             line.judge(&limits.beside(attack.by));
             report.add(line);

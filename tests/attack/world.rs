@@ -76,6 +76,22 @@ impl World {
         self.instances.iter().map(|instance| instance.served.address.clone()).collect()
     }
 
+    /// Has each instance do once, for one contact, what it prepares at first use and keeps: what phone numbers are in each country.
+    /// That is no memory of an attack.
+    pub(crate) async fn use_once(&self) {
+        let who = Who { from: Ipv4Addr::LOCALHOST, key: Some(self.hostile_key.clone()) };
+        let contact = br#"[{"phone":"+351912345678","email":"one@example.com"}]"#;
+        for address in self.addresses() {
+            let mut client = Client::new(&address, &who);
+            let contacts = "/api/v1/companies/2/contacts";
+            let asked: [(&str, &[u8]); 2] = [("validate", contact), ("preload", br#"{"limit":1}"#)];
+            for (what, body) in asked {
+                let answer = client.send("POST", &format!("{contacts}/{what}"), "", body).await.unwrap();
+                assert_eq!(answer.status, 200, "{what}: {}", String::from_utf8_lossy(&answer.body));
+            }
+        }
+    }
+
     /// Past the proxy, and with time for what is large.
     pub(crate) async fn redis(&self) -> MultiplexedConnection {
         let limit = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(30)));
