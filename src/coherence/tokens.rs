@@ -152,7 +152,7 @@ mod tests {
         for epoch in 0..1_000 {
             coherence.tokens.ended(epoch);
         }
-        assert_eq!(coherence.tokens.0.lock().ended.len(), EPOCHS);
+        assert_eq!(coherence.tokens.0.look(|known| known.ended.len()), EPOCHS);
         let asks = |epoch| coherence.asks(Token { epoch, xid: 5 });
         assert_eq!((asks(999), asks(2)), (Asks::Nothing, Asks::Unknown));
         coherence.tokens.ended(NO_EPOCH);
