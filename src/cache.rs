@@ -31,12 +31,14 @@ mod fetch;
 pub(crate) mod flight;
 pub(crate) mod inspect;
 pub(crate) mod loader;
+mod pace;
 pub(crate) mod policy;
 mod sampler;
 pub(crate) mod types;
 
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
+use pace::Pace;
 use policy::{Outage, Policy};
 use sampler::Sampler;
 
@@ -60,6 +62,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     flights: Arc<Flights<K, Flown<V>>>,
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
+    pace: Pace,
     /// Whether it was told of that it declares no tables.
     undeclared: AtomicBool,
     counters: CacheCounters,
@@ -552,12 +555,18 @@ impl<K: Key, V: Value> Cache<K, V> {
     ) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
-        if !self.may_use_cached(held)? || core.policy.local_only {
+        let now_ms = core.shared.coherence.clock.now_ms();
+        let unused = core.policy.local_only || !core.pace.is_worth_a_look(now_ms);
+        if !self.may_use_cached(held)? || unused {
             self.load(led, began, options, trace);
             return Ok(());
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
+        let (asked, usable) = (tokio::time::Instant::now(), core.shared.remote_usable());
         let found = core.shared.remote_get(&names, core.most_stored(), trace).await;
+        if usable {
+            core.looked_up(asked.elapsed());
+        }
         // From here on nothing waits: nobody needs to give up this leader.
         led.iter().for_each(|led| led.leader.loads());
         let mut missing = Vec::new();
@@ -591,7 +600,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = Arc::clone(&core.shared);
         let trace = span.trace();
         shared.spawn(trace.within(async move {
-            let mut led = led;
+            let (mut led, asked) = (led, tokio::time::Instant::now());
             let loading = core.load_awaited(&mut led, began, options);
             let loaded = tokio::select! {
                 biased;
@@ -600,6 +609,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }),
                 () = core.shared.closing() => Err(Error::Closed),
             };
+            core.pace.loaded(asked.elapsed());
             match loaded {
                 Err(error) => {
                     core.counters.load_errors.add(1);
@@ -751,6 +761,7 @@ impl<K: Key, V: Value> Core<K, V> {
             flights: Flights::new(),
             loader,
             sampler: Sampler::new(),
+            pace: Pace::default(),
             undeclared: AtomicBool::new(false),
             counters: CacheCounters::default(),
             latencies: Default::default(),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
+use super::pace::Slow;
 use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
@@ -30,6 +31,8 @@ const MAX_LIFE: Duration = Duration::from_millis(u32::MAX as u64);
 const BYTES_AT_A_TIME: usize = 64 << 10;
 /// How long it is a trouble that a loader brought other keys than it was asked for.
 const DISAGREEMENT_LASTS: Duration = Duration::from_mins(10);
+/// How long it is a trouble that L2 was found to be slow. While there are reads, it is looked at once a second.
+const SLOW_LASTS: Duration = Duration::from_secs(5);
 /// How long a value that was kept out of L2 is a trouble.
 const UNSTORABLE_LASTS: Duration = Duration::from_mins(10);
 
@@ -203,6 +206,19 @@ impl<K: Key, V: Value> Core<K, V> {
             }
             self.counters.replica_reloads.add(1);
             primary = true;
+        }
+    }
+
+    /// Leaves L2 aside where it takes much longer than a load.
+    pub(super) fn looked_up(&self, took: Duration) {
+        if let Some(Slow { look_up, load }) = self.pace.looked_up(took, self.shared.coherence.clock.now_ms())
+        {
+            let detail = format!(
+                "a look into L2 takes {} ms, a load {} ms: reads of this cache go on without L2, one a second but for that",
+                look_up.as_millis(),
+                load.as_millis()
+            );
+            self.shared.signals.begin_for(SLOW_LASTS, TroubleKind::RedisUnusable.of(&self.name), &detail);
         }
     }
 

@@ -70,7 +70,7 @@ kinds! {
     LogNotTrimmed = "log-not-trimmed",
     /// Many loads fail: at least 10 of the last minute, and more than half of them.
     LoadsFailing = "loads-failing",
-    /// Redis can't be used: no answer, a refused password, a server that takes no writes.
+    /// Redis can't be used: no answer, a refused password, a server that takes no writes. Of a cache: it is much slower than a load.
     RedisUnusable = "redis-unusable",
     /// Redis refuses to keep values: each instance loads for itself.
     FillsRefused = "fills-refused",

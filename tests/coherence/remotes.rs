@@ -1,11 +1,12 @@
 //! L2: for speed. Nothing in it is needed, and nothing in it is trusted without its stamp.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use perto::{State, Tier};
+use perto::{Health, State, Tier, TroubleKind};
 use tokio::time::Instant;
 
-use crate::ring::{BOUND, POLL, Ring, eventually, ms, some};
+use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some};
 
 #[tokio::test(start_paused = true)]
 async fn reads_survive_a_redis_outage_at_the_cost_of_loads() {
@@ -251,5 +252,46 @@ async fn instances_of_different_value_versions_share_no_value() {
     ring.write(0, 1, "new").await;
     ms(1).await;
     assert_eq!(ring.members[other].fresh(1).await, some("new"), "invalidations know no version");
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_l2_that_answers_much_later_than_a_load_is_left_aside_until_it_is_quick_again() {
+    let ring = Ring::of(2).await;
+    let [slow, other] = &ring.members[..] else { unreachable!() };
+    for key in 1..=40 {
+        ring.write_silently(key, "x");
+    }
+    slow.loader.faults().delay(Duration::from_millis(1), Duration::from_millis(1));
+    // Within the limit of 50 ms: the breaker stays closed.
+    slow.node.remote.faults.delay(Duration::from_millis(20), Duration::from_millis(20));
+    let took = async |keys: RangeInclusive<u64>| {
+        let began = Instant::now();
+        for key in keys {
+            assert_eq!(slow.tier(key).await, Tier::Load);
+        }
+        began.elapsed()
+    };
+    let first = took(1..=8).await;
+    assert!(first >= Duration::from_millis(8 * 40), "{first:?}");
+    assert!(took(9..=28).await <= Duration::from_millis(20 * 2));
+    let health = slow.perto.health();
+    assert!(health.state == State::Coherent && health.remote_up, "hints go on: {health:?}");
+    let troubles = |health: Health| -> Vec<(TroubleKind, Option<String>)> {
+        health.troubles.into_iter().map(|trouble| (trouble.kind, trouble.cache)).collect()
+    };
+    assert_eq!(troubles(health), [(TroubleKind::RedisUnusable, Some(CACHE.to_owned()))]);
+    // One a second sees how it is.
+    ms(1_000).await;
+    let looked = took(29..=32).await;
+    assert!(looked >= Duration::from_millis(40) && looked <= Duration::from_millis(40 + 4 * 2), "{looked:?}");
+    slow.node.remote.faults.heal();
+    ms(1_000).await;
+    took(33..=33).await;
+    other.fresh(34).await;
+    ms(5).await;
+    assert_eq!(slow.tier(34).await, Tier::Remote);
+    ms(5_000).await;
+    assert_eq!(troubles(slow.perto.health()), []);
     ring.end().await;
 }
