@@ -10,7 +10,7 @@ ARGS ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench instructions check compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench instructions check prose compose-check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
@@ -58,8 +58,11 @@ bench: cargo ## benchmarks [ARGS='...']
 instructions: cargo ## an L1 hit in instructions, by valgrind
 	@exec scripts/engines exec --db perto_bench -- scripts/instructions
 
-check: cargo ## format, lints, features, docs and alerts, as CI does
-	@exec .ci/run format lints features docs alerts
+check: cargo ## format, lints, features, docs, alerts and prose, as CI does
+	@exec .ci/run format lints features docs alerts prose
+
+prose: ## sentences over 35 words in the documents; fails when a file has more than its budget
+	@exec scripts/prose
 
 compose-check: cargo ## docker-compose.yml for real, by podman: as root, on Debian
 	@exec scripts/compose-check
