@@ -2,7 +2,7 @@
 //!
 //! What is proven is the code itself: the very source files of `src/coherence` are compiled here, with loom's types for
 //! locks and atomics. [`model`] runs the pure rules through every state of a small world; [`lease`] and [`buckets`] run what threads
-//! share through every interleaving. `docs/PROTOCOL.md`, "Model and small-scope proofs", has the list.
+//! share through every interleaving. `docs/PROOFS.md`, "Model and small-scope proofs", has the list.
 
 pub mod buckets;
 pub mod lease;
