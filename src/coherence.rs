@@ -8,7 +8,7 @@
 //!    contains every invalidation applied to its bucket. L1 entries are evicted instead, by the same rule.
 //! 3. So every write visible at the lease's poll has been applied, hence is contained in what is served; and that
 //!    poll was sent less than the bound before the read ended. Nothing is assumed of Redis, of hints or of the age
-//!    of anything. `docs/PROTOCOL.md` has the proof and the tests.
+//!    of anything. `docs/PROOFS.md` has the proof, `docs/PROMISES.md` the tests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
