@@ -1,23 +1,46 @@
 //! Shares of what all companies use. What needs Postgres or Redis waits for a turn of its company: however much one asks for,
 //! connections are left for the others. What L1 answers needs none.
+//!
+//! A large answer that had to be fetched is work for Postgres, Redis and this process long before and after its turn. So it makes the
+//! company's next turns wait.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use perto::{Cache, Key, Read, ReadOptions, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// Fetched for nothing.
+const SMALL: usize = 64 << 10;
+/// What a company may fetch of the rest in a second.
+const LARGE_A_SECOND: u32 = 8 << 20;
 
 tokio::task_local! {
     /// The turns of whoever asks, in the task of the request. None for an admin.
-    static ASKING: Option<Arc<Semaphore>>;
+    static ASKING: Option<Arc<Company>>;
 }
 
 /// The turns of each company that has asked of late.
 #[derive(Debug)]
 pub(crate) struct Turns {
     each: usize,
-    by_company: Mutex<HashMap<i64, Arc<Semaphore>>>,
+    by_company: Mutex<HashMap<i64, Arc<Company>>>,
+}
+
+#[derive(Debug)]
+struct Company {
+    turns: Arc<Semaphore>,
+    /// Before that no turn begins: what was fetched was large.
+    busy_until: Mutex<Option<Instant>>,
+}
+
+impl Company {
+    fn is_busy(&self) -> bool {
+        self.busy_until.lock().is_some_and(|until| until > Instant::now())
+    }
 }
 
 impl Turns {
@@ -28,23 +51,42 @@ impl Turns {
 
     /// Runs a request of a company, or of an admin, who has any number of turns.
     pub(crate) async fn asking<T>(&self, company: Option<i64>, request: impl Future<Output = T>) -> T {
-        let new = || Arc::new(Semaphore::new(self.each));
-        let turns =
+        let new = || {
+            let turns = Arc::new(Semaphore::new(self.each));
+            Arc::new(Company { turns, busy_until: Mutex::default() })
+        };
+        let company =
             company.map(|company| Arc::clone(self.by_company.lock().entry(company).or_insert_with(new)));
-        ASKING.scope(turns, request).await
+        ASKING.scope(company, request).await
     }
 
     /// Forgets companies that ask for nothing. To be called now and then.
     pub(crate) fn sweep(&self) {
-        self.by_company.lock().retain(|_, turns| Arc::strong_count(turns) > 1);
+        self.by_company.lock().retain(|_, company| Arc::strong_count(company) > 1 || company.is_busy());
     }
 }
 
 /// A turn, until it is dropped. The request's own limit bounds the wait, and the company's connections the number of those who
 /// wait. Nobody may wait for a second one: all might hold the first.
 pub(crate) async fn turn() -> Option<OwnedSemaphorePermit> {
-    let turns = ASKING.try_with(Clone::clone).ok().flatten()?;
-    turns.acquire_owned().await.ok()
+    let company = ASKING.try_with(Clone::clone).ok().flatten()?;
+    let turn = Arc::clone(&company.turns).acquire_owned().await.ok()?;
+    let until = *company.busy_until.lock();
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
+    }
+    Some(turn)
+}
+
+/// So much was fetched for whoever asks. What is large makes the company's next turns wait.
+pub(crate) fn fetched(bytes: usize) {
+    let Some(company) = ASKING.try_with(Clone::clone).ok().flatten() else { return };
+    let large = u32::try_from(bytes.saturating_sub(SMALL)).unwrap_or(u32::MAX);
+    if large > 0 {
+        let takes = Duration::from_secs(1).mul_f64(f64::from(large) / f64::from(LARGE_A_SECOND));
+        let (mut until, now) = (company.busy_until.lock(), Instant::now());
+        *until = Some(until.map_or(now, |until| until.max(now)) + takes);
+    }
 }
 
 /// Reads a key: from L1 at once, else in a turn.
@@ -67,9 +109,40 @@ pub(crate) async fn read<K: Key, V: Value>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fetches_what_is_large_waits_before_its_next_turns_and_nobody_else_does() {
+        let turns = Turns::new(4);
+        let began = Instant::now();
+        let asking = async |company, bytes| {
+            let work = async {
+                let _turn = turn().await;
+                fetched(bytes);
+                began.elapsed()
+            };
+            turns.asking(company, work).await
+        };
+        let mib = 1 << 20;
+        for (company, bytes, at_ms) in [
+            (Some(1), SMALL, 0),
+            (Some(1), SMALL + 2 * mib, 0),
+            (Some(2), SMALL, 0),
+            (Some(1), SMALL + mib, 250),
+            (None, 9 * mib, 250),
+            (None, 0, 250),
+            (Some(1), 0, 375),
+            (Some(1), 0, 375),
+        ] {
+            assert_eq!(asking(company, bytes).await, Duration::from_millis(at_ms), "{company:?}, {bytes}");
+        }
+        turns.asking(Some(1), async { fetched(SMALL + mib) }).await;
+        turns.sweep();
+        assert_eq!(turns.by_company.lock().len(), 1, "what it has to wait for is not forgotten");
+        tokio::time::sleep(Duration::from_millis(125)).await;
+        turns.sweep();
+        assert!(turns.by_company.lock().is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_company_waits_for_its_own_turns_and_for_nobody_elses() {

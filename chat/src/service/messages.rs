@@ -211,6 +211,9 @@ async fn read(
         return Err(Problem::bad("limit", &format!("must be 1 to {MOST}")));
     }
     let read = fair::read(&service.caches.messages, &path.chat, wanted.options()).await?;
+    if read.tier != Tier::Local {
+        fair::fetched(read.value.as_ref().map_or(0, |window| window.bytes()));
+    }
     let found = Found::new(read, "chat", |window| caller.may(window.company))?;
     let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
     match found.value.slice(&page, window) {
@@ -255,6 +258,7 @@ async fn older(
     let more = messages.len() > fitting;
     messages.truncate(fitting);
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
+    fair::fetched(body.len());
     // The primary has just been asked.
     let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
     Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))

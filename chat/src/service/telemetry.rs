@@ -84,7 +84,7 @@ impl Telemetry {
     /// Once, where lines can be logged.
     pub(crate) fn warn(&self) {
         for wrong in &self.wrong {
-            tracing::warn!("{wrong}");
+            tracing::warn!(target: lines::SETTINGS, "{wrong}");
         }
     }
 

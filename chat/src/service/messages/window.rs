@@ -98,6 +98,11 @@ impl Window {
         }
     }
 
+    /// Bytes of all of it, as it is sent.
+    pub(super) fn bytes(&self) -> usize {
+        self.json.len()
+    }
+
     /// The body of a slice, and its tag: which changes with anything in the window.
     pub(super) fn rendered(&self, slice: Slice) -> Rendered {
         let Slice { from, to, more } = slice;

@@ -22,6 +22,9 @@ const SUBJECTS: [&str; 6] = ["alert", "trouble", "cache", "table", "log.file", "
 /// The library tells the beginning and the end of what comes and goes, and counts what it leaves out itself.
 const COUNTED: &str = "perto::coherence";
 
+/// What is wrong with settings is said at the start, each once, and from one place.
+pub(super) const SETTINGS: &str = "perto_chat::settings";
+
 /// A format, for what is not left out.
 pub(crate) struct Seldom<F> {
     format: F,
@@ -62,7 +65,7 @@ impl<F> Seldom<F> {
     fn kind(&self, event: &Event<'_>) -> Option<u64> {
         let data = event.metadata();
         // Who asks for more than `info` wants to see all of it.
-        if *data.level() > Level::INFO || data.target().starts_with(COUNTED) {
+        if *data.level() > Level::INFO || data.target().starts_with(COUNTED) || data.target() == SETTINGS {
             return None;
         }
         let mut hasher = self.kinds.build_hasher();
