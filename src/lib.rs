@@ -9,10 +9,11 @@
 //! # Quick start
 //!
 //! ```no_run
+//! use perto::postgres::sqlx::{self, PgPool};
 //! use perto::{Cache, Perto, postgres};
 //!
 //! # async fn quick_start(database_url: &str, redis_url: &str) -> Result<(), Box<dyn std::error::Error>> {
-//! let pool = sqlx::PgPool::connect(database_url).await?;
+//! let pool = PgPool::connect(database_url).await?;
 //! let perto = Perto::builder("shop").postgres(database_url).redis(redis_url).build()?;
 //! let users: Cache<i64, String> = perto
 //!     .cache("user")
