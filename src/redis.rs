@@ -2,12 +2,19 @@
 //!
 //! An instance makes both from [`PertoBuilder::redis`](crate::PertoBuilder::redis).
 
+use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{ConnectionInfo, RedisResult};
 
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::error::StartError;
 use crate::remote::Remote;
+use crate::remote::redis::dial::{self, Dialled};
 use crate::remote::redis::{Link, RedisRemote, connection_info};
 
 /// L2 and the bus of one app, over one connection.
@@ -23,7 +30,7 @@ pub struct Tiers {
 ///
 /// # Errors
 /// What is wrong with the URL, without quoting it.
-pub fn options(url: &str) -> Result<::redis::ConnectionInfo, StartError> {
+pub fn options(url: &str) -> Result<ConnectionInfo, StartError> {
     connection_info(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
 }
 
@@ -35,4 +42,38 @@ pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
     let link = Link::new(url, app).map_err(|problem| StartError::Setting { setting: "redis", problem })?;
     let bus = RedisBus::new(Arc::clone(&link), app);
     Ok(Tiers { remote: Arc::new(RedisRemote::new(link)), bus: Arc::new(bus) })
+}
+
+/// A connection of your own for commands. It ends with this.
+pub struct Connection(Dialled);
+
+/// Connects to a server, of which no answer with more than `most` bytes of text is kept in memory: texts that are longer are read as
+/// empty ones. Connecting takes no longer than `limit`, and an answer neither.
+///
+/// Dropping the future gives the connection up.
+///
+/// # Errors
+/// If the server can't be reached or refuses.
+pub async fn connect(server: &ConnectionInfo, most: usize, limit: Duration) -> RedisResult<Connection> {
+    dial::commands(server, most, limit, limit).await.map(Connection)
+}
+
+impl Deref for Connection {
+    type Target = MultiplexedConnection;
+
+    fn deref(&self) -> &MultiplexedConnection {
+        &self.0.connection
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
+        &mut self.0.connection
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").finish_non_exhaustive()
+    }
 }

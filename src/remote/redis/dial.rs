@@ -18,13 +18,14 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A connection for commands, and the task that speaks for it. It ends with this.
-pub(super) struct Dialled {
-    pub(super) connection: MultiplexedConnection,
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    pub(crate) connection: MultiplexedConnection,
     _speaker: AbortOnDropHandle<()>,
 }
 
 /// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`.
-pub(super) async fn commands(
+pub(crate) async fn commands(
     info: &ConnectionInfo,
     most: usize,
     limit: Duration,

@@ -5,23 +5,25 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client};
+use perto::redis::{Connection, connect};
+use redis::ConnectionInfo;
 use tokio::sync::Mutex;
 
 /// Of connecting, and of an answer.
 const LIMIT: Duration = Duration::from_millis(200);
+/// Longest answer. A server with many modules says some 20 KiB of itself.
+const MOST: usize = 256 << 10;
 
 /// Asks Redis, where there is one.
 pub(crate) struct Redis {
-    client: Option<Client>,
+    server: Option<ConnectionInfo>,
     asked: Mutex<Asked>,
     last: parking_lot::Mutex<Option<Info>>,
 }
 
 #[derive(Default)]
 struct Asked {
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connection>,
     /// The last answer, or that there was none.
     last: Option<(Instant, Option<Info>)>,
 }
@@ -40,17 +42,15 @@ impl Redis {
     /// # Errors
     /// If the URL makes no sense; what is said does not quote it.
     pub(crate) fn new(url: Option<&str>) -> anyhow::Result<Self> {
-        let open =
-            |url| Client::open(url).map_err(|_quotes_it| anyhow::anyhow!("REDIS_URL is not a Redis URL"));
         Ok(Self {
-            client: url.map(open).transpose()?,
+            server: url.map(perto::redis::options).transpose()?,
             asked: Mutex::default(),
             last: parking_lot::Mutex::default(),
         })
     }
 
     pub(crate) fn is_configured(&self) -> bool {
-        self.client.is_some()
+        self.server.is_some()
     }
 
     /// The last answer, none where there was none: this instance asks every five seconds.
@@ -61,7 +61,7 @@ impl Redis {
     /// An answer that is not older than `age`; none where it can't be had within the limits. Dropped, it leaves a
     /// connection that the next one makes again.
     pub(crate) async fn info(&self, age: Duration) -> Option<Info> {
-        let client = self.client.as_ref()?;
+        let server = self.server.as_ref()?;
         let mut asked = self.asked.lock().await;
         if let Some((at, last)) = &asked.last
             && at.elapsed() < age
@@ -70,7 +70,7 @@ impl Redis {
         }
         // Put back only by an answer: what is left of a broken one must not be asked again.
         let connection = asked.connection.take();
-        let answer = ask(client, connection).await;
+        let answer = ask(server, connection).await;
         let info = answer.as_ref().map(|(_, text)| Info::of(text));
         asked.connection = answer.map(|(connection, _)| connection);
         asked.last = Some((Instant::now(), info.clone()));
@@ -79,22 +79,13 @@ impl Redis {
     }
 }
 
-async fn ask(
-    client: &Client,
-    connection: Option<MultiplexedConnection>,
-) -> Option<(MultiplexedConnection, String)> {
+async fn ask(server: &ConnectionInfo, connection: Option<Connection>) -> Option<(Connection, String)> {
     let mut connection = match connection {
         Some(connection) => connection,
-        None => {
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(LIMIT))
-                .set_response_timeout(Some(LIMIT));
-            let connecting = client.get_multiplexed_async_connection_with_config(&config);
-            tokio::time::timeout(LIMIT, connecting).await.ok()?.ok()?
-        }
+        None => connect(server, MOST, LIMIT).await.ok()?,
     };
     let info = redis::cmd("INFO");
-    let text = tokio::time::timeout(LIMIT, info.query_async(&mut connection)).await.ok()?.ok()?;
+    let text = tokio::time::timeout(LIMIT, info.query_async(&mut *connection)).await.ok()?.ok()?;
     Some((connection, text))
 }
 
