@@ -1,5 +1,7 @@
 //! A Redis that says what no Redis would.
 
+use std::time::Duration;
+
 use perto::{RemoteError, State};
 
 use crate::support::engines::unique_name;
@@ -69,7 +71,21 @@ async fn of_a_message_that_is_far_too_long_nothing_is_kept() {
     // Nobody takes them: the subscription is over, and says so.
     liar.tell(Lie::Push(Answer::Texts(1_000)));
     let told = liar.told();
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(liar.told() - told < 32 << 20, "{} MiB were taken", (liar.told() - told) >> 20);
     ends("it is over", async { while subscription.next().await.is_ok() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_of_ones_own_keeps_no_text_that_is_longer_than_was_asked_for() {
+    let liar = Liar::start().await;
+    liar.tell(Lie::Value(Answer::Text(8 << 20)));
+    let server = perto::redis::options(&liar.url()).unwrap();
+    for (most, kept) in [(1 << 20, 0), (16 << 20, 8 << 20)] {
+        let limit = Duration::from_secs(20);
+        let mut connection = perto::redis::connect(&server, most, limit).await.unwrap();
+        let asking = redis::cmd("GETRANGE").arg("key").arg(0).arg(9).to_owned();
+        let answer: Vec<u8> = asking.query_async(&mut *connection).await.unwrap();
+        assert_eq!(answer.len(), kept);
+    }
 }
