@@ -47,9 +47,9 @@ pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
 /// A connection of your own for commands. It ends with this.
 pub struct Connection(Dialled);
 
-/// Connects to a server, of which no answer with more than `most` bytes of text is kept in memory: texts that are longer are read as
-/// empty ones. Connecting takes no longer than `limit`, and an answer neither.
+/// Connects to a server, and keeps no answer in memory that has more than `most` bytes of text.
 ///
+/// Longer texts are read as empty ones. Connecting takes no longer than `limit`, and an answer neither.
 /// Dropping the future gives the connection up.
 ///
 /// # Errors
