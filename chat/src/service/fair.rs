@@ -16,7 +16,7 @@ use tokio::time::Instant;
 /// Fetched for nothing.
 const SMALL: usize = 64 << 10;
 /// What a company may fetch of the rest in a second.
-const LARGE_A_SECOND: u32 = 8 << 20;
+const LARGE_A_SECOND: u32 = 4 << 20;
 
 tokio::task_local! {
     /// The turns of whoever asks, in the task of the request. None for an admin.
@@ -128,18 +128,18 @@ mod tests {
             (Some(1), SMALL, 0),
             (Some(1), SMALL + 2 * mib, 0),
             (Some(2), SMALL, 0),
-            (Some(1), SMALL + mib, 250),
-            (None, 9 * mib, 250),
-            (None, 0, 250),
-            (Some(1), 0, 375),
-            (Some(1), 0, 375),
+            (Some(1), SMALL + mib, 500),
+            (None, 9 * mib, 500),
+            (None, 0, 500),
+            (Some(1), 0, 750),
+            (Some(1), 0, 750),
         ] {
             assert_eq!(asking(company, bytes).await, Duration::from_millis(at_ms), "{company:?}, {bytes}");
         }
         turns.asking(Some(1), async { fetched(SMALL + mib) }).await;
         turns.sweep();
         assert_eq!(turns.by_company.lock().len(), 1, "what it has to wait for is not forgotten");
-        tokio::time::sleep(Duration::from_millis(125)).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
         turns.sweep();
         assert!(turns.by_company.lock().is_empty());
     }
