@@ -1,7 +1,5 @@
 //! A cache whose table is forgotten, misspelled or another one than the loader reads: the start says so.
 
-use std::time::Duration;
-
 use perto::postgres;
 use perto::{Cache, Error, LogError, Perto, PertoBuilder, StartError, State, Tier, TroubleKind};
 use sqlx::postgres::PgConnectOptions;
@@ -156,7 +154,11 @@ async fn ten_instances_that_start_at_once_bring_the_schema_up_by_themselves() {
     }
     // Once more does nothing: what is cached stays.
     instances[0].0.migrate().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    let polls: Vec<u64> = instances.iter().map(|(perto, _)| perto.stats().polls).collect();
+    eventually("what it did is polled", async || {
+        instances.iter().zip(&polls).all(|((perto, _), before)| perto.stats().polls >= before + 2)
+    })
+    .await;
     for (_, own) in &instances {
         assert_eq!(own.get(&1).await.unwrap().tier, Tier::Local);
     }
