@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::{
-    Acquire, AssertSqlSafe, Connection as _, Encode, FromRow, PgConnection, PgPool, Postgres, Row as _, Type,
+    Acquire, AssertSqlSafe, Connection as _, Encode, FromRow, PgConnection, Postgres, Row as _, Type,
 };
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
@@ -23,7 +23,7 @@ mod loaders;
 mod pool;
 
 pub use loaders::{by_key, by_key_of};
-pub use pool::{Lent, Pool};
+pub use pool::{Lend, Lent, Pool};
 
 /// The version of sqlx whose types are part of this interface.
 pub use sqlx;
@@ -39,7 +39,8 @@ pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched}
 /// # Errors
 /// If the URL or the schema's name makes no sense.
 pub fn log(url: &str, schema: &str) -> Result<Arc<dyn Log>, StartError> {
-    let log = PostgresLog::new(url, schema, true)
+    let log = url::options(url)
+        .and_then(|options| PostgresLog::new(options, schema, true))
         .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
     Ok(Arc::new(log))
 }
@@ -244,9 +245,11 @@ impl Perto {
     ///
     /// Dropping the future before the commit rolls back; after it, the rest is left to the tail of each instance.
     ///
-    /// A connection on which it failed is looked at before it is given back: what it has prepared is forgotten, and it is closed
-    /// if it may only read, as one that was begun before a failover or under `default_transaction_read_only`. That
-    /// takes two round trips that nobody waits for. To have such a one replaced before it fails a write, make the pool by
+    /// `place` is a pool, a connection of yours, or anything else that can [`Lend`] one.
+    ///
+    /// A pool's connection on which the write failed is looked at before it is given back. What it has prepared is forgotten, and
+    /// it is closed if it may only read: one that was begun before a failover, or under `default_transaction_read_only`. That
+    /// takes two round trips that nobody waits for. To have such a connection replaced before it fails a write, make the pool by
     /// [`postgres::Pool::tested`](Pool::tested).
     ///
     /// Behind a transaction pooler that doesn't keep prepared statements, `work` must not keep any: `sqlx::raw_sql`, or
@@ -264,16 +267,18 @@ impl Perto {
     ///
     /// # Errors
     /// Those of `work`, and of the transaction. If the connection breaks during the commit, it is not known whether
-    /// it took place; if it did, every instance sees it within the bound.
-    pub async fn write<T, E: From<sqlx::Error>>(
+    /// it took place; if it did, every instance sees it within the bound. [`sqlx::Error::Configuration`] if the connection is in
+    /// a transaction already: a nested one is not committed with its end.
+    pub async fn write<L: Lend, T, E: From<sqlx::Error>>(
         &self,
-        pool: &PgPool,
+        place: L,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let mut connection = Pool::new(pool).lend().await?;
-        let (value, pending) =
-            self.write_on(&mut connection, work).await.inspect_err(|_| connection.doubt())?;
-        drop(connection);
+        let mut lent = place.lend().await?;
+        let written = self.write_on(&mut lent, work).await;
+        let (value, pending) = written.inspect_err(|_| L::doubt(&mut lent))?;
+        // Whoever waits for it need not wait for Redis.
+        drop(lent);
         let token = match pending {
             Some(pending) => Some(self.announce_pending(pending).await),
             None => None,
@@ -286,6 +291,10 @@ impl Perto {
         connection: &mut PgConnection,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<(T, Option<Pending>), E> {
+        if connection.is_in_transaction() {
+            // It would be told of before it is committed.
+            return Err(sqlx::Error::Configuration(IN_A_TRANSACTION.into()).into());
+        }
         let mut tx = sqlx::Connection::begin(connection).await?;
         let value = work(&mut tx).await?;
         let pending = self.pending(&mut tx).await?;
@@ -419,6 +428,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         inserting.execute(transaction).await.map(drop).map_err(refused)
     }
 }
+
+const IN_A_TRANSACTION: &str = "the connection is in a transaction already: write in that one, ask `Perto::pending` before \
+    its commit, and give the answer to `Perto::announce_pending` after";
 
 async fn commit(tx: sqlx::Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
     let span = Trace::current().begin(Kind::Client, format_args!("COMMIT"));

@@ -92,18 +92,11 @@ impl Service {
         &self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let writing = async |tx: &mut PgConnection| {
-            let value = work(tx).await?;
-            Ok::<_, E>((value, self.perto.pending(tx).await?))
+        let within_limits = async |tx: &mut PgConnection| {
+            self.database.limit(tx).await?;
+            work(tx).await
         };
-        let turn = fair::turn().await;
-        let (value, pending) = self.database.transact(writing).await?;
-        drop(turn);
-        let token = match pending {
-            Some(pending) => Some(self.perto.announce_pending(pending).await),
-            None => None,
-        };
-        Ok(Written { value, token })
+        self.perto.write(&self.database, within_limits).await
     }
 }
 

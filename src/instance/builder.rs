@@ -45,7 +45,7 @@ pub struct PertoBuilder {
     #[cfg(feature = "redis")]
     subscribe_at: Option<String>,
     #[cfg(feature = "postgres")]
-    postgres: Option<String>,
+    postgres: Option<Result<sqlx::postgres::PgConnectOptions, String>>,
     #[cfg(feature = "postgres")]
     prepared_statements: bool,
     remote: Option<Arc<dyn Remote>>,
@@ -163,7 +163,18 @@ impl PertoBuilder {
     /// is a lease that is extended late. See [`PertoBuilder::prepared_statements`].
     #[cfg(feature = "postgres")]
     pub fn postgres(mut self, url: &str) -> Self {
-        self.postgres = Some(url.to_owned());
+        self.postgres = Some(crate::log::postgres::url::options(url));
+        self
+    }
+
+    /// Instead of [`PertoBuilder::postgres`]: the server, the database, the role and the TLS settings of a pool of yours.
+    ///
+    /// The log has connections of its own all the same. A lease must not wait for a place in a pool that loads or writes use up.
+    /// They are opened with the options that the pool has now; of these, `application_name` and `extra_float_digits` are the
+    /// log's own.
+    #[cfg(feature = "postgres")]
+    pub fn pool(mut self, pool: &sqlx::PgPool) -> Self {
+        self.postgres = Some(Ok((*pool.connect_options()).clone()));
         self
     }
 
@@ -338,8 +349,10 @@ impl PertoBuilder {
             return Ok(Arc::clone(log));
         }
         #[cfg(feature = "postgres")]
-        if let Some(url) = &self.postgres {
-            let log = crate::log::postgres::PostgresLog::new(url, &settings.schema, self.prepared_statements)
+        if let Some(options) = self.postgres.clone() {
+            let (schema, prepared) = (&settings.schema, self.prepared_statements);
+            let log = options
+                .and_then(|options| crate::log::postgres::PostgresLog::new(options, schema, prepared))
                 .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
             return Ok(Arc::new(log));
         }

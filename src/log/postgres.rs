@@ -47,11 +47,11 @@ pub(crate) struct PostgresLog {
 
 impl PostgresLog {
     /// # Errors
-    /// What is wrong with the URL or the schema's name.
-    pub(crate) fn new(url: &str, schema: &str, prepared: bool) -> Result<Self, String> {
+    /// What is wrong with the schema's name.
+    pub(crate) fn new(options: PgConnectOptions, schema: &str, prepared: bool) -> Result<Self, String> {
         schema::check_name(schema)?;
         // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
-        let options = url::options(url)?.application_name("perto").extra_float_digits(None);
+        let options = options.application_name("perto").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(CONNECT_LIMIT)

@@ -12,6 +12,24 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{Acquire, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::task::TaskTracker;
 
+/// Gives a connection for one write: see [`Perto::write`](crate::Perto::write). Implemented by [`sqlx::PgPool`], by [`Pool`], and
+/// by a connection of your own.
+///
+/// Implement it for what lends your connections: to wait for a turn first, or to count them.
+pub trait Lend: Send {
+    /// What holds the connection. It is dropped after the commit, before the write is announced.
+    type Connection: DerefMut<Target = PgConnection> + Send;
+
+    /// Gives a connection, as soon as there is one.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn lend(self) -> impl Future<Output = Result<Self::Connection, sqlx::Error>> + Send;
+
+    /// The write failed on this connection, which may be of no use any more. Called before it is dropped.
+    fn doubt(_connection: &mut Self::Connection) {}
+}
+
 /// How long a connection may take to say that it is ready, what was given up on it included.
 const READY: Duration = Duration::from_secs(1);
 
@@ -57,6 +75,38 @@ impl Pool {
     pub async fn lend(&self) -> Result<Lent, sqlx::Error> {
         let connection = self.pool.acquire().await?;
         Ok(Lent { connection: Some(connection), doubted: false, returns: self.returns.clone() })
+    }
+}
+
+impl Lend for &PgPool {
+    type Connection = Lent;
+
+    async fn lend(self) -> Result<Lent, sqlx::Error> {
+        Pool::new(self).lend().await
+    }
+
+    fn doubt(connection: &mut Lent) {
+        connection.doubt();
+    }
+}
+
+impl Lend for &Pool {
+    type Connection = Lent;
+
+    async fn lend(self) -> Result<Lent, sqlx::Error> {
+        Pool::lend(self).await
+    }
+
+    fn doubt(connection: &mut Lent) {
+        connection.doubt();
+    }
+}
+
+impl<'c> Lend for &'c mut PgConnection {
+    type Connection = &'c mut PgConnection;
+
+    async fn lend(self) -> Result<Self, sqlx::Error> {
+        Ok(self)
     }
 }
 

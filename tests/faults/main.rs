@@ -18,6 +18,7 @@ mod forged;
 mod garbage;
 mod hints;
 mod keys;
+mod lending;
 mod loads;
 mod lying_redis;
 mod pooler;

@@ -1,10 +1,14 @@
 //! Postgres, as handlers and loaders use it: prepared statements or none, for all alike.
 
-use perto::postgres::{self, Pool, Query, sqlx};
+use std::ops::{Deref, DerefMut};
+
+use perto::postgres::{self, Lent, Pool, Query, sqlx};
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, PgPool, Postgres, Transaction};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument as _;
 
+use super::fair;
 use super::telemetry::spans;
 use statement::{Rows, Statement};
 
@@ -50,7 +54,7 @@ impl Database {
     }
 
     /// The limits of the statements of a transaction: a pooler takes none at the start of a connection.
-    async fn limit(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    pub(crate) async fn limit(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         if self.prepared {
             return Ok(());
         }
@@ -98,6 +102,40 @@ impl Database {
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         Rows::new(sql, self.prepared)
+    }
+}
+
+/// For a write of whoever asks, in a turn of the company's.
+impl postgres::Lend for &Database {
+    type Connection = InTurn;
+
+    async fn lend(self) -> Result<InTurn, sqlx::Error> {
+        let turn = fair::turn().await;
+        Ok(InTurn { connection: self.pool.lend().await?, _turn: turn })
+    }
+
+    fn doubt(connection: &mut InTurn) {
+        connection.connection.doubt();
+    }
+}
+
+/// A connection, and the turn that it was lent in.
+pub(crate) struct InTurn {
+    connection: Lent,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for InTurn {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for InTurn {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
     }
 }
 
