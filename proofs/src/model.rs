@@ -24,7 +24,7 @@ mod step;
 mod variants;
 
 pub use scopes::{LARGER, PROOFS, Scope};
-use state::{Entry, Fate, Instance, Reader, Seen, Step, Stored, Tail, World, Writer};
+use state::{Entry, Fate, Instance, Reader, Seen, Step, Stored, Tail, Wish, World, Writer};
 use step::Action;
 pub use variants::Variant;
 use variants::{Kind, Known};
@@ -43,6 +43,8 @@ mod promise {
         "a value misses a write that was visible at the poll its lease rests on";
     pub(super) const LOST: &str = "a fresh value has a write that was lost longer than the bound ago";
     pub(super) const UNCOMMITTED: &str = "a fresh value has a write that was never committed";
+    pub(super) const OLDER_THAN_ASKED: &str = "a read within a time misses a write that was visible before";
+    pub(super) const WITHOUT_ITS_WRITE: &str = "a read by a token misses the token's write";
 }
 
 /// A scope, as it is or with one thing broken.
@@ -154,13 +156,15 @@ impl Perto {
             heard: 0,
             since: 0,
             last: 0,
+            completed: 0,
+            told: 0,
         });
         if self.scope.cold {
             second = Instance { lease: None, poll: None, entry: None, tail: Tail::Lost, ..second };
         }
         let reader = |r: usize| {
             let left = self.scope.readers.get(r).map_or(0, |(_, reads)| *reads);
-            Reader { left, floor: 0, step: Step::Idle }
+            Reader { left, floor: 0, asked: 0, token: None, wish: Wish::Nothing, step: Step::Idle }
         };
         let mut writers = [Writer::Waiting; state::WRITERS];
         let mut stored = Stored { epoch: 0, holds: 0, stamp: Seen::NOTHING };

@@ -1,7 +1,7 @@
 //! Counterexamples that people can read.
 
 use super::Perto;
-use super::state::{Names, Step, Tail, World};
+use super::state::{Names, Step, Tail, Wish, World};
 use super::step::{Action, Source};
 
 impl Perto {
@@ -52,7 +52,16 @@ impl Perto {
             Action::ApplyRow { of, to } => format!("I{to} applies the row of W{of}{}", instance(after, to)),
             Action::Complete(i) => format!("I{i} publishes the poll"),
             Action::Extend(i) => format!("I{i} extends the lease{}", instance(after, i)),
-            Action::Invoke(r) => format!("R{r} at I{} reads{}", self.instance(r), reader(after, r)),
+            Action::Invoke { reader: r, wish } => {
+                let asks = match wish {
+                    Wish::Nothing | Wish::Source => String::new(),
+                    Wish::PollSince(moment) => format!(", for a poll sent since moment {moment}"),
+                    Wish::Write(k) => format!(", by the token of W{k}"),
+                };
+                format!("R{r} at I{} reads{asks}{}", self.instance(r), reader(after, r))
+            }
+            Action::HintElsewhere { of, to } => format!("a hint of W{of} for other keys reaches I{to}"),
+            Action::GiveUpPoll(r) => format!("no poll comes in time for R{r}"),
             Action::EndHit(r) => format!("R{r} goes on with its hit{}", reader(after, r)),
             Action::CaptureBegan(r) => format!("R{r} captures where things stand"),
             Action::Join(r) => format!("R{r} takes a flight{}", reader(after, r)),
@@ -102,6 +111,7 @@ fn reader(world: &World, r: u8) -> String {
     match world.reader(r).step {
         Step::Idle => " -> answered".to_owned(),
         Step::Parked => " -> parked".to_owned(),
+        Step::Waiting { .. } => " -> waits for a poll".to_owned(),
         Step::Hitting { .. } => " -> paused in a hit".to_owned(),
         Step::Missed { again: false } | Step::Beginning { .. } => " -> a miss".to_owned(),
         Step::Missed { again: true } => " -> reads again".to_owned(),

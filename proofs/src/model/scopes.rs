@@ -41,6 +41,10 @@ pub struct Scope {
     pub(super) park: bool,
     /// The second instance is about to start.
     pub(super) cold: bool,
+    /// Whether the first reader asks for more than the bound: that a poll was sent in less time than that.
+    pub(super) within: bool,
+    /// Whether the first reader has the token of a writer.
+    pub(super) tokens: bool,
     /// L1 holds nothing at first. Else each instance may or may not hold the value.
     pub(super) empty: bool,
 }
@@ -69,6 +73,8 @@ const PLAIN: Scope = Scope {
     cancel: false,
     park: false,
     cold: false,
+    within: false,
+    tokens: false,
     empty: false,
 };
 
@@ -211,6 +217,50 @@ pub const PROOFS: &[Scope] = &[
         l2: true,
         wire: 1,
         empty: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "within",
+        about: "a reader that asks for a poll sent within a shorter time than the bound, or after it began; hints, L2, time",
+        writers: BESIDE,
+        readers: &[(0, 1), (0, 1)],
+        hints: true,
+        l2: true,
+        time: true,
+        within: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "tokens",
+        about: "a reader with the token of any writer that has committed; hints in any order, L2",
+        writers: TWO,
+        readers: &[(0, 1), (1, 1)],
+        hints: true,
+        l2: true,
+        tokens: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "tokens-crash",
+        about: "a token of either epoch beside a crash that loses any commits, whose numbers are used again",
+        writers: TWO,
+        readers: &[(0, 1)],
+        hints: true,
+        l2: true,
+        crash: true,
+        tokens: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "asks-pauses",
+        about: "a reader that asks for either, paused within a hit and between the lines of a read; polls row by row",
+        writers: BESIDE,
+        readers: &[(0, 1), (0, 1)],
+        hints: true,
+        within: true,
+        tokens: true,
+        split_hit: true,
+        fine: true,
         ..PLAIN
     },
 ];
@@ -360,6 +410,12 @@ impl Variant {
             Self::ReplayConfirmsNothing => {
                 Scope { writers: &[true, true, false], readers: &[(1, 1)], cold: true, empty: true, ..PLAIN }
             }
+            Self::LatestGrantedByAPollInFlight => Scope { writers: BESIDE, within: true, ..PLAIN },
+            Self::WithinByTheTimeOfCompletion => Scope { writers: BESIDE, within: true, ..PLAIN },
+            Self::UnpolledServedFromCache => Scope { within: true, ..PLAIN },
+            Self::TokenCheckedAfterTheEntry => Scope { tokens: true, split_hit: true, ..PLAIN },
+            Self::TokenGrantedByAHint => Scope { tokens: true, hints: true, ..PLAIN },
+            Self::TokenOfAnotherEpoch => Scope { writers: TWO, tokens: true, crashed: true, ..PLAIN },
             Self::OldTransactionTakenAtItsWord => {
                 Scope { readers: &[(0, 1)], old_transactions: true, time: true, ..PLAIN }
             }

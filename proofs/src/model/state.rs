@@ -96,6 +96,10 @@ pub(super) struct Instance {
     pub(super) since: Set,
     /// The highest row read. Only the variant with an id cursor has one.
     pub(super) last: u8,
+    /// The event after which the last poll completed. Only the variant that goes by it has one.
+    pub(super) completed: u8,
+    /// Writers that hints of other keys have told of. Only the variant that believes them has any.
+    pub(super) told: Set,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,7 +135,25 @@ pub(super) struct Reader {
     pub(super) left: u8,
     /// What had become older than the bound when the read began.
     pub(super) floor: u8,
+    /// What a read within a shorter time must not miss, in the same count. 0 for all others.
+    pub(super) asked: u8,
+    /// Whose write it must not miss, by a token.
+    pub(super) token: Option<u8>,
+    /// What is left to be granted of that.
+    pub(super) wish: Wish,
     pub(super) step: Step,
+}
+
+/// What a reader asks for beyond the bound, and has not been granted yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Wish {
+    Nothing,
+    /// A poll that was sent since this moment, in the count of [`World::aged`].
+    PollSince(u8),
+    /// No poll came in time: only what the primary says itself will do.
+    Source,
+    /// A poll that contains this writer, or a value that does.
+    Write(u8),
 }
 
 /// The state of things before a read's I/O.
@@ -145,10 +167,16 @@ pub(super) struct Began {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Step {
     Idle,
+    /// Waits for a poll: for one to be sent, then for that to complete.
+    Waiting {
+        sent: bool,
+    },
     /// Paused in the middle of a hit.
     Hitting {
         lease: Option<u8>,
         era: u8,
+        /// The epoch is read before the lease.
+        epoch: u8,
         entry: Option<Entry>,
     },
     Missed {

@@ -2,7 +2,7 @@
 
 use super::state::{
     Answer, Began, Entry, FILLS, FORGED, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen,
-    Set, Step, Stored, Tail, WRITERS, World, Writer, bit, has,
+    Set, Step, Stored, Tail, WRITERS, Wish, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
 use super::{Perto, promise};
@@ -40,7 +40,17 @@ pub(super) enum Action {
     },
     Complete(u8),
     Extend(u8),
-    Invoke(u8),
+    Invoke {
+        reader: u8,
+        wish: Wish,
+    },
+    /// A hint of this writer that names other keys only.
+    HintElsewhere {
+        of: u8,
+        to: u8,
+    },
+    /// No poll comes in time.
+    GiveUpPoll(u8),
     EndHit(u8),
     CaptureBegan(u8),
     Join(u8),
@@ -84,6 +94,10 @@ impl Perto {
             if self.scope.hints {
                 let heard = |of: &u8| self.may_be_hinted(world, instance, *of);
                 actions.extend((0..self.writers()).filter(heard).map(|of| Action::Hint { of, to: i }));
+                if self.variant == Some(Variant::TokenGrantedByAHint) {
+                    let elsewhere = |of| Action::HintElsewhere { of, to: i };
+                    actions.extend((0..self.writers()).filter(heard).map(elsewhere));
+                }
             }
             if self.scope.forged && instance.poll.is_some() {
                 // The next one, which a writer will have, and one that nobody will.
@@ -159,10 +173,15 @@ impl Perto {
                 // Of readers that are alike, the first goes first.
                 let alike =
                     |other: u8| self.instance(other) == self.instance(r) && world.reader(other) == reader;
-                if reader.left > 0 && !(0..r).any(alike) {
-                    actions.push(Action::Invoke(r));
+                let asks = r == 0 && (self.scope.within || self.scope.tokens);
+                if reader.left > 0 && (asks || !(self.first_alike()..r).any(alike)) {
+                    actions.push(Action::Invoke { reader: r, wish: Wish::Nothing });
+                }
+                if reader.left > 0 && asks {
+                    self.wishes(world, r, actions);
                 }
             }
+            Step::Waiting { .. } => actions.push(Action::GiveUpPoll(r)),
             Step::Aboard { leader, .. } => {
                 let parked = world.reader(leader).step == Step::Parked;
                 if parked && self.variant != Some(Variant::ParkedLeaderHoldsItsKey) {
@@ -207,6 +226,27 @@ impl Perto {
             Step::Loaded { .. } => actions.push(Action::Share(r)),
             Step::Landed { .. } if self.scope.fine => actions.push(Action::HoldLease(r)),
             Step::Landed { .. } | Step::Judging { .. } => actions.push(Action::Judge(r)),
+        }
+    }
+
+    /// The first reader that is like others: one that asks for more is not.
+    fn first_alike(&self) -> u8 {
+        (self.scope.within || self.scope.tokens).into()
+    }
+
+    fn wishes(&self, world: &World, r: u8, actions: &mut Vec<Action>) {
+        let mut invoke = |wish| actions.push(Action::Invoke { reader: r, wish });
+        if self.scope.within {
+            (world.aged + 1..=2 * world.now).for_each(|moment| invoke(Wish::PollSince(moment)));
+        }
+        if self.scope.tokens {
+            // Whoever has a token got it after the commit, whatever became of that since.
+            let told = |k: &u8| match world.writers[usize::from(*k)] {
+                Writer::Ended { fate: Fate::Committed, .. } => true,
+                Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => at > 0,
+                _ => false,
+            };
+            (0..self.writers()).filter(told).for_each(|k| invoke(Wish::Write(k)));
         }
     }
 
@@ -271,8 +311,17 @@ impl Perto {
                 }
             }
             Action::Complete(i) => self.complete(world, i),
-            Action::Extend(i) => extend(&mut world.instances[usize::from(i)]),
-            Action::Invoke(r) => self.invoke(world, r),
+            Action::Extend(i) => self.extend(world, i),
+            Action::Invoke { reader, wish } => self.invoke(world, reader, wish),
+            Action::HintElsewhere { of, to } => world.instances[usize::from(to)].told |= bit(of),
+            Action::GiveUpPoll(r) => {
+                let reader = &mut world.readers[usize::from(r)];
+                if let Wish::PollSince(_) = reader.wish {
+                    let cached = self.variant == Some(Variant::UnpolledServedFromCache);
+                    reader.wish = if cached { Wish::Nothing } else { Wish::Source };
+                }
+                world.set(r, Step::Missed { again: false });
+            }
             Action::EndHit(r) => self.end_hit(world, r),
             Action::CaptureBegan(r) => {
                 let now = began(world.instance_of(self, r));
@@ -393,6 +442,11 @@ impl Perto {
         instance.tail = Tail::Answered(answer);
         instance.known.sent();
         instance.since = 0;
+        for r in 0..READERS as u8 {
+            if self.instance(r) == i && matches!(world.reader(r).step, Step::Waiting { .. }) {
+                world.set(r, Step::Waiting { sent: true });
+            }
+        }
     }
 
     /// `Tail::step` from the answer on.
@@ -443,37 +497,124 @@ impl Perto {
                 self.apply(world, i, of, Some(answer.seen));
             }
             self.complete(world, i);
-            extend(&mut world.instances[usize::from(i)]);
+            self.extend(world, i);
         }
     }
 
-    fn invoke(&self, world: &mut World, r: u8) {
-        let (lease, era, entry) = {
-            let instance = world.instance_of(self, r);
-            (instance.lease, instance.era, instance.entry)
-        };
+    fn invoke(&self, world: &mut World, r: u8, wish: Wish) {
         let floor = world.aged;
         let reader = &mut world.readers[usize::from(r)];
         reader.left -= 1;
         reader.floor = floor;
-        let after = self.variant == Some(Variant::LeaseLoadedAfterTheValue);
-        reader.step = Step::Hitting { lease, era, entry: if after { entry } else { None } };
+        reader.wish = wish;
+        match wish {
+            Wish::PollSince(moment) => reader.asked = moment,
+            Wish::Write(k) => reader.token = Some(k),
+            Wish::Nothing | Wish::Source => {}
+        }
+        self.begin_hit(world, r);
+    }
+
+    /// What a hit reads before the entry: the poll, where there is a token, then the lease.
+    fn begin_hit(&self, world: &mut World, r: u8) {
+        if self.variant != Some(Variant::TokenCheckedAfterTheEntry) {
+            self.grant(world, r);
+        }
+        let Instance { epoch, era, lease, entry, .. } = *world.instance_of(self, r);
+        let after = matches!(
+            self.variant,
+            Some(Variant::LeaseLoadedAfterTheValue | Variant::TokenCheckedAfterTheEntry)
+        );
+        world.set(r, Step::Hitting { lease, era, epoch, entry: if after { entry } else { None } });
         if !self.scope.split_hit {
             self.end_hit(world, r);
         }
     }
 
+    /// `Coherence::asks`: whether a token needs nothing any more, because a completed poll contains its write or its epoch has
+    /// ended.
+    fn grant(&self, world: &mut World, r: u8) {
+        let Wish::Write(k) = world.reader(r).wish else { return };
+        let (instance, epoch) = (*world.instance_of(self, r), world.epoch_of(k));
+        let any_epoch = self.variant == Some(Variant::TokenOfAnotherEpoch);
+        let comparable = instance.lease.is_some() && (any_epoch || epoch == instance.epoch);
+        let contained = instance.poll.is_some_and(|poll| has(poll.contained, world.xid(k)));
+        if comparable && contained || has(instance.told, k) || (!any_epoch && epoch < instance.epoch) {
+            world.readers[usize::from(r)].wish = Wish::Nothing;
+        }
+    }
+
     /// The rest of `Cache::hit`: the entry, and the clock.
     fn end_hit(&self, world: &mut World, r: u8) {
-        let Step::Hitting { lease, era, entry } = world.reader(r).step else { return };
+        let Step::Hitting { lease, era, epoch, entry } = world.reader(r).step else { return };
         let instance = *world.instance_of(self, r);
         let (lease, era, entry) = match self.variant {
             Some(Variant::LeaseLoadedAfterTheValue) => (instance.lease, instance.era, entry),
+            Some(Variant::TokenCheckedAfterTheEntry) => {
+                self.grant(world, r);
+                (lease, era, entry)
+            }
             _ => (lease, era, instance.entry),
         };
-        match entry.filter(|entry| entry.era == era && world.valid(lease)) {
-            Some(entry) => self.serve(world, r, entry.holds, lease),
-            None => world.set(r, Step::Missed { again: false }),
+        let entry = entry.filter(|entry| entry.era == era && world.valid(lease));
+        let by_completion = self.variant == Some(Variant::WithinByTheTimeOfCompletion);
+        let polled = |moment| {
+            let sent = if by_completion { lease.map(|_| instance.completed) } else { lease };
+            sent.is_some_and(|sent| 2 * sent + 1 > moment)
+        };
+        match (world.reader(r).wish, entry) {
+            (Wish::Write(k), Some(entry))
+                if epoch == world.epoch_of(k) && has(entry.stamp.contained, world.xid(k)) =>
+            {
+                self.serve(world, r, entry.holds, lease);
+            }
+            // Something is there, which the write may not have touched: a poll tells. Of an epoch that is not known here, too.
+            (Wish::Write(_), Some(_)) => self.wait(world, r),
+            (Wish::Write(k), None) if world.epoch_of(k) != instance.epoch => self.wait(world, r),
+            (Wish::PollSince(moment), _) if !polled(moment) => self.wait(world, r),
+            (Wish::Nothing | Wish::PollSince(_), Some(entry)) => self.serve(world, r, entry.holds, lease),
+            (Wish::PollSince(_), None) => {
+                // As young as the lease is, that poll will do for whatever is judged from here on.
+                world.readers[usize::from(r)].wish = Wish::Nothing;
+                world.set(r, Step::Missed { again: false });
+            }
+            (Wish::Nothing | Wish::Write(_) | Wish::Source, _) => world.set(r, Step::Missed { again: false }),
+        }
+    }
+
+    fn wait(&self, world: &mut World, r: u8) {
+        let in_flight = self.variant == Some(Variant::LatestGrantedByAPollInFlight);
+        world.set(r, Step::Waiting { sent: in_flight });
+    }
+
+    /// The lease rests on the poll, and whoever waited for it goes on.
+    fn extend(&self, world: &mut World, i: u8) {
+        let now = world.now;
+        let instance = &mut world.instances[usize::from(i)];
+        let Tail::Completed { sent } = instance.tail else { return };
+        instance.lease = Some(sent);
+        instance.tail = Tail::Idle;
+        if self.variant == Some(Variant::WithinByTheTimeOfCompletion) {
+            instance.completed = now;
+        }
+        let polled = *instance;
+        for r in 0..READERS as u8 {
+            if self.instance(r) != i || world.reader(r).step != (Step::Waiting { sent: true }) {
+                continue;
+            }
+            match world.reader(r).wish {
+                // A poll that was sent after the token came, of its epoch, and without it: there is no such write.
+                Wish::Write(k)
+                    if polled.epoch == world.epoch_of(k)
+                        && polled.poll.is_some_and(|poll| !has(poll.contained, world.xid(k))) =>
+                {
+                    world.set(r, Step::Idle);
+                }
+                _ => {
+                    world.readers[usize::from(r)].wish = Wish::Nothing;
+                    self.begin_hit(world, r);
+                }
+            }
         }
     }
 
@@ -486,6 +627,7 @@ impl Perto {
         let mut others = (0..READERS as u8).filter(|other| self.instance(*other) == self.instance(r));
         let step = match others.find(|other| world.reader(*other).step.leads()) {
             Some(leader) => Step::Aboard { leader, before: again },
+            None if world.reader(r).wish == Wish::Source => Step::Loading { began, primary: false },
             None if self.scope.l2 || self.scope.cancel => Step::Looking { began },
             None => Step::Loading { began, primary: false },
         };
@@ -498,6 +640,7 @@ impl Perto {
         let stored = found.and_then(|at| world.l2[usize::from(at)]).filter(|stored| {
             world.valid(instance.lease)
                 && stored.epoch == began.epoch
+                && world.is_contained(r, stored.stamp, began.epoch)
                 && (self.variant == Some(Variant::NoStampCheckOnL2) || instance.known.accepts(stored.stamp))
         });
         let step = match stored {
@@ -611,6 +754,17 @@ impl Perto {
         if era != instance.era && self.variant != Some(Variant::EraOfALoadNotCompared) {
             return world.set(r, Step::Missed { again: true });
         }
+        // As in `Cache::judge`: transactions of another epoch can't be compared, and the primary has what there is.
+        let wish = world.reader(r).wish;
+        let elsewhere = matches!(wish, Wish::Write(k) if world.epoch_of(k) != instance.epoch);
+        if !(first_hand && elsewhere || world.is_contained(r, stamp, instance.epoch)) {
+            let ends = first_hand || from == From::Behind;
+            return world.set(r, if ends { Step::Idle } else { Step::Missed { again: true } });
+        }
+        if wish == Wish::Source && !first_hand {
+            let ends = from == From::Behind;
+            return world.set(r, if ends { Step::Idle } else { Step::Missed { again: true } });
+        }
         let cached = !before || from == From::Remote;
         match (accepted, world.valid(lease)) {
             _ if first_hand => self.serve(world, r, holds, None),
@@ -624,12 +778,18 @@ impl Perto {
 
     /// Serves as fresh. `lease` is what that rests on, but for what the primary said itself.
     fn serve(&self, world: &mut World, r: u8, holds: Set, lease: Option<u8>) {
-        let floor = world.reader(r).floor;
+        let Reader { floor, asked, token, .. } = *world.reader(r);
         for (k, writer) in (0..).zip(world.writers).filter(|(k, _)| self.touches(*k)) {
             let held = has(holds, k);
             let wrong = match writer {
                 Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= floor => {
                     Some(promise::OLDER_THAN_THE_BOUND)
+                }
+                Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= asked => {
+                    Some(promise::OLDER_THAN_ASKED)
+                }
+                Writer::Ended { fate: Fate::Committed, .. } if !held && token == Some(k) => {
+                    Some(promise::WITHOUT_ITS_WRITE)
                 }
                 Writer::Ended { at, fate: Fate::Committed, .. }
                     if !held && lease.is_some_and(|sent| at <= sent) =>
@@ -662,13 +822,6 @@ fn began(instance: &Instance) -> Began {
 fn evict(instance: &mut Instance, xid: u8) {
     if instance.entry.is_some_and(|entry| !has(entry.stamp.contained, xid)) {
         instance.entry = None;
-    }
-}
-
-fn extend(instance: &mut Instance) {
-    if let Tail::Completed { sent } = instance.tail {
-        instance.lease = Some(sent);
-        instance.tail = Tail::Idle;
     }
 }
 
@@ -709,7 +862,15 @@ impl World {
         let reader = &mut self.readers[usize::from(r)];
         reader.step = step;
         if step == Step::Idle {
-            reader.floor = 0;
+            *reader = Reader { floor: 0, asked: 0, token: None, wish: Wish::Nothing, ..*reader };
+        }
+    }
+
+    /// Whether a value with this stamp contains what the reader's token asks for, if it has one.
+    fn is_contained(&self, r: u8, stamp: Seen, epoch: u8) -> bool {
+        match self.reader(r).wish {
+            Wish::Write(k) => self.epoch_of(k) == epoch && has(stamp.contained, self.xid(k)),
+            Wish::Nothing | Wish::PollSince(_) | Wish::Source => true,
         }
     }
 

@@ -39,10 +39,16 @@ pub enum Variant {
     RowTakenForItsHint,
     SecondHintTakenForTheFirst,
     LogGivenUpToAHint,
+    LatestGrantedByAPollInFlight,
+    WithinByTheTimeOfCompletion,
+    UnpolledServedFromCache,
+    TokenCheckedAfterTheEntry,
+    TokenGrantedByAHint,
+    TokenOfAnotherEpoch,
 }
 
 impl Variant {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 37] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
         Self::LoForgotten,
@@ -74,6 +80,12 @@ impl Variant {
         Self::RowTakenForItsHint,
         Self::SecondHintTakenForTheFirst,
         Self::LogGivenUpToAHint,
+        Self::LatestGrantedByAPollInFlight,
+        Self::WithinByTheTimeOfCompletion,
+        Self::UnpolledServedFromCache,
+        Self::TokenCheckedAfterTheEntry,
+        Self::TokenGrantedByAHint,
+        Self::TokenOfAnotherEpoch,
     ];
 
     /// What fails with it, in its smallest world: nothing else counts.
@@ -111,6 +123,12 @@ impl Variant {
             | Self::HintNeverForgotten
             | Self::ReplayConfirmsNothing => promise::LIVELY,
             Self::WaitersOfACancelledLeaderNotWoken | Self::ParkedLeaderHoldsItsKey => promise::ANSWERED,
+            Self::LatestGrantedByAPollInFlight
+            | Self::WithinByTheTimeOfCompletion
+            | Self::UnpolledServedFromCache => promise::OLDER_THAN_ASKED,
+            Self::TokenCheckedAfterTheEntry | Self::TokenGrantedByAHint | Self::TokenOfAnotherEpoch => {
+                promise::WITHOUT_ITS_WRITE
+            }
         }
     }
 }
