@@ -27,6 +27,7 @@ mod metrics;
 mod openapi;
 mod outages;
 mod pool;
+mod refused_first;
 mod replay;
 mod resources;
 mod restored;

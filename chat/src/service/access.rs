@@ -14,8 +14,6 @@ use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
 use hyper::body::Body as _;
 
 use perto::Tier;
@@ -26,8 +24,10 @@ use super::keys::{self, KeyHash};
 use super::limits::Limit;
 use super::listen::{self, Guest};
 use super::problem::{Kind, Problem};
+use rates::Rates;
 use unknown::{Looked, Unknown};
 
+mod rates;
 mod unknown;
 
 const COMPANY: &str = "perto-company";
@@ -100,12 +100,10 @@ pub(crate) struct Access {
     open: AtomicBool,
     /// Keys that were in use a while ago: they are no guesses, also where L1 can't vouch for them.
     known: moka::sync::Cache<KeyHash, ()>,
-    rates: Option<DefaultKeyedRateLimiter<i64>>,
-    /// Requests that may come at once.
-    burst: u32,
+    rates: Option<Rates<i64>>,
     pub(crate) unknown: Unknown,
     /// Where Postgres can't say which are in use.
-    guesses: DefaultDirectRateLimiter,
+    guesses: Rates<()>,
 }
 
 /// What the admin's key must be.
@@ -123,12 +121,9 @@ impl Access {
             admin,
             open: AtomicBool::new(open),
             known: moka::sync::Cache::builder().max_capacity(100_000).time_to_idle(KNOWN_FOR).build(),
-            burst: rate.saturating_mul(BURST.get()),
-            rates: NonZeroU32::new(rate).map(|rate| {
-                RateLimiter::keyed(Quota::per_second(rate).allow_burst(rate.saturating_mul(BURST)))
-            }),
+            rates: NonZeroU32::new(rate).map(Rates::new),
             unknown: Unknown::default(),
-            guesses: RateLimiter::direct(Quota::per_second(UNKNOWN_KEYS)),
+            guesses: Rates::new(UNKNOWN_KEYS),
         }
     }
 
@@ -149,8 +144,7 @@ impl Access {
     /// Forgets tenants that have been quiet. To be called now and then.
     pub(crate) fn sweep(&self) {
         if let Some(rates) = &self.rates {
-            rates.retain_recent();
-            rates.shrink_to_fit();
+            rates.sweep();
         }
     }
 
@@ -162,20 +156,11 @@ impl Access {
         match self.unknown.look(key).await {
             Looked::InUse => Ok(()),
             Looked::NotInUse => Err(refused()),
-            Looked::NotKnown if self.guesses.check().is_ok() => Ok(()),
+            Looked::NotKnown if self.guesses.take((), 1).is_ok() => Ok(()),
             Looked::NotKnown | Looked::TooMany => {
                 Err(Problem::limit(Limit::UnknownKeys, "too many keys that nobody knows"))
             }
         }
-    }
-
-    /// How long a company is to wait before it may make so many requests more; they are counted where it need not.
-    fn wait(&self, company: i64, requests: usize) -> Option<Duration> {
-        let rates = self.rates.as_ref()?;
-        // What is more than half of what may come at once counts as that: the request itself and its answer have room too.
-        let requests = u32::try_from(requests).unwrap_or(u32::MAX).min((self.burst / 2).max(1));
-        let until = rates.check_key_n(&company, NonZeroU32::new(requests)?).ok()?.err()?;
-        Some(until.wait_time_from(DefaultClock::default().now()))
     }
 
     /// Work that is as much as so many requests.
@@ -183,31 +168,58 @@ impl Access {
     /// # Errors
     /// 429 where it is too much for now.
     pub(crate) fn check_work(&self, company: Option<i64>, requests: usize) -> Result<(), Problem> {
-        match company.and_then(|company| self.wait(company, requests)) {
-            None => Ok(()),
-            Some(wait) => {
-                let problem =
-                    Problem::limit(Limit::Rate, "this company makes too many requests, or too large ones");
-                Err(problem.retry_after(wait))
-            }
-        }
+        let Some((rates, company)) = self.rates.as_ref().zip(company) else { return Ok(()) };
+        rates.take(company, requests).map_err(|wait| {
+            Problem::limit(Limit::Rate, "this company makes too many requests, or too large ones")
+                .retry_after(wait)
+        })
+    }
+
+    /// Work of which only the most that it can be is known yet.
+    ///
+    /// # Errors
+    /// 429 where that is too much for now.
+    pub(crate) fn reserve(&self, company: Option<i64>, most: usize) -> Result<Reserved<'_>, Problem> {
+        self.check_work(company, most)?;
+        Ok(Reserved { access: self, company, most, used: 0 })
     }
 
     /// Waits until work of so many requests may be done. The request's own limit bounds it.
     pub(crate) async fn wait_for_work(&self, company: Option<i64>, requests: usize) {
-        let Some(company) = company else { return };
-        while let Some(wait) = self.wait(company, requests) {
+        let Some((rates, company)) = self.rates.as_ref().zip(company) else { return };
+        while let Err(wait) = rates.take(company, requests) {
             tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// Requests of a company that are taken until it is known how many they are. When this is dropped, the others are given back.
+pub(crate) struct Reserved<'a> {
+    access: &'a Access,
+    company: Option<i64>,
+    most: usize,
+    used: usize,
+}
+
+impl Reserved<'_> {
+    /// So many they are.
+    pub(crate) fn used(&mut self, requests: usize) {
+        self.used = requests;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some((rates, company)) = self.access.rates.as_ref().zip(self.company) {
+            rates.give_back(company, self.most, self.used);
         }
     }
 }
 
 /// How long a key that nobody presents is remembered as no guess.
 const KNOWN_FOR: Duration = Duration::from_hours(24);
-/// Bytes of an answer that count as one more request.
-const ANSWER: usize = 16 * 1024;
-/// How many seconds' worth of requests may come at once.
-const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
+/// Bytes of a body or of an answer that count as one more request.
+const PIECE: usize = 16 * 1024;
 
 /// Goes on with a request of who has a key, and remembers whose it is.
 pub(crate) async fn go_on(
@@ -226,15 +238,24 @@ pub(crate) async fn go_on(
     let response = service.turns.asking(company, listen::routed(router, request)).await;
     let bytes = response.body().size_hint().exact().unwrap_or_default();
     if let Err(problem) =
-        service.access.check_work(company, usize::try_from(bytes).unwrap_or(usize::MAX) / ANSWER)
+        service.access.check_work(company, pieces_of(usize::try_from(bytes).unwrap_or(usize::MAX)))
     {
         return problem.into_response();
     }
     service.budget.counted(company, response)
 }
 
+/// How many requests more the body of a request counts as.
+pub(crate) fn pieces(request: &Request) -> usize {
+    pieces_of(coming(request))
+}
+
+pub(crate) const fn pieces_of(bytes: usize) -> usize {
+    bytes / PIECE
+}
+
 /// What a request may bring into memory at a time.
-fn coming(request: &Request) -> usize {
+pub(crate) fn coming(request: &Request) -> usize {
     let coming = request.body().size_hint().upper();
     let bytes = coming.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     bytes.min(input::MAX_BODY)

@@ -1,5 +1,6 @@
 //! What requests bring: paths, queries and bodies, each with a problem that names what is wrong with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -10,10 +11,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 use futures_util::StreamExt;
+use hyper::body::Body as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::Service;
+use super::access::{self, Caller};
 use super::problem::{Kind, Problem};
 
 /// Largest body of a request, save of imports.
@@ -102,23 +106,34 @@ pub(crate) struct Body<T>(pub(crate) T);
 #[derive(Debug)]
 pub(crate) struct Json(pub(crate) Box<RawValue>);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<Service>> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        object(&json(request).await?).map(Self)
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, Problem> {
+        object(&counted(request, service).await?).map(Self)
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for Json {
+impl FromRequest<Arc<Service>> for Json {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        parse(&json(request).await?).map(Self)
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, Problem> {
+        parse(&counted(request, service).await?).map(Self)
     }
 }
 
-async fn json(request: Request) -> Result<Bytes, Problem> {
+/// What is large counts as several requests, before it is read: to read it and to refuse it then would cost as much.
+async fn counted(request: Request, service: &Service) -> Result<Bytes, Problem> {
+    let company = request.extensions().get().and_then(|caller: &Caller| caller.charged());
+    service.access.check_work(company, access::pieces(&request))?;
+    json(request).await
+}
+
+/// Reads a body of JSON. Whoever calls this has counted it.
+///
+/// # Errors
+/// 408, 413, 415, as they say.
+pub(crate) async fn json(request: Request) -> Result<Bytes, Problem> {
     let essence = |given: &str| given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let given = only(request.headers(), CONTENT_TYPE.as_str())?.and_then(|given| given.to_str().ok());
     match given.is_some_and(|given| essence(given) == "application/json") {
@@ -164,14 +179,17 @@ fn of_field<E: std::fmt::Display>(kind: Kind, whole: &str, error: &serde_path_to
 }
 
 async fn bytes(request: Request) -> Result<Bytes, Problem> {
+    let too_large = || Problem::of(Kind::TooLarge, "body", &format!("has more than {MAX_BODY} bytes"));
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
     let reading = async {
         let mut stream = request.into_body().into_data_stream();
         let mut body = Vec::new();
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|_gone| Problem::bad("body", "ended before it was complete"))?;
             if body.len() + piece.len() > MAX_BODY {
-                swallow(stream).await;
-                return Err(Problem::of(Kind::TooLarge, "body", &format!("has more than {MAX_BODY} bytes")));
+                return Err(too_large());
             }
             body.extend_from_slice(&piece);
         }
@@ -183,20 +201,6 @@ async fn bytes(request: Request) -> Result<Bytes, Problem> {
             Err(Problem::of(Kind::RequestTimeout, "body", &format!("did not come within {BODY_LIMIT:?}")))
         }
     }
-}
-
-/// Reads on for a little: a client that is still writing when the connection ends may never see the answer.
-async fn swallow(mut rest: axum::body::BodyDataStream) {
-    let mut left = 8 * MAX_BODY;
-    let reading = async {
-        while let Some(Ok(piece)) = rest.next().await {
-            left = left.saturating_sub(piece.len());
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    drop(tokio::time::timeout(Duration::from_secs(1), reading).await);
 }
 
 /// For fields of a change, where `null` is another thing than nothing at all.

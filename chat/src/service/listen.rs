@@ -20,10 +20,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use coming::Coming;
 pub(super) use files::fitting;
 use patience::Impatient;
 pub(super) use places::{Guest, Places};
 
+mod coming;
 mod files;
 mod patience;
 mod places;
@@ -79,7 +81,7 @@ where
             let guest = Arc::new(places.admit(address.ip()));
             let (answer, asking) = (answer.clone(), Arc::clone(&guest));
             let answered = service_fn(move |request: hyper::Request<Incoming>| {
-                let answering = answer(request.map(Body::new), Arc::clone(&asking));
+                let answering = answer(request.map(|body| Body::new(Coming::new(body))), Arc::clone(&asking));
                 async move { Ok::<_, Infallible>(answering.await) }
             });
             let stream = TokioIo::new(Impatient::new(stream, reset));

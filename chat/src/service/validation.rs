@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, MAX_KEY_BYTES, Read, StartError, Tier};
 use serde::{Deserialize, Serialize};
@@ -17,13 +17,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Service;
-use super::access::Caller;
+use super::access::{self, Caller};
 use super::answer::{self, ReadHeaders, Row};
 use super::caches::share_of;
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
 use super::fair;
-use super::input::{self, Json};
+use super::input;
 use super::problem::Problem;
 use super::rules;
 
@@ -33,6 +33,8 @@ pub(crate) type Validations = Cache<Question, Verdict>;
 
 /// Most contacts of one call.
 const MOST: usize = 1_000;
+/// Bytes of the shortest contact, `{"phone":""},`.
+const SHORTEST: usize = 13;
 /// What is computed before others have their turn: some milliseconds at most.
 const AT_ONCE: usize = 50;
 
@@ -147,9 +149,14 @@ async fn validate(
     State(service): State<Arc<Service>>,
     tenant: Tenant,
     caller: Caller,
-    Json(asked): Json,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let json = asked.get().trim_start().as_bytes();
+    // Before the body is read: to read so many and to refuse them then would cost most of what to validate them does.
+    let most = (access::coming(&request) / SHORTEST).min(MOST).max(access::pieces(&request));
+    let mut reserved = service.access.reserve(caller.charged(), most)?;
+    let bytes = input::json(request).await?;
+    reserved.used(access::pieces_of(bytes.len()));
+    let json = bytes.trim_ascii_start();
     if !json.starts_with(b"[") {
         let candidate: Candidate = input::object(json)?;
         let (mut validations, freshness, tier) = validations(&service, &tenant, vec![candidate]).await?;
@@ -161,7 +168,7 @@ async fn validate(
         return Err(Problem::invalid("body", &format!("must have 1 to {MOST} contacts")));
     }
     // The request itself has been counted.
-    service.access.check_work(caller.charged(), candidates.len() - 1)?;
+    reserved.used((candidates.len() - 1).max(access::pieces_of(bytes.len())));
     let candidates = candidates.iter().enumerate().map(|(at, json)| {
         input::object(json.get().as_bytes()).map_err(|problem| problem.inside(&format!("[{at}]")))
     });

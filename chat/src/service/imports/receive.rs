@@ -31,6 +31,17 @@ const SETTLED: Duration = Duration::from_mins(1);
 
 const BROKEN_OFF: &str = "the upload broke off";
 
+/// How many imports of a company are under way.
+macro_rules! under_way {
+    ($company:literal) => {
+        concat!(
+            "(select count(*) from imports where company_id = ",
+            $company,
+            " and state in ('uploading', 'queued', 'running'))"
+        )
+    };
+}
+
 /// Takes a file. The import is queued when all of it is stored.
 ///
 /// Dropping the future fails the import.
@@ -47,6 +58,7 @@ where
     let mut body = Body::new(body, imports.settings.max_bytes);
     let mut cutter = Cutter::new(format);
     let opening = imports.opening(company)?;
+    room(imports, company).await?;
     let (shape, mut rest) = match format {
         Format::Csv => tokio::time::timeout(HEADER, begin(&mut body, &mut cutter))
             .await
@@ -79,6 +91,18 @@ where
     };
     let taken = taking.await;
     upload.end(taken).await
+}
+
+/// Whether another import may be under way, before anything of it is read. What opens the upload looks once more.
+async fn room(imports: &Imports, company: i64) -> Result<(), Refusal> {
+    let sql = concat!("select ", under_way!("$1"), " < $2");
+    let most = imports.settings.per_company;
+    let query = imports.database.write::<(bool,)>(sql).bind(company).bind(i64::from(most));
+    let _turn = fair::turn().await;
+    match imports.database.fetch(query).await?.first() {
+        Some((true,)) => Ok(()),
+        _ => Err(Refusal::TooMany(most)),
+    }
 }
 
 /// The body, within its limits.
@@ -272,13 +296,12 @@ impl Upload {
         }
         let query = imports
             .database
-            .write::<(Uuid,)>(
-                "insert into imports (company_id, format, columns, separator, region, instance, leased_until) \
-             select $1, $2, $3, $8, $4, $5, clock_timestamp() + make_interval(secs => $6) \
-             where (select count(*) from imports \
-               where company_id = $1 and state in ('uploading', 'queued', 'running')) < $7 \
-             returning id",
-            )
+            .write::<(Uuid,)>(concat!(
+                "insert into imports (company_id, format, columns, separator, region, instance, leased_until) ",
+                "select $1, $2, $3, $8, $4, $5, clock_timestamp() + make_interval(secs => $6) where ",
+                under_way!("$1"),
+                " < $7 returning id",
+            ))
             .bind(company)
             .bind(format.name())
             .bind(&header.columns)
