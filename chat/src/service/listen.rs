@@ -79,9 +79,10 @@ where
             };
             set_up(&stream);
             let guest = Arc::new(places.admit(address.ip()));
-            let (answer, asking) = (answer.clone(), Arc::clone(&guest));
+            let (answer, asking, reading) = (answer.clone(), Arc::clone(&guest), serving.clone());
             let answered = service_fn(move |request: hyper::Request<Incoming>| {
-                let answering = answer(request.map(|body| Body::new(Coming::new(body))), Arc::clone(&asking));
+                let coming = |body| Body::new(Coming::new(body, reading.clone()));
+                let answering = answer(request.map(coming), Arc::clone(&asking));
                 async move { Ok::<_, Infallible>(answering.await) }
             });
             let stream = TokioIo::new(Impatient::new(stream, reset));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use futures_util::StreamExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio_util::task::TaskTracker;
 
 /// Read on at most.
 const MOST: usize = 8 << 20;
@@ -16,11 +17,12 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// A body, read on where it is dropped before its end.
 pub(super) struct Coming {
     body: Option<Incoming>,
+    reading: TaskTracker,
 }
 
 impl Coming {
-    pub(super) fn new(body: Incoming) -> Self {
-        Self { body: Some(body) }
+    pub(super) fn new(body: Incoming, reading: TaskTracker) -> Self {
+        Self { body: Some(body), reading }
     }
 }
 
@@ -52,7 +54,7 @@ impl Body for Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
-            tokio::spawn(tokio::time::timeout(LIMIT, read_on(body)));
+            self.reading.spawn(tokio::time::timeout(LIMIT, read_on(body)));
         }
     }
 }
