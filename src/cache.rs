@@ -12,25 +12,28 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::coherence::Began;
 use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
 use crate::coherence::snapshot::Snapshot;
+use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
-use crate::coherence::{Began, Judged};
+use crate::coherence::verdict::Judged;
 use crate::error::{Error, InvalidateError};
-use crate::instance::{Shared, Token};
 use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
+use crate::read::{Freshness, Read, ReadOptions, Tier};
+use crate::shared::Shared;
 use crate::trace::{self, Kind, Span, Trace};
-use crate::wire::Change;
+use crate::wire::{Change, MAX_KEY_BYTES};
 
-pub(crate) mod applied;
 pub(crate) mod audit;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
 pub(crate) mod inspect;
 pub(crate) mod loader;
+mod member;
 mod pace;
 pub(crate) mod policy;
 mod sampler;
@@ -44,8 +47,6 @@ use sampler::Sampler;
 
 pub use types::{Key, Value};
 
-/// Longest text of a key, in bytes.
-pub const MAX_KEY_BYTES: usize = 1_024;
 /// How often a read begins again: its leader was cancelled, an invalidation outdated what it waited for, or the era
 /// ended. Twice is the rule; the rest is for very bad luck.
 const ATTEMPTS: usize = 8;
@@ -68,91 +69,6 @@ pub(crate) struct Core<K: Key, V: Value> {
     counters: CacheCounters,
     /// By tier.
     latencies: [Timing; 3],
-}
-
-/// The answer to a read.
-#[derive(Debug)]
-pub struct Read<V> {
-    /// The value, or `None` where the source has no such row: that is an answer like any other.
-    pub value: Option<Arc<V>>,
-    /// How far it can be trusted.
-    pub freshness: Freshness,
-    /// Where it came from.
-    pub tier: Tier,
-}
-
-/// How far an answer can be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Freshness {
-    /// It misses no write that was visible more than the bound before the read began.
-    Fresh,
-    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction whose one
-    /// snapshot is too old, which can't be told from that. Or another server than the one that the log is on: an old primary, or for a
-    /// moment the new one.
-    Stale,
-    /// It contains every write that this instance knows of, but the log has not been read in time: the lease ended
-    /// this long ago.
-    Unverified {
-        /// How long ago the lease ended.
-        since: Duration,
-    },
-}
-
-/// Where an answer came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Tier {
-    /// This process.
-    Local,
-    /// Redis.
-    Remote,
-    /// The loader.
-    Load,
-}
-
-impl Tier {
-    #[cfg(feature = "otel")]
-    pub(crate) const ALL: [Self; 3] = [Self::Local, Self::Remote, Self::Load];
-
-    /// As in documents, headers and metrics.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Local => "l1",
-            Self::Remote => "l2",
-            Self::Load => "load",
-        }
-    }
-}
-
-impl Freshness {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Fresh => "fresh",
-            Self::Stale => "stale",
-            Self::Unverified { .. } => "unverified",
-        }
-    }
-}
-
-/// Options of one read.
-#[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
-pub struct ReadOptions {
-    /// See [`ReadOptions::at_least`].
-    pub at_least: Option<Token>,
-}
-
-impl ReadOptions {
-    /// Serve nothing older than the write that gave this token: one reads one's own writes, on any instance.
-    #[must_use]
-    pub const fn at_least(token: Token) -> Self {
-        Self { at_least: Some(token) }
-    }
-
-    /// The token, with the epoch that it is compared in.
-    fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
-        self.at_least.map(|token| (token, epoch))
-    }
 }
 
 type Flown<V> = Result<Outcome<V>, Error>;
@@ -221,24 +137,25 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Without a token of an epoch that has ended: whatever is fresh will do.
     fn known(&self, options: ReadOptions) -> ReadOptions {
-        let asks = |token: &Token| self.0.shared.coherence.asks(*token) != Asks::Nothing;
+        let asks = |token: &Token| self.0.shared.asks(*token) != Asks::Nothing;
         ReadOptions { at_least: options.at_least.filter(asks) }
     }
 
     /// Waits for a poll, or the hint of its write, where only that tells what a token asks. Without a lease there may be none: the source decides then.
     async fn settle(&self, options: ReadOptions) -> Result<ReadOptions, Error> {
-        let Shared { coherence, settings, .. } = &*self.0.shared;
+        let shared = &self.0.shared;
+        let coherence = &shared.coherence;
         let Some(token) = options.at_least else { return Ok(options) };
-        let valid = coherence.lease.held().valid_at(coherence.clock.now_ms());
+        let valid = coherence.lease.held().valid_at(shared.clock.now_ms());
         let polled = async {
             tokio::select! {
                 biased;
-                polled = tokio::time::timeout(settings.poll_timeout, coherence.next_poll()) => polled.is_ok(),
+                polled = tokio::time::timeout(shared.settings.poll_timeout, shared.polls.next()) => polled.is_ok(),
                 // Its hint may come later than the token.
-                () = coherence.tokens.until_told(token) => false,
+                () = shared.until_told(token) => false,
             }
         };
-        if coherence.asks(token) == Asks::Unknown && valid && polled.await {
+        if shared.asks(token) == Asks::Unknown && valid && polled.await {
             if !coherence.lease.is_in(token.epoch) {
                 coherence.tokens.ended(token.epoch);
                 // What is fresh from here on has the write.
@@ -252,8 +169,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     fn ahead(&self) -> Error {
-        let coherence = &self.0.shared.coherence;
-        coherence.tokens.was_untrue(coherence.clock.now_ms());
+        let shared = &self.0.shared;
+        shared.coherence.tokens.was_untrue(shared.clock.now_ms());
         Error::TokenAhead
     }
 
@@ -307,7 +224,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         // Before the lease.
         let token = at_least.map(|token| (token, coherence.epoch()));
         let (held, entry, now) =
-            coherence.lease.vouch(|| self.0.local.get(key), || coherence.clock.now_ms())?;
+            coherence.lease.vouch(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         if !(live && held.valid_at(now) && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
@@ -463,7 +380,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match first_hand {
             true => Judged::Fresh,
-            false => coherence.judge(held, slot, &self.0.whole, &entry.stamp),
+            false => {
+                coherence.judge(held, slot, &self.0.whole, &entry.stamp, || self.0.shared.clock.now_ms())
+            }
         };
         // What began in an era that has ended may come from a server that is no more.
         if entry.era != coherence.lease.held().era() {
@@ -516,7 +435,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let token = options.token_in(coherence.epoch());
         let held = coherence.lease.held();
         let (Outage::ServeStale { max }, Judged::Unverified(since)) =
-            (self.0.policy.outage, coherence.freshness(held))
+            (self.0.policy.outage, self.0.shared.freshness(held))
         else {
             return None;
         };
@@ -525,7 +444,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             && held.ever_valid()
             && since <= max
             && entry.cache_epoch == self.0.whole.epoch()
-            && coherence.clock.now_ms() < entry.expires_ms
+            && self.0.shared.clock.now_ms() < entry.expires_ms
             && contains(&entry.stamp, token)
             && self.0.spelled(&entry);
         live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
@@ -533,7 +452,7 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
     fn may_use_cached(&self, held: Held) -> Result<bool, Error> {
-        match self.0.shared.coherence.freshness(held) {
+        match self.0.shared.freshness(held) {
             Judged::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
                 Outage::ServeStale { max } => Ok(since <= max),
                 Outage::PassThrough => Ok(false),
@@ -555,7 +474,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     ) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
-        let now_ms = core.shared.coherence.clock.now_ms();
+        let now_ms = core.shared.clock.now_ms();
         let unused = core.policy.local_only || !core.pace.is_worth_a_look(now_ms);
         if !self.may_use_cached(held)? || unused {
             self.load(led, began, options, trace);
@@ -739,7 +658,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         if answers.iter().any(|read| read.freshness == Freshness::Fresh) {
             let coherence = &self.shared.coherence;
-            let age = coherence.lease_age(coherence.lease.held(), coherence.clock.now_ms());
+            let age = coherence.lease_age(coherence.lease.held(), self.shared.clock.now_ms());
             // Without a lease the primary was read in the meantime.
             self.shared.staleness.record(age.min(coherence.bound));
         }
@@ -784,11 +703,5 @@ impl<K: Key, V: Value> Debug for Cache<K, V> {
 impl<V> Clone for Outcome<V> {
     fn clone(&self) -> Self {
         Self { entry: Arc::clone(&self.entry), from: self.from }
-    }
-}
-
-impl<V> Clone for Read<V> {
-    fn clone(&self) -> Self {
-        Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }
     }
 }

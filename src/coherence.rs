@@ -11,39 +11,31 @@
 //!    of anything. `docs/PROOFS.md` has the proof, `docs/PROMISES.md` the tests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
-use crate::clock::Clock;
-use crate::watched::Watched;
+use crate::sync::{AtomicU64, Ordering};
 
 pub(crate) mod belief;
 pub(crate) mod buckets;
-pub(crate) mod health;
-pub(crate) mod hints;
 pub(crate) mod known;
 pub(crate) mod lease;
-#[cfg(feature = "tracing")]
-pub(crate) mod lines;
-pub(crate) mod repaired;
 pub(crate) mod rules;
 pub(crate) mod snapshot;
 pub(crate) mod spelling;
-pub(crate) mod tail;
+pub(crate) mod token;
 pub(crate) mod tokens;
-pub(crate) mod troubles;
+pub(crate) mod verdict;
 
 use belief::Belief;
 use buckets::{Buckets, Slot, Whole};
 use lease::{Held, Lease};
 use snapshot::{Rank, Snapshot};
-use tokens::Tokens;
+use token::Token;
+use tokens::{Asks, Tokens};
+use verdict::Judged;
 
 /// What one instance knows, and until when that is good for.
 pub(crate) struct Coherence {
-    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) bound: Duration,
     pub(crate) lease: Lease,
     pub(crate) buckets: Buckets,
@@ -51,16 +43,6 @@ pub(crate) struct Coherence {
     server: AtomicU64,
     pub(crate) belief: Belief,
     pub(crate) tokens: Tokens,
-    polls: Watched<Polls>,
-    /// Asks the tail for a poll at once.
-    pub(crate) doubt: Notify,
-}
-
-/// By their numbers.
-#[derive(Debug, Default)]
-struct Polls {
-    sent: u64,
-    completed: u64,
 }
 
 /// The state of things before any I/O of a read. What began in another era is dropped at its end.
@@ -74,17 +56,14 @@ pub(crate) struct Began {
 }
 
 impl Coherence {
-    pub(crate) fn new(clock: Arc<dyn Clock>, bound: Duration, seed: u64) -> Self {
+    pub(crate) fn new(bound: Duration, seed: u64) -> Self {
         Self {
-            clock,
             bound,
             lease: Lease::default(),
             buckets: Buckets::new(seed),
             server: AtomicU64::new(0),
             belief: Belief::default(),
             tokens: Tokens::default(),
-            polls: Watched::default(),
-            doubt: Notify::new(),
         }
     }
 
@@ -108,18 +87,9 @@ impl Coherence {
     }
 
     /// Whether the log is on another server than this, as far as is known here: what it says has numbers of another history.
-    /// Asks for a poll, for the log may have moved there.
     pub(crate) fn is_elsewhere(&self, server: Option<u64>) -> bool {
         let polled = self.server.load(Ordering::Acquire);
-        let elsewhere = polled != 0 && server.is_some_and(|server| server != polled);
-        if elsewhere {
-            self.doubt.notify_one();
-        }
-        elsewhere
-    }
-
-    pub(crate) fn leased(&self) -> bool {
-        self.freshness(self.lease.held()) == Judged::Fresh
+        polled != 0 && server.is_some_and(|server| server != polled)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -142,38 +112,45 @@ impl Coherence {
 
     /// To be called before a poll is sent: what hints have told by then, it must bring.
     pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
-        self.polls.update(|polls| polls.sent += 1);
         self.belief.sending();
         self.buckets.sending(wholes);
     }
 
     /// All rows of a poll have been applied. Publishes it, forgets what hints had told before it was sent, and returns how many
     /// transactions they had named that it does not contain.
-    pub(crate) fn completed<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a Whole>) -> usize {
-        let untrue = self.belief.completed(&poll, self.clock.now_ms());
+    pub(crate) fn completed<'a>(
+        &self,
+        poll: Snapshot,
+        wholes: impl Iterator<Item = &'a Whole>,
+        now_ms: u64,
+    ) -> usize {
+        let untrue = self.belief.completed(&poll, now_ms);
         self.buckets.complete(poll, wholes);
         untrue
     }
 
-    /// The lease rests on the poll that was sent last: whoever waits for it may go on.
-    pub(crate) fn polled(&self) {
-        self.polls.update(|polls| polls.completed = polls.sent);
-    }
-
-    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may never come.
-    pub(crate) async fn next_poll(&self) {
-        let sent = self.polls.look(|polls| polls.sent);
-        self.doubt.notify_one();
-        self.polls.wait_for(|polls| (polls.completed > sent).then_some(())).await;
-    }
-
     /// Whether a value with this stamp may be served: fresh if the lease held before it came is still valid.
     /// The clock is read last, after the value was judged.
-    pub(crate) fn judge(&self, held: Held, slot: Slot, whole: &Whole, stamp: &Snapshot) -> Judged {
+    pub(crate) fn judge(
+        &self,
+        held: Held,
+        slot: Slot,
+        whole: &Whole,
+        stamp: &Snapshot,
+        now_ms: impl FnOnce() -> u64,
+    ) -> Judged {
         if !self.buckets.accepts(slot, whole, stamp) {
             return Judged::Refused;
         }
-        self.freshness(held)
+        verdict::freshness(held, now_ms())
+    }
+
+    /// What a token asks of a value. The time is read after the epoch.
+    pub(crate) fn asks(&self, token: Token, now_ms: impl FnOnce() -> u64) -> Asks {
+        // An epoch that has ended does not come back. Before the lease: what is fresh from here on is of a later one.
+        let epoch = self.epoch();
+        let ahead = || self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid));
+        self.tokens.asks(token, epoch, ahead, now_ms())
     }
 
     /// How long ago the poll was sent that a lease rests on: what is served under it misses nothing that is older.
@@ -181,34 +158,15 @@ impl Coherence {
         let bound_ms = u64::try_from(self.bound.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(now_ms.saturating_add(bound_ms).saturating_sub(held.deadline_ms()))
     }
-
-    pub(crate) fn freshness(&self, held: Held) -> Judged {
-        let now = self.clock.now_ms();
-        if held.valid_at(now) {
-            Judged::Fresh
-        } else {
-            Judged::Unverified(Duration::from_millis(now.saturating_sub(held.deadline_ms())))
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Judged {
-    Fresh,
-    /// It contains all that is known here, but the lease ended this long ago.
-    Unverified(Duration),
-    /// It misses a write that is known here.
-    Refused,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SystemClock;
 
     #[test]
     fn a_poll_of_the_era_before_vouches_for_nothing_that_is_computed() {
-        let coherence = Coherence::new(Arc::new(SystemClock), Duration::from_secs(1), 0);
+        let coherence = Coherence::new(Duration::from_secs(1), 0);
         let poll = Snapshot::all_below(1_000);
         let era = || coherence.lease.held().era();
         assert_eq!(coherence.ended_by_now(era()), None, "no poll yet");

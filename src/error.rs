@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::log::Unwatched;
+use crate::wire::MAX_KEY_BYTES;
 
 /// The cause of an error, shared by all who waited for the same load.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
@@ -81,8 +81,8 @@ pub enum Error {
     /// Invalidations, cancelled leaders or new epochs outran the read eight times in a row.
     #[error("the read was outrun by changes; try again")]
     Unsettled,
-    /// The key's text is longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
-    #[error("a key of cache {cache} is {bytes} bytes long; at most {max} are possible", max = crate::MAX_KEY_BYTES)]
+    /// The key's text is longer than [`MAX_KEY_BYTES`](MAX_KEY_BYTES).
+    #[error("a key of cache {cache} is {bytes} bytes long; at most {max} are possible", max = MAX_KEY_BYTES)]
     KeyTooLong {
         /// The cache's name.
         cache: Arc<str>,
@@ -116,8 +116,8 @@ pub enum InvalidateError {
     /// Postgres did not take it. Whether it was recorded is not known if the connection broke.
     #[error("the invalidation could not be recorded in Postgres")]
     Log(#[source] LogError),
-    /// A key's text is longer than [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
-    #[error("a key is {bytes} bytes long; at most {max} are possible", max = crate::MAX_KEY_BYTES)]
+    /// A key's text is longer than [`MAX_KEY_BYTES`](MAX_KEY_BYTES).
+    #[error("a key is {bytes} bytes long; at most {max} are possible", max = MAX_KEY_BYTES)]
     KeyTooLong {
         /// The length of the key's text.
         bytes: usize,
@@ -196,6 +196,17 @@ pub enum RemoteError {
     /// The connection broke.
     #[error("the connection broke")]
     Failed(#[source] Cause),
+}
+
+/// A table that a cache declares, and whose writes the log does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unwatched {
+    /// As it was declared.
+    pub table: String,
+    /// What is wrong, and how to mend it.
+    pub problem: String,
+    /// Another one once it was mended and lost again.
+    pub mark: String,
 }
 
 /// An error and its causes in one line, for logs and events.

@@ -29,10 +29,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use crate::cache::{Freshness, Tier};
+use crate::read::Freshness;
 
+mod answer;
 mod report;
 
+pub use answer::Answer;
 pub use report::{Report, Violation, Window, Wrong};
 
 /// What became of each key. Keys and values go by numbers, values by one of their own each; `None` is an absent row.
@@ -47,42 +49,6 @@ struct Version {
     value: Option<u64>,
     begun: Duration,
     acked: Option<Duration>,
-}
-
-/// One answer to one read.
-#[derive(Debug, Clone, Copy)]
-pub struct Answer {
-    /// Which instance gave it, for reports.
-    pub instance: u32,
-    /// The key.
-    pub key: u64,
-    /// What was served.
-    pub value: Option<u64>,
-    /// How it was flagged. Only what is flagged as fresh has a bound; nothing may be served that never was.
-    pub freshness: Freshness,
-    /// Where it came from.
-    pub tier: Tier,
-    /// When the read began.
-    pub begun: Duration,
-    /// When it was answered.
-    pub ended: Duration,
-    /// Where the read demanded to see a write: its place, as [`History::wrote`] gave it.
-    pub at_least: Option<usize>,
-}
-
-impl Answer {
-    /// An answer of instance 0, to a read that demanded nothing.
-    #[must_use]
-    pub const fn new(
-        key: u64,
-        value: Option<u64>,
-        freshness: Freshness,
-        tier: Tier,
-        begun: Duration,
-        ended: Duration,
-    ) -> Self {
-        Self { instance: 0, key, value, freshness, tier, begun, ended, at_least: None }
-    }
 }
 
 impl History {
@@ -318,6 +284,7 @@ impl fmt::Display for Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read::Tier;
 
     const BOUND: Duration = ms(1_000);
 

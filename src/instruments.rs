@@ -3,31 +3,18 @@
 //! Counters are read when the pipeline collects, so they cost reads and writes nothing. Labels are the cache, the tier and
 //! the outcome, all of a few values: never a key, never a tenant.
 
-use std::fmt::Debug;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Histogram, Meter};
 
-use crate::cache::Tier;
-use crate::coherence::health::State;
-use crate::coherence::troubles::TroubleKind;
-use crate::instance::{Perto, Shared};
-use crate::metrics::{CacheStats, InstanceStats, Timing};
-
-/// An instrument, and what is said with each value.
-#[derive(Debug)]
-pub(crate) struct Recorder {
-    histogram: Histogram<f64>,
-    attributes: Vec<KeyValue>,
-}
-
-impl Recorder {
-    pub(crate) fn record(&self, duration: Duration) {
-        self.histogram.record(duration.as_secs_f64(), &self.attributes);
-    }
-}
+use crate::health::State;
+use crate::health::troubles::TroubleKind;
+use crate::instance::Perto;
+use crate::metrics::{CacheStats, InstanceStats, Recorder, Timing};
+use crate::read::Tier;
+use crate::shared::Shared;
 
 /// A counter of each cache: its name, its help, and its values by tier and outcome.
 type OfCaches = (&'static str, &'static str, fn(&CacheStats) -> Vec<(u64, &'static [Label])>);
@@ -196,7 +183,7 @@ impl Perto {
         seconds(shared, meter, "perto.lease.age", help, |shared| {
             let (coherence, held) = (&shared.coherence, shared.coherence.lease.held());
             // Without one it has no age, and the state says so.
-            held.ever_valid().then(|| coherence.lease_age(held, coherence.clock.now_ms()))
+            held.ever_valid().then(|| coherence.lease_age(held, shared.clock.now_ms()))
         });
         let help = "The bound on staleness.";
         seconds(shared, meter, "perto.bound", help, |shared| Some(shared.settings.bound));

@@ -71,9 +71,11 @@ pub(crate) mod cache;
 pub(crate) mod clock;
 pub(crate) mod coherence;
 pub(crate) mod error;
+pub(crate) mod following;
 #[cfg(feature = "test-util")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub(crate) mod health;
 #[cfg(feature = "test-util")]
 pub mod history;
 pub(crate) mod instance;
@@ -84,12 +86,16 @@ pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod nines;
 #[cfg(feature = "postgres")]
+pub(crate) mod pool;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "test-util")]
 pub mod proxy;
+pub(crate) mod read;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub(crate) mod remote;
+pub(crate) mod shared;
 #[cfg(feature = "test-util")]
 pub mod sim;
 pub(crate) mod sync;
@@ -104,19 +110,21 @@ pub use cache::builder::CacheBuilder;
 pub use cache::inspect::{InLocal, InRemote, Inspection, Refusal, RemoteValue, key_hash};
 pub use cache::loader::{Load, Loaded, STAMP_SQL, Stamp};
 pub use cache::policy::Outage;
-pub use cache::{Cache, Freshness, Key, MAX_KEY_BYTES, Read, ReadOptions, Tier, Value};
+pub use cache::{Cache, Key, Value};
 pub use clock::{Clock, SystemClock};
-pub use coherence::health::{Event, Health, Recovery, State};
 pub use coherence::known::{Known, Missing};
 pub use coherence::snapshot::{MAX_RUNNING, Origin, Rank, Snapshot};
-pub use coherence::troubles::{Trouble, TroubleKind};
-pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError};
-pub use instance::{Declared, NotAToken, Perto, PertoBuilder, Token};
-pub use log::{Appended, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source, Unwatched};
+pub use coherence::token::{NotAToken, Token};
+pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError, Unwatched};
+pub use health::troubles::{Trouble, TroubleKind};
+pub use health::{Event, Health, Recovery, State};
+pub use instance::{Declared, Perto, PertoBuilder};
+pub use log::{Appended, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use nines::{Audited, Audits};
+pub use read::{Freshness, Read, ReadOptions, Tier};
 pub use remote::Remote;
-pub use wire::Change;
+pub use wire::{Change, MAX_KEY_BYTES};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "postgres", feature = "redis"))]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::coherence::snapshot::Snapshot;
-use crate::error::LogError;
+use crate::error::{LogError, Unwatched};
 use crate::wire::Change;
 
 #[cfg(feature = "postgres")]
@@ -24,11 +24,25 @@ pub const MAX_POLL_ROWS: usize = 100_000;
 /// Most bytes of text in the rows of one poll. As [`MAX_POLL_ROWS`].
 pub const MAX_POLL_BYTES: usize = 32 << 20;
 
+/// Longest name of a cache: it is part of trigger names, which Postgres cuts at 63 bytes.
+const MAX_NAME_BYTES: usize = 32;
+
 /// How long it may take to connect.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long it may take to make ready for a poll.
 pub(crate) const READY_LIMIT: Duration = Duration::from_secs(10);
+
+/// # Errors
+/// What is wrong with the name of a cache.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    if plain && (1..=MAX_NAME_BYTES).contains(&name.len()) {
+        Ok(())
+    } else {
+        Err(format!("{name:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -"))
+    }
+}
 
 /// Reads the log, and writes to it where no trigger does.
 pub trait Log: Debug + Send + Sync + 'static {
@@ -117,17 +131,6 @@ pub struct Appended {
     pub xid: u64,
     /// The database's epoch, which an instance may not have heard of yet.
     pub epoch: u64,
-}
-
-/// A table that a cache declares, and whose writes the log does not have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unwatched {
-    /// As it was declared.
-    pub table: String,
-    /// What is wrong, and how to mend it.
-    pub problem: String,
-    /// Another one once it was mended and lost again.
-    pub mark: String,
 }
 
 /// What one poll brings.

@@ -247,12 +247,27 @@ impl Histogram {
     }
 }
 
+/// An instrument, and what is said with each value.
+#[cfg(feature = "otel")]
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    pub(crate) histogram: opentelemetry::metrics::Histogram<f64>,
+    pub(crate) attributes: Vec<opentelemetry::KeyValue>,
+}
+
+#[cfg(feature = "otel")]
+impl Recorder {
+    fn record(&self, duration: Duration) {
+        self.histogram.record(duration.as_secs_f64(), &self.attributes);
+    }
+}
+
 /// A histogram, and the instrument of `OpenTelemetry` that it is also recorded by, once there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Timing {
     histogram: Histogram,
     #[cfg(feature = "otel")]
-    instrument: std::sync::OnceLock<crate::instruments::Recorder>,
+    instrument: std::sync::OnceLock<Recorder>,
 }
 
 impl Timing {
@@ -270,7 +285,7 @@ impl Timing {
 
     /// Only the first one counts.
     #[cfg(feature = "otel")]
-    pub(crate) fn attach(&self, recorder: crate::instruments::Recorder) {
+    pub(crate) fn attach(&self, recorder: Recorder) {
         drop(self.instrument.set(recorder));
     }
 }

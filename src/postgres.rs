@@ -11,25 +11,28 @@ use sqlx::{
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
 use crate::cache::{Cache, Key, Value};
+use crate::coherence::token::Token;
 use crate::coherence::tokens::NO_EPOCH;
 use crate::error::StartError;
-use crate::instance::{Perto, Shared, Token};
+use crate::instance::Perto;
 use crate::log::postgres::{PostgresLog, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
+use crate::pool;
+use crate::shared::Shared;
 use crate::trace::{Kind, Span, Trace};
 use crate::wire::Change;
 
 mod loaders;
-mod pool;
 
+pub use crate::pool::{Lend, Lent, Pool};
 pub use loaders::{by_key, by_key_of};
-pub use pool::{Lend, Lent, Pool};
 
 /// The version of sqlx whose types are part of this interface.
 pub use sqlx;
 
 pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate, migrate_sql, schema_version};
-pub use crate::log::postgres::watch::{Watch, rewatch, unwatch, watch, watch_sql};
+pub use crate::log::postgres::trigger::Watch;
+pub use crate::log::postgres::watch::{rewatch, unwatch, watch, watch_sql};
 pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched};
 
 /// The invalidation log in `schema`, for [`PertoBuilder::log`](crate::PertoBuilder::log): to wrap it, or to test it.

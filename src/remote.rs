@@ -12,9 +12,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::coherence::health::Signals;
-use crate::coherence::troubles::TroubleKind;
 use crate::error::RemoteError;
+use crate::health::signals::Signals;
+use crate::health::troubles::TroubleKind;
 
 #[cfg(feature = "redis")]
 pub(crate) mod redis;

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::coherence::snapshot::{MAX_XID, Snapshot};
-use crate::instance::Token;
+use crate::coherence::token::Token;
 
 pub(crate) mod flaw;
 pub(crate) mod read_back;
@@ -28,6 +28,8 @@ pub(crate) const VERSION: u8 = 1;
 const HEADER: usize = 40;
 const FLAG_ABSENT: u8 = 1;
 
+/// Longest text of a key, in bytes.
+pub const MAX_KEY_BYTES: usize = 1_024;
 /// Largest payload that is decoded. Also what a corrupt length may make the decoder allocate.
 pub(crate) const MAX_PAYLOAD: usize = 16 << 20;
 /// Most bytes that any value in L2 has.
@@ -119,6 +121,11 @@ impl Stored {
             payload: (head[3] & FLAG_ABSENT == 0).then(|| bytes.slice(end..)),
         }))
     }
+}
+
+/// The name in Redis under which the value of a key lies.
+pub(crate) fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) -> String {
+    format!("perto:{app}:{epoch:016x}:{cache}.{version}:{key}")
 }
 
 /// The two transactions of a tombstone.

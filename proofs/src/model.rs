@@ -4,7 +4,7 @@
 //! begin, commit and abort in any order; hints that are lost, late, doubled or false; a Redis that brings any value it ever had; a
 //! replica and old transactions; a log that is trimmed; a server that crashes and uses numbers again. `Bucket` and
 //! `Snapshot` are the real ones. What surrounds them is modelled after `src/cache.rs`, `src/cache/fetch.rs` and
-//! `src/coherence/tail.rs`, one step for each moment at which others may come between.
+//! `src/following/tail.rs`, one step for each moment at which others may come between.
 //!
 //! [Stateright](https://www.stateright.rs) goes through all states of a [`Scope`], breadth first. Time is what has become older than the bound, which
 //! may happen at any moment; so a proof holds for every bound and every speed.

@@ -18,11 +18,12 @@ use super::loader::Load;
 use super::sampler::Sample;
 use super::{Core, Key, Value};
 use crate::coherence::Began;
-use crate::coherence::health::Event;
 use crate::coherence::snapshot::Origin;
-use crate::coherence::troubles::TroubleKind;
-use crate::instance::Token;
+use crate::coherence::token::Token;
+use crate::health::Event;
+use crate::health::troubles::TroubleKind;
 use crate::local::Entry;
+use crate::shared::member::Auditable;
 use crate::wire::tape::Tape;
 use crate::wire::{Change, read_back};
 
@@ -35,14 +36,6 @@ const VIOLATION_LASTS: Duration = Duration::from_mins(10);
 /// Times that a value is read back and written again, to see whether its lists always have the same order. A `HashSet` of
 /// two elements shows it with a likelihood of three in eight or more, each time.
 const WRITINGS: usize = 64;
-
-/// A cache, as the auditor sees it.
-pub(crate) trait Auditable: Send + Sync {
-    /// Keeps up to `most` of the keys that are served from L1 from now on.
-    fn sample(&self, most: usize);
-    /// Audits what was kept: within two load timeouts, and three polls' time.
-    fn audit(&self) -> BoxFuture<'_, ()>;
-}
 
 impl<K: Key, V: Value> Auditable for Core<K, V> {
     fn sample(&self, most: usize) {
@@ -115,7 +108,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let (count, wrong) = (count as u64, wrong as u64);
         self.counters.audits.add(count);
         self.counters.audit_violations.add(wrong);
-        self.shared.nines.add(self.shared.coherence.clock.now_ms(), count, wrong);
+        self.shared.nines.add(self.shared.clock.now_ms(), count, wrong);
     }
 
     /// What the primary says now. `None` where it did not, in time.
@@ -129,7 +122,7 @@ impl<K: Key, V: Value> Core<K, V> {
         loaded.retain_answers(keys, &self.name).ok()?;
         let stamp = loaded.stamp;
         let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
-        let elsewhere = self.shared.coherence.is_elsewhere(stamp.server);
+        let elsewhere = self.shared.is_elsewhere(stamp.server);
         if stamp.wrote || stamp.origin != Origin::Primary || elsewhere || !new {
             return None;
         }
@@ -146,7 +139,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let polled = async {
             // One may be under way.
             for polls in 1..=2 {
-                shared.coherence.doubt.notify_one();
+                shared.polls.ask();
                 while shared.counters.polls.get() < before + polls {
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }

@@ -9,8 +9,9 @@ use super::loader::{self, BoxError, Load, Loaded};
 use super::policy::{Outage, Policy};
 use super::{Cache, Core, Key, Value};
 use crate::error::StartError;
-use crate::instance::Shared;
 use crate::local::GroupOf;
+use crate::log::check_name;
+use crate::shared::Shared;
 use crate::wire::MAX_PAYLOAD;
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
@@ -31,9 +32,6 @@ impl<K, V> std::fmt::Debug for CacheBuilder<K, V> {
             .finish_non_exhaustive()
     }
 }
-
-/// Longest name of a cache: it is part of trigger names, which Postgres cuts at 63 bytes.
-const MAX_NAME_BYTES: usize = 32;
 
 impl<K: Key, V: Value> CacheBuilder<K, V> {
     pub(crate) fn new(shared: Arc<Shared>, name: &str) -> Self {
@@ -170,16 +168,5 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             return Ok(());
         };
         Err(StartError::Setting { setting: problem.0, problem: problem.1 })
-    }
-}
-
-/// # Errors
-/// What is wrong with the name of a cache.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    if plain && (1..=MAX_NAME_BYTES).contains(&name.len()) {
-        Ok(())
-    } else {
-        Err(format!("{name:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -"))
     }
 }

@@ -11,15 +11,16 @@ use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
-use super::{Core, From, Key, Led, Outcome, ReadOptions, Value, contains};
+use super::{Core, From, Key, Led, Outcome, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
-use crate::coherence::health::Event;
 use crate::coherence::snapshot::{Origin, Snapshot};
-use crate::coherence::troubles::TroubleKind;
 use crate::error::{Cause, Error};
-use crate::instance::fills::Fill;
+use crate::health::Event;
+use crate::health::troubles::TroubleKind;
 use crate::local::Entry;
+use crate::read::ReadOptions;
+use crate::shared::fills::Fill;
 use crate::wire::flaw::Flaw;
 use crate::wire::{self, Refused, Stored, read_back, tape};
 
@@ -89,7 +90,7 @@ impl<K: Key, V: Value> Core<K, V> {
             Some(payload) => Some(Arc::new(wire::decode_payload(payload).map_err(unreadable).ok()?)),
         };
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
-        let clock = &self.shared.coherence.clock;
+        let clock = &self.shared.clock;
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
         let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
@@ -179,12 +180,12 @@ impl<K: Key, V: Value> Core<K, V> {
                 let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
                 return Err(Error::Load { cache: Arc::clone(&self.name), source });
             }
-            if self.shared.coherence.is_elsewhere(loaded.stamp.server) {
+            if self.shared.is_elsewhere(loaded.stamp.server) {
                 // An old primary, or another database: its numbers say nothing here. It is cached nowhere.
                 loaded.stamp.snapshot = Snapshot::all_below(0);
                 loaded.stamp.origin = Origin::Unknown;
                 // Without a lease the log may have moved there, and nobody knows better.
-                if !self.shared.coherence.leased() {
+                if !self.shared.leased() {
                     return Ok((loaded, From::Primary));
                 }
             }
@@ -211,8 +212,7 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Leaves L2 aside where it takes much longer than a load.
     pub(super) fn looked_up(&self, took: Duration) {
-        if let Some(Slow { look_up, load }) = self.pace.looked_up(took, self.shared.coherence.clock.now_ms())
-        {
+        if let Some(Slow { look_up, load }) = self.pace.looked_up(took, self.shared.clock.now_ms()) {
             let detail = format!(
                 "a look into L2 takes {} ms, a load {} ms: reads of this cache go on without L2, one a second but for that",
                 look_up.as_millis(),
@@ -260,7 +260,7 @@ impl<K: Key, V: Value> Core<K, V> {
             let entry = Arc::new(Entry {
                 era: began.era,
                 cache_epoch: began.cache_epoch,
-                expires_ms: self.shared.coherence.clock.now_ms().saturating_add(millis(ttl)),
+                expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
                 weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot),
                 slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, &text),
                 stamp: stamp.snapshot.clone(),
@@ -279,7 +279,7 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
     fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, began: Began) {
         let core = Arc::clone(self);
-        let created_unix_ms = self.shared.coherence.clock.unix_ms();
+        let created_unix_ms = self.shared.clock.unix_ms();
         self.shared.remote_fill(loads.len(), async move {
             let (mut fills, mut bytes) = (Vec::with_capacity(loads.len()), 0);
             for load in loads {

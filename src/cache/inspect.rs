@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Cache, Key, Value};
-use crate::coherence::health::{Health, State};
 use crate::coherence::known::{Known, Missing};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::Error;
+use crate::health::{Health, State};
 use crate::trace::Trace;
 use crate::wire::{self, Refused, Stored};
 
@@ -125,7 +125,7 @@ impl InRemote {
     /// The name in Redis under which the value of a key lies.
     #[must_use]
     pub fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-        format!("perto:{app}:{epoch:016x}:{cache}.{version}:{key}")
+        wire::name(app, epoch, cache, version, key)
     }
 
     /// Reads what lies under a name, as an instance would. `unix_ms` is the time, for what is left of its life.
@@ -183,7 +183,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let (known, whole) = shared.coherence.buckets.known(slot, &core.whole);
         let remote = match bytes.first() {
             None => InRemote::NotUsed,
-            Some(bytes) => InRemote::decode(&name, bytes.as_ref(), shared.coherence.clock.unix_ms()),
+            Some(bytes) => InRemote::decode(&name, bytes.as_ref(), shared.clock.unix_ms()),
         };
         let remote_refused = match (&remote, bytes.first()) {
             (InRemote::Value(value), Some(Some(bytes))) => self.why_not(value, &known, &whole, &name, bytes),
@@ -206,7 +206,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let coherence = &self.0.shared.coherence;
         let held = coherence.lease.held();
         let entry = self.0.local.peek(key)?;
-        let now = coherence.clock.now_ms();
+        let now = self.0.shared.clock.now_ms();
         // As a hit looks at it; see `Cache::hit`.
         let refused = if entry.era != held.era() {
             Some(Refusal::Era)

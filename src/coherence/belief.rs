@@ -7,9 +7,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::snapshot::Snapshot;
+use crate::sync::Mutex;
 
 /// Transactions that are waited for. Of more it is not found out whether they are; they are forgotten all the same.
 const MOST: usize = 4_096;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Answer;
+use super::answer::Answer;
 
 /// What was read in a stretch of time, by when the reads began.
 #[derive(Debug, Clone)]

@@ -1,19 +1,22 @@
 //! The settings of an instance, each with its default.
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
-use super::{Owner, Perto, Settings, Shared, random};
+use super::{Owner, Perto};
 use crate::bus::Bus;
 use crate::clock::{Clock, SystemClock};
 use crate::coherence::Coherence;
-use crate::coherence::health::Signals;
 use crate::error::StartError;
+use crate::health::signals::Signals;
 use crate::log::{CONNECT_LIMIT, Log};
 use crate::remote::{Breaker, Remote};
+use crate::shared::fills::MAX_FILLS;
+use crate::shared::{Settings, Shared};
 
 /// Shortest bound. A poll takes a round trip, and several must fit into a bound.
 const LEAST_BOUND: Duration = Duration::from_millis(50);
@@ -56,8 +59,16 @@ pub struct PertoBuilder {
     seed: Option<u64>,
 }
 
+impl Perto {
+    /// Begins the settings of an instance. `app` is the prefix of its keys and of its channel in Redis; instances of
+    /// one app share values.
+    pub fn builder(app: &str) -> PertoBuilder {
+        PertoBuilder::new(app)
+    }
+}
+
 impl PertoBuilder {
-    pub(super) fn new(app: &str) -> Self {
+    fn new(app: &str) -> Self {
         Self {
             app: app.to_owned(),
             bound: Duration::from_secs(1),
@@ -238,7 +249,10 @@ impl PertoBuilder {
         let shared = Shared {
             app: self.app,
             signals: Signals::new(Arc::clone(&self.clock)),
-            coherence: Arc::new(Coherence::new(self.clock, settings.bound, self.seed.unwrap_or_else(random))),
+            clock: self.clock,
+            coherence: Box::new(Coherence::new(settings.bound, self.seed.unwrap_or_else(random))),
+            polls: Default::default(),
+            telling: Default::default(),
             settings,
             counters: Default::default(),
             propagation: Default::default(),
@@ -256,7 +270,7 @@ impl PertoBuilder {
             starting: Default::default(),
             loads: Semaphore::new(max_loads),
             failed_loads: Default::default(),
-            fills: Arc::new(Semaphore::new(super::fills::MAX_FILLS)),
+            fills: Arc::new(Semaphore::new(MAX_FILLS)),
             tasks: Default::default(),
             ending: Default::default(),
         };
@@ -371,4 +385,12 @@ impl fmt::Debug for PertoBuilder {
             .field("bound", &self.bound)
             .finish_non_exhaustive()
     }
+}
+
+/// A number that no other instance has, for hints.
+fn random() -> u64 {
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u128(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos());
+    hasher.write_u32(std::process::id());
+    hasher.finish()
 }

@@ -27,7 +27,7 @@ impl Perto {
     #[must_use]
     pub fn declared(&self) -> Vec<Declared> {
         let caches = self.shared().caches();
-        let each = |cache: &std::sync::Arc<dyn crate::cache::applied::Applied>| Declared {
+        let each = |cache: &std::sync::Arc<dyn crate::shared::member::Applied>| Declared {
             cache: cache.name().to_owned(),
             tables: cache.tables().to_vec(),
         };

@@ -4,28 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use super::Shared;
-use crate::coherence::troubles::TroubleKind;
-use crate::error::{Error, chain};
+use crate::health::troubles::TroubleKind;
+use crate::shared::Shared;
 
 /// Between two looks. Twelve of them are what is judged by: a minute.
 const INTERVAL: Duration = Duration::from_secs(5);
 const LOOKS: usize = 12;
 /// Fewer failures in a minute are no trouble.
 const LEAST: u64 = 10;
-
-/// What the last failed load of each cache has said.
-pub(super) type FailedLoads = Mutex<HashMap<String, String>>;
-
-impl Shared {
-    pub(crate) fn load_failed(&self, cache: &str, error: &Error) {
-        if !matches!(error, Error::Closed) {
-            self.failed_loads.lock().insert(cache.to_owned(), chain(error));
-        }
-    }
-}
 
 /// Never returns.
 pub(super) async fn judge(shared: Arc<Shared>) {

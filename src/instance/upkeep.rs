@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
-use crate::coherence::troubles::TroubleKind;
 use crate::error::LogError;
+use crate::health::troubles::TroubleKind;
+use crate::shared::Shared;
 
 /// How often somebody looks whether the log wants trimming.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);

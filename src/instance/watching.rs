@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Shared;
-use crate::coherence::troubles::{Subject, TroubleKind};
-use crate::error::{LogError, StartError};
-use crate::log::Unwatched;
+use crate::error::{LogError, StartError, Unwatched};
+use crate::health::troubles::{Subject, TroubleKind};
+use crate::shared::Shared;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 

@@ -16,10 +16,11 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::sync::Mutex;
 
 use self::poll::Answer;
-use super::{Appended, CONNECT_LIMIT, Log, Poll, Source, Unwatched};
+use self::sql::refused;
+use super::{Appended, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
-use crate::error::LogError;
-use crate::postgres::Pool;
+use crate::error::{LogError, Unwatched};
+use crate::pool::Pool;
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
@@ -30,6 +31,8 @@ mod locks;
 mod poll;
 mod rights;
 pub(crate) mod schema;
+mod sql;
+pub(crate) mod trigger;
 pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
@@ -190,7 +193,7 @@ impl Log for PostgresLog {
             for Source { cache, table, key } in sources {
                 let (schema, table, cache, key) =
                     (self.schema.clone(), table.clone(), cache.clone(), key.clone());
-                let watch = watch::Watch { schema, table, cache, key };
+                let watch = trigger::Watch { schema, table, cache, key };
                 if let Err(error) = watch::watch(&mut connection, &watch).await {
                     let table = Some(watch.table.as_str());
                     return Err(rights::explain(&mut connection, &self.schema, table, error).await);
@@ -233,15 +236,6 @@ impl Log for PostgresLog {
                 .await
                 .map_err(|error| self.explain(error))
         })
-    }
-}
-
-pub(crate) fn refused(error: sqlx::Error) -> LogError {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => {
-            LogError::Unreachable(std::sync::Arc::new(error))
-        }
-        _ => LogError::Refused(std::sync::Arc::new(error)),
     }
 }
 

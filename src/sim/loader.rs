@@ -28,6 +28,14 @@ struct Loading {
     calls: Mutex<Vec<Vec<String>>>,
 }
 
+impl SimPostgres {
+    /// A loader for one cache.
+    #[must_use]
+    pub fn loader(&self, cache: &str) -> SimLoader {
+        SimLoader::new(self.clone(), cache)
+    }
+}
+
 impl SimLoader {
     pub(super) fn new(database: SimPostgres, cache: &str) -> Self {
         Self(Arc::new(Loading {

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
-use crate::error::LogError;
-use crate::instance::Token;
-use crate::log::{Appended, Log, Poll, Unwatched};
+use crate::coherence::token::Token;
+use crate::error::{LogError, Unwatched};
+use crate::log::{Appended, Log, Poll};
 use crate::wire::Change;
 
 /// What a poll costs by its rows: about as much as on real engines, on a busy machine.
@@ -25,6 +25,14 @@ pub struct SimLog {
     unwatched: Mutex<HashMap<String, (bool, u64)>>,
     /// The faults of this connection.
     pub faults: Faults,
+}
+
+impl SimPostgres {
+    /// One instance's way to the log.
+    #[must_use]
+    pub fn log(&self, seed: u64) -> SimLog {
+        SimLog::new(self.clone(), seed)
+    }
 }
 
 impl SimLog {

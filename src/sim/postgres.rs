@@ -13,12 +13,10 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::loader::SimLoader;
-use super::log::SimLog;
 use crate::cache::loader::{Loaded, Stamp};
 use crate::cache::{Key, Value};
 use crate::coherence::snapshot::Snapshot;
-use crate::instance::Token;
+use crate::coherence::token::Token;
 use crate::log::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
 use crate::wire::{self, Change};
 
@@ -128,18 +126,6 @@ impl SimPostgres {
         let mut transaction = self.begin();
         transaction.remove(cache, key)?;
         transaction.commit()
-    }
-
-    /// A loader for one cache.
-    #[must_use]
-    pub fn loader(&self, cache: &str) -> SimLoader {
-        SimLoader::new(self.clone(), cache)
-    }
-
-    /// One instance's way to the log.
-    #[must_use]
-    pub fn log(&self, seed: u64) -> SimLog {
-        SimLog::new(self.clone(), seed)
     }
 
     /// What `pg_current_snapshot()` says now.

@@ -14,6 +14,7 @@ mod forged;
 mod hints;
 mod histories;
 mod holes;
+mod house;
 mod inspect;
 mod loads;
 mod outages;

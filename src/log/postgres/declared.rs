@@ -6,8 +6,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
 
-use super::super::Unwatched;
-use super::watch::{EVENTS, trigger_name};
+use super::trigger::{EVENTS, trigger_name};
+use crate::error::Unwatched;
 
 /// What is wrong with `tables`. Those that are watched are left out.
 pub(super) async fn unwatched(

@@ -7,10 +7,10 @@
 use sqlx::PgConnection;
 
 use super::super::MAX_KEYS_PER_ROW;
-use super::refused;
-use super::watch::Watch;
-use crate::cache::MAX_KEY_BYTES;
+use super::sql::{identifier, literal, refused};
+use super::trigger::Watch;
 use crate::error::LogError;
+use crate::wire::MAX_KEY_BYTES;
 
 /// What the function runs under. Dates, times, bytes, floats and the key's own literals have one text, whatever the session
 /// of the writer has set: else a key's text would depend on who writes.
@@ -111,14 +111,4 @@ pub(super) fn drop_unused(schema: &str) -> String {
              and not exists (select from pg_trigger t where t.tgfoid = p.oid) and pg_has_role(p.proowner, 'usage') \
            loop execute format('drop function %s', unused); end loop; end $$"
     )
-}
-
-pub(super) fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Whatever the session takes a backslash for. Not between dollars: the text might have them too.
-pub(super) fn literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', r"\\")) } else { format!("'{quoted}'") }
 }

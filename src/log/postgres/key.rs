@@ -6,10 +6,10 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::function::{self, identifier};
+use super::function;
 use super::locks::run_one;
-use super::refused;
-use super::watch::{EVENTS, Table, Watch, trigger_sql};
+use super::sql::{identifier, refused};
+use super::trigger::{EVENTS, Table, Watch, trigger_sql};
 use crate::error::LogError;
 
 /// Functions of Postgres that are `stable` only because of settings that the trigger's function pins, or of the text forms

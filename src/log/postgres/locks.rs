@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::refused;
+use super::sql::refused;
 use crate::error::LogError;
 
 /// How long all attempts may take together.

@@ -9,7 +9,8 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::super::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
-use super::{refused, schema};
+use super::schema;
+use super::sql::refused;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 

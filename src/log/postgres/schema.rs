@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 
 use super::locks::{self, Sql};
-use super::refused;
+use super::sql::refused;
 use crate::error::LogError;
 use crate::log::READY_LIMIT;
 

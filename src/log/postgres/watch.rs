@@ -4,36 +4,13 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::function::{self, identifier, literal};
 use super::locks::{self, Sql};
 use super::schema::{VERSION, check_name, explain, other_version, schema_version};
+use super::sql::{literal, refused};
+use super::trigger::{EVENTS, Table, Watch, drop_trigger, trigger_sql};
 use super::watched::{Watched, has_triggers, watched};
-use super::{key, refused};
+use super::{function, key};
 use crate::error::LogError;
-
-/// What to watch.
-///
-/// Of a cache over several tables watch each, by the key that *its* rows stand for: for the orders of a user, `orders` by
-/// `user_id`; for lines of an order, `order_items` by `order_id`. Where a row moves from one key to another, both are
-/// invalidated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watch {
-    /// The schema that holds the log.
-    pub schema: String,
-    /// The table, with its schema where that is not on the search path.
-    pub table: String,
-    /// The cache whose keys the statements invalidate.
-    pub cache: String,
-    /// A key's text as an SQL expression over the columns of one row: `id`, or `company_id || ':' || phone`. A set-returning
-    /// one gives several keys, or none: `unnest(member_ids)`, `jsonb_array_elements_text(tags)`. Functions must be immutable,
-    /// or depend on nothing but the formats of dates, times, bytes and floats, which are pinned; those outside of `pg_catalog`
-    /// are written with their schema. Null is no key.
-    ///
-    /// From then on it runs as whoever watches: take it from nobody else.
-    pub key: String,
-}
-
-pub(super) const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];
 
 /// Installs the triggers on a table, its partitions and the tables that inherit from it.
 ///
@@ -85,8 +62,7 @@ pub async fn watch_sql(
 
 fn check(watch: &Watch) -> Result<(), LogError> {
     check_name(&watch.schema).map_err(LogError::Schema)?;
-    crate::cache::builder::check_name(&watch.cache)
-        .map_err(|problem| LogError::Schema(format!("cache: {problem}")))
+    crate::log::check_name(&watch.cache).map_err(|problem| LogError::Schema(format!("cache: {problem}")))
 }
 
 async fn install(
@@ -244,19 +220,6 @@ pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-pub(super) struct Table {
-    pub(super) name: String,
-    oid: i64,
-    watchable: bool,
-}
-
-impl Table {
-    /// One that was just made.
-    pub(super) const fn made(name: String) -> Self {
-        Self { name, oid: 0, watchable: true }
-    }
-}
-
 /// The table, its partitions and the tables that inherit from it: a statement that names one of these fires only its
 /// triggers.
 async fn tables(connection: &mut PgConnection, table: &str) -> Result<Vec<Table>, LogError> {
@@ -321,40 +284,4 @@ async fn forget_dropped(connection: &mut PgConnection, watch: &Watch) -> Result<
         .await
         .map(|done| done.rows_affected())
         .map_err(|error| explain(error, &watch.schema))
-}
-
-fn drop_trigger(watch: &Watch, table: &Table, event: &str) -> String {
-    let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
-    format!("drop trigger if exists {trigger} on {}", table.name)
-}
-
-/// Two statements: a trigger made, or made to run this function; and fired always, also where a session plays a replica.
-pub(super) fn trigger_sql(
-    watch: &Watch,
-    table: &Table,
-    event: &str,
-    function: &str,
-    drop_first: bool,
-) -> String {
-    let trigger = identifier(&trigger_name(&watch.schema, &watch.cache, event));
-    let transition = match event {
-        "insert" => "referencing new table as new_rows ",
-        "update" => "referencing old table as old_rows new table as new_rows ",
-        "delete" => "referencing old table as old_rows ",
-        _ => "",
-    };
-    let create = if drop_first {
-        format!("{}; create trigger", drop_trigger(watch, table, event))
-    } else {
-        "create or replace trigger".to_owned()
-    };
-    format!(
-        "{create} {trigger} after {event} on {name} {transition}for each statement execute function {function}(); \
-         alter table {name} enable always trigger {trigger}",
-        name = table.name,
-    )
-}
-
-pub(super) fn trigger_name(schema: &str, cache: &str, event: &str) -> String {
-    format!("{schema}:{cache}:{event}")
 }

@@ -7,10 +7,9 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
 use super::function::{SETTINGS, body};
 use super::locks::{PINNED_PATH, run_one};
-use super::refused;
-use super::schema;
-use super::schema::check_name;
-use super::watch::{EVENTS, Watch};
+use super::schema::{self, check_name};
+use super::sql::refused;
+use super::trigger::{EVENTS, Watch};
 use crate::error::LogError;
 
 /// A table that is watched, or was.
@@ -65,7 +64,7 @@ pub enum Fault {
         event: &'static str,
     },
     /// Its key can't be told any more: a column or a function of it is gone, or has another name. Writes go on, and each clears
-    /// the whole cache. Another key mends it: [`rewatch`](super::watch::rewatch).
+    /// the whole cache. Another key mends it: [`rewatch`](crate::postgres::rewatch).
     Key {
         /// The table.
         table: String,

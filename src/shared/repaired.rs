@@ -18,7 +18,7 @@ pub(crate) struct RecentlyRepaired(Mutex<VecDeque<(u64, u64)>>);
 const REMEMBERED: usize = 256;
 
 impl RecentlyRepaired {
-    pub(super) fn add(&self, xid: u64) {
+    pub(crate) fn add(&self, xid: u64) {
         let mut recent = self.0.lock();
         // Rows of several transactions come in any order, but in one poll.
         if let Some((_, evicted)) = recent.iter_mut().rev().find(|(known, _)| *known == xid) {
@@ -32,7 +32,7 @@ impl RecentlyRepaired {
     }
 
     /// How many entries the tail evicted before the hint came. Told once.
-    pub(super) fn overtaken(&self, xid: u64) -> u64 {
+    pub(crate) fn overtaken(&self, xid: u64) -> u64 {
         let mut recent = self.0.lock();
         let at = recent.iter().rposition(|(known, _)| *known == xid);
         at.and_then(|at| recent.remove(at)).map_or(0, |(_, evicted)| evicted)
@@ -41,12 +41,12 @@ impl RecentlyRepaired {
 
 /// What hints did not bring and a poll did, by the trace that the write is part of: for those who look at it.
 #[derive(Default)]
-pub(super) struct Repaired<'a> {
+pub(crate) struct Repaired<'a> {
     writes: Vec<(Option<&'a str>, u64)>,
 }
 
 impl<'a> Repaired<'a> {
-    pub(super) fn note(&mut self, row: &'a Row) {
+    pub(crate) fn note(&mut self, row: &'a Row) {
         let trace = row.traceparent.as_deref();
         let known = self.writes.iter_mut().find(|(known, _)| *known == trace);
         if let Some((_, evicted)) = known {
@@ -57,7 +57,7 @@ impl<'a> Repaired<'a> {
     }
 
     /// In the trace of the write, and linked to it; a write that has none has a trace of its own.
-    pub(super) fn tell(self) {
+    pub(crate) fn tell(self) {
         for (traceparent, evicted) in self.writes {
             let written = traceparent.and_then(Trace::remote);
             let trace = written.clone().unwrap_or_else(Trace::root);

@@ -1,10 +1,7 @@
-//! A cache, as the tail and hints see it: something that invalidations are applied to, whatever its types.
+//! A cache as a member of its instance.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-#[cfg(feature = "otel")]
-use super::Tier;
-use super::audit::Auditable;
 use super::{Core, Key, Value};
 use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, Whole};
@@ -13,26 +10,9 @@ use crate::log::Source;
 use crate::metrics::CacheStats;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
-
-/// See the module's documentation.
-pub(crate) trait Applied: Auditable {
-    fn name(&self) -> &str;
-    fn version(&self) -> u16;
-    /// Whether its values never go to L2.
-    fn local_only(&self) -> bool;
-    fn tables(&self) -> &[String];
-    /// Tables that are to be watched for it, each with its key.
-    fn sources(&self) -> Vec<Source>;
-    fn whole(&self) -> &Whole;
-    fn stats(&self) -> CacheStats;
-    #[cfg(feature = "otel")]
-    fn size(&self) -> (u64, u64);
-    #[cfg(feature = "otel")]
-    fn latency(&self, tier: Tier) -> &Timing;
-    /// Records that a transaction invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
-    /// something was evicted.
-    fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool;
-}
+#[cfg(feature = "otel")]
+use crate::read::Tier;
+use crate::shared::member::Applied;
 
 impl<K: Key, V: Value> Applied for Core<K, V> {
     fn name(&self) -> &str {
@@ -98,7 +78,7 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
             applied.unwrap_or_else(|| (buckets.apply_whole(&self.whole, told, lease), false));
         if learned == Learned::Coarsely {
             self.shared.counters.coarse.add(1);
-            self.shared.coherence.doubt.notify_one();
+            self.shared.polls.ask();
         }
         evicted
     }

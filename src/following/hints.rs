@@ -11,13 +11,11 @@ use tokio::time::Instant;
 
 use crate::bus::{Bus, Subscription};
 use crate::error::RemoteError;
-use crate::instance::{Shared, Token};
+use crate::health::Event;
+use crate::health::troubles::TroubleKind;
+use crate::shared::Shared;
 use crate::trace::{Kind, Trace};
-use crate::wire::{Change, Hint};
-
-use super::buckets::Told;
-use super::health::Event;
-use super::troubles::TroubleKind;
+use crate::wire::Hint;
 
 /// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
 const PUBLISHERS: usize = 4_096;
@@ -27,8 +25,6 @@ const CHANGE_PLACES: Duration = Duration::from_millis(3);
 const MISSING: u64 = 256;
 /// A sequence that goes back or ahead by more has begun anew, or is made up.
 const FURTHEST_APART: u64 = 1 << 20;
-/// A hint whose transaction is further ahead of the last poll than this is not even applied.
-const FURTHEST_AHEAD: u64 = 1 << 30;
 /// How long hints that were not true are a trouble.
 const UNTRUE_LASTS: Duration = Duration::from_mins(1);
 
@@ -78,7 +74,7 @@ impl Drop for Listener {
     /// However it ended, by a panic too: no hint comes from now on.
     fn drop(&mut self) {
         self.shared.signals.set_bus(false);
-        self.shared.coherence.doubt.notify_one();
+        self.shared.polls.ask();
     }
 }
 
@@ -100,11 +96,11 @@ impl Listener {
                     }
                     if !self.fenced {
                         // What was published before the subscription stood is in the log.
-                        self.shared.coherence.doubt.notify_one();
+                        self.shared.polls.ask();
                         self.fenced = true;
                         self.shared.signals.end(&TroubleKind::HintsNotReceived.anywhere());
                     }
-                    self.shared.signals.set_bus(!self.shared.has_lost_belief());
+                    self.shared.signals.set_bus(!has_lost_belief(&self.shared));
                     // A period from now: fences that take as long as one would leave no time for messages.
                     fences.reset();
                 }
@@ -128,12 +124,12 @@ impl Listener {
             return;
         }
         shared.coherence.belief.named(hint.xid);
-        if shared.has_lost_belief() {
+        if has_lost_belief(&shared) {
             shared.counters.hints_refused.add(1);
             self.sequences = Sequences::default();
             return;
         }
-        shared.coherence.tokens.told(hint.token(), shared.coherence.clock.now_ms());
+        shared.told(hint.token());
         if let Some(lost) = self.sequences.came(hint.publisher, hint.sequence) {
             self.lost(lost);
         }
@@ -169,12 +165,12 @@ impl Listener {
     }
 
     fn lost(&self, lost: u64) {
-        let Shared { counters, signals, coherence, .. } = &*self.shared;
+        let Shared { counters, signals, polls, .. } = &*self.shared;
         counters.gaps.add(1);
         counters.hints_lost.add(lost);
         counters.repairs.add(1);
         signals.send(Event::Gap { lost });
-        coherence.doubt.notify_one();
+        polls.ask();
     }
 }
 
@@ -233,64 +229,30 @@ async fn fence(subscription: &mut dyn Subscription, limit: Duration) -> Result<(
     }
 }
 
-impl Shared {
-    /// Whether hints are left aside because of what they said.
-    fn has_lost_belief(&self) -> bool {
-        self.coherence.belief.is_lost(self.coherence.clock.now_ms())
-    }
+/// Whether hints are left aside because of what they said.
+fn has_lost_belief(shared: &Shared) -> bool {
+    shared.coherence.belief.is_lost(shared.clock.now_ms())
+}
 
-    /// Hints have named transactions that a poll does not contain which was sent after they came.
-    pub(crate) fn tell_of_untrue_hints(&self, transactions: usize) {
-        if transactions == 0 {
-            return;
-        }
-        let transactions = transactions as u64;
-        self.counters.hints_untrue.add(transactions);
-        self.signals.send(Event::HintsUntrue { transactions });
-        let meanwhile = if self.has_lost_belief() {
-            self.signals.set_bus(false);
-            "They are left aside until there were none for ten seconds, and writes are seen by polls"
-        } else {
-            "What they evicted is loaded again"
-        };
-        let why = format!(
-            "hints name transactions that do not exist ({} so far): somebody makes them up, or tells of writes before their commit. {meanwhile}",
-            self.counters.hints_untrue.get()
-        );
-        self.signals.begin_for(UNTRUE_LASTS, TroubleKind::HintsUntrue.anywhere(), &why);
+/// Hints have named transactions that a poll does not contain which was sent after they came.
+pub(super) fn tell_of_untrue(shared: &Shared, transactions: usize) {
+    if transactions == 0 {
+        return;
     }
-
-    /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will bring it.
-    pub(crate) fn believes(&self, xid: u64) -> bool {
-        self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
-    }
-
-    /// A poll has brought the transaction before its hint came, or before it was announced here: whatever it evicted, nothing
-    /// had to be put right.
-    pub(crate) fn overtaken(&self, xid: u64) {
-        self.counters.repairs_overtaken.add(self.repaired.overtaken(xid));
-    }
-
-    /// Applies changes of a transaction, from a hint or from a write of this instance. Returns how many entries went.
-    pub(crate) fn apply(&self, of: Token, changes: &[Change]) -> u64 {
-        let caches = self.caches();
-        let told = Told { xid: of.xid, epoch: of.epoch, poll: None };
-        let mut evicted = 0;
-        for change in changes {
-            let Some(cache) = caches.get(change.cache.as_str()) else { continue };
-            match &change.keys {
-                None => {
-                    cache.apply(told, None);
-                }
-                Some(keys) => {
-                    for key in keys {
-                        evicted += u64::from(cache.apply(told, Some(key)));
-                    }
-                }
-            }
-        }
-        evicted
-    }
+    let transactions = transactions as u64;
+    shared.counters.hints_untrue.add(transactions);
+    shared.signals.send(Event::HintsUntrue { transactions });
+    let meanwhile = if has_lost_belief(shared) {
+        shared.signals.set_bus(false);
+        "They are left aside until there were none for ten seconds, and writes are seen by polls"
+    } else {
+        "What they evicted is loaded again"
+    };
+    let why = format!(
+        "hints name transactions that do not exist ({} so far): somebody makes them up, or tells of writes before their commit. {meanwhile}",
+        shared.counters.hints_untrue.get()
+    );
+    shared.signals.begin_for(UNTRUE_LASTS, TroubleKind::HintsUntrue.anywhere(), &why);
 }
 
 #[cfg(test)]

@@ -10,15 +10,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::Coherence;
-use super::buckets::Told;
-use super::health::{Event, Recovery};
-use super::repaired::Repaired;
-use super::snapshot::Snapshot;
-use super::troubles::TroubleKind;
+use super::hints;
+use crate::coherence::buckets::Told;
+use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
-use crate::instance::Shared;
+use crate::health::troubles::TroubleKind;
+use crate::health::{Event, Recovery};
 use crate::log::{Poll, READY_LIMIT};
+use crate::shared::Shared;
+use crate::shared::repaired::Repaired;
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
@@ -85,7 +85,7 @@ impl Tail {
             };
             tokio::select! {
                 biased;
-                () = self.shared.coherence.doubt.notified() => self.wait_in_doubt(due).await,
+                () = self.shared.polls.asked() => self.wait_in_doubt(due).await,
                 () = tokio::time::sleep_until(due) => {}
             }
         }
@@ -96,7 +96,7 @@ impl Tail {
         let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
         let wait = DOUBT_INTERVAL.saturating_sub(since).max(LEAST_INTERVAL);
         tokio::time::sleep_until(due.min(Instant::now() + wait)).await;
-        let _asked_again = self.shared.coherence.doubt.notified().now_or_never();
+        let _asked_again = self.shared.polls.asked().now_or_never();
         self.doubted = Some(Instant::now());
     }
 
@@ -111,8 +111,8 @@ impl Tail {
     /// take longer, and then the lease rests on the poll that follows.
     pub(crate) async fn begin(&mut self) -> Result<(), LogError> {
         self.poll().await?;
-        let Coherence { clock, lease, .. } = &*self.shared.coherence;
-        if !lease.held().valid_at(clock.now_ms()) {
+        let Shared { clock, coherence, .. } = &*self.shared;
+        if !coherence.lease.held().valid_at(clock.now_ms()) {
             self.poll().await?;
         }
         Ok(())
@@ -133,9 +133,9 @@ impl Tail {
     }
 
     fn failed(&mut self, error: &LogError) {
-        let Shared { signals, coherence, counters, .. } = &*self.shared;
+        let Shared { signals, clock, coherence, counters, .. } = &*self.shared;
         counters.poll_errors.add(1);
-        let (now_ms, why) = (coherence.clock.now_ms(), crate::error::chain(error));
+        let (now_ms, why) = (clock.now_ms(), crate::error::chain(error));
         if !std::mem::replace(&mut self.failing, true) {
             signals.send(Event::PollFailed { error: why.clone() });
         }
@@ -163,18 +163,17 @@ impl Tail {
         };
         let repaired = self.apply(&poll);
         let caches = self.shared.caches();
-        let untrue = self
-            .shared
-            .coherence
-            .completed(poll.snapshot.clone(), caches.values().map(|cache| cache.whole()));
+        let wholes = caches.values().map(|cache| cache.whole());
+        let untrue =
+            self.shared.coherence.completed(poll.snapshot.clone(), wholes, self.shared.clock.now_ms());
         self.cursor = Some(poll.snapshot.clone());
         // Last: who sees this lease sees all that was applied.
         self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
-        self.shared.coherence.polled();
+        self.shared.polls.completed();
         self.shared.signals.changed();
         // The application's exporter runs in here: after the lease.
         repaired.tell();
-        self.shared.tell_of_untrue_hints(untrue);
+        hints::tell_of_untrue(&self.shared, untrue);
         // Of a replay, mostly long mended.
         if why.is_none() {
             self.keys_failed(&poll);
@@ -216,11 +215,12 @@ impl Tail {
     /// No lease hangs on a replay, which takes as long as the log is long, nor on what comes after a poll that took too long: there
     /// may be too much for a short bound, and more with each try. Nor on a connection, which is made before.
     async fn read(&mut self) -> Result<(u64, Poll), LogError> {
-        let Shared { coherence, log, settings, .. } = &*self.shared;
+        let Shared { clock, coherence, log, polls, settings, .. } = &*self.shared;
         within(READY_LIMIT, log.ready()).await?;
+        polls.sending();
         coherence.sending(self.shared.caches().values().map(|cache| cache.whole()));
         // Before the poll is sent: what commits after this moment is not vouched for.
-        let (sent_ms, sent) = (coherence.clock.now_ms(), Instant::now());
+        let (sent_ms, sent) = (clock.now_ms(), Instant::now());
         self.sent = Some(sent);
         let cursor = self.cursor.as_ref();
         let hurried = cursor.is_some() && !self.late;

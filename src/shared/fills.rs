@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{KEYS_AT_ONCE, Shared};
-use crate::coherence::troubles::TroubleKind;
+use super::Shared;
+use super::l2::KEYS_AT_ONCE;
 use crate::error::RemoteError;
+use crate::health::troubles::TroubleKind;
 
 /// Fills of L2 under way at once; more are dropped and counted.
-pub(super) const MAX_FILLS: usize = 4_096;
+pub(crate) const MAX_FILLS: usize = 4_096;
 /// Fills that are sent together, in one round trip: all that one look-up may have missed.
 const FILLS_AT_ONCE: usize = KEYS_AT_ONCE;
 /// Their bytes. More take several round trips: others get their turn at the server in between.

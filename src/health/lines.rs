@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::health::{Event, State};
 use super::troubles::Trouble;
+use super::{Event, State};
 use crate::clock::Clock;
 
 /// Time between two lines about the same thing.
@@ -162,8 +162,9 @@ mod tests {
 
     use super::*;
     use crate::coherence::Coherence;
-    use crate::coherence::health::{Recovery, Signals};
-    use crate::coherence::troubles::TroubleKind;
+    use crate::health::Recovery;
+    use crate::health::signals::Signals;
+    use crate::health::troubles::TroubleKind;
 
     /// By tokio's time, which is virtual here.
     #[derive(Debug)]
@@ -237,8 +238,8 @@ mod tests {
         let heard = Heard::default();
         let _here = tracing::subscriber::set_default(heard.clone());
         let clock: Arc<dyn Clock> = Arc::new(Virtual(Instant::now()));
-        let signals = Signals::new(Arc::clone(&clock));
-        let coherence = Arc::new(Coherence::new(clock, Duration::from_secs(1), 0));
+        let signals = Signals::new(clock);
+        let coherence = Coherence::new(Duration::from_secs(1), 0);
         let storm = async {
             for n in 0..5_000_u64 {
                 signals.observe(if n % 2 == 0 { State::Isolated } else { State::Coherent });

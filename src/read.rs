@@ -1,0 +1,97 @@
+//! What a read asks for and what it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::coherence::token::Token;
+
+/// The answer to a read.
+#[derive(Debug)]
+pub struct Read<V> {
+    /// The value, or `None` where the source has no such row: that is an answer like any other.
+    pub value: Option<Arc<V>>,
+    /// How far it can be trusted.
+    pub freshness: Freshness,
+    /// Where it came from.
+    pub tier: Tier,
+}
+
+/// How far an answer can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Freshness {
+    /// It misses no write that was visible more than the bound before the read began.
+    Fresh,
+    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction whose one
+    /// snapshot is too old, which can't be told from that. Or another server than the one that the log is on: an old primary, or for a
+    /// moment the new one.
+    Stale,
+    /// It contains every write that this instance knows of, but the log has not been read in time: the lease ended
+    /// this long ago.
+    Unverified {
+        /// How long ago the lease ended.
+        since: Duration,
+    },
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// This process.
+    Local,
+    /// Redis.
+    Remote,
+    /// The loader.
+    Load,
+}
+
+impl Tier {
+    #[cfg(feature = "otel")]
+    pub(crate) const ALL: [Self; 3] = [Self::Local, Self::Remote, Self::Load];
+
+    /// As in documents, headers and metrics.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "l1",
+            Self::Remote => "l2",
+            Self::Load => "load",
+        }
+    }
+}
+
+impl Freshness {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Stale => "stale",
+            Self::Unverified { .. } => "unverified",
+        }
+    }
+}
+
+/// Options of one read.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct ReadOptions {
+    /// See [`ReadOptions::at_least`].
+    pub at_least: Option<Token>,
+}
+
+impl ReadOptions {
+    /// Serve nothing older than the write that gave this token: one reads one's own writes, on any instance.
+    #[must_use]
+    pub const fn at_least(token: Token) -> Self {
+        Self { at_least: Some(token) }
+    }
+
+    /// The token, with the epoch that it is compared in.
+    pub(crate) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
+        self.at_least.map(|token| (token, epoch))
+    }
+}
+
+impl<V> Clone for Read<V> {
+    fn clone(&self) -> Self {
+        Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }
+    }
+}
