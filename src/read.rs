@@ -22,12 +22,12 @@ pub struct Read<V> {
 pub enum Freshness {
     /// It misses no write that was visible more than the bound before the read began.
     Fresh,
-    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction whose one
-    /// snapshot is too old, which can't be told from that. Or another server than the one that the log is on: an old primary, or for a
-    /// moment the new one.
+    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction
+    /// whose one snapshot is too old, which can't be told from that. Or another server than the one that the
+    /// log is on: an old primary, or for a moment the new one.
     Stale,
-    /// It contains every write that this instance knows of, but the log has not been read in time: the lease ended
-    /// this long ago.
+    /// It contains every write that this instance knows of, but the log has not been read in time: the lease
+    /// ended this long ago.
     Unverified {
         /// How long ago the lease ended.
         since: Duration,

@@ -120,9 +120,9 @@ impl Shared {
         });
     }
 
-    /// Runs a task that goes on until the instance ends, and begins it anew after a panic: the application's own code runs in
-    /// it, as the subscriber of its log. It is told of as this trouble, which the task ends once all is well; the others
-    /// have nothing to tell but what the panic says.
+    /// Runs a task that goes on until the instance ends, and begins it anew after a panic: the application's
+    /// own code runs in it, as the subscriber of its log. It is told of as this trouble, which the task ends
+    /// once all is well; the others have nothing to tell but what the panic says.
     pub(crate) fn spawn_endless<F: Future<Output = ()> + Send>(
         self: &Arc<Self>,
         trouble: Option<TroubleKind>,
@@ -179,7 +179,8 @@ impl Shared {
             return refuse(format!("{:?} must be declared before the instance starts", cache.name()));
         }
         let mut caches = self.caches.write();
-        // Under the lock: the end takes all caches out of it, or the instance and this cache would keep each other for ever.
+        // Under the lock: the end takes all caches out of it, or the instance and this cache would keep each
+        // other for ever.
         if self.is_closed() {
             return Err(StartError::Closed);
         }
@@ -202,8 +203,8 @@ impl Shared {
         self.coherence.asks(token, || self.clock.now_ms())
     }
 
-    /// Whether the log is on another server than this, as far as is known here. Asks for a poll then, for the log may have
-    /// moved there.
+    /// Whether the log is on another server than this, as far as is known here. Asks for a poll then, for the
+    /// log may have moved there.
     pub(crate) fn is_elsewhere(&self, server: Option<u64>) -> bool {
         let elsewhere = self.coherence.is_elsewhere(server);
         if elsewhere {

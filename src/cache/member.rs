@@ -69,7 +69,8 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
             // The key's type is the application's. A panic in any of it must not end the tail.
             let applied = catch_unwind(AssertUnwindSafe(|| of_key(text))).ok().flatten();
             if applied.is_none() {
-                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but none of it.
+                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but
+                // none of it.
                 self.counters.keys_misread.add(1);
             }
             applied

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A committed write. [`ReadOptions::at_least`](crate::ReadOptions::at_least) makes a read on any instance see it.
+/// A committed write. [`ReadOptions::at_least`](crate::ReadOptions::at_least) makes a read on any instance
+/// see it.
 ///
 /// Its text goes through HTTP headers: `to_string` and `parse` round-trip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

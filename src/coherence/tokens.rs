@@ -1,6 +1,8 @@
-//! What is known of tokens that no cached value can be compared with: of another epoch, or ahead of all that was polled.
+//! What is known of tokens that no cached value can be compared with: of another epoch, or ahead of all that
+//! was polled.
 //!
-//! Clients hold them, and may make them up. Each costs its first reader a poll that all readers share, not a load for each read.
+//! Clients hold them, and may make them up. Each costs its first reader a poll that all readers share, not a
+//! load for each read.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,12 +10,14 @@ use std::time::Duration;
 use super::token::Token;
 use crate::sync::Mutex;
 
-/// The epoch of a write that was made in none that it knew: after a crash, before anybody had polled. A poll that is sent later brings
-/// it, whatever the epoch is called; the next crash may have such writes too, so this one is never known to have ended.
+/// The epoch of a write that was made in none that it knew: after a crash, before anybody had polled. A poll
+/// that is sent later brings it, whatever the epoch is called; the next crash may have such writes too, so
+/// this one is never known to have ended.
 pub(crate) const NO_EPOCH: u64 = 0;
 /// Epochs that are known to have ended. Of more the oldest are asked for again.
 const EPOCHS: usize = 64;
-/// How long after a token of a write that did not exist others must be in a poll before anything is loaded for them.
+/// How long after a token of a write that did not exist others must be in a poll before anything is loaded
+/// for them.
 const WARY: Duration = Duration::from_secs(10);
 /// Writes that were told of. Of more the oldest are forgotten, and their tokens wait for a poll.
 const TOLD: usize = 1_024;
@@ -28,7 +32,8 @@ struct Known {
     ended: VecDeque<u64>,
     /// By the clock of the instance.
     untrue_ms: Option<u64>,
-    /// Writes of this instance, and those that hints have named, since when, the newest last. A tenant can't add to them.
+    /// Writes of this instance, and those that hints have named, since when, the newest last. A tenant can't
+    /// add to them.
     told: VecDeque<(Token, u64)>,
 }
 
@@ -53,13 +58,14 @@ impl Tokens {
         }
     }
 
-    /// The primary does not have the write of a token, though whoever has a token got it before the primary was asked.
+    /// The primary does not have the write of a token, though whoever has a token got it before the primary
+    /// was asked.
     pub(crate) fn was_untrue(&self, now_ms: u64) {
         self.0.lock().untrue_ms = Some(now_ms);
     }
 
-    /// A write was announced here, or by a hint that is believed. Its token need not wait for a poll: what is served for it must
-    /// contain it all the same, and where it was made up after all, that is one load.
+    /// A write was announced here, or by a hint that is believed. Its token need not wait for a poll: what is
+    /// served for it must contain it all the same, and where it was made up after all, that is one load.
     pub(crate) fn told(&self, token: Token, now_ms: u64) {
         let told_for = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms));
         let mut known = self.0.lock();

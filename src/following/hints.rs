@@ -1,7 +1,8 @@
 //! Hints: what other instances say that they wrote, applied the moment it arrives.
 //!
-//! A gap in a publisher's sequence, a broken subscription or a fence that is not answered puts the log in doubt: the
-//! tail polls at once. A hint is only ever a reason to evict, so a false one costs a load and nothing else.
+//! A gap in a publisher's sequence, a broken subscription or a fence that is not answered puts the log in
+//! doubt: the tail polls at once. A hint is only ever a reason to evict, so a false one costs a load and
+//! nothing else.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use crate::shared::Shared;
 use crate::trace::{Kind, Trace};
 use crate::wire::Hint;
 
-/// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two hints.
+/// Publishers whose sequence is remembered. Beyond it all are forgotten: no gap is seen until their next two
+/// hints.
 const PUBLISHERS: usize = 4_096;
 /// How long a number may be missing: hints of two writers of one instance change places.
 const CHANGE_PLACES: Duration = Duration::from_millis(3);
@@ -185,7 +187,8 @@ struct Sequences {
 }
 
 impl Sequences {
-    /// Notes a hint. Returns how many were lost before it, where these are too many to have changed places with it.
+    /// Notes a hint. Returns how many were lost before it, where these are too many to have changed places
+    /// with it.
     fn came(&mut self, publisher: u64, sequence: u64) -> Option<u64> {
         if self.missing.remove(&(publisher, sequence)) {
             self.since = self.since.filter(|_| !self.missing.is_empty());

@@ -1,7 +1,8 @@
 //! The tail: reads the log, applies it, and extends the lease. What the promise rests on.
 //!
-//! One task per instance polls on a connection of its own: every poll interval while all is well, faster while no
-//! hints come, at once when something is in doubt. A poll that fails changes nothing but the time: the lease runs out.
+//! One task per instance polls on a connection of its own: every poll interval while all is well, faster
+//! while no hints come, at once when something is in doubt. A poll that fails changes nothing but the time:
+//! the lease runs out.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use crate::shared::repaired::Repaired;
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
 /// Between a doubt and the poll that it asks for: more may come.
 const LEAST_INTERVAL: Duration = Duration::from_millis(5);
-/// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every instance poll as fast as it can.
+/// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every
+/// instance poll as fast as it can.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(50);
 /// Time between two tries after a failed poll.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
@@ -41,7 +43,8 @@ pub(crate) struct Tail {
     failing: bool,
     /// When the last poll was sent.
     sent: Option<Instant>,
-    /// Whether the last poll took longer than one may on which a lease hangs. Then none does: the next one takes its time.
+    /// Whether the last poll took longer than one may on which a lease hangs. Then none does: the next one
+    /// takes its time.
     late: bool,
     /// The last poll in doubt.
     doubted: Option<Instant>,
@@ -62,8 +65,8 @@ impl Tail {
 
     /// Polls until the instance is shut down. Never returns.
     ///
-    /// A panic is not the end: without a tail nothing is ever fresh again. What the old one had applied nobody knows, so a
-    /// new one begins with all of the log.
+    /// A panic is not the end: without a tail nothing is ever fresh again. What the old one had applied
+    /// nobody knows, so a new one begins with all of the log.
     pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -91,7 +94,8 @@ impl Tail {
         }
     }
 
-    /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all doubts until it is sent.
+    /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all
+    /// doubts until it is sent.
     async fn wait_in_doubt(&mut self, due: Instant) {
         let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
         let wait = DOUBT_INTERVAL.saturating_sub(since).max(LEAST_INTERVAL);
@@ -100,15 +104,15 @@ impl Tail {
         self.doubted = Some(Instant::now());
     }
 
-    /// When the next poll is due. Counted from when the last one was sent, for so is the lease: where polls take long, the next
-    /// one follows at once.
+    /// When the next poll is due. Counted from when the last one was sent, for so is the lease: where polls
+    /// take long, the next one follows at once.
     fn next(&self) -> Instant {
         let (now, interval) = (Instant::now(), self.interval());
         self.sent.map_or(now, |sent| sent + interval).max(now + LEAST_INTERVAL)
     }
 
-    /// The first polls: with the last of them the lease is valid, unless Postgres takes longer than the bound for each. A replay may
-    /// take longer, and then the lease rests on the poll that follows.
+    /// The first polls: with the last of them the lease is valid, unless Postgres takes longer than the bound
+    /// for each. A replay may take longer, and then the lease rests on the poll that follows.
     pub(crate) async fn begin(&mut self) -> Result<(), LogError> {
         self.poll().await?;
         let Shared { clock, coherence, .. } = &*self.shared;
@@ -181,11 +185,12 @@ impl Tail {
         Ok(())
     }
 
-    /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of what it returns are yet to be applied.
+    /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of what it returns are yet
+    /// to be applied.
     ///
-    /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the floor and
-    /// the retained rows are applied above it. Where there are too many of them, the poll's own snapshot is the
-    /// floor: it contains them all, at the price that nothing older is accepted from L2.
+    /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the
+    /// floor and the retained rows are applied above it. Where there are too many of them, the poll's own
+    /// snapshot is the floor: it contains them all, at the price that nothing older is accepted from L2.
     async fn recover(
         &mut self,
         mut sent_ms: u64,
@@ -202,7 +207,8 @@ impl Tail {
         }
         let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
         let caches = shared.caches();
-        // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
+        // Another server is another epoch. Before it begins: what the old one says from now on is not taken
+        // for the log's.
         shared.coherence.follow(poll.server);
         shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
         shared.counters.recoveries.add(1);
@@ -212,8 +218,9 @@ impl Tail {
 
     /// What is new since the cursor, or all of the log; and when that was asked for.
     ///
-    /// No lease hangs on a replay, which takes as long as the log is long, nor on what comes after a poll that took too long: there
-    /// may be too much for a short bound, and more with each try. Nor on a connection, which is made before.
+    /// No lease hangs on a replay, which takes as long as the log is long, nor on what comes after a poll
+    /// that took too long: there may be too much for a short bound, and more with each try. Nor on a
+    /// connection, which is made before.
     async fn read(&mut self) -> Result<(u64, Poll), LogError> {
         let Shared { clock, coherence, log, polls, settings, .. } = &*self.shared;
         within(READY_LIMIT, log.ready()).await?;
@@ -233,8 +240,8 @@ impl Tail {
     fn apply<'a>(&self, poll: &'a Poll) -> Repaired<'a> {
         let (caches, mut repaired) = (self.shared.caches(), Repaired::default());
         let rows = poll.rows.as_deref().unwrap_or_default();
-        // What was visible to the poll is contained in its snapshot. A row that is not comes from another cluster, by a
-        // dump, and would keep its bucket from being cached until that number is reached.
+        // What was visible to the poll is contained in its snapshot. A row that is not comes from another
+        // cluster, by a dump, and would keep its bucket from being cached until that number is reached.
         for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
             let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
             if let Some(cache) = caches.get(row.cache.as_str())
@@ -249,7 +256,8 @@ impl Tail {
         repaired
     }
 
-    /// Triggers that could not tell the keys of a write, and cleared the cache. It is told for as long as such writes come.
+    /// Triggers that could not tell the keys of a write, and cleared the cache. It is told for as long as
+    /// such writes come.
     fn keys_failed(&self, poll: &Poll) {
         for row in poll.rows.iter().flatten() {
             if let Some(fault) = &row.fault {

@@ -1,7 +1,9 @@
-//! Lines of the log, one for each event. Whoever can publish, and a server that comes and goes, cause events as often as they
-//! like: of what is about the same thing one a second is written, with how many were left out.
+//! Lines of the log, one for each event. Whoever can publish, and a server that comes and goes, cause events
+//! as often as they like: of what is about the same thing one a second is written, with how many were left
+//! out.
 //!
-//! The last one is written in any case, if later: a log that ends with "isolated" must be of an instance that still is.
+//! The last one is written in any case, if later: a log that ends with "isolated" must be of an instance that
+//! still is.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,6 +16,8 @@ use super::troubles::Trouble;
 use super::{Event, State};
 use crate::clock::Clock;
 
+/// What filters go by, wherever this stands: that of the service too.
+const TARGET: &str = "perto::health";
 /// Time between two lines about the same thing.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -121,32 +125,56 @@ impl Event {
     fn log(&self, left_out: u64) {
         let left_out = (left_out > 0).then_some(left_out);
         match self {
-            Self::State { from, to } => tracing::info!(%from, %to, left_out, "state"),
-            Self::Recovered { why } => tracing::info!(?why, left_out, "the log was read anew"),
-            Self::Gap { lost } => tracing::info!(lost, left_out, "hints were lost"),
+            Self::State { from, to } => tracing::info!(target: TARGET, %from, %to, left_out, "state"),
+            Self::Recovered { why } => {
+                tracing::info!(target: TARGET, ?why, left_out, "the log was read anew");
+            }
+            Self::Gap { lost } => tracing::info!(target: TARGET, lost, left_out, "hints were lost"),
             Self::HintsUntrue { transactions } => {
-                tracing::warn!(transactions, left_out, "hints named transactions that do not exist");
+                tracing::warn!(
+                    target: TARGET,
+                    transactions,
+                    left_out,
+                    "hints named transactions that do not exist"
+                );
             }
             Self::PollFailed { error } => {
-                tracing::warn!(error, left_out, "the invalidation log can't be read");
+                tracing::warn!(target: TARGET, error, left_out, "the invalidation log can't be read");
             }
             Self::AuditViolation { cache, key_hash } => tracing::error!(
                 name: "perto.audit.violations",
+                target: TARGET,
                 cache,
                 key_hash = format!("{key_hash:016x}"),
                 left_out,
                 "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
             ),
             Self::Undeclared { cache } => tracing::warn!(
+                target: TARGET,
                 cache,
                 left_out,
                 "it declares no tables, so nobody looks whether writes to them are seen: CacheBuilder::tables"
             ),
             Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
-                tracing::warn!(trouble = kind.name(), cache, table, detail, left_out, "trouble");
+                tracing::warn!(
+                    target: TARGET,
+                    trouble = kind.name(),
+                    cache,
+                    table,
+                    detail,
+                    left_out,
+                    "trouble"
+                );
             }
             Self::TroubleEnded(Trouble { kind, cache, table, .. }) => {
-                tracing::info!(trouble = kind.name(), cache, table, left_out, "trouble is over");
+                tracing::info!(
+                    target: TARGET,
+                    trouble = kind.name(),
+                    cache,
+                    table,
+                    left_out,
+                    "trouble is over"
+                );
             }
         }
     }
@@ -202,6 +230,7 @@ mod tests {
         fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
         fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
         fn event(&self, event: &tracing::Event<'_>) {
+            assert_eq!(event.metadata().target(), "perto::health");
             let mut text = Text(String::new());
             event.record(&mut text);
             self.0.lock().push(text.0);

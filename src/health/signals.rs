@@ -88,8 +88,8 @@ impl Signals {
         self.tell(self.troubles.retain(kind, still).into_iter().map(Event::TroubleEnded));
     }
 
-    /// What Redis has said to something that it was asked for: a refusal is a trouble, until nothing was refused for a while.
-    /// Silence is the breaker's.
+    /// What Redis has said to something that it was asked for: a refusal is a trouble, until nothing was
+    /// refused for a while. Silence is the breaker's.
     pub(crate) fn judge(&self, kind: TroubleKind, done: Result<(), RemoteError>, what: &str) {
         match done {
             Ok(()) => self.end_after(CALM, &kind.anywhere()),
@@ -143,8 +143,9 @@ impl Signals {
         }
     }
 
-    /// Sends an event for each change of the state, ends troubles that have outlived themselves, and writes lines that are due. A
-    /// lease that lapses tells nobody, so this looks again ten times a bound. Never returns.
+    /// Sends an event for each change of the state, ends troubles that have outlived themselves, and writes
+    /// lines that are due. A lease that lapses tells nobody, so this looks again ten times a bound. Never
+    /// returns.
     pub(crate) async fn watch(&self, coherence: &Coherence, remote_up: impl Fn() -> bool) {
         let pause = (coherence.bound / 10).clamp(Duration::from_millis(5), Duration::from_secs(1));
         loop {

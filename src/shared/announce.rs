@@ -49,8 +49,8 @@ impl Shared {
         let trace = span.trace();
         let publish = self.publish(token, changes, &trace);
         let bury = self.bury(token, changes, &trace);
-        // Both go out on one connection without waiting for each other: one round trip. The hint is first, for with
-        // memory full and no eviction the tombstones may be refused.
+        // Both go out on one connection without waiting for each other: one round trip. The hint is first,
+        // for with memory full and no eviction the tombstones may be refused.
         let (published, buried) = tokio::join!(publish, bury);
         self.signals.judge(
             TroubleKind::HintsRefused,
@@ -141,18 +141,20 @@ impl Shared {
         }
     }
 
-    /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will bring it.
+    /// Whether there may be such a transaction. Before the first poll nobody can tell, and the poll will
+    /// bring it.
     pub(crate) fn believes(&self, xid: u64) -> bool {
         self.coherence.buckets.poll().is_some_and(|poll| xid <= poll.xmax().saturating_add(FURTHEST_AHEAD))
     }
 
-    /// A poll has brought the transaction before its hint came, or before it was announced here: whatever it evicted, nothing
-    /// had to be put right.
+    /// A poll has brought the transaction before its hint came, or before it was announced here: whatever it
+    /// evicted, nothing had to be put right.
     pub(crate) fn overtaken(&self, xid: u64) {
         self.counters.repairs_overtaken.add(self.repaired.overtaken(xid));
     }
 
-    /// Applies changes of a transaction, from a hint or from a write of this instance. Returns how many entries went.
+    /// Applies changes of a transaction, from a hint or from a write of this instance. Returns how many
+    /// entries went.
     pub(crate) fn apply(&self, of: Token, changes: &[Change]) -> u64 {
         let caches = self.caches();
         let told = Told { xid: of.xid, epoch: of.epoch, poll: None };

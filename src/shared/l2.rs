@@ -9,7 +9,8 @@ use crate::error::RemoteError;
 use crate::trace::{Kind, Span, Trace};
 use crate::wire;
 
-/// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to itself.
+/// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to
+/// itself.
 pub(super) const KEYS_AT_ONCE: usize = 1_000;
 
 impl Shared {
@@ -27,7 +28,8 @@ impl Shared {
         self.settings.remote_timeout.saturating_mul(round_trips)
     }
 
-    /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the breaker is open.
+    /// Looks into L2. Nothing where it can't be used: trouble costs a read the L2 timeout once, then the
+    /// breaker is open.
     pub(crate) async fn remote_get(
         &self,
         names: &[String],
@@ -57,8 +59,8 @@ impl Shared {
         }
     }
 
-    /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a server that
-    /// refuses one operation is up.
+    /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a
+    /// server that refuses one operation is up.
     pub(super) async fn guard<T>(
         &self,
         operation: impl Future<Output = Result<T, RemoteError>>,

@@ -1,4 +1,5 @@
-//! A cache, as the rest of the instance sees it: something that is invalidated and audited, whatever its types.
+//! A cache, as the rest of the instance sees it: something that is invalidated and audited, whatever its
+//! types.
 
 use futures_util::future::BoxFuture;
 
@@ -25,8 +26,8 @@ pub(crate) trait Applied: Auditable {
     fn size(&self) -> (u64, u64);
     #[cfg(feature = "otel")]
     fn latency(&self, tier: Tier) -> &Timing;
-    /// Records that a transaction invalidated `key` (all keys where it is `None`), and evicts it. Returns whether
-    /// something was evicted.
+    /// Records that a transaction invalidated `key` (all keys where it is `None`), and evicts it. Returns
+    /// whether something was evicted.
     fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool;
 }
 

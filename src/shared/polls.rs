@@ -39,7 +39,8 @@ impl Polls {
         self.numbers.update(|polls| polls.completed = polls.sent);
     }
 
-    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may never come.
+    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may
+    /// never come.
     pub(crate) async fn next(&self) {
         let sent = self.numbers.look(|polls| polls.sent);
         self.ask();

@@ -1,12 +1,13 @@
 //! How the files of `src/` depend on each other is what `docs/ARCHITECTURE.md` says: downward only.
 //!
-//! A reader of the text, not of the compiler's mind. An arrow is a path in a `use` or in the code, followed through
-//! re-exports to the file that defines the item. What a method call reaches is not seen.
+//! A reader of the text, not of the compiler's mind. An arrow is a path in a `use` or in the code, followed
+//! through re-exports to the file that defines the item. What a method call reaches is not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The names of a module from the root of the crate: of a file, `["coherence", "lease"]`. Of `lib.rs` it is empty.
+/// The names of a module from the root of the crate: of a file, `["coherence", "lease"]`. Of `lib.rs` it is
+/// empty.
 type Module = Vec<String>;
 
 /// From which file to which.
@@ -159,7 +160,8 @@ impl File {
             public = false;
             at += 1;
         }
-        // Only what it does not use itself, and only its children's: `pub use` is the way in, then, and no arrow.
+        // Only what it does not use itself, and only its children's: `pub use` is the way in, then, and no
+        // arrow.
         for (name, path) in &file.passed_on {
             if used.contains(name) || !file.children.contains(&path[0]) {
                 file.paths.insert(path.clone());

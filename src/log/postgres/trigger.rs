@@ -4,9 +4,9 @@ use super::sql::identifier;
 
 /// What to watch.
 ///
-/// Of a cache over several tables watch each, by the key that *its* rows stand for: for the orders of a user, `orders` by
-/// `user_id`; for lines of an order, `order_items` by `order_id`. Where a row moves from one key to another, both are
-/// invalidated.
+/// Of a cache over several tables watch each, by the key that *its* rows stand for: for the orders of a user,
+/// `orders` by `user_id`; for lines of an order, `order_items` by `order_id`. Where a row moves from one key
+/// to another, both are invalidated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
     /// The schema that holds the log.
@@ -15,10 +15,11 @@ pub struct Watch {
     pub table: String,
     /// The cache whose keys the statements invalidate.
     pub cache: String,
-    /// A key's text as an SQL expression over the columns of one row: `id`, or `company_id || ':' || phone`. A set-returning
-    /// one gives several keys, or none: `unnest(member_ids)`, `jsonb_array_elements_text(tags)`. Functions must be immutable,
-    /// or depend on nothing but the formats of dates, times, bytes and floats, which are pinned; those outside of `pg_catalog`
-    /// are written with their schema. Null is no key.
+    /// A key's text as an SQL expression over the columns of one row: `id`, or `company_id || ':' || phone`.
+    /// A set-returning one gives several keys, or none: `unnest(member_ids)`,
+    /// `jsonb_array_elements_text(tags)`. Functions must be immutable, or depend on nothing but the formats
+    /// of dates, times, bytes and floats, which are pinned; those outside of `pg_catalog` are written with
+    /// their schema. Null is no key.
     ///
     /// From then on it runs as whoever watches: take it from nobody else.
     pub key: String,
@@ -44,7 +45,8 @@ pub(super) fn drop_trigger(watch: &Watch, table: &Table, event: &str) -> String 
     format!("drop trigger if exists {trigger} on {}", table.name)
 }
 
-/// Two statements: a trigger made, or made to run this function; and fired always, also where a session plays a replica.
+/// Two statements: a trigger made, or made to run this function; and fired always, also where a session plays
+/// a replica.
 pub(super) fn trigger_sql(
     watch: &Watch,
     table: &Table,

@@ -20,7 +20,7 @@ const KINDS: usize = 1_024;
 /// What tells kinds apart that are written in one place. None of these is anything that a client can choose.
 const SUBJECTS: [&str; 6] = ["alert", "trouble", "cache", "table", "log.file", "log.line"];
 /// The library tells the beginning and the end of what comes and goes, and counts what it leaves out itself.
-const COUNTED: &str = "perto::coherence";
+const COUNTED: &str = "perto::health";
 
 /// What is wrong with settings is said at the start, each once, and from one place.
 pub(super) const SETTINGS: &str = "perto_chat::settings";
@@ -185,7 +185,7 @@ mod tests {
                 for alert in ["limit-reached", "instance-silent"] {
                     tracing::warn!(alert, "alert");
                     tracing::debug!(alert, "all of it");
-                    tracing::info!(target: "perto::coherence::health", alert, "counted there");
+                    tracing::info!(target: "perto::health", alert, "counted there");
                 }
             }
         });
