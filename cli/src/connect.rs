@@ -9,6 +9,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 const LIMIT: Duration = Duration::from_secs(3);
+/// Longest answer of Redis that is kept. `perto inspect` asks for whole values, which are smaller.
+const MOST: usize = 64 << 20;
 
 /// Where Postgres is.
 #[derive(Debug, Clone, Args)]
@@ -142,37 +144,36 @@ pub enum RedisTrouble {
 ///
 /// # Errors
 /// What is wrong, and whether it may get better by itself.
-pub async fn check_redis(url: &str) -> Result<redis::aio::MultiplexedConnection, RedisTrouble> {
+pub async fn check_redis(url: &str) -> Result<perto::redis::Connection, RedisTrouble> {
     let setting = |text: String| RedisTrouble::Setting(anyhow!(text));
     let info = perto::redis::options(url).map_err(|error| match error {
         StartError::Setting { problem, .. } => setting(format!("REDIS_URL is {problem}")),
         error => setting(format!("REDIS_URL: {error}")),
     })?;
     let at = info.addr().to_string();
-    let client = redis::Client::open(info)
-        .map_err(|_quotes_the_url| setting("REDIS_URL is not usable in this build".to_owned()))?;
-    let config = redis::AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(LIMIT))
-        .set_response_timeout(Some(LIMIT));
-    let connecting = client.get_multiplexed_async_connection_with_config(&config);
     let unreachable = |error: anyhow::Error| RedisTrouble::Unreachable(error);
-    let mut connection = match tokio::time::timeout(LIMIT, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+    let silent = || unreachable(anyhow!("REDIS_URL: {at} did not answer within {LIMIT:?}"));
+    let mut connection = match perto::redis::connect(&info, MOST, LIMIT).await {
+        Ok(connection) => connection,
+        Err(error) if error.kind() == redis::ErrorKind::InvalidClientConfig => {
+            return Err(setting("REDIS_URL is not usable in this build".to_owned()));
+        }
+        Err(error) if error.kind() == redis::ErrorKind::AuthenticationFailed => {
             return Err(unreachable(anyhow!("REDIS_URL: {at} refuses the user or the password")));
         }
-        Ok(Err(error)) => {
+        Err(error) if error.is_timeout() => return Err(silent()),
+        Err(error) => {
             return Err(unreachable(
                 anyhow::Error::new(error).context(format!("REDIS_URL: {at} can't be reached")),
             ));
         }
-        Err(_elapsed) => return Err(unreachable(anyhow!("REDIS_URL: {at} did not answer within {LIMIT:?}"))),
     };
-    match redis::cmd("PING").query_async::<String>(&mut connection).await {
+    match redis::cmd("PING").query_async::<String>(&mut *connection).await {
         Ok(_pong) => Ok(connection),
         Err(error) if error.code() == Some("NOAUTH") => {
             Err(unreachable(anyhow!("REDIS_URL: {at} wants a password")))
         }
+        Err(error) if error.is_timeout() => Err(silent()),
         Err(error) => Err(unreachable(anyhow::Error::new(error).context(format!("REDIS_URL: {at} refuses")))),
     }
 }

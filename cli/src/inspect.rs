@@ -198,7 +198,7 @@ impl Inspect {
         let name = InRemote::name(&self.app, epoch, &self.cache, self.value_version, &self.key);
         let reading = async {
             let mut connection = check_redis(url).await?;
-            let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut connection).await?;
+            let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
             anyhow::Ok(InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms()))
         };
         Remote { place, holds: reading.await.map_err(|error| super::one_line(&error)) }

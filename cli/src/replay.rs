@@ -234,7 +234,7 @@ impl Replay {
                 fleet::write_plainly(Arc::clone(run), plain_pool, written)
             )
         };
-        let bare = report::BarePublish::new(self.redis_url()?, &run.plan.schema)?;
+        let bare = report::BarePublish::new(self.redis_url()?, &run.plan.schema);
         let terminal = std::io::stderr().is_terminal();
         let mut samples = self.report.is_some().then(Samples::default);
         let sampling = async {
@@ -332,11 +332,12 @@ async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {
             .arg("MATCH")
             .arg(format!("perto:{app}:*"))
             .arg("COUNT")
-            .arg(5_000)
-            .query_async(&mut redis)
+            // Of longer lists the connection takes no more than some thousands.
+            .arg(1_000)
+            .query_async(&mut *redis)
             .await?;
         if !keys.is_empty() {
-            redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut redis).await?;
+            redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut *redis).await?;
         }
         cursor = next;
         if cursor == 0 {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::command::{Database, perto, succeed};
 use crate::support::engines::{place_of, redis_at};
+use crate::support::liar::{Answer, Liar, Lie};
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
 use crate::support::wait::eventually;

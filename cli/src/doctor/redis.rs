@@ -39,7 +39,7 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
         }
     };
     // Where it says nothing of itself, everything else can be looked at all the same.
-    let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut connection).await {
+    let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut *connection).await {
         Ok(info) => (of_info(&Info(&info)), info),
         Err(error) => {
             let found =

@@ -34,7 +34,7 @@ impl Replay {
     async fn redis_version(&self) -> String {
         let info = async {
             let mut redis = check_redis(self.redis_url().ok()?).await.ok()?;
-            redis::cmd("INFO").arg("server").query_async::<String>(&mut redis).await.ok()
+            redis::cmd("INFO").arg("server").query_async::<String>(&mut *redis).await.ok()
         };
         let info = info.await.unwrap_or_default();
         let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));

@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::plot::grouped;
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use futures_util::StreamExt;
 use perto::{Freshness, Histogram};
 use serde::Serialize;
 
+use super::check_redis;
 use super::fleet::{Member, Run, precise};
 use super::timeline::Timeline;
 
@@ -345,15 +346,14 @@ pub(super) async fn show_progress(run: &Run, members: &[Member], terminal: bool)
 
 /// A bare `PUBLISH` to a bare subscriber, measured while the replay runs.
 pub(super) struct BarePublish {
-    client: redis::Client,
+    url: String,
     channel: String,
     histogram: Arc<Histogram>,
 }
 
 impl BarePublish {
-    pub(super) fn new(redis_url: &str, schema: &str) -> anyhow::Result<Self> {
-        let client = redis::Client::open(redis_url).context("REDIS_URL")?;
-        Ok(Self { client, channel: format!("perto:{schema}:bare"), histogram: Arc::default() })
+    pub(super) fn new(redis_url: &str, schema: &str) -> Self {
+        Self { url: redis_url.to_owned(), channel: format!("perto:{schema}:bare"), histogram: Arc::default() }
     }
 
     /// Never returns.
@@ -363,16 +363,16 @@ impl BarePublish {
         std::future::pending::<()>().await;
     }
 
-    async fn try_measure(&self) -> redis::RedisResult<()> {
-        let mut publisher = self.client.get_multiplexed_async_connection().await?;
-        let mut subscriber = self.client.get_async_pubsub().await?;
+    async fn try_measure(&self) -> anyhow::Result<()> {
+        let mut publisher = check_redis(&self.url).await?;
+        let mut subscriber = redis::Client::open(&*self.url)?.get_async_pubsub().await?;
         subscriber.subscribe(&self.channel).await?;
         let mut messages = subscriber.into_on_message();
         loop {
             let sent = Instant::now();
             let publish = redis::cmd("PUBLISH").arg(&self.channel).arg("x").to_owned();
             let (published, message) =
-                tokio::join!(publish.query_async::<()>(&mut publisher), messages.next());
+                tokio::join!(publish.query_async::<()>(&mut *publisher), messages.next());
             published?;
             if message.is_some() {
                 self.histogram.record(sent.elapsed());

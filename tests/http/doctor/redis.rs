@@ -180,3 +180,42 @@ async fn a_redis_that_takes_no_writes_is_told_of_with_its_word_for_it() {
         "maxmemory-policy allkeys-lru",
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_takes_all_and_does_something_else_is_told_of() {
+    let (database, liar) = (migrated(), Liar::start().await);
+    for (lie, check, found) in [
+        (
+            Lie::Deaf,
+            "commands",
+            "what is published does not reach who has subscribed within 2s: hints are lost",
+        ),
+        (
+            Lie::Alters,
+            "scripts",
+            "they don't do what they should: the value that was put is not what is read",
+        ),
+        (Lie::Silent("PING"), "redis", "did not answer within"),
+        (Lie::Silent("SUBSCRIBE"), "commands", "no answer within 5s"),
+    ] {
+        liar.tell(lie.clone());
+        let said = doctor(&database.url, &liar.url(), &[]).await;
+        let mend =
+            if lie == Lie::Deaf || lie == Lie::Alters { "point REDIS_URL at the server itself" } else { "" };
+        said.tells(check, "wrong", found, mend);
+    }
+}
+
+/// More than the doctor has memory for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_sends_without_end_takes_no_memory_of_the_doctor() {
+    let (database, liar) = (migrated(), Liar::start().await);
+    liar.tell(Lie::Value(Answer::Text(1 << 30)));
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -v 900000 && exec \"$0\" doctor --json", env!("CARGO_BIN_EXE_perto-chat")]);
+    limited.env("DATABASE_URL", &database.url).env("REDIS_URL", liar.url());
+    let output = tokio::task::spawn_blocking(move || limited.output().unwrap()).await.unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert!(said["checks"].is_array(), "{said}");
+}
