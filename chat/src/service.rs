@@ -288,7 +288,13 @@ pub(crate) async fn run(
     reporting.spawn(fleet::run(Arc::clone(&service), ending.clone()));
     reporting.spawn({
         let (service, ending) = (Arc::clone(&service), ending.clone());
-        async move { service.access.unknown.answer(&service.database, &ending).await }
+        async move {
+            let in_use = |keys: Vec<keys::KeyHash>| {
+                let database = service.database.clone();
+                async move { keys::in_use(&database, &keys).await }
+            };
+            service.access.unknown.answer(in_use, &ending).await;
+        }
     });
     let (serving, router) = (Arc::clone(&service), router(&service, resources, &api));
     let answered = move |request, guest: Arc<Guest>| {

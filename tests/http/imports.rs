@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::command::{Database, Served, perto, succeed};
+use crate::service::request;
 use crate::support::engines::redis_url;
 use crate::support::wait::{ends, eventually};
 
@@ -439,6 +440,11 @@ async fn what_is_kept_of_rejected_rows_is_bounded_in_bytes_for_an_import_and_for
     }
     assert!((4_000..8_000).contains(&kept[0]) && kept[3] > 4_000, "{kept:?}");
     assert!(kept[4] <= 1, "what was left of the room: {kept:?}");
+    let metrics = request(&served, "GET", "/metrics", "", "").await.text;
+    let told = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("perto_refused_total{perto_limit=\"too-many-rejects\"} "));
+    assert!(told.unwrap().parse::<u32>().unwrap() >= 5, "each of the five ran into it: {told:?}");
     let other = upload(&served, 2, NDJSON, "1\n".repeat(12_000).as_bytes()).await;
     ended(&served, &other).await;
     assert!(rejected(&served, &other).await.lines().count() > 4_000, "another company has its own");
