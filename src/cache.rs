@@ -17,7 +17,6 @@ use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
-use crate::coherence::tokens::Asks;
 use crate::coherence::verdict::Judged;
 use crate::error::{Error, InvalidateError};
 use crate::local::{Entry, GroupOf, Local};
@@ -38,12 +37,14 @@ mod pace;
 pub(crate) mod policy;
 mod sampler;
 pub(crate) mod types;
+mod wish;
 
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
 use sampler::Sampler;
+use wish::Wish;
 
 pub use types::{Key, Value};
 
@@ -113,9 +114,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
     {
-        match self.noted_hit(key, None) {
+        match self.noted_hit(key, Wish::NONE) {
             Some(read) => Ok(read),
-            None => self.get_slow(key.to_owned(), ReadOptions::default()).await,
+            None => self.get_slow(key.to_owned(), Wish::NONE).await,
         }
     }
 
@@ -128,44 +129,11 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
     {
-        let options = self.known(options);
-        match self.noted_hit(key, options.at_least) {
+        let wish = self.wish(options);
+        match self.noted_hit(key, wish) {
             Some(read) => Ok(read),
-            None => self.get_slow(key.to_owned(), options).await,
+            None => self.get_slow(key.to_owned(), wish).await,
         }
-    }
-
-    /// Without a token of an epoch that has ended: whatever is fresh will do.
-    fn known(&self, options: ReadOptions) -> ReadOptions {
-        let asks = |token: &Token| self.0.shared.asks(*token) != Asks::Nothing;
-        ReadOptions { at_least: options.at_least.filter(asks) }
-    }
-
-    /// Waits for a poll, or the hint of its write, where only that tells what a token asks. Without a lease there may be none: the source decides then.
-    async fn settle(&self, options: ReadOptions) -> Result<ReadOptions, Error> {
-        let shared = &self.0.shared;
-        let coherence = &shared.coherence;
-        let Some(token) = options.at_least else { return Ok(options) };
-        let valid = coherence.lease.held().valid_at(shared.clock.now_ms());
-        let polled = async {
-            tokio::select! {
-                biased;
-                polled = tokio::time::timeout(shared.settings.poll_timeout, shared.polls.next()) => polled.is_ok(),
-                // Its hint may come later than the token.
-                () = shared.until_told(token) => false,
-            }
-        };
-        if shared.asks(token) == Asks::Unknown && valid && polled.await {
-            if !coherence.lease.is_in(token.epoch) {
-                coherence.tokens.ended(token.epoch);
-                // What is fresh from here on has the write.
-                return Ok(ReadOptions::default());
-            }
-            if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) {
-                return Err(self.ahead());
-            }
-        }
-        Ok(self.known(options))
     }
 
     fn ahead(&self) -> Error {
@@ -180,7 +148,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of [`Cache::get`]; one key's error is the error of all.
     pub async fn get_many(&self, keys: &[K]) -> Result<Vec<Read<V>>, Error> {
-        Box::pin(self.read(keys, ReadOptions::default())).await
+        Box::pin(self.read(keys, Wish::NONE)).await
     }
 
     /// Reads many keys, with options.
@@ -188,7 +156,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of [`Cache::get_with`].
     pub async fn get_many_with(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
-        Box::pin(self.read(keys, options)).await
+        Box::pin(self.read(keys, self.wish(options))).await
     }
 
     /// What L1 holds and may serve as fresh. No I/O, no load.
@@ -198,36 +166,40 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
     {
-        self.noted_hit(key, None)
+        self.noted_hit(key, Wish::NONE)
     }
 
     #[inline]
-    fn noted_hit<Q>(&self, key: &Q, at_least: Option<Token>) -> Option<Read<V>>
+    fn noted_hit<Q>(&self, key: &Q, wish: Wish) -> Option<Read<V>>
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
     {
-        let read = self.hit(key, at_least)?;
+        let read = self.hit(key, wish)?;
         trace::hits(&self.0.name, 1);
         Some(read)
     }
 
     /// L1. The order is what makes it safe, so it is the lease's.
     #[inline]
-    fn hit<Q>(&self, key: &Q, at_least: Option<Token>) -> Option<Read<V>>
+    fn hit<Q>(&self, key: &Q, wish: Wish) -> Option<Read<V>>
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
     {
+        if wish.source {
+            return None;
+        }
         let coherence = &self.0.shared.coherence;
         let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
         // Before the lease.
-        let token = at_least.map(|token| (token, coherence.epoch()));
+        let token = wish.token.and_then(|_| wish.token_in(coherence.epoch()));
         let (held, entry, now) =
             coherence.lease.vouch(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
-        if !(live && held.valid_at(now) && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
+        let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
+        if !(live && held.valid_at(now) && young && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
             return None;
         }
         self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
@@ -243,19 +215,19 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.shared.staleness.record(self.0.shared.coherence.lease_age(held, now_ms));
     }
 
-    async fn get_slow(&self, key: K, options: ReadOptions) -> Result<Read<V>, Error> {
-        let mut reads = Box::pin(self.read(std::slice::from_ref(&key), options)).await?;
+    async fn get_slow(&self, key: K, wish: Wish) -> Result<Read<V>, Error> {
+        let mut reads = Box::pin(self.read(std::slice::from_ref(&key), wish)).await?;
         reads.pop().ok_or(Error::Unsettled)
     }
 
     /// However often it begins again, a read takes no longer than one look into L2 and one load may.
-    async fn read(&self, keys: &[K], options: ReadOptions) -> Result<Vec<Read<V>>, Error> {
+    async fn read(&self, keys: &[K], wish: Wish) -> Result<Vec<Read<V>>, Error> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
         }
         let texts = self.texts(keys)?;
-        let options = self.settle(options).await?;
-        let in_l1 = |key| self.hit(key, options.at_least).or_else(|| self.outage_hit(key, options));
+        let wish = self.settle(keys, wish).await?;
+        let in_l1 = |key| self.hit(key, wish).or_else(|| self.outage_hit(key, wish));
         let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
         match answers.iter().flatten().count() {
             0 => {}
@@ -266,7 +238,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let limit = self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys.len()));
         let (began, span) = (Instant::now(), self.span(keys.len()));
-        let reading = self.read_within(keys, &texts, answers, options, &span);
+        let reading = self.read_within(keys, &texts, answers, wish, &span);
         let answers = match tokio::time::timeout(limit, reading).await {
             Ok(read) => read,
             Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
@@ -290,7 +262,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         keys: &[K],
         texts: &[String],
         mut answers: Vec<Option<Read<V>>>,
-        options: ReadOptions,
+        wish: Wish,
         span: &Span,
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
@@ -315,7 +287,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 match leader {
                     Some(leader) => {
                         // The flight before may have landed since L1 was asked.
-                        if let Some(read) = self.hit(key, options.at_least) {
+                        if let Some(read) = self.hit(key, wish) {
                             answers[at] = Some(read);
                             continue;
                         }
@@ -335,9 +307,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
-                self.look_up(led, began, options, &trace).await?;
+                self.look_up(led, began, wish, &trace).await?;
             }
-            refused += usize::from(self.land(waiting, keys, texts, options, &mut answers).await?);
+            refused += usize::from(self.land(waiting, keys, texts, wish, &mut answers).await?);
             again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
@@ -350,13 +322,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         waiting: Vec<(usize, Boarded, Waiter<Flown<V>>)>,
         keys: &[K],
         texts: &[String],
-        options: ReadOptions,
+        wish: Wish,
         answers: &mut [Option<Read<V>>],
     ) -> Result<bool, Error> {
         let mut refused = false;
         for (at, boarded, waiter) in waiting {
             if let Some(outcome) = self.0.flights.outcome(&keys[at], waiter).await {
-                answers[at] = self.judge(&texts[at], &outcome?, boarded, options)?;
+                answers[at] = self.judge(&texts[at], &outcome?, boarded, wish)?;
                 refused |= answers[at].is_none();
             }
         }
@@ -369,10 +341,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         text: &str,
         outcome: &Outcome<V>,
         boarded: Boarded,
-        options: ReadOptions,
+        wish: Wish,
     ) -> Result<Option<Read<V>>, Error> {
         let coherence = &self.0.shared.coherence;
-        let token = options.token_in(coherence.epoch());
+        let token = wish.token_in(coherence.epoch());
         let held = coherence.lease.held();
         let (entry, from) = (&outcome.entry, outcome.from);
         // What the primary said after this read began misses nothing that was visible before it. Nor does what was computed.
@@ -399,7 +371,18 @@ impl<K: Key, V: Value> Cache<K, V> {
             _ if from == From::Behind => return Err(Error::TokenAhead),
             _ => return Ok(None),
         }
+        // What it had loaded itself, and not by the primary's own word: that is flagged, whatever the buckets say of it.
+        let own = boarded == Boarded::BeforeTakeOff && from != From::Remote;
+        let stale =
+            (judged == Judged::Refused && from == From::Behind) || (wish.source && !first_hand && own);
+        if stale && !contains(&entry.stamp, wish.token.map(|token| (token, coherence.epoch()))) {
+            return Err(Error::TokenAhead);
+        }
+        if wish.source && !first_hand && !own {
+            return Ok(None);
+        }
         let freshness = match (judged, from) {
+            _ if stale => Freshness::Stale,
             (Judged::Fresh, _) => Freshness::Fresh,
             // What it did not begin itself is what is cached: the policy decides.
             (Judged::Unverified(_), _)
@@ -409,7 +392,6 @@ impl<K: Key, V: Value> Cache<K, V> {
                 return Ok(None);
             }
             (Judged::Unverified(since), _) => Freshness::Unverified { since },
-            (Judged::Refused, From::Behind) => Freshness::Stale,
             (Judged::Refused, _) => return Ok(None),
         };
         let tier = if from == From::Remote { Tier::Remote } else { Tier::Load };
@@ -430,9 +412,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// L1 without a valid lease, where the policy allows it: flagged, and for a limited time.
-    fn outage_hit(&self, key: &K, options: ReadOptions) -> Option<Read<V>> {
+    fn outage_hit(&self, key: &K, wish: Wish) -> Option<Read<V>> {
+        if wish.source {
+            return None;
+        }
         let coherence = &self.0.shared.coherence;
-        let token = options.token_in(coherence.epoch());
+        let token = wish.token_in(coherence.epoch());
         let held = coherence.lease.held();
         let (Outage::ServeStale { max }, Judged::Unverified(since)) =
             (self.0.policy.outage, self.0.shared.freshness(held))
@@ -469,15 +454,15 @@ impl<K: Key, V: Value> Cache<K, V> {
         &self,
         led: Vec<Led<K, V>>,
         began: Began,
-        options: ReadOptions,
+        wish: Wish,
         trace: &Trace,
     ) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         let now_ms = core.shared.clock.now_ms();
-        let unused = core.policy.local_only || !core.pace.is_worth_a_look(now_ms);
+        let unused = core.policy.local_only || wish.source || !core.pace.is_worth_a_look(now_ms);
         if !self.may_use_cached(held)? || unused {
-            self.load(led, began, options, trace);
+            self.load(led, began, wish, trace);
             return Ok(());
         }
         let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
@@ -494,23 +479,23 @@ impl<K: Key, V: Value> Cache<K, V> {
         {
             let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, began));
             match outcome {
-                Some(entry) if contains(&entry.stamp, options.token_in(began.epoch)) => {
+                Some(entry) if contains(&entry.stamp, wish.token_in(began.epoch)) => {
                     let entry = Arc::new(entry);
-                    core.insert(&led.leader.key, &led.text, &entry);
+                    let _accepted_a_moment_ago = core.insert(&led.leader.key, &led.text, &entry);
                     led.leader.finish(Ok(Outcome { entry, from: From::Remote }));
                 }
                 _ => missing.push(led),
             }
         }
         if !missing.is_empty() {
-            self.load(missing, began, options, trace);
+            self.load(missing, began, wish, trace);
         }
         Ok(())
     }
 
     /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout. Whoever waits; but where all
     /// places were taken, only if somebody does.
-    fn load(&self, led: Vec<Led<K, V>>, began: Began, options: ReadOptions, trace: &Trace) {
+    fn load(&self, led: Vec<Led<K, V>>, began: Began, wish: Wish, trace: &Trace) {
         let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
         span.text("perto.cache", &self.0.name);
         span.number("perto.keys", led.len() as u64);
@@ -520,7 +505,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let trace = span.trace();
         shared.spawn(trace.within(async move {
             let (mut led, asked) = (led, tokio::time::Instant::now());
-            let loading = core.load_awaited(&mut led, began, options);
+            let loading = core.load_awaited(&mut led, began, wish);
             let loaded = tokio::select! {
                 biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {

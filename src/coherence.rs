@@ -149,6 +149,9 @@ impl Coherence {
     pub(crate) fn asks(&self, token: Token, now_ms: impl FnOnce() -> u64) -> Asks {
         // An epoch that has ended does not come back. Before the lease: what is fresh from here on is of a later one.
         let epoch = self.epoch();
+        if self.buckets.has_polled(&self.lease, token.epoch, token.xid) {
+            return Asks::Polled;
+        }
         let ahead = || self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid));
         self.tokens.asks(token, epoch, ahead, now_ms())
     }
@@ -157,6 +160,13 @@ impl Coherence {
     pub(crate) fn lease_age(&self, held: Held, now_ms: u64) -> Duration {
         let bound_ms = u64::try_from(self.bound.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(now_ms.saturating_add(bound_ms).saturating_sub(held.deadline_ms()))
+    }
+
+    /// Whether the poll that a lease rests on was sent less than `limit` ago.
+    ///
+    /// Less by a millisecond, the clock's unit: of a poll in the same one nobody knows whether it was sent before.
+    pub(crate) fn is_within(&self, held: Held, now_ms: u64, limit: Duration) -> bool {
+        self.lease_age(held, now_ms) < limit
     }
 }
 

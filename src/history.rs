@@ -154,7 +154,7 @@ impl Judge {
         self.windows.push(Window::new(name, from, to));
     }
 
-    /// Judges one answer. Returns how stale it was, whatever it was flagged as; `None` where that value never was.
+    /// Judges one answer, by the bound or by the shorter one that it demanded. Returns how stale it was, whatever it was flagged as; `None` where that value never was.
     pub fn read(&mut self, answer: &Answer) -> Option<Duration> {
         let place = match self.keys.get(&answer.key) {
             Some(timeline) => timeline.place(answer.value, answer.ended),
@@ -163,10 +163,9 @@ impl Judge {
         let replaced = |place: usize| self.keys.get(&answer.key).map_or(Duration::MAX, |t| t.replaced[place]);
         let staleness = place.map(|place| answer.begun.saturating_sub(replaced(place)));
         let fresh = answer.freshness == Freshness::Fresh;
+        let bound = answer.within.map_or(self.bound, |within| within.min(self.bound));
         let wrong = match (place, staleness) {
-            (Some(_), Some(staleness)) if fresh && staleness > self.bound => {
-                Some(Wrong::OverBound(staleness))
-            }
+            (Some(_), Some(staleness)) if fresh && staleness > bound => Some(Wrong::OverBound(staleness)),
             (Some(place), Some(_)) if answer.at_least.is_some_and(|least| place < least) => {
                 Some(Wrong::BehindToken)
             }

@@ -75,18 +75,42 @@ impl Freshness {
 pub struct ReadOptions {
     /// See [`ReadOptions::at_least`].
     pub at_least: Option<Token>,
+    /// See [`ReadOptions::within`].
+    pub within: Option<Duration>,
 }
 
 impl ReadOptions {
     /// Serve nothing older than the write that gave this token: one reads one's own writes, on any instance.
+    ///
+    /// What the write did not touch is served from L1 once a poll of the log contains the write. Where none does yet, readers wait
+    /// for the next one together.
     #[must_use]
     pub const fn at_least(token: Token) -> Self {
-        Self { at_least: Some(token) }
+        Self { at_least: Some(token), within: None }
     }
 
-    /// The token, with the epoch that it is compared in.
-    pub(crate) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
-        self.at_least.map(|token| (token, epoch))
+    /// Miss no write that was visible more than `limit` before the read began: the promise with another bound.
+    ///
+    /// L1 serves if the log was polled so lately. Else readers wait together for one poll, which takes about as long as a query. Where
+    /// none comes in the time of a poll, only what the primary says itself is called fresh. No limit longer than the
+    /// instance's bound makes a read weaker.
+    #[must_use]
+    pub const fn within(limit: Duration) -> Self {
+        Self { at_least: None, within: Some(limit) }
+    }
+
+    /// Miss no write that was visible when the read began, whoever made it: reads of one key are linearizable. As
+    /// [`ReadOptions::within`] no time at all.
+    #[must_use]
+    pub const fn latest() -> Self {
+        Self::within(Duration::ZERO)
+    }
+
+    /// The same, and nothing older than the write that gave this token.
+    #[must_use]
+    pub const fn and_at_least(mut self, token: Token) -> Self {
+        self.at_least = Some(token);
+        self
     }
 }
 

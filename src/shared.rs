@@ -37,7 +37,7 @@ pub(crate) mod polls;
 pub(crate) mod repaired;
 
 use member::Applied;
-use polls::Polls;
+use polls::{Asked, Polls};
 use repaired::RecentlyRepaired;
 
 /// Before a task that has panicked begins anew.
@@ -83,6 +83,8 @@ pub(crate) type Caches = HashMap<String, Arc<dyn Applied>>;
 pub(crate) struct Settings {
     pub(crate) bound: Duration,
     pub(crate) poll_interval: Duration,
+    /// Of polls that readers wait for.
+    pub(crate) min_poll_interval: Duration,
     pub(crate) poll_timeout: Duration,
     /// Of a poll that no lease hangs on.
     pub(crate) replay_timeout: Duration,
@@ -208,7 +210,7 @@ impl Shared {
     pub(crate) fn is_elsewhere(&self, server: Option<u64>) -> bool {
         let elsewhere = self.coherence.is_elsewhere(server);
         if elsewhere {
-            self.polls.ask();
+            self.polls.ask(Asked::InDoubt);
         }
         elsewhere
     }

@@ -217,6 +217,93 @@ pub fn token_beside_a_recovery(how: Token) -> usize {
     })
 }
 
+/// A token of a new epoch, beside the poll of the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    AsBuilt,
+    LeaseNotAsked,
+    LeaseAskedBeforeTheEpoch,
+}
+
+/// A poll of the old epoch satisfies no token of the new one, though it contains that number.
+pub fn old_poll_beside_a_recovery(how: Polled) -> usize {
+    every_interleaving(move || {
+        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0)));
+        world.0.extend(SENT_BEFORE_MS, BOUND);
+        world.1.complete(stamp("8:8:"), std::iter::empty());
+        let tail = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let (lease, buckets) = &*world;
+                lease.begin_era();
+                lease.enter(1);
+                buckets.reset(&stamp("5:5:"), std::iter::empty());
+                lease.begin_era();
+                // Transaction 7 of the new epoch has not ended yet.
+                buckets.complete(stamp("5:5:"), std::iter::empty());
+                lease.extend(SENT_MS, BOUND);
+            })
+        };
+        let (lease, buckets) = &*world;
+        let contained = || buckets.poll().is_some_and(|poll| poll.contains(7));
+        let satisfied = match how {
+            Polled::AsBuilt => buckets.has_polled(lease, 1, 7),
+            Polled::LeaseNotAsked => lease.is_in(1) && contained(),
+            Polled::LeaseAskedBeforeTheEpoch => {
+                let valid = lease.held().ever_valid();
+                valid && lease.is_in(1) && contained()
+            }
+        };
+        assert!(!satisfied, "an old poll satisfies a token of the new epoch");
+        tail.join().expect("the tail ends");
+    })
+}
+
+/// A token that a poll satisfies, and a hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    AsBuilt,
+    AskedAfterTheHit,
+    PollPublishedBeforeItsRows,
+}
+
+/// Where a poll contains a token's write, a hit finds nothing that the write has changed.
+pub fn granted_token_beside_a_poll(how: Granted) -> usize {
+    every_interleaving(move || {
+        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0), Local::default()));
+        world.0.extend(SENT_MS, BOUND);
+        world.2.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch: 0 });
+        let tail = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let (lease, buckets, local) = &*world;
+                let poll = stamp("8:8:");
+                let apply = || {
+                    let told = Told { xid: 7, epoch: 0, poll: Some(&poll) };
+                    buckets.apply(buckets.slot("item", "1"), told, lease, || local.evict(7));
+                };
+                if how == Granted::PollPublishedBeforeItsRows {
+                    buckets.complete(poll.clone(), std::iter::empty());
+                    apply();
+                } else {
+                    apply();
+                    buckets.complete(poll.clone(), std::iter::empty());
+                }
+                lease.extend(SENT_MS, BOUND);
+            })
+        };
+        let (lease, buckets, local) = &*world;
+        let granted = || buckets.has_polled(lease, 0, 7);
+        let served = if how == Granted::AskedAfterTheHit {
+            local.hit(lease).filter(|_| granted())
+        } else {
+            granted().then(|| local.hit(lease)).flatten()
+        };
+        assert!(served.is_none_or(|entry| entry.stamp.contains(7)), "a token is granted an old value");
+        tail.join().expect("the tail ends");
+    })
+}
+
 /// The order of `Coherence::recover`, without the buckets.
 fn recover(lease: &Lease) {
     lease.begin_era();

@@ -5,8 +5,9 @@ use perto_proofs::buckets::{
     insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
 };
 use perto_proofs::lease::{
-    Beginning, Era, Hit, Recovery, Token, beginning_beside_a_recovery, era_ends_beside_an_extension,
-    hit_beside_a_poll, load_beside_a_recovery, token_beside_a_recovery,
+    Beginning, Era, Granted, Hit, Polled, Recovery, Token, beginning_beside_a_recovery,
+    era_ends_beside_an_extension, granted_token_beside_a_poll, hit_beside_a_poll, load_beside_a_recovery,
+    old_poll_beside_a_recovery, token_beside_a_recovery,
 };
 
 /// Loom panics where an interleaving fails. On a thread of its own, for it leaves things behind.
@@ -109,6 +110,23 @@ fn in_no_interleaving_does_a_token_of_a_new_epoch_find_a_value_of_the_old_one() 
     holds("token beside a recovery", token_beside_a_recovery(Token::AsBuilt));
     fails("a token finds a value from before its write", || {
         token_beside_a_recovery(Token::EpochReadAfterTheLease)
+    });
+}
+
+#[test]
+fn in_no_interleaving_does_an_old_poll_satisfy_a_token_of_a_new_epoch() {
+    holds("old poll beside a recovery", old_poll_beside_a_recovery(Polled::AsBuilt));
+    let promise = "an old poll satisfies a token of the new epoch";
+    fails(promise, || old_poll_beside_a_recovery(Polled::LeaseNotAsked));
+    fails(promise, || old_poll_beside_a_recovery(Polled::LeaseAskedBeforeTheEpoch));
+}
+
+#[test]
+fn in_no_interleaving_is_a_token_granted_an_old_value() {
+    holds("granted token beside a poll", granted_token_beside_a_poll(Granted::AsBuilt));
+    fails("a token is granted an old value", || granted_token_beside_a_poll(Granted::AskedAfterTheHit));
+    fails("a token is granted an old value", || {
+        granted_token_beside_a_poll(Granted::PollPublishedBeforeItsRows)
     });
 }
 

@@ -24,6 +24,7 @@ use crate::health::Event;
 use crate::health::troubles::TroubleKind;
 use crate::local::Entry;
 use crate::shared::member::Auditable;
+use crate::shared::polls::Asked;
 use crate::wire::tape::Tape;
 use crate::wire::{Change, read_back};
 
@@ -139,7 +140,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let polled = async {
             // One may be under way.
             for polls in 1..=2 {
-                shared.polls.ask();
+                shared.polls.ask(Asked::InDoubt);
                 while shared.counters.polls.get() < before + polls {
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }

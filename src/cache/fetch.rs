@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
+use super::wish::Wish;
 use super::{Core, From, Key, Led, Outcome, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
@@ -19,8 +20,8 @@ use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
 use crate::local::Entry;
-use crate::read::ReadOptions;
 use crate::shared::fills::Fill;
+use crate::shared::polls::Asked;
 use crate::wire::flaw::Flaw;
 use crate::wire::{self, Refused, Stored, read_back, tape};
 
@@ -38,8 +39,8 @@ const SLOW_LASTS: Duration = Duration::from_secs(5);
 const UNSTORABLE_LASTS: Duration = Duration::from_mins(10);
 
 impl<K: Key, V: Value> Core<K, V> {
-    /// Puts an entry into L1 if it is accepted, under the stripe of its key.
-    pub(super) fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) {
+    /// Puts an entry into L1 if it is accepted, under the stripe of its key. Returns whether it was.
+    pub(super) fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) -> bool {
         let buckets = &self.shared.coherence.buckets;
         let slot = buckets.slot(&self.name, text);
         let insert = || {
@@ -48,9 +49,11 @@ impl<K: Key, V: Value> Core<K, V> {
                 self.local.insert(key.clone(), Arc::clone(entry));
             }
         };
-        if !buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert) {
+        let accepted = buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert);
+        if !accepted {
             self.counters.inserts_refused.add(1);
         }
+        accepted
     }
 
     /// Whether no write is known that has named the key in another spelling. After the lease, as an eviction would be seen.
@@ -112,7 +115,7 @@ impl<K: Key, V: Value> Core<K, V> {
         &self,
         led: &mut Vec<Led<K, V>>,
         began: Began,
-        options: ReadOptions,
+        wish: Wish,
     ) -> Result<Option<(Loaded<K, V>, From)>, Error> {
         let _place = match self.shared.free_load_place() {
             Some(place) => place,
@@ -133,7 +136,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return Ok(None);
         }
         let keys = led.iter().map(|led| led.leader.key.clone()).collect();
-        self.run_loader(keys, began, options).await.map(Some)
+        self.run_loader(keys, began, wish).await.map(Some)
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
@@ -141,7 +144,7 @@ impl<K: Key, V: Value> Core<K, V> {
         &self,
         keys: Vec<K>,
         began: Began,
-        options: ReadOptions,
+        wish: Wish,
     ) -> Result<(Loaded<K, V>, From), Error> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
@@ -196,8 +199,9 @@ impl<K: Key, V: Value> Core<K, V> {
             }
             // A token tells of a write that may not have been heard of here.
             let sufficient = || {
-                self.all_accepted(&keys, &loaded)
-                    && contains(&loaded.stamp.snapshot, options.token_in(began.epoch))
+                !wish.source
+                    && self.all_accepted(&keys, &loaded)
+                    && contains(&loaded.stamp.snapshot, wish.token_in(began.epoch))
             };
             if began.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok((loaded, From::Unknown));
@@ -266,7 +270,10 @@ impl<K: Key, V: Value> Core<K, V> {
                 stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });
-            self.insert(&leader.key, &text, &entry);
+            if !self.insert(&leader.key, &text, &entry) && from == From::Computed {
+                // It contains what the last poll does, and there has been an invalidation since.
+                self.shared.polls.ask(Asked::Awaited);
+            }
             loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
             leader.finish(Ok(Outcome { entry, from }));
         }

@@ -13,6 +13,7 @@ use crate::metrics::Timing;
 #[cfg(feature = "otel")]
 use crate::read::Tier;
 use crate::shared::member::Applied;
+use crate::shared::polls::Asked;
 
 impl<K: Key, V: Value> Applied for Core<K, V> {
     fn name(&self) -> &str {
@@ -79,7 +80,7 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
             applied.unwrap_or_else(|| (buckets.apply_whole(&self.whole, told, lease), false));
         if learned == Learned::Coarsely {
             self.shared.counters.coarse.add(1);
-            self.shared.polls.ask();
+            self.shared.polls.ask(Asked::InDoubt);
         }
         evicted
     }

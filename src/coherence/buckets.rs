@@ -20,6 +20,8 @@ pub(crate) struct Buckets<const STRIPES: usize = { 1 << 10 }, const PER_STRIPE: 
     /// The highest transaction that each bucket knows, readable without the stripe.
     highest: Box<[AtomicU64]>,
     poll: RwLock<Option<Arc<Snapshot>>>,
+    /// Its `xmin`, readable without the lock; 0 where there is none.
+    polled_below: AtomicU64,
     hasher: foldhash::fast::FixedState,
 }
 
@@ -60,6 +62,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
             stripes: (0..STRIPES).map(|_| stripe()).collect(),
             highest: (0..STRIPES * PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
             poll: RwLock::new(None),
+            polled_below: AtomicU64::new(0),
             hasher: foldhash::fast::FixedState::with_seed(seed),
         }
     }
@@ -155,6 +158,19 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         self.poll.read().is_some()
     }
 
+    /// Whether a completed poll contains this transaction of this epoch. Then all that it has invalidated has been applied, and
+    /// whatever is fresh from here on contains it, of any key.
+    ///
+    /// The order is the lease's epoch, then the lease, then the poll. In a recovery the new epoch is there before the old poll is
+    /// forgotten, and the old poll may contain a number that is used again. But no lease of the new era is there yet:
+    /// `in_no_interleaving_does_an_old_poll_satisfy_a_token_of_a_new_epoch`.
+    pub(crate) fn has_polled(&self, lease: &Lease, epoch: u64, xid: u64) -> bool {
+        lease.is_in(epoch)
+            && lease.held().ever_valid()
+            && (xid < self.polled_below.load(Ordering::Acquire)
+                || self.poll.read().as_ref().is_some_and(|poll| poll.contains(xid)))
+    }
+
     /// To be called before a poll is sent: what hints have told by now is forgotten unless it brings it.
     pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
         self.each_hinted(wholes, Bucket::sent);
@@ -163,7 +179,9 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// Publishes a poll. Only after all its rows have been applied. Forgets what hints told before it was sent.
     pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
         self.each_hinted(wholes, Bucket::forget);
+        let below = poll.xmin();
         *self.poll.write() = Some(Arc::new(poll));
+        self.polled_below.store(below, Ordering::Release);
     }
 
     /// A thousand locks and what lies under those that hints have touched since: some ten microseconds.
@@ -188,6 +206,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
     /// Forgets everything but that `floor` contains all invalidations so far. See [`Buckets::apply`] for the order.
     pub(crate) fn reset<'a>(&self, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+        self.polled_below.store(0, Ordering::Release);
         *self.poll.write() = None;
         let fresh = Bucket::at(floor);
         for (at, stripe) in self.stripes.iter().enumerate() {

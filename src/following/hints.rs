@@ -15,6 +15,7 @@ use crate::error::RemoteError;
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
 use crate::shared::Shared;
+use crate::shared::polls::Asked;
 use crate::trace::{Kind, Trace};
 use crate::wire::Hint;
 
@@ -76,7 +77,7 @@ impl Drop for Listener {
     /// However it ended, by a panic too: no hint comes from now on.
     fn drop(&mut self) {
         self.shared.signals.set_bus(false);
-        self.shared.polls.ask();
+        self.shared.polls.ask(Asked::InDoubt);
     }
 }
 
@@ -98,7 +99,7 @@ impl Listener {
                     }
                     if !self.fenced {
                         // What was published before the subscription stood is in the log.
-                        self.shared.polls.ask();
+                        self.shared.polls.ask(Asked::InDoubt);
                         self.fenced = true;
                         self.shared.signals.end(&TroubleKind::HintsNotReceived.anywhere());
                     }
@@ -172,7 +173,7 @@ impl Listener {
         counters.hints_lost.add(lost);
         counters.repairs.add(1);
         signals.send(Event::Gap { lost });
-        polls.ask();
+        polls.ask(Asked::InDoubt);
     }
 }
 

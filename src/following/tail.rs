@@ -19,6 +19,7 @@ use crate::health::troubles::TroubleKind;
 use crate::health::{Event, Recovery};
 use crate::log::{Poll, READY_LIMIT};
 use crate::shared::Shared;
+use crate::shared::polls::Asked;
 use crate::shared::repaired::Repaired;
 
 /// While no hints come, the tail is all there is.
@@ -88,19 +89,31 @@ impl Tail {
             };
             tokio::select! {
                 biased;
-                () = self.shared.polls.asked() => self.wait_in_doubt(due).await,
+                () = self.shared.polls.asked(Asked::Awaited) => self.wait_for_readers(due).await,
+                () = self.shared.polls.asked(Asked::InDoubt) => self.wait_in_doubt(due).await,
                 () = tokio::time::sleep_until(due) => {}
             }
         }
     }
 
-    /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all
-    /// doubts until it is sent.
+    /// At once, but not too soon after the last one. One poll does for all who ask until it is sent.
+    async fn wait_for_readers(&mut self, due: Instant) {
+        let soonest = self.sent.map(|sent| sent + self.shared.settings.min_poll_interval);
+        tokio::time::sleep_until(soonest.map_or(due, |soonest| soonest.min(due))).await;
+        let _asked_again = self.shared.polls.asked(Asked::Awaited).now_or_never();
+    }
+
+    /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all doubts until it is sent.
     async fn wait_in_doubt(&mut self, due: Instant) {
         let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
         let wait = DOUBT_INTERVAL.saturating_sub(since).max(LEAST_INTERVAL);
-        tokio::time::sleep_until(due.min(Instant::now() + wait)).await;
-        let _asked_again = self.shared.polls.asked().now_or_never();
+        tokio::select! {
+            biased;
+            // Somebody waits, and need not wait for as long.
+            () = self.shared.polls.asked(Asked::Awaited) => self.wait_for_readers(due).await,
+            () = tokio::time::sleep_until(due.min(Instant::now() + wait)) => {}
+        }
+        let _asked_again = self.shared.polls.asked(Asked::InDoubt).now_or_never();
         self.doubted = Some(Instant::now());
     }
 

@@ -23,6 +23,8 @@ pub struct Answer {
     pub ended: Duration,
     /// Where the read demanded to see a write: its place, as [`History::wrote`] gave it.
     pub at_least: Option<usize>,
+    /// Where the read demanded a shorter bound: see [`ReadOptions::within`](crate::ReadOptions::within).
+    pub within: Option<Duration>,
 }
 
 impl Answer {
@@ -36,6 +38,6 @@ impl Answer {
         begun: Duration,
         ended: Duration,
     ) -> Self {
-        Self { instance: 0, key, value, freshness, tier, begun, ended, at_least: None }
+        Self { instance: 0, key, value, freshness, tier, begun, ended, at_least: None, within: None }
     }
 }

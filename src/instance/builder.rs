@@ -37,6 +37,7 @@ pub struct PertoBuilder {
     app: String,
     bound: Duration,
     poll_interval: Option<Duration>,
+    min_poll_interval: Duration,
     remote_timeout: Duration,
     retention: Duration,
     max_loads: usize,
@@ -73,6 +74,7 @@ impl PertoBuilder {
             app: app.to_owned(),
             bound: Duration::from_secs(1),
             poll_interval: None,
+            min_poll_interval: Duration::from_millis(5),
             remote_timeout: Duration::from_millis(50),
             retention: Duration::from_hours(1),
             max_loads: 64,
@@ -106,6 +108,13 @@ impl PertoBuilder {
     /// shorter. At most half of the bound.
     pub const fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval);
+        self
+    }
+
+    /// Shortest time between two polls that readers wait for: see [`ReadOptions`](crate::ReadOptions). However many ask, an instance
+    /// polls no more often. Default: 5 ms, or the poll interval where that is shorter. 0 lets one poll follow the other.
+    pub const fn min_poll_interval(mut self, interval: Duration) -> Self {
+        self.min_poll_interval = interval;
         self
     }
 
@@ -322,6 +331,7 @@ impl PertoBuilder {
         Ok(Settings {
             bound: self.bound,
             poll_interval,
+            min_poll_interval: self.min_poll_interval.min(poll_interval),
             poll_timeout,
             log_timeout: poll_timeout.saturating_add(CONNECT_LIMIT),
             replay_timeout: self.bound.max(REPLAY_TIMEOUT),

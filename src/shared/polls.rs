@@ -6,9 +6,18 @@ use crate::watched::Watched;
 
 #[derive(Debug, Default)]
 pub(crate) struct Polls {
-    /// Something is in doubt.
-    asked: Notify,
+    in_doubt: Notify,
+    awaited: Notify,
     numbers: Watched<Numbers>,
+}
+
+/// Why a poll is asked for, and so how soon it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Something is in doubt, or may be made up: somebody else decides how often.
+    InDoubt,
+    /// A reader waits for it.
+    Awaited,
 }
 
 /// By their numbers.
@@ -19,14 +28,21 @@ struct Numbers {
 }
 
 impl Polls {
-    /// Asks the tail for a poll at once.
-    pub(crate) fn ask(&self) {
-        self.asked.notify_one();
+    const fn notify(&self, asked: Asked) -> &Notify {
+        match asked {
+            Asked::InDoubt => &self.in_doubt,
+            Asked::Awaited => &self.awaited,
+        }
+    }
+
+    /// Asks the tail for a poll.
+    pub(crate) fn ask(&self, why: Asked) {
+        self.notify(why).notify_one();
     }
 
     /// Completes once somebody has asked for one.
-    pub(crate) async fn asked(&self) {
-        self.asked.notified().await;
+    pub(crate) async fn asked(&self, why: Asked) {
+        self.notify(why).notified().await;
     }
 
     /// To be called before a poll is sent.
@@ -39,11 +55,10 @@ impl Polls {
         self.numbers.update(|polls| polls.completed = polls.sent);
     }
 
-    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may
-    /// never come.
-    pub(crate) async fn next(&self) {
+    /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may never come.
+    pub(crate) async fn next(&self, why: Asked) {
         let sent = self.numbers.look(|polls| polls.sent);
-        self.ask();
+        self.ask(why);
         self.numbers.wait_for(|polls| (polls.completed > sent).then_some(())).await;
     }
 }

@@ -5,6 +5,7 @@
 //! the log stops calling anything fresh 1 s after its last poll was sent.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
+mod asks;
 mod audits;
 mod computed;
 mod corpus;

@@ -28,14 +28,24 @@ pub(super) struct Step {
     pub(super) pause: Duration,
 }
 
+/// What a read asks for beyond the bound.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asks {
+    Nothing,
+    /// To see the last write that was announced, of whatever key. Reads that one too.
+    Token,
+    Within(Duration),
+    Latest,
+    LatestByToken,
+}
+
 /// Instances are numbered; open transactions too, modulo how many there are.
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Read {
         who: usize,
         keys: Vec<u64>,
-        /// Demands to see the last write that was announced.
-        by_token: bool,
+        asks: Asks,
         patience: Duration,
     },
     /// Some transactions get their number long before they write here, or write elsewhere alone.
@@ -148,6 +158,13 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn what() -> impl Strategy<Value = What> {
     let keys = prop_oneof![17 => vec(key(), 1), 3 => vec(key(), 3)];
+    let asks = prop_oneof![
+        16 => Just(Asks::Nothing),
+        2 => Just(Asks::Token),
+        1 => millis(1..400).prop_map(Asks::Within),
+        1 => Just(Asks::Latest),
+        1 => Just(Asks::LatestByToken),
+    ];
     let patience = prop_oneof![17 => Just(Duration::from_mins(1)), 3 => millis(0..60)];
     let announce = prop_oneof![
         4 => Just(None),
@@ -155,8 +172,8 @@ fn what() -> impl Strategy<Value = What> {
         2 => (who(), millis(0..400)).prop_map(Some),
     ];
     prop_oneof![
-        450 => (who(), keys, prop::bool::weighted(0.1), patience)
-            .prop_map(|(who, keys, by_token, patience)| What::Read { who, keys, by_token, patience }),
+        450 => (who(), keys, asks, patience)
+            .prop_map(|(who, keys, asks, patience)| What::Read { who, keys, asks, patience }),
         60 => Just(What::Begin),
         90 => put().prop_map(What::Put),
         15 => (0..4_usize).prop_map(What::RollBack),

@@ -14,7 +14,7 @@ use perto::{Error, Freshness, Load, Read, ReadOptions, Tier, Token};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::plan::{Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, Seam, What};
+use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, Seam, What};
 use crate::ring::{CACHE, Member, Ring, ms, spawn};
 
 /// A value that no plan writes.
@@ -99,6 +99,12 @@ struct Announced {
     crashes: u64,
 }
 
+/// What a read demanded.
+struct Demand {
+    at_least: Option<usize>,
+    within: Option<Duration>,
+}
+
 /// An open transaction, and what it has written.
 type Open = (SimTransaction, BTreeMap<u64, Option<u64>>);
 
@@ -180,7 +186,7 @@ impl World {
 
     async fn step(&mut self, what: What) {
         match what {
-            What::Read { who, keys, by_token, patience } => self.read(who, keys, by_token, patience),
+            What::Read { who, keys, asks, patience } => self.read(who, keys, asks, patience),
             What::Begin if self.open.len() < 4 => {
                 let mut transaction = self.ring.sim.postgres.begin();
                 transaction.xid();
@@ -229,19 +235,26 @@ impl World {
         self.readers.push(spawn(async move { freezer.run(task).await }));
     }
 
-    fn read(&mut self, who: usize, keys: Vec<u64>, by_token: bool, patience: Duration) {
+    fn read(&mut self, who: usize, mut keys: Vec<u64>, asks: Asks, patience: Duration) {
         let users = self.ring.members[who].users.clone();
-        let announced = self.announced.filter(|_| by_token);
-        let keys = announced.map_or(keys, |announced| vec![announced.key]);
+        let announced = self.announced.filter(|_| matches!(asks, Asks::Token | Asks::LatestByToken));
+        keys.extend(announced.map(|announced| announced.key));
+        let within = match asks {
+            Asks::Nothing | Asks::Token => None,
+            Asks::Within(limit) => Some(limit),
+            Asks::Latest | Asks::LatestByToken => Some(Duration::ZERO),
+        };
         let (journal, answered, loaded) =
             (Arc::clone(&self.journal), Arc::clone(&self.answered), Arc::clone(&self.loaded));
         let (ttl, audited) = (self.plan.ttl, self.plan.audited);
         self.spawn(who, async move {
             let begun = Instant::now();
-            let options = announced.map_or(ReadOptions::default(), |a| ReadOptions::at_least(a.token));
+            let options = within.map_or(ReadOptions::default(), ReadOptions::within);
+            let options = announced.map_or(options, |announced| options.and_at_least(announced.token));
             let reading = async {
-                match (&keys[..], announced) {
-                    ([key], None) => users.get(key).await.map(|read| vec![read]),
+                match (&keys[..], asks) {
+                    ([key], Asks::Nothing) => users.get(key).await.map(|read| vec![read]),
+                    ([key], _) => users.get_with(key, options).await.map(|read| vec![read]),
                     _ => users.get_many_with(&keys, options).await,
                 }
             };
@@ -254,8 +267,9 @@ impl World {
                     for (key, read) in keys.into_iter().zip(&reads) {
                         // After a crash the write may be gone, and the token with it.
                         let crashes = journal.totals.crashes;
-                        let at_least = announced.filter(|a| a.crashes == crashes).map(|a| a.place);
-                        journal.answer(who, key, begun, at_least, read);
+                        let of_key = |a: &Announced| a.crashes == crashes && a.key == key;
+                        let at_least = announced.filter(of_key).map(|a| a.place);
+                        journal.answer(who, key, begun, Demand { at_least, within }, read);
                         let last = loaded.lock().get(&key).copied();
                         if !audited
                             && read.tier != Tier::Load
@@ -481,10 +495,11 @@ impl World {
 const GRAIN: Duration = Duration::from_millis(2);
 
 impl Journal {
-    fn answer(&mut self, who: usize, key: u64, begun: Instant, at_least: Option<usize>, read: &Read<String>) {
+    fn answer(&mut self, who: usize, key: u64, begun: Instant, demand: Demand, read: &Read<String>) {
         let answer = Answer {
             instance: u32::try_from(who).unwrap(),
-            at_least,
+            at_least: demand.at_least,
+            within: demand.within,
             ..Answer::new(key, number(read), read.freshness, read.tier, begun - self.began, self.now())
         };
         self.note(format_args!("{who} read {key}:{answer}"));

@@ -1,0 +1,127 @@
+//! What a read asks for beyond the bound, and the poll that grants it.
+
+use super::{Cache, Key, Value};
+use crate::coherence::lease::Held;
+use crate::coherence::token::Token;
+use crate::coherence::tokens::Asks;
+use crate::error::Error;
+use crate::read::ReadOptions;
+use crate::shared::polls::Asked;
+use std::time::Duration;
+
+/// What is left to be granted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wish {
+    /// To contain this write.
+    pub(super) token: Option<Token>,
+    /// A poll has: whatever is fresh contains it by now. What is flagged as stale may not.
+    polled: bool,
+    /// A lease that rests on a poll sent less than this ago.
+    pub(super) within: Option<Duration>,
+    /// No poll came that would have granted it: only what the primary says itself will do.
+    pub(super) source: bool,
+}
+
+enum Waited {
+    Polled,
+    Told,
+}
+
+impl Wish {
+    pub(super) const NONE: Self = Self { token: None, polled: false, within: None, source: false };
+
+    /// The token that a fresh value must contain, with the epoch that it is compared in.
+    pub(super) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
+        self.token.filter(|_| !self.polled).map(|token| (token, epoch))
+    }
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// Without what every fresh answer grants: a token whose epoch has ended, or a limit that is no shorter than the bound.
+    pub(super) fn wish(&self, options: ReadOptions) -> Wish {
+        let shared = &self.0.shared;
+        let asks = options.at_least.map(|token| shared.asks(token));
+        Wish {
+            token: options.at_least.filter(|_| asks != Some(Asks::Nothing)),
+            polled: asks == Some(Asks::Polled),
+            within: options.within.filter(|limit| *limit < shared.coherence.bound),
+            source: false,
+        }
+    }
+
+    /// Waits for a poll, where only that grants what a read asks for: one for all who wait. Without a lease there may be no poll:
+    /// the source decides then.
+    pub(super) async fn settle(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
+        let shared = &self.0.shared;
+        let mut too_old = false;
+        // Told of meanwhile, a token no longer waits for what may be a long time.
+        for _at_most in 0..2 {
+            let (held, now_ms) = (shared.coherence.lease.held(), shared.clock.now_ms());
+            too_old = wish.within.is_some_and(|limit| !shared.coherence.is_within(held, now_ms, limit));
+            let asks = wish.token.map_or(Asks::Nothing, |token| shared.asks(token));
+            wish.token = wish.token.filter(|_| asks != Asks::Nothing);
+            wish.polled = asks == Asks::Polled;
+            // What is cached may have nothing to do with the write. What is not is loaded, and then it contains the write.
+            let cached_without = || keys.iter().any(|key| self.holds_without(key, held, wish.token));
+            if !(too_old || asks == Asks::Unknown || asks == Asks::Write && cached_without()) {
+                return Ok(Wish { within: None, ..wish });
+            }
+            if !held.valid_at(now_ms) {
+                break;
+            }
+            // Of a token that nobody can place it is not known whether it was made up.
+            let until_told = wish.token.filter(|_| asks == Asks::Unknown && !too_old);
+            match self.next_poll(until_told).await {
+                Some(Waited::Polled) => return self.after_a_poll(wish.token),
+                Some(Waited::Told) => {}
+                None => break,
+            }
+        }
+        Ok(Wish { within: None, source: too_old, ..wish })
+    }
+
+    /// Waits for a poll that is sent from now on, for as long as one may take; or, of a token that may be made up, for its hint.
+    async fn next_poll(&self, until_told: Option<Token>) -> Option<Waited> {
+        let shared = &self.0.shared;
+        let why = if until_told.is_some() { Asked::InDoubt } else { Asked::Awaited };
+        let told = async {
+            match until_told {
+                Some(token) => shared.until_told(token).await,
+                None => std::future::pending().await,
+            }
+        };
+        let waiting = async {
+            tokio::select! {
+                biased;
+                () = shared.polls.next(why) => Waited::Polled,
+                () = told => Waited::Told,
+            }
+        };
+        tokio::time::timeout(shared.settings.poll_timeout, waiting).await.ok()
+    }
+
+    /// A poll has completed that was sent after the read began.
+    fn after_a_poll(&self, token: Option<Token>) -> Result<Wish, Error> {
+        let coherence = &self.0.shared.coherence;
+        match token {
+            // What is fresh from here on has the write, or it was lost.
+            Some(token) if !coherence.lease.is_in(token.epoch) => {
+                coherence.tokens.ended(token.epoch);
+                Ok(Wish::NONE)
+            }
+            Some(token) if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) => {
+                Err(self.ahead())
+            }
+            token => Ok(Wish { token, polled: token.is_some(), ..Wish::NONE }),
+        }
+    }
+
+    /// Whether L1 has a value for the key that does not show whether it contains the write.
+    fn holds_without(&self, key: &K, held: Held, token: Option<Token>) -> bool {
+        self.0.local.peek(key).is_some_and(|entry| {
+            entry.era == held.era()
+                && entry.cache_epoch == self.0.whole.epoch()
+                && token.is_some_and(|token| !entry.stamp.contains(token.xid))
+        })
+    }
+}
