@@ -21,7 +21,7 @@ use crate::coherence::verdict::Judged;
 use crate::error::{Error, InvalidateError};
 use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
-use crate::read::{Freshness, Read, ReadOptions, Tier};
+use crate::read::{Freshness, Read, ReadOptions, Tier, Wish};
 use crate::shared::Shared;
 use crate::trace::{self, Kind, Span, Trace};
 use crate::wire::{Change, MAX_KEY_BYTES};
@@ -36,15 +36,14 @@ mod member;
 mod pace;
 pub(crate) mod policy;
 mod sampler;
+mod settle;
 pub(crate) mod types;
-mod wish;
 
 use flight::{Flights, Leader, Waiter};
 use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
 use sampler::Sampler;
-use wish::Wish;
 
 pub use types::{Key, Value};
 

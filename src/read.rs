@@ -114,6 +114,28 @@ impl ReadOptions {
     }
 }
 
+/// What a read asks for beyond the bound, as far as it is not granted yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish {
+    /// To contain this write.
+    pub(crate) token: Option<Token>,
+    /// A poll has: whatever is fresh contains it by now. What is flagged as stale may not.
+    pub(crate) polled: bool,
+    /// A lease that rests on a poll sent less than this ago.
+    pub(crate) within: Option<Duration>,
+    /// No poll came that would have granted it: only what the primary says itself will do.
+    pub(crate) source: bool,
+}
+
+impl Wish {
+    pub(crate) const NONE: Self = Self { token: None, polled: false, within: None, source: false };
+
+    /// The token that a fresh value must contain, with the epoch that it is compared in.
+    pub(crate) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
+        self.token.filter(|_| !self.polled).map(|token| (token, epoch))
+    }
+}
+
 impl<V> Clone for Read<V> {
     fn clone(&self) -> Self {
         Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }

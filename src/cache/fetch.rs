@@ -11,7 +11,6 @@ use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
-use super::wish::Wish;
 use super::{Core, From, Key, Led, Outcome, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
@@ -20,6 +19,7 @@ use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
 use crate::local::Entry;
+use crate::read::Wish;
 use crate::shared::fills::Fill;
 use crate::shared::polls::Asked;
 use crate::wire::flaw::Flaw;

@@ -1,39 +1,16 @@
-//! What a read asks for beyond the bound, and the poll that grants it.
+//! Granting what a read asks for beyond the bound, by a poll that all who wait share.
 
 use super::{Cache, Key, Value};
 use crate::coherence::lease::Held;
 use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
 use crate::error::Error;
-use crate::read::ReadOptions;
+use crate::read::{ReadOptions, Wish};
 use crate::shared::polls::Asked;
-use std::time::Duration;
-
-/// What is left to be granted.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Wish {
-    /// To contain this write.
-    pub(super) token: Option<Token>,
-    /// A poll has: whatever is fresh contains it by now. What is flagged as stale may not.
-    polled: bool,
-    /// A lease that rests on a poll sent less than this ago.
-    pub(super) within: Option<Duration>,
-    /// No poll came that would have granted it: only what the primary says itself will do.
-    pub(super) source: bool,
-}
 
 enum Waited {
     Polled,
     Told,
-}
-
-impl Wish {
-    pub(super) const NONE: Self = Self { token: None, polled: false, within: None, source: false };
-
-    /// The token that a fresh value must contain, with the epoch that it is compared in.
-    pub(super) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
-        self.token.filter(|_| !self.polled).map(|token| (token, epoch))
-    }
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
