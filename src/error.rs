@@ -81,7 +81,7 @@ pub enum Error {
     /// Invalidations, cancelled leaders or new epochs outran the read eight times in a row.
     #[error("the read was outrun by changes; try again")]
     Unsettled,
-    /// The key's text is longer than [`MAX_KEY_BYTES`](MAX_KEY_BYTES).
+    /// The key's text is longer than [`MAX_KEY_BYTES`].
     #[error("a key of cache {cache} is {bytes} bytes long; at most {max} are possible", max = MAX_KEY_BYTES)]
     KeyTooLong {
         /// The cache's name.
@@ -116,7 +116,7 @@ pub enum InvalidateError {
     /// Postgres did not take it. Whether it was recorded is not known if the connection broke.
     #[error("the invalidation could not be recorded in Postgres")]
     Log(#[source] LogError),
-    /// A key's text is longer than [`MAX_KEY_BYTES`](MAX_KEY_BYTES).
+    /// A key's text is longer than [`MAX_KEY_BYTES`].
     #[error("a key is {bytes} bytes long; at most {max} are possible", max = MAX_KEY_BYTES)]
     KeyTooLong {
         /// The length of the key's text.

@@ -21,7 +21,7 @@ pub struct Answer {
     pub begun: Duration,
     /// When it was answered.
     pub ended: Duration,
-    /// Where the read demanded to see a write: its place, as [`History::wrote`] gave it.
+    /// Where the read demanded to see a write: its place, as [`History::wrote`](super::History::wrote) gave it.
     pub at_least: Option<usize>,
     /// Where the read demanded a shorter bound: see [`ReadOptions::within`](crate::ReadOptions::within).
     pub within: Option<Duration>,

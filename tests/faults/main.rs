@@ -10,6 +10,7 @@
 mod support;
 mod world;
 
+mod asks;
 mod at_commit;
 mod audits;
 mod declaring;

@@ -100,6 +100,7 @@ struct Announced {
 }
 
 /// What a read demanded.
+#[derive(Clone, Copy)]
 struct Demand {
     at_least: Option<usize>,
     within: Option<Duration>,
