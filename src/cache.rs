@@ -17,7 +17,7 @@ use crate::coherence::buckets::Whole;
 use crate::coherence::lease::Held;
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
-use crate::coherence::verdict::Judged;
+use crate::coherence::verdict::{Asked, Boarded, Flight, From, Judged, Verdict, Write};
 use crate::error::{Error, InvalidateError};
 use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
@@ -77,26 +77,6 @@ type Flown<V> = Result<Outcome<V>, Error>;
 struct Outcome<V> {
     entry: Arc<Entry<V>>,
     from: From,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
-    Remote,
-    Primary,
-    /// No row at all.
-    Computed,
-    /// A loader that did not say, or that read a replica.
-    Unknown,
-    /// Such a loader, asked for the primary, and still behind.
-    Behind,
-}
-
-/// A read that began before a flight took off may serve what the primary said or what was computed, whatever is known by
-/// the time it lands; one that joined in mid-air may not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Boarded {
-    BeforeTakeOff,
-    InFlight,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -345,55 +325,31 @@ impl<K: Key, V: Value> Cache<K, V> {
         let coherence = &self.0.shared.coherence;
         let token = wish.token_in(coherence.epoch());
         let held = coherence.lease.held();
-        let (entry, from) = (&outcome.entry, outcome.from);
-        // What the primary said after this read began misses nothing that was visible before it. Nor does what was computed.
-        let first_hand = matches!(from, From::Primary | From::Computed) && boarded == Boarded::BeforeTakeOff;
+        let (entry, flight) = (&outcome.entry, Flight { from: outcome.from, boarded });
         let slot = coherence.buckets.slot(&self.0.name, text);
-        let judged = match first_hand {
+        let judged = match flight.is_first_hand() {
             true => Judged::Fresh,
             false => {
                 coherence.judge(held, slot, &self.0.whole, &entry.stamp, || self.0.shared.clock.now_ms())
             }
         };
-        // What began in an era that has ended may come from a server that is no more.
-        if entry.era != coherence.lease.held().era() {
-            return Ok(None);
-        }
-        match token {
-            // Transactions of another epoch can't be compared; what the primary says now contains the write, if it
-            // still exists.
-            Some((token, epoch)) if first_hand && token.epoch != epoch => {}
-            // Whoever has a token got it before this read began.
-            Some(_) if first_hand && from == From::Computed => {}
-            token if contains(&entry.stamp, token) => {}
-            _ if first_hand => return Err(self.ahead()),
-            _ if from == From::Behind => return Err(Error::TokenAhead),
-            _ => return Ok(None),
-        }
-        // What it had loaded itself, and not by the primary's own word: that is flagged, whatever the buckets say of it.
-        let own = boarded == Boarded::BeforeTakeOff && from != From::Remote;
-        let stale =
-            (judged == Judged::Refused && from == From::Behind) || (wish.source && !first_hand && own);
-        if stale && !contains(&entry.stamp, wish.token.map(|token| (token, coherence.epoch()))) {
-            return Err(Error::TokenAhead);
-        }
-        if wish.source && !first_hand && !own {
-            return Ok(None);
-        }
-        let freshness = match (judged, from) {
-            _ if stale => Freshness::Stale,
-            (Judged::Fresh, _) => Freshness::Fresh,
-            // What it did not begin itself is what is cached: the policy decides.
-            (Judged::Unverified(_), _)
-                if (boarded == Boarded::InFlight || from == From::Remote)
-                    && !self.may_use_cached(held)? =>
-            {
-                return Ok(None);
-            }
-            (Judged::Unverified(since), _) => Freshness::Unverified { since },
-            (Judged::Refused, _) => return Ok(None),
+        // Once more, after all else was looked at.
+        let same_era = entry.era == coherence.lease.held().era();
+        let asked = Asked {
+            of_fresh: Write::of(&entry.stamp, token),
+            of_stale: Write::of(&entry.stamp, wish.token.map(|token| (token, coherence.epoch()))),
+            source: wish.source,
         };
-        let tier = if from == From::Remote { Tier::Remote } else { Tier::Load };
+        let freshness = match flight.verdict(judged, same_era, asked) {
+            Verdict::Fresh => Freshness::Fresh,
+            Verdict::Stale => Freshness::Stale,
+            Verdict::Unverified(since) => Freshness::Unverified { since },
+            Verdict::Cached(since) if self.may_use_cached(held)? => Freshness::Unverified { since },
+            Verdict::Cached(_) | Verdict::ReadAgain => return Ok(None),
+            Verdict::TokenUntrue => return Err(self.ahead()),
+            Verdict::TokenAhead => return Err(Error::TokenAhead),
+        };
+        let tier = if outcome.from == From::Remote { Tier::Remote } else { Tier::Load };
         Ok(Some(self.answer(entry, freshness, tier)))
     }
 
@@ -609,13 +565,10 @@ impl<K: Key, V: Value> Cache<K, V> {
 /// Every so many hits one is timed.
 const HITS_PER_SAMPLE: u64 = 1_024;
 
-/// Whether a value with this stamp contains the write of the token. Transactions of another epoch can't be compared.
-///
-/// The epoch is the one from before the lease was taken. Taken after, a token of a new epoch could be compared with a
-/// value of the old one: `in_no_interleaving_does_a_token_of_a_new_epoch_find_a_value_of_the_old_one`.
+/// Whether a value with this stamp contains the write of the token.
 #[inline]
 fn contains(stamp: &Snapshot, token: Option<(Token, u64)>) -> bool {
-    token.is_none_or(|(token, epoch)| token.epoch == epoch && stamp.contains(token.xid))
+    Write::of(stamp, token) == Write::Contained
 }
 
 /// A key that this reader leads.

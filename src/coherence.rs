@@ -19,6 +19,7 @@ pub(crate) mod belief;
 pub(crate) mod buckets;
 pub(crate) mod known;
 pub(crate) mod lease;
+pub(crate) mod poll;
 pub(crate) mod rules;
 pub(crate) mod snapshot;
 pub(crate) mod spelling;

@@ -10,6 +10,8 @@ pub(crate) mod troubles;
 
 use troubles::Trouble;
 
+pub use crate::coherence::poll::Recovery;
+
 /// The state of an instance. `docs/ARCHITECTURE.md` has the table of what a reader gets in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -109,18 +111,4 @@ pub enum Event {
         /// [`key_hash`](crate::key_hash) of the key's text.
         key_hash: u64,
     },
-}
-
-/// Why an instance read the log anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Recovery {
-    /// It started.
-    Start,
-    /// The database crashed, was promoted or restored.
-    NewEpoch,
-    /// The log was trimmed past what this instance had read.
-    Trimmed,
-    /// More rows than one poll brings.
-    TooManyRows,
 }

@@ -11,10 +11,11 @@ use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
-use super::{Core, From, Key, Led, Outcome, Value, contains};
+use super::{Core, Key, Led, Outcome, Value, contains};
 use crate::coherence::Began;
 use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::verdict::From;
 use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;

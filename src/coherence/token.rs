@@ -20,9 +20,16 @@ impl fmt::Display for Token {
 }
 
 /// A text that is not a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a token")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAToken;
+
+impl fmt::Display for NotAToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a token")
+    }
+}
+
+impl std::error::Error for NotAToken {}
 
 impl FromStr for Token {
     type Err = NotAToken;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::hints;
 use crate::coherence::buckets::Told;
+use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::health::troubles::TroubleKind;
@@ -164,20 +165,19 @@ impl Tail {
     }
 
     async fn step(&mut self) -> Result<(), LogError> {
-        let (sent_ms, poll) = self.read().await?;
-        let why = match &self.cursor {
-            None => Some(self.lost),
-            Some(_) if poll.epoch != self.shared.coherence.epoch() => Some(Recovery::NewEpoch),
-            // The server was set back together with its memory: in all other cases it is another epoch.
-            Some(cursor) if poll.snapshot.xmax() < cursor.xmax() => Some(Recovery::NewEpoch),
-            Some(cursor) if cursor.rank() < poll.trimmed.rank() => Some(Recovery::Trimmed),
-            Some(_) if poll.rows.is_none() => Some(Recovery::TooManyRows),
-            Some(_) => None,
-        };
-        let (sent_ms, poll) = match why {
-            None => (sent_ms, poll),
-            Some(why) => self.recover(sent_ms, poll, why).await?,
-        };
+        let (mut sent_ms, mut poll) = self.read().await?;
+        let epoch = self.shared.coherence.epoch();
+        if let Next::ReadAll(why) = poll::next(self.cursor.as_ref(), epoch, polled(&poll)) {
+            self.cursor = None;
+            self.shared.coherence.lease.begin_era();
+            self.lost = why;
+            self.shared.signals.changed();
+            (sent_ms, poll) = self.read().await?;
+        }
+        let next = poll::next(self.cursor.as_ref(), epoch, polled(&poll));
+        if let Next::Recover(floor) = next {
+            self.recover(&poll, floor);
+        }
         let repaired = self.apply(&poll);
         let caches = self.shared.caches();
         let wholes = caches.values().map(|cache| cache.whole());
@@ -192,41 +192,21 @@ impl Tail {
         repaired.tell();
         hints::tell_of_untrue(&self.shared, untrue);
         // Of a replay, mostly long mended.
-        if why.is_none() {
+        if next == Next::Apply {
             self.keys_failed(&poll);
         }
         Ok(())
     }
 
-    /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of what it returns are yet
-    /// to be applied.
-    ///
-    /// Rows that were trimmed are contained in the snapshot they were trimmed by, so that snapshot is the
-    /// floor and the retained rows are applied above it. Where there are too many of them, the poll's own
-    /// snapshot is the floor: it contains them all, at the price that nothing older is accepted from L2.
-    async fn recover(
-        &mut self,
-        mut sent_ms: u64,
-        mut poll: Poll,
-        why: Recovery,
-    ) -> Result<(u64, Poll), LogError> {
-        let shared = Arc::clone(&self.shared);
-        if self.cursor.take().is_some() {
-            // The rows were read by a cursor that means nothing any more.
-            shared.coherence.lease.begin_era();
-            self.lost = why;
-            shared.signals.changed();
-            (sent_ms, poll) = self.read().await?;
-        }
-        let floor = if poll.rows.is_some() { &poll.trimmed } else { &poll.snapshot };
-        let caches = shared.caches();
-        // Another server is another epoch. Before it begins: what the old one says from now on is not taken
-        // for the log's.
-        shared.coherence.follow(poll.server);
-        shared.coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
-        shared.counters.recoveries.add(1);
-        shared.signals.send(Event::Recovered { why });
-        Ok((sent_ms, poll))
+    /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of the poll are yet to be applied.
+    fn recover(&self, poll: &Poll, floor: &Snapshot) {
+        let Shared { coherence, counters, signals, .. } = &*self.shared;
+        let caches = self.shared.caches();
+        // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
+        coherence.follow(poll.server);
+        coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
+        counters.recoveries.add(1);
+        signals.send(Event::Recovered { why: self.lost });
     }
 
     /// What is new since the cursor, or all of the log; and when that was asked for.
@@ -253,9 +233,8 @@ impl Tail {
     fn apply<'a>(&self, poll: &'a Poll) -> Repaired<'a> {
         let (caches, mut repaired) = (self.shared.caches(), Repaired::default());
         let rows = poll.rows.as_deref().unwrap_or_default();
-        // What was visible to the poll is contained in its snapshot. A row that is not comes from another
-        // cluster, by a dump, and would keep its bucket from being cached until that number is reached.
-        for row in rows.iter().filter(|row| poll.snapshot.contains(row.xid)) {
+        let polled = polled(poll);
+        for row in rows.iter().filter(|row| polled.counts(row.xid)) {
             let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
             if let Some(cache) = caches.get(row.cache.as_str())
                 && cache.apply(told, row.key.as_deref())
@@ -295,6 +274,11 @@ impl Tail {
         let interval = self.shared.settings.poll_interval;
         if self.shared.hints_come() { interval } else { interval.min(ISOLATED_INTERVAL) }
     }
+}
+
+const fn polled(poll: &Poll) -> Polled<'_> {
+    let Poll { epoch, snapshot, trimmed, rows, .. } = poll;
+    Polled { epoch: *epoch, snapshot, trimmed, has_rows: rows.is_some() }
 }
 
 async fn within<T>(

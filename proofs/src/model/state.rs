@@ -7,6 +7,7 @@ use std::fmt;
 
 use super::variants::Known;
 use crate::coherence::snapshot::Snapshot;
+use crate::coherence::verdict::From;
 
 pub(super) const WRITERS: usize = 3;
 pub(super) const INSTANCES: usize = 2;
@@ -235,14 +236,6 @@ pub(super) struct Outcome {
     pub(super) stamp: Seen,
     pub(super) era: u8,
     pub(super) from: From,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum From {
-    Remote,
-    Primary,
-    Unknown,
-    Behind,
 }
 
 /// Everything.

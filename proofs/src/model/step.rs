@@ -1,12 +1,17 @@
 //! What may happen next, and what it does: Postgres, the tail, hints and readers, step by step as the code has them.
 
+use std::time::Duration;
+
 use super::state::{
-    Answer, Began, Entry, FILLS, FORGED, Fate, From, INSTANCES, Instance, Outcome, READERS, Reader, Seen,
-    Set, Step, Stored, Tail, WRITERS, Wish, World, Writer, bit, has,
+    Answer, Began, Entry, FILLS, FORGED, Fate, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set,
+    Step, Stored, Tail, WRITERS, Wish, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
 use super::{Perto, promise};
+use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::snapshot::Snapshot;
+use crate::coherence::token::Token;
+use crate::coherence::verdict::{Asked, Boarded, Flight, From, Judged, Verdict, Write};
 
 /// One step of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -460,32 +465,33 @@ impl Perto {
             .sum();
         let kind = self.kind();
         let instance = &mut world.instances[usize::from(i)];
-        let cursor = if answer.all { None } else { instance.poll };
-        let lost = cursor.is_some_and(|cursor| {
-            answer.epoch != instance.epoch
-                || answer.seen.xmax < cursor.xmax
-                || cursor.snapshot().rank() < answer.trimmed.snapshot().rank()
-        });
-        if lost {
-            instance.lease = None;
-            instance.era += 1;
-            instance.tail = Tail::Lost;
-            return;
-        }
-        if answer.all {
-            instance.lease = None;
-            instance.era += 1;
-            instance.epoch = answer.epoch;
-            instance.known = Known::at(kind, &answer.trimmed.snapshot());
-            if self.variant != Some(Variant::PollKeptAcrossAnEpoch) {
-                instance.poll = None;
+        let cursor = if answer.all { None } else { instance.poll.map(Seen::snapshot) };
+        let (snapshot, trimmed) = (answer.seen.snapshot(), answer.trimmed.snapshot());
+        let polled =
+            Polled { epoch: answer.epoch.into(), snapshot: &snapshot, trimmed: &trimmed, has_rows: true };
+        match poll::next(cursor.as_ref(), instance.epoch.into(), polled) {
+            Next::ReadAll(_) => {
+                instance.lease = None;
+                instance.era += 1;
+                instance.tail = Tail::Lost;
+                return;
             }
-            instance.heard = floor;
-            instance.last = 0;
+            Next::Recover(at) => {
+                instance.lease = None;
+                instance.era += 1;
+                instance.epoch = answer.epoch;
+                instance.known = Known::at(kind, at);
+                if self.variant != Some(Variant::PollKeptAcrossAnEpoch) {
+                    instance.poll = None;
+                }
+                instance.heard = floor;
+                instance.last = 0;
+            }
+            Next::Apply => {}
         }
         // Rows of another cluster are left out.
-        let of_here = |k: &u8| has(answer.seen.contained, world.writers[usize::from(*k)].xid().unwrap_or(0));
-        answer.rows = (0..self.writers()).filter(|k| has(answer.rows, *k)).filter(of_here).map(bit).sum();
+        let counts = |k: &u8| polled.counts(world.xid(*k).into());
+        answer.rows = (0..self.writers()).filter(|k| has(answer.rows, *k)).filter(counts).map(bit).sum();
         let highest = (0..self.writers()).filter(|k| has(answer.rows, *k)).map(|k| world.xid(k)).max();
         let instance = &mut world.instances[usize::from(i)];
         if self.variant == Some(Variant::IdCursor) {
@@ -747,32 +753,31 @@ impl Perto {
             _ => return,
         };
         let Outcome { holds, stamp, era, from } = outcome;
-        let first_hand = from == From::Primary && before;
+        let boarded = if before { Boarded::BeforeTakeOff } else { Boarded::InFlight };
+        let flight = Flight { from, boarded };
+        let first_hand = flight.is_first_hand();
         let trusted = (self.variant == Some(Variant::NoStampCheckOnL2) && from == From::Remote)
             || self.variant == Some(Variant::NaiveJoin);
-        let accepted = first_hand || trusted || instance.known.accepts(stamp);
-        if era != instance.era && self.variant != Some(Variant::EraOfALoadNotCompared) {
-            return world.set(r, Step::Missed { again: true });
-        }
-        // As in `Cache::judge`: transactions of another epoch can't be compared, and the primary has what there is.
-        let wish = world.reader(r).wish;
-        let elsewhere = matches!(wish, Wish::Write(k) if world.epoch_of(k) != instance.epoch);
-        if !(first_hand && elsewhere || world.is_contained(r, stamp, instance.epoch)) {
-            let ends = first_hand || from == From::Behind;
-            return world.set(r, if ends { Step::Idle } else { Step::Missed { again: true } });
-        }
-        if wish == Wish::Source && !first_hand {
-            let ends = from == From::Behind;
-            return world.set(r, if ends { Step::Idle } else { Step::Missed { again: true } });
-        }
-        let cached = !before || from == From::Remote;
-        match (accepted, world.valid(lease)) {
-            _ if first_hand => self.serve(world, r, holds, None),
-            (true, true) => self.serve(world, r, holds, lease),
-            // Flagged: unverified, or stale.
-            (true, false) if !cached => world.set(r, Step::Idle),
-            (false, _) if from == From::Behind => world.set(r, Step::Idle),
-            _ => world.set(r, Step::Missed { again: true }),
+        let judged = if first_hand {
+            Judged::Fresh
+        } else if !(trusted || instance.known.accepts(stamp)) {
+            Judged::Refused
+        } else if world.valid(lease) {
+            Judged::Fresh
+        } else {
+            Judged::Unverified(Duration::ZERO)
+        };
+        let same_era = era == instance.era || self.variant == Some(Variant::EraOfALoadNotCompared);
+        let write = Write::of(&stamp.snapshot(), world.token(r, instance.epoch));
+        let source = world.reader(r).wish == Wish::Source;
+        match flight.verdict(judged, same_era, Asked { of_fresh: write, of_stale: write, source }) {
+            Verdict::ReadAgain => world.set(r, Step::Missed { again: true }),
+            Verdict::TokenUntrue | Verdict::TokenAhead => world.set(r, Step::Idle),
+            Verdict::Fresh => self.serve(world, r, holds, lease.filter(|_| !first_hand)),
+            // Flagged.
+            Verdict::Stale | Verdict::Unverified(_) => world.set(r, Step::Idle),
+            // The policy that serves least.
+            Verdict::Cached(_) => world.set(r, Step::Missed { again: true }),
         }
     }
 
@@ -866,12 +871,20 @@ impl World {
         }
     }
 
+    /// The token that a reader still asks by, with the epoch that it is compared in.
+    fn token(&self, r: u8, epoch: u8) -> Option<(Token, u64)> {
+        match self.reader(r).wish {
+            Wish::Write(k) => {
+                let token = Token { epoch: self.epoch_of(k).into(), xid: self.xid(k).into() };
+                Some((token, epoch.into()))
+            }
+            Wish::Nothing | Wish::PollSince(_) | Wish::Source => None,
+        }
+    }
+
     /// Whether a value with this stamp contains what the reader's token asks for, if it has one.
     fn is_contained(&self, r: u8, stamp: Seen, epoch: u8) -> bool {
-        match self.reader(r).wish {
-            Wish::Write(k) => self.epoch_of(k) == epoch && has(stamp.contained, self.xid(k)),
-            Wish::Nothing | Wish::PollSince(_) | Wish::Source => true,
-        }
+        Write::of(&stamp.snapshot(), self.token(r, epoch)) == Write::Contained
     }
 
     pub(super) fn instance_of(&self, model: &Perto, r: u8) -> &Instance {
