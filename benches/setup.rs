@@ -55,6 +55,7 @@ impl Bed {
             table: format!("{}.messages", self.schema),
             cache: "messages".to_owned(),
             key: "id".to_owned(),
+            columns: Vec::new(),
         };
         postgres::watch(&mut connection, &watch).await.expect("watch");
     }

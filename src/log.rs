@@ -122,6 +122,8 @@ pub struct Source {
     pub table: String,
     /// The text of the key, as an SQL expression over the columns of one row.
     pub key: String,
+    /// The columns whose changes count; none where all do.
+    pub columns: Vec<String>,
 }
 
 /// An invalidation that is committed.

@@ -318,6 +318,7 @@ async fn prepare(
         table: format!("{schema}.rows"),
         cache: "rows".to_owned(),
         key: "id".to_owned(),
+        columns: Vec::new(),
     };
     postgres::watch(connection, &watch).await?;
     Ok(())

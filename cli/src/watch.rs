@@ -16,10 +16,14 @@ pub struct Watch {
     /// A key's text, as an SQL expression over the columns of one row; a set-returning one gives several keys
     #[arg(long, default_value = "id", value_name = "EXPR")]
     key: String,
+    /// The columns that values are made of, with a comma between. Updates of others invalidate nothing. Name all of
+    /// them: of one that is missing, changes are not seen. Default: every update counts
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    columns: Vec<String>,
     /// The schema that holds the log
     #[arg(long, default_value = "perto")]
     schema: String,
-    /// Watch it by this key also where it is watched by another one for this cache
+    /// Watch it so also where it is watched by another key or other columns for this cache
     #[arg(long)]
     replace: bool,
     /// Print the SQL that would be run, and run nothing
@@ -35,8 +39,13 @@ pub struct Watch {
 impl Watch {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let mut connection = self.database.connect().await?;
-        let watch =
-            postgres::Watch { schema: self.schema, table: self.table, cache: self.cache, key: self.key };
+        let watch = postgres::Watch {
+            schema: self.schema,
+            table: self.table,
+            cache: self.cache,
+            key: self.key,
+            columns: self.columns,
+        };
         if self.sql {
             let sql = postgres::watch_sql(&mut connection, &watch, self.replace).await?;
             sql.as_deref().unwrap_or("-- nothing to do").lines().for_each(super::say);

@@ -56,8 +56,23 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// trigger. Called several times, it declares several tables; the rest is as for [`CacheBuilder::tables`].
     ///
     /// Take no expression from anybody else: it runs as whoever migrates.
-    pub fn watch(mut self, table: &str, key: &str) -> Self {
-        self.policy.watched.push((table.to_owned(), key.to_owned()));
+    pub fn watch(self, table: &str, key: &str) -> Self {
+        self.watch_columns(table, key, [""; 0])
+    }
+
+    /// As [`CacheBuilder::watch`], for values that are made of these columns only: an update that changes none of them, nor the
+    /// key, invalidates nothing. So `last_seen_at = now()` on each request does not keep a user from being cached.
+    ///
+    /// Name each column that the loader reads. Changes of others are not seen before the time to live, and answers are called fresh
+    /// all the same; the auditor finds that ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)).
+    pub fn watch_columns<T: Into<String>>(
+        mut self,
+        table: &str,
+        key: &str,
+        columns: impl IntoIterator<Item = T>,
+    ) -> Self {
+        let columns = columns.into_iter().map(Into::into).collect();
+        self.policy.watched.push((table.to_owned(), key.to_owned(), columns));
         self.policy.declared = true;
         self
     }
@@ -144,7 +159,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         E: Into<BoxError> + 'static,
     {
         self.check()?;
-        for (table, _) in &self.policy.watched {
+        for (table, ..) in &self.policy.watched {
             if !self.policy.tables.contains(table) {
                 self.policy.tables.push(table.clone());
             }

@@ -33,10 +33,11 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let source = |(table, key): &(String, String)| Source {
+        let source = |(table, key, columns): &(String, String, Vec<String>)| Source {
             cache: self.name.to_string(),
             table: table.clone(),
             key: key.clone(),
+            columns: columns.clone(),
         };
         self.policy.watched.iter().map(source).collect()
     }

@@ -36,8 +36,8 @@ pub(crate) struct Policy {
     pub(crate) version: u16,
     pub(crate) local_only: bool,
     pub(crate) tables: Vec<String>,
-    /// Tables that are to be watched, each with the expression of the key.
-    pub(crate) watched: Vec<(String, String)>,
+    /// Tables that are to be watched, each with the expression of the key and the columns that count.
+    pub(crate) watched: Vec<(String, String, Vec<String>)>,
     /// Whether it was said which they are, be it none.
     pub(crate) declared: bool,
 }

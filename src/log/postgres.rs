@@ -24,6 +24,7 @@ use crate::pool::Pool;
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
+mod columns;
 mod declared;
 mod function;
 mod key;
@@ -190,10 +191,10 @@ impl Log for PostgresLog {
             if let Err(error) = schema::migrate(&mut connection, &self.schema).await {
                 return Err(rights::explain(&mut connection, &self.schema, None, error).await);
             }
-            for Source { cache, table, key } in sources {
+            for Source { cache, table, key, columns } in sources {
                 let (schema, table, cache, key) =
                     (self.schema.clone(), table.clone(), cache.clone(), key.clone());
-                let watch = trigger::Watch { schema, table, cache, key };
+                let watch = trigger::Watch { schema, table, cache, key, columns: columns.clone() };
                 if let Err(error) = watch::watch(&mut connection, &watch).await {
                     let table = Some(watch.table.as_str());
                     return Err(rights::explain(&mut connection, &self.schema, table, error).await);

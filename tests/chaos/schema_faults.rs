@@ -133,7 +133,7 @@ pub(crate) async fn role_settings(world: &mut World, time: Duration) -> anyhow::
 
 fn watched(cache: &str, key: &str) -> Watch {
     let (schema, table) = ("chaos".to_owned(), "chaos.rows".to_owned());
-    Watch { schema, table, cache: cache.to_owned(), key: key.to_owned() }
+    Watch { schema, table, cache: cache.to_owned(), key: key.to_owned(), columns: Vec::new() }
 }
 
 async fn run(connection: &mut PgConnection, sql: &str) -> anyhow::Result<()> {

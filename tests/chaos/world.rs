@@ -69,6 +69,7 @@ impl World {
             table: "chaos.rows".to_owned(),
             cache: "row".to_owned(),
             key: "id".to_owned(),
+            columns: Vec::new(),
         };
         watch(&mut connection, &rows).await?;
         world.hand = Some(Hand::start(world.url()));

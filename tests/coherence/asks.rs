@@ -5,7 +5,7 @@ use std::time::Duration;
 use perto::{Error, Freshness, Outage, Read, ReadOptions, Tier, Token};
 use tokio::time::Instant;
 
-use crate::ring::{BOUND, CACHE, Member, POLL, Ring, ms, some, spawn, text};
+use crate::ring::{BOUND, CACHE, Member, POLL, Ring, eventually, ms, some, spawn, text};
 
 async fn latest(member: &Member, key: u64) -> Read<String> {
     member.users.get_with(&key, ReadOptions::latest()).await.unwrap()
@@ -240,6 +240,28 @@ fn check(outage: Outage, asked: Asked, read: &Result<Read<String>, Error>) {
         }
         (outage, other) => panic!("{outage:?}, {asked:?}: {other:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_poll_the_latest_takes_nothing_from_a_load_that_began_before_it() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write(0, 1, "old").await;
+    tokio::time::sleep(POLL).await;
+    member.node.log.faults.cut();
+    tokio::time::sleep(BOUND).await;
+    member.loader.after().close();
+    let before = member.reading(1);
+    eventually("it has read", BOUND, || member.loader.after().waiting() == 1).await;
+    ring.write_silently(1, "new");
+    let users = member.users.clone();
+    let asking = spawn(async move { users.get_with(&1, ReadOptions::latest()).await });
+    ms(10).await;
+    member.loader.after().open();
+    let read = asking.await.unwrap().unwrap();
+    assert_eq!((text(&read), read.freshness), (some("new"), Freshness::Fresh));
+    before.await.unwrap().unwrap();
+    ring.end().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ mod world;
 mod asks;
 mod at_commit;
 mod audits;
+mod columns;
 mod declaring;
 mod epochs;
 mod forged;

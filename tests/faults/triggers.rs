@@ -50,6 +50,7 @@ async fn a_keys_text_does_not_depend_on_the_session_that_writes() {
         table: format!("{schema}.slots"),
         cache: "slot".to_owned(),
         key: r"at || '/' || f || '/\n' || b".to_owned(),
+        columns: Vec::new(),
     };
     postgres::watch(&mut connection, &watch).await.unwrap();
     let insert =
@@ -79,6 +80,7 @@ async fn a_keys_text_depends_on_no_setting_that_an_immutable_function_reads() {
         key: "format('%I', w) || '/' || quote_ident(w) || '/' || coalesce((list::text[])[1], 'none') || '/' || \
               case when nullif(w, w) = null then 'null' else 'unknown' end"
             .to_owned(),
+        columns: Vec::new(),
     };
     postgres::watch(&mut connection, &watch).await.unwrap();
     let elsewhere = "set quote_all_identifiers = on; set array_nulls = off; set transform_null_equals = on; set xmlbinary = hex";

@@ -81,6 +81,7 @@ impl World {
             table: format!("{}.{table}", self.name),
             cache: cache.to_owned(),
             key: "id".to_owned(),
+            columns: Vec::new(),
         }
     }
 

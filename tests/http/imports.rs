@@ -730,6 +730,7 @@ async fn reader(database: &Database) -> (Perto, Cache<String, String>) {
         table: "contacts".to_owned(),
         cache: "by_phone_read".to_owned(),
         key: "company_id || ':' || phone".to_owned(),
+        columns: Vec::new(),
     };
     watch(&mut connection, &by_phone).await.unwrap();
     let pool = sqlx::PgPool::connect(&database.url).await.unwrap();

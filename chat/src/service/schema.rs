@@ -43,6 +43,7 @@ pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()>
             table: table.to_owned(),
             cache: cache.to_owned(),
             key: key.to_owned(),
+            columns: Vec::new(),
         };
         // The service knows its keys best: those of an older one are replaced.
         postgres::rewatch(connection, &watch)

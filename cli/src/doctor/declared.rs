@@ -150,6 +150,7 @@ fn judge(
                 table: name.to_owned(),
                 cache: cache.to_owned(),
                 key: key.to_owned(),
+                columns: Vec::new(),
             };
             Some(Finding::wrong(check, found).mend(command(&watch)))
         }

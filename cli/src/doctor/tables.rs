@@ -59,9 +59,18 @@ async fn writers(doctor: &Doctor) -> Findings {
 
 /// The command that makes it right.
 pub(super) fn command(watch: &Watch) -> String {
-    let Watch { schema, table, cache, key } = watch;
+    let Watch { schema, table, cache, key, columns } = watch;
     let key = if key.is_empty() { "EXPR".to_owned() } else { shell(key) };
-    format!("perto watch {} --cache {} --key {key}{}", shell(table), shell(cache), schema_option(schema))
+    let columns = match &columns[..] {
+        [] => String::new(),
+        columns => format!(" --columns {}", shell(&columns.join(","))),
+    };
+    format!(
+        "perto watch {} --cache {} --key {key}{columns}{}",
+        shell(table),
+        shell(cache),
+        schema_option(schema)
+    )
 }
 
 /// The command that takes the triggers away.
@@ -129,7 +138,11 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
             2 => ", with a partition or inheriting table".to_owned(),
             n => format!(", with {} partitions or inheriting tables", n - 1),
         };
-        findings.push(Finding::ok("watched tables", format!("{who}, by {}{more}", watch.key)));
+        let columns = match &watch.columns[..] {
+            [] => String::new(),
+            columns => format!(", where {} change", columns.join(", ")),
+        };
+        findings.push(Finding::ok("watched tables", format!("{who}, by {}{columns}{more}", watch.key)));
     }
     findings
 }

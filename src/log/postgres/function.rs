@@ -39,7 +39,7 @@ const HARMLESS: &str = "^(42|0A|XX|22012)";
 /// has written nothing, so it costs no transaction number. A key that is longer than any that is ever cached is treated
 /// alike. Columns win over variables of their names, and old and new spelling are told apart by their bytes.
 pub(super) fn body(watch: &Watch) -> String {
-    let Watch { schema, cache, key, table: _ } = watch;
+    let Watch { schema, cache, key, table: _, columns } = watch;
     let collect = |rows: &str| {
         format!(
             "select array_agg(k), max(octet_length(k)) into perto_keys, perto_bytes \
@@ -48,6 +48,11 @@ pub(super) fn body(watch: &Watch) -> String {
         )
     };
     let of = |rows: &str| format!("select (({key})::text) collate \"C\" as k from {rows}");
+    let changed = if columns.is_empty() {
+        format!("{} union all {}", of("old_rows"), of("new_rows"))
+    } else {
+        changed(key, columns)
+    };
     format!(
         "\n#variable_conflict use_column\n\
          declare perto_keys text[]; perto_bytes integer; perto_fault text; \
@@ -76,8 +81,28 @@ pub(super) fn body(watch: &Watch) -> String {
          end ",
         collect(&of("new_rows")),
         collect(&of("old_rows")),
-        collect(&format!("{} union all {}", of("old_rows"), of("new_rows"))),
+        collect(&changed),
         cache = literal(cache),
+    )
+}
+
+/// The keys of rows that an update has changed in these columns. What a row was and what it is cancel each other out where
+/// they are alike; so do two rows that have changed places.
+///
+/// Compared by their text: some types have no equality (`json`), and some call alike what readers can tell apart
+/// (`1.0` and `1.00`, a collation that passes over case).
+fn changed(key: &str, columns: &[String]) -> String {
+    let text = |column: &String| format!("(({})::text) collate \"C\"", identifier(column));
+    let texts: Vec<String> = columns.iter().map(text).collect();
+    let side = |rows: &str, sign: i32| {
+        format!("select (({key})::text) collate \"C\", {}, {sign} from {rows}", texts.join(", "))
+    };
+    let names: Vec<String> = (1..=columns.len()).map(|at| format!("c{at}")).collect();
+    format!(
+        "select k from ({} union all {}) as s(k, {names}, sign) group by k, {names} having sum(sign) <> 0",
+        side("old_rows", -1),
+        side("new_rows", 1),
+        names = names.join(", "),
     )
 }
 

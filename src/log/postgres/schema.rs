@@ -10,14 +10,15 @@ use crate::error::LogError;
 use crate::log::READY_LIMIT;
 
 /// The version that this code reads and writes.
-pub const VERSION: i32 = 4;
+pub const VERSION: i32 = 5;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
+    include_str!("schema-5.sql"),
 ];
 
 /// What a log whose token was made durable by hand is told.

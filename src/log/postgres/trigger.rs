@@ -23,6 +23,11 @@ pub struct Watch {
     ///
     /// From then on it runs as whoever watches: take it from nobody else.
     pub key: String,
+    /// Updates that change none of these columns, nor the key, invalidate nothing. Empty: every update of a row does.
+    ///
+    /// Name each column that a value is made of: of one that is missing here, changes are not seen before the time to live.
+    /// Inserts and deletes always invalidate.
+    pub columns: Vec<String>,
 }
 
 pub(super) const EVENTS: [&str; 4] = ["insert", "update", "delete", "truncate"];

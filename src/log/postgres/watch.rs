@@ -9,7 +9,7 @@ use super::schema::{VERSION, check_name, explain, other_version, schema_version}
 use super::sql::{literal, refused};
 use super::trigger::{EVENTS, Table, Watch, drop_trigger, trigger_sql};
 use super::watched::{Watched, has_triggers, watched};
-use super::{function, key};
+use super::{columns, function, key};
 use crate::error::LogError;
 
 /// Installs the triggers on a table, its partitions and the tables that inherit from it.
@@ -103,24 +103,35 @@ async fn state(
     };
     let known: Vec<Watched> =
         watched(connection, &watch.schema).await?.into_iter().filter(of_these).collect();
-    let other = |found: &&Watched| {
-        found.recorded && found.watch.key.trim() != watch.key.trim() && has_triggers(found)
-    };
+    let alike =
+        |found: &Watched| found.watch.key.trim() == watch.key.trim() && found.watch.columns == watch.columns;
+    let other = |found: &&Watched| found.recorded && !alike(found) && has_triggers(found);
     if let Some(other) = known.iter().find(other).filter(|_| !replace) {
         return Err(LogError::Schema(format!(
-            "key: {} is watched for cache {} by the key {:?}, and would be by {:?}. If that is meant, say so: `perto watch \
+            "key: {} is watched for cache {} by {}, and would be by {}. If that is meant, say so: `perto watch \
              --replace`, or `perto::postgres::rewatch`",
-            other.watch.table, watch.cache, other.watch.key, watch.key
+            other.watch.table,
+            watch.cache,
+            said(&other.watch),
+            said(watch)
         )));
     }
     let same = |found: &Watched| {
         found.recorded
             && found.watch.key == watch.key
+            && found.watch.columns == watch.columns
             && found.watch.table == tables[0].name
             && found.faults.is_empty()
     };
     let done = known.len() == 1 && known.iter().all(same);
     Ok((tables, done))
+}
+
+fn said(watch: &Watch) -> String {
+    match &watch.columns[..] {
+        [] => format!("the key {:?}", watch.key),
+        columns => format!("the key {:?} and the columns {}", watch.key, columns.join(", ")),
+    }
 }
 
 /// What is to be done. The last look at what is there: it is this one's turn.
@@ -139,6 +150,7 @@ async fn plan(
             other.name
         )));
     }
+    columns::judge(connection, watch, &tables[0]).await?;
     let name = function::name(connection, watch).await?;
     key::judge(connection, watch, &tables[0], &name).await?;
     // Since 14 a trigger is replaced without keeping readers waiting.
@@ -152,7 +164,7 @@ async fn plan(
 }
 
 fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool) -> Vec<Sql> {
-    let Watch { schema, cache, key, .. } = watch;
+    let Watch { schema, cache, key, columns, .. } = watch;
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let quoted: Vec<String> = names.iter().map(|name| literal(name)).collect();
     let (cache, quoted) = (literal(cache), quoted.join(", "));
@@ -177,9 +189,11 @@ fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool)
              relid in (select unnest(array[{quoted}]::regclass[])) and to_regclass(name) is null)"
         )),
         Sql::One(format!(
-            "insert into {schema}.watched (relid, name, cache, key) values ({0}::regclass, {0}, {cache}, {1})",
+            "insert into {schema}.watched (relid, name, cache, key, columns) \
+             values ({0}::regclass, {0}, {cache}, {1}, {2})",
             literal(names[0]),
             literal(key),
+            columns::array(columns),
         )),
         Sql::Script(function::drop_unused(schema) + ";"),
     ]);

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 use super::function::{SETTINGS, body};
 use super::locks::{PINNED_PATH, run_one};
 use super::schema::{self, check_name};
-use super::sql::refused;
+use super::sql::{identifier, refused};
 use super::trigger::{EVENTS, Watch};
 use crate::error::LogError;
 
@@ -100,6 +100,7 @@ struct Found {
     cache: String,
     name: String,
     key: Option<String>,
+    columns: Option<Vec<String>>,
     relid: Option<i64>,
     root: Option<i64>,
     /// The table that this row is of: the root, or one of those below it.
@@ -122,6 +123,7 @@ impl FromRow<'_, PgRow> for Found {
             cache: row.try_get("cache")?,
             name: row.try_get("name")?,
             key: row.try_get("key")?,
+            columns: row.try_get("columns")?,
             relid: row.try_get("relid")?,
             root: row.try_get("root")?,
             table_oid: row.try_get("table_oid")?,
@@ -164,6 +166,7 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
             table: first.name.clone(),
             cache: first.cache.clone(),
             key: first.key.clone().unwrap_or_default(),
+            columns: first.columns.clone().unwrap_or_default(),
         };
         let tables = group.chunk_by(|a, b| a.table_oid == b.table_oid);
         let mut faults: Vec<Fault> = match first.root {
@@ -171,7 +174,7 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
             Some(_) => tables.clone().flat_map(|rows| faults(&watch, rows)).collect(),
         };
         if let (Some(table), Some(_)) = (&first.table_name, &first.key) {
-            let error = probe(&mut tx, &watch.key, table).await.map_err(refused)?;
+            let error = probe(&mut tx, &watch, table).await.map_err(refused)?;
             faults.extend(error.map(|error| Fault::Key { table: table.clone(), error }));
         }
         let names = tables.filter_map(|rows| rows[0].table_name.clone()).collect();
@@ -184,11 +187,18 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
 
 /// What Postgres says against a key, where its text is read and nothing of it run: what is recorded may be anybody's SQL.
 /// Nothing, where somebody has the table to himself for longer than a moment.
-async fn probe(connection: &mut PgConnection, key: &str, table: &str) -> Result<Option<String>, sqlx::Error> {
+async fn probe(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    table: &str,
+) -> Result<Option<String>, sqlx::Error> {
     let begin = "savepoint perto_probe; set local search_path = pg_catalog, pg_temp; set local lock_timeout = '100ms'";
     sqlx::raw_sql(begin).execute(&mut *connection).await?;
-    let prepare =
-        format!("prepare perto_probe as select (({key})::text) collate \"C\" from {table} as \"a row\"");
+    let texts: Vec<String> = std::iter::once(watch.key.clone())
+        .chain(watch.columns.iter().map(|column| identifier(column)))
+        .map(|value| format!("(({value})::text) collate \"C\""))
+        .collect();
+    let prepare = format!("prepare perto_probe as select {} from {table} as \"a row\"", texts.join(", "));
     let error = match run_one(connection, &prepare).await {
         Ok(()) => {
             run_one(connection, "deallocate perto_probe").await?;
@@ -275,11 +285,11 @@ fn sql(schema: &str) -> String {
            select c.oid, format('%I.%I', n.nspname, c.relname) from pg_class c \
            join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'p', 'f')), \
          found as ( \
-           select w.cache, w.name, w.key, w.relid, w.since, \
+           select w.cache, w.name, w.key, w.columns, w.relid, w.since, \
              coalesce((select oid from named where name = w.name), (select oid from named where oid = w.relid)) as root \
            from {schema}.watched w), \
          recorded as ( \
-           select distinct on (cache, name) cache, name, key, relid, root from found \
+           select distinct on (cache, name) cache, name, key, columns, relid, root from found \
            order by cache, name, relid = root desc nulls last, since desc), \
          tree as ( \
            select root, root as oid, 0 as level from recorded where root is not null union \
@@ -293,10 +303,10 @@ fn sql(schema: &str) -> String {
              and not exists (select from pg_inherits i join pg_trigger h on h.tgrelid = i.inhparent \
                where i.inhrelid = g.tgrelid and h.tgname = g.tgname)), \
          every as ( \
-           select r.cache, r.name, r.key, r.relid, r.root, t.oid, t.level from recorded r \
+           select r.cache, r.name, r.key, r.columns, r.relid, r.root, t.oid, t.level from recorded r \
            left join tree t on t.root = r.root union all \
-           select u.cache, n.name, null, u.oid, u.oid, u.oid, 0 from unrecorded u join named n on n.oid = u.oid) \
-         select e.cache, e.name, e.key, e.relid::bigint, e.root::bigint, e.oid::bigint as table_oid, \
+           select u.cache, n.name, null, null, u.oid, u.oid, u.oid, 0 from unrecorded u join named n on n.oid = u.oid) \
+         select e.cache, e.name, e.key, e.columns, e.relid::bigint, e.root::bigint, e.oid::bigint as table_oid, \
            n.name as table_name, ev.event, g.tgenabled::text as enabled, p.oid::regprocedure::text as function, \
            p.prosrc as source, p.prosecdef as definer, p.proconfig as settings, \
            p.oid is not null and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \

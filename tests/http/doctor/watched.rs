@@ -41,6 +41,7 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
         table: "orders".into(),
         cache: "order".into(),
         key: "shop || ':' || id".into(),
+        columns: Vec::new(),
     };
     watch(&mut connection, &orders).await.unwrap();
     doctor(&database.url, "", &[]).await.tells("watched tables", "ok", "with a partition", "");
