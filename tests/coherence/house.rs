@@ -134,8 +134,7 @@ impl File {
                 "mod" if word(at + 2) == ";" => drop(file.children.insert(word(at + 1).to_owned())),
                 "use" => {
                     let end = at + words[at..].iter().position(|word| word == ";").unwrap();
-                    let mut tree = words[at + 1..end].iter().map(String::as_str).peekable();
-                    for path in paths_of(&mut tree, &[]) {
+                    for path in paths_of(&mut words[at + 1..end].iter().map(String::as_str), &[]) {
                         match path.last() {
                             Some(name) if public => drop(file.passed_on.insert(name.clone(), path)),
                             _ => drop(file.paths.insert(path)),
@@ -160,8 +159,7 @@ impl File {
             public = false;
             at += 1;
         }
-        // Only what it does not use itself, and only its children's: `pub use` is the way in, then, and no
-        // arrow.
+        // What it passes on from its children is the way in to them, and no arrow: unless it uses that itself.
         for (name, path) in &file.passed_on {
             if used.contains(name) || !file.children.contains(&path[0]) {
                 file.paths.insert(path.clone());
@@ -172,21 +170,18 @@ impl File {
 }
 
 /// The paths of what stands between `use` and `;`.
-fn paths_of<'a>(
-    tree: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
-    before: &[String],
-) -> Vec<Vec<String>> {
+fn paths_of<'a>(tree: &mut dyn Iterator<Item = &'a str>, before: &[String]) -> Vec<Vec<String>> {
     let (mut all, mut path, mut alias) = (Vec::new(), before.to_vec(), false);
     while let Some(word) = tree.next() {
         match word {
-            "{" => all.append(&mut paths_of(tree, &path)),
-            "," | "}" => {
-                if path.len() > before.len()
-                    && !all.iter().any(|known: &Vec<String>| known.starts_with(&path))
-                {
-                    all.push(path.clone());
-                }
+            "{" => {
+                all.append(&mut paths_of(tree, &path));
                 path = before.to_vec();
+            }
+            "," | "}" => {
+                if path.len() > before.len() {
+                    all.push(std::mem::replace(&mut path, before.to_vec()));
+                }
                 alias = false;
                 if word == "}" {
                     return all;
@@ -199,7 +194,7 @@ fn paths_of<'a>(
             name => path.push(name.to_owned()),
         }
     }
-    if all.is_empty() {
+    if path.len() > before.len() {
         all.push(path);
     }
     all
