@@ -295,6 +295,22 @@ async fn a_replica_that_lags_behind_is_flagged_to_who_asks_for_the_latest_and_re
     ring.end().await;
 }
 
+/// The buckets know of no write that it misses, for the log tells of none.
+#[tokio::test(start_paused = true)]
+async fn while_the_log_is_cut_off_a_replica_is_stale_to_who_asks_for_the_latest() {
+    let ring = Ring::of(1).await;
+    let reader = &ring.members[0];
+    ring.write_silently(1, "old");
+    ring.sim.postgres.replay(0);
+    reader.loader.use_replica(false);
+    tokio::time::sleep(POLL).await;
+    reader.node.log.faults.cut();
+    ring.write_silently(1, "new");
+    let read = latest(reader, 1).await;
+    assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale));
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_token_that_no_poll_contains_is_an_error_for_what_is_cached_too_and_loads_nothing() {
     let ring = ring_that_holds_two_keys().await;
