@@ -170,7 +170,7 @@ impl File {
 }
 
 /// The paths of what stands between `use` and `;`.
-fn paths_of<'a>(tree: &mut dyn Iterator<Item = &'a str>, before: &[String]) -> Vec<Vec<String>> {
+fn paths_of(tree: &mut dyn Iterator<Item = &str>, before: &[String]) -> Vec<Vec<String>> {
     let (mut all, mut path, mut alias) = (Vec::new(), before.to_vec(), false);
     while let Some(word) = tree.next() {
         match word {
