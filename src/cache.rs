@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::coherence::Began;
-use crate::coherence::buckets::Whole;
-use crate::coherence::lease::Held;
+use crate::coherence::ReadStart;
+use crate::coherence::buckets::WholeCache;
+use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
-use crate::coherence::verdict::{Asked, Boarded, Flight, From, Judged, Verdict, Write};
+use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::error::{Error, InvalidateError};
 use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
@@ -59,8 +59,8 @@ pub(crate) struct Core<K: Key, V: Value> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) policy: Policy,
     local: Local<K, V>,
-    whole: Whole,
-    flights: Arc<Flights<K, Flown<V>>>,
+    whole: WholeCache,
+    flights: Arc<Flights<K, FlightResult<V>>>,
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
     pace: Pace,
@@ -71,12 +71,12 @@ pub(crate) struct Core<K: Key, V: Value> {
     latencies: [Timing; 3],
 }
 
-type Flown<V> = Result<Outcome<V>, Error>;
+type FlightResult<V> = Result<Outcome<V>, Error>;
 
 /// What a flight brings. Each waiter judges it.
 struct Outcome<V> {
     entry: Arc<Entry<V>>,
-    from: From,
+    from: FlightSource,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -174,22 +174,22 @@ impl<K: Key, V: Value> Cache<K, V> {
         // Before the lease.
         let token = wish.token.and_then(|_| wish.token_in(coherence.epoch()));
         let (held, entry, now) =
-            coherence.lease.vouch(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
+            coherence.lease.read_in_order(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
         if !(live && held.valid_at(now) && young && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
             return None;
         }
-        self.0.sampler.hit(self.0.counters.l1_hits.count(), key, &entry);
+        self.0.sampler.hit(self.0.counters.l1_hits.increment(), key, &entry);
         if let Some(began) = timed {
-            self.sampled(began, held, now);
+            self.record_sampled_hit(began, held, now);
         }
         Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
     }
 
     #[cold]
-    fn sampled(&self, began: Instant, held: Held, now_ms: u64) {
+    fn record_sampled_hit(&self, began: Instant, held: LeaseView, now_ms: u64) {
         self.0.latencies[Tier::Local as usize].record(began.elapsed());
         self.0.shared.staleness.record(self.0.shared.coherence.lease_age(held, now_ms));
     }
@@ -223,7 +223,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
         };
         match &answers {
-            Ok(answers) => self.0.seen(answers, began.elapsed(), &span),
+            Ok(answers) => self.0.record_answers(answers, began.elapsed(), &span),
             Err(error) => span.failed(error),
         }
         answers
@@ -251,7 +251,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             if self.0.shared.is_closed() {
                 return Err(Error::Closed);
             }
-            let began = self.0.shared.coherence.began(&self.0.whole);
+            let start = self.0.shared.coherence.read_start(&self.0.whole);
             let mut led = Vec::new();
             let mut waiting = Vec::new();
             let mut own = HashSet::new();
@@ -271,7 +271,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                             continue;
                         }
                         own.insert(key);
-                        led.push(Led { text: texts[at].clone(), leader });
+                        led.push(LedKey { text: texts[at].clone(), leader });
                     }
                     // A key that was asked for twice.
                     None if own.contains(key) => {}
@@ -286,7 +286,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
-                self.look_up(led, began, wish, &trace).await?;
+                self.look_up(led, start, wish, &trace).await?;
             }
             refused += usize::from(self.land(waiting, keys, texts, wish, &mut answers).await?);
             again = true;
@@ -298,7 +298,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// was given up: the next attempt leads, and how often that happens is up to those who cancel.
     async fn land(
         &self,
-        waiting: Vec<(usize, Boarded, Waiter<Flown<V>>)>,
+        waiting: Vec<(usize, Boarded, Waiter<FlightResult<V>>)>,
         keys: &[K],
         texts: &[String],
         wish: Wish,
@@ -328,14 +328,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         let (entry, flight) = (&outcome.entry, Flight { from: outcome.from, boarded });
         let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match flight.is_first_hand() {
-            true => Judged::Fresh,
+            true => LeaseVerdict::Fresh,
             false => {
                 coherence.judge(held, slot, &self.0.whole, &entry.stamp, || self.0.shared.clock.now_ms())
             }
         };
         // Once more, after all else was looked at.
         let same_era = entry.era == coherence.lease.held().era();
-        let asked = Asked {
+        let asked = Demand {
             of_fresh: Write::of(&entry.stamp, token),
             of_stale: Write::of(&entry.stamp, wish.token.map(|token| (token, coherence.epoch()))),
             source: wish.source,
@@ -349,7 +349,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Verdict::TokenUntrue => return Err(self.ahead()),
             Verdict::TokenAhead => return Err(Error::TokenAhead),
         };
-        let tier = if outcome.from == From::Remote { Tier::Remote } else { Tier::Load };
+        let tier = if outcome.from == FlightSource::Remote { Tier::Remote } else { Tier::Load };
         Ok(Some(self.answer(entry, freshness, tier)))
     }
 
@@ -374,7 +374,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let coherence = &self.0.shared.coherence;
         let token = wish.token_in(coherence.epoch());
         let held = coherence.lease.held();
-        let (Outage::ServeStale { max }, Judged::Unverified(since)) =
+        let (Outage::ServeStale { max }, LeaseVerdict::Unverified(since)) =
             (self.0.policy.outage, self.0.shared.freshness(held))
         else {
             return None;
@@ -391,24 +391,24 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
-    fn may_use_cached(&self, held: Held) -> Result<bool, Error> {
+    fn may_use_cached(&self, held: LeaseView) -> Result<bool, Error> {
         match self.0.shared.freshness(held) {
-            Judged::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
+            LeaseVerdict::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
                 Outage::ServeStale { max } => Ok(since <= max),
                 Outage::PassThrough => Ok(false),
                 Outage::Fail => Err(Error::Unverified),
             },
             // No lease in this era yet: the database answers.
-            Judged::Unverified(_) => Ok(false),
-            Judged::Fresh | Judged::Refused => Ok(true),
+            LeaseVerdict::Unverified(_) => Ok(false),
+            LeaseVerdict::Fresh | LeaseVerdict::Refused => Ok(true),
         }
     }
 
     /// Looks into L2 for the keys that this reader leads, in one round trip, and has the rest loaded.
     async fn look_up(
         &self,
-        led: Vec<Led<K, V>>,
-        began: Began,
+        led: Vec<LedKey<K, V>>,
+        start: ReadStart,
         wish: Wish,
         trace: &Trace,
     ) -> Result<(), Error> {
@@ -417,10 +417,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let now_ms = core.shared.clock.now_ms();
         let unused = core.policy.local_only || wish.source || !core.pace.is_worth_a_look(now_ms);
         if !self.may_use_cached(held)? || unused {
-            self.load(led, began, wish, trace);
+            self.load(led, start, wish, trace);
             return Ok(());
         }
-        let names: Vec<String> = led.iter().map(|led| core.remote_key(began.epoch, &led.text)).collect();
+        let names: Vec<String> = led.iter().map(|led| core.remote_key(start.epoch, &led.text)).collect();
         let (asked, usable) = (tokio::time::Instant::now(), core.shared.remote_usable());
         let found = core.shared.remote_get(&names, core.most_stored(), trace).await;
         if usable {
@@ -432,25 +432,25 @@ impl<K: Key, V: Value> Cache<K, V> {
         for ((led, name), bytes) in
             led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
         {
-            let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, began));
+            let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, start));
             match outcome {
-                Some(entry) if contains(&entry.stamp, wish.token_in(began.epoch)) => {
+                Some(entry) if contains(&entry.stamp, wish.token_in(start.epoch)) => {
                     let entry = Arc::new(entry);
                     let _accepted_a_moment_ago = core.insert(&led.leader.key, &led.text, &entry);
-                    led.leader.finish(Ok(Outcome { entry, from: From::Remote }));
+                    led.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
                 }
                 _ => missing.push(led),
             }
         }
         if !missing.is_empty() {
-            self.load(missing, began, wish, trace);
+            self.load(missing, start, wish, trace);
         }
         Ok(())
     }
 
     /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout. Whoever waits; but where all
     /// places were taken, only if somebody does.
-    fn load(&self, led: Vec<Led<K, V>>, began: Began, wish: Wish, trace: &Trace) {
+    fn load(&self, led: Vec<LedKey<K, V>>, start: ReadStart, wish: Wish, trace: &Trace) {
         let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
         span.text("perto.cache", &self.0.name);
         span.number("perto.keys", led.len() as u64);
@@ -460,7 +460,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let trace = span.trace();
         shared.spawn(trace.within(async move {
             let (mut led, asked) = (led, tokio::time::Instant::now());
-            let loading = core.load_awaited(&mut led, began, wish);
+            let loading = core.load_awaited(&mut led, start, wish);
             let loaded = tokio::select! {
                 biased;
                 loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
@@ -476,7 +476,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                     span.failed(&error);
                     led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
                 }
-                Ok(Some((loaded, from))) => core.share(led, loaded, from, began),
+                Ok(Some((loaded, from))) => core.share(led, loaded, from, start),
                 Ok(None) => {}
             }
         }));
@@ -572,14 +572,14 @@ fn contains(stamp: &Snapshot, token: Option<(Token, u64)>) -> bool {
 }
 
 /// A key that this reader leads.
-struct Led<K: Key, V> {
+struct LedKey<K: Key, V> {
     text: String,
-    leader: Leader<K, Flown<V>>,
+    leader: Leader<K, FlightResult<V>>,
 }
 
 impl<K: Key, V: Value> Core<K, V> {
     /// Notes what a read that went below L1 has found, and how long it took.
-    fn seen(&self, answers: &[Read<V>], took: Duration, span: &Span) {
+    fn record_answers(&self, answers: &[Read<V>], took: Duration, span: &Span) {
         let by = |tier| answers.iter().filter(|read| read.tier == tier).count() as u64;
         for (tier, name) in [(Tier::Remote, "perto.l2_hits"), (Tier::Load, "perto.loaded")] {
             let count = by(tier);
@@ -613,7 +613,7 @@ impl<K: Key, V: Value> Core<K, V> {
             name,
             shared,
             policy,
-            whole: Whole::new(),
+            whole: WholeCache::new(),
             flights: Flights::new(),
             loader,
             sampler: Sampler::new(),

@@ -28,12 +28,12 @@ pub(crate) mod tokens;
 pub(crate) mod verdict;
 
 use belief::Belief;
-use buckets::{Buckets, Slot, Whole};
-use lease::{Held, Lease};
+use buckets::{Buckets, Slot, WholeCache};
+use lease::{Lease, LeaseView};
 use snapshot::{Rank, Snapshot};
 use token::Token;
 use tokens::{Asks, Tokens};
-use verdict::Judged;
+use verdict::LeaseVerdict;
 
 /// What one instance knows, and until when that is good for.
 pub(crate) struct Coherence {
@@ -48,7 +48,7 @@ pub(crate) struct Coherence {
 
 /// The state of things before any I/O of a read. What began in another era is dropped at its end.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Began {
+pub(crate) struct ReadStart {
     pub(crate) epoch: u64,
     pub(crate) era: u64,
     pub(crate) cache_epoch: u64,
@@ -68,9 +68,14 @@ impl Coherence {
         }
     }
 
-    pub(crate) fn began(&self, whole: &Whole) -> Began {
-        let (epoch, era) = self.lease.began();
-        Began { epoch, era, cache_epoch: whole.epoch(), poll: self.buckets.poll().map(|poll| poll.rank()) }
+    pub(crate) fn read_start(&self, whole: &WholeCache) -> ReadStart {
+        let (epoch, era) = self.lease.start();
+        ReadStart {
+            epoch,
+            era,
+            cache_epoch: whole.epoch(),
+            poll: self.buckets.poll().map(|poll| poll.rank()),
+        }
     }
 
     /// What a value misses nothing of that depends on no row and is computed from now on: the last poll of this era.
@@ -99,7 +104,12 @@ impl Coherence {
 
     /// Ends the era: all that is cached is dead, all that is under way will be dropped. `floor` contains every
     /// invalidation so far.
-    pub(crate) fn recover<'a>(&self, epoch: u64, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+    pub(crate) fn recover<'a>(
+        &self,
+        epoch: u64,
+        floor: &Snapshot,
+        wholes: impl Iterator<Item = &'a WholeCache>,
+    ) {
         self.lease.begin_era();
         if self.epoch() != epoch {
             self.tokens.ended(self.epoch());
@@ -112,7 +122,7 @@ impl Coherence {
     }
 
     /// To be called before a poll is sent: what hints have told by then, it must bring.
-    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
+    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.belief.sending();
         self.buckets.sending(wholes);
     }
@@ -122,7 +132,7 @@ impl Coherence {
     pub(crate) fn completed<'a>(
         &self,
         poll: Snapshot,
-        wholes: impl Iterator<Item = &'a Whole>,
+        wholes: impl Iterator<Item = &'a WholeCache>,
         now_ms: u64,
     ) -> usize {
         let untrue = self.belief.completed(&poll, now_ms);
@@ -134,14 +144,14 @@ impl Coherence {
     /// The clock is read last, after the value was judged.
     pub(crate) fn judge(
         &self,
-        held: Held,
+        held: LeaseView,
         slot: Slot,
-        whole: &Whole,
+        whole: &WholeCache,
         stamp: &Snapshot,
         now_ms: impl FnOnce() -> u64,
-    ) -> Judged {
+    ) -> LeaseVerdict {
         if !self.buckets.accepts(slot, whole, stamp) {
-            return Judged::Refused;
+            return LeaseVerdict::Refused;
         }
         verdict::freshness(held, now_ms())
     }
@@ -158,7 +168,7 @@ impl Coherence {
     }
 
     /// How long ago the poll was sent that a lease rests on: what is served under it misses nothing that is older.
-    pub(crate) fn lease_age(&self, held: Held, now_ms: u64) -> Duration {
+    pub(crate) fn lease_age(&self, held: LeaseView, now_ms: u64) -> Duration {
         let bound_ms = u64::try_from(self.bound.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(now_ms.saturating_add(bound_ms).saturating_sub(held.deadline_ms()))
     }
@@ -166,7 +176,7 @@ impl Coherence {
     /// Whether the poll that a lease rests on was sent less than `limit` ago.
     ///
     /// Less by a millisecond, the clock's unit: of a poll in the same one nobody knows whether it was sent before.
-    pub(crate) fn is_within(&self, held: Held, now_ms: u64, limit: Duration) -> bool {
+    pub(crate) fn is_within(&self, held: LeaseView, now_ms: u64, limit: Duration) -> bool {
         self.lease_age(held, now_ms) < limit
     }
 }

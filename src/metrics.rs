@@ -13,7 +13,7 @@ impl Counter {
     }
 
     /// Adds one. Returns what it was before.
-    pub(crate) fn count(&self) -> u64 {
+    pub(crate) fn increment(&self) -> u64 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 

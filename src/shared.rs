@@ -16,10 +16,10 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::coherence::Coherence;
-use crate::coherence::lease::Held;
+use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
-use crate::coherence::verdict::{self, Judged};
+use crate::coherence::verdict::{self, LeaseVerdict};
 use crate::error::{Error, StartError, chain};
 use crate::health::State;
 use crate::health::signals::Signals;
@@ -193,12 +193,12 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn freshness(&self, held: Held) -> Judged {
+    pub(crate) fn freshness(&self, held: LeaseView) -> LeaseVerdict {
         verdict::freshness(held, self.clock.now_ms())
     }
 
     pub(crate) fn leased(&self) -> bool {
-        self.freshness(self.coherence.lease.held()) == Judged::Fresh
+        self.freshness(self.coherence.lease.held()) == LeaseVerdict::Fresh
     }
 
     pub(crate) fn asks(&self, token: Token) -> Asks {

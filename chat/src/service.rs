@@ -33,7 +33,7 @@ use listen::{Guest, Places};
 use problem::{Kind, Problem};
 use settings::{PoolSettings, Settings};
 use telemetry::Telemetry;
-use telemetry::instruments::Answered;
+use telemetry::instruments::RequestDurations;
 use telemetry::spans::{self, Routes};
 
 mod access;
@@ -82,7 +82,7 @@ pub(crate) struct Service {
     fleet: Fleet,
     dashboard: dashboard::Dashboard,
     telemetry: Telemetry,
-    answered: Answered,
+    answered: RequestDurations,
     routes: Arc<Routes>,
 }
 
@@ -279,7 +279,7 @@ pub(crate) async fn run(
         imports: Arc::clone(&imports),
         fleet,
         dashboard,
-        answered: Answered::new(&telemetry),
+        answered: RequestDurations::new(&telemetry),
         routes: Arc::new(Routes::new(api.paths.paths.keys())),
         telemetry,
     });

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_secs(3);
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 /// What is asked.
 #[derive(Debug, Default)]
@@ -116,7 +116,7 @@ async fn send(host: &str, path: &str, request: &Request<'_>) -> std::io::Result<
     );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(MOST_BYTES).read_to_end(&mut answer).await?;
+    stream.take(MAX_BYTES).read_to_end(&mut answer).await?;
     Ok(answer)
 }
 

@@ -16,7 +16,7 @@ use super::http;
 use crate::shown::{hash, in_remote, ms};
 
 /// Newest rows of the log that are shown.
-const MOST_ROWS: usize = 10;
+const MAX_ROWS: usize = 10;
 
 /// See the command's help.
 #[derive(Debug, Args)]
@@ -154,7 +154,7 @@ impl Inspect {
                extract(epoch from clock_timestamp() - (select min(t.at) from {schema}.tick t \
                  where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8 \
              from (select) one left join (select xid, keys from {schema}.invalidation \
-               where cache = $1 and (keys is null or $2 = any(keys)) order by xid desc limit {MOST_ROWS}) r on true \
+               where cache = $1 and (keys is null or $2 = any(keys)) order by xid desc limit {MAX_ROWS}) r on true \
              order by r.xid desc"
         );
         type Found = (String, String, Option<i64>, Option<String>, Option<bool>, Option<f64>);
@@ -302,7 +302,7 @@ impl Log {
             format!("{}{whole}, {seen}", row.xid)
         };
         let rows: Vec<String> = self.rows.iter().map(row).collect();
-        let more = if rows.len() == MOST_ROWS { "; and perhaps more" } else { "" };
+        let more = if rows.len() == MAX_ROWS { "; and perhaps more" } else { "" };
         format!("The log's transactions that wrote it, the newest first: {}{more}.", rows.join("; "))
     }
 }
@@ -346,11 +346,11 @@ fn knows(seen: &Value) -> String {
     let bucket = |known: &Value| {
         let xids: Vec<String> = known["transactions"].as_array().into_iter().flatten().map(text).collect();
         let xids = if xids.is_empty() { "none".to_owned() } else { xids.join(", ") };
-        let rest = match (text(&known["lo"]).as_str(), text(&known["rk"]).as_str()) {
+        let rest = match (text(&known["coarseUpTo"]).as_str(), text(&known["floor"]).as_str()) {
             ("0", "0") => String::new(),
-            ("0", rk) => format!(" and all before {rk}"),
-            (lo, "0") => format!(" and all up to {lo}"),
-            (lo, rk) => format!(" and all up to {lo} and before {rk}"),
+            ("0", floor) => format!(" and all before {floor}"),
+            (coarse_up_to, "0") => format!(" and all up to {coarse_up_to}"),
+            (coarse_up_to, floor) => format!(" and all up to {coarse_up_to} and before {floor}"),
         };
         format!("{xids}{rest}")
     };

@@ -111,7 +111,7 @@ impl Replay {
             }
             None => Trace::zipf(self.keys, self.accesses.unwrap_or(1_000_000), self.seed),
         };
-        let schema = format!("replay_{:08x}{:04x}", std::process::id(), fastrand());
+        let schema = format!("replay_{:08x}{:04x}", std::process::id(), now_micros_low16());
         // From here on there is something to leave behind.
         let outcome = tokio::select! {
             outcome = Box::pin(self.replay(&mut connection, &schema, trace)) => outcome,
@@ -348,7 +348,7 @@ async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {
 }
 
 /// So that two replays of one process number, one after the other, don't meet.
-fn fastrand() -> u16 {
+fn now_micros_low16() -> u16 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u16::try_from(since.subsec_micros() & 0xFFFF).unwrap_or_default()
 }

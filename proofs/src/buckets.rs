@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use crate::coherence::buckets::{Buckets, Told, Whole};
+use crate::coherence::buckets::{Buckets, Told, WholeCache};
 use crate::coherence::lease::Lease;
 use crate::coherence::snapshot::Snapshot;
 use crate::threads::{BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, stamp};
@@ -13,7 +13,7 @@ const CLEARED: Told<'static> = Told { xid: 7, epoch: 0, poll: None };
 /// An instance with one bucket, in one stripe.
 struct World {
     buckets: Buckets<1, 1>,
-    whole: Whole,
+    whole: WholeCache,
     lease: Lease,
     local: Local,
 }
@@ -22,7 +22,7 @@ impl World {
     fn new() -> Arc<Self> {
         let world = Self {
             buckets: Buckets::new(0),
-            whole: Whole::new(),
+            whole: WholeCache::new(),
             lease: Lease::default(),
             local: Local::default(),
         };

@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use crate::coherence::buckets::{Buckets, Told, Whole};
+use crate::coherence::buckets::{Buckets, Told, WholeCache};
 use crate::coherence::lease::Lease;
 use crate::sync::{AtomicU64, Ordering};
 use crate::threads::{
@@ -49,7 +49,7 @@ pub fn hit_beside_a_poll(how: Hit) -> usize {
             })
         };
         let (lease, buckets, local) = &*world;
-        let (slot, whole) = (buckets.slot("item", "1"), Whole::new());
+        let (slot, whole) = (buckets.slot("item", "1"), WholeCache::new());
         let accepts = |entry: &Entry| buckets.accepts(slot, &whole, &entry.stamp);
         let served = match how {
             Hit::LeaseLoadedAfterTheValue => {
@@ -116,7 +116,8 @@ pub enum Recovery {
 /// stamp looks newer than all that is known, and may be from a server that is no more.
 pub fn load_beside_a_recovery(how: Recovery, stamp_of_the_load: &'static str) -> usize {
     every_interleaving(move || {
-        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0), Whole::new(), Local::default()));
+        let world =
+            Arc::new((Lease::default(), <Buckets<1, 1>>::new(0), WholeCache::new(), Local::default()));
         world.0.extend(SENT_BEFORE_MS, BOUND);
         let loader = {
             let world = Arc::clone(&world);
@@ -173,7 +174,7 @@ pub fn beginning_beside_a_recovery(how: Beginning) -> usize {
             thread::spawn(move || recover(&lease))
         };
         let (epoch, era) = match how {
-            Beginning::AsBuilt => lease.began(),
+            Beginning::AsBuilt => lease.start(),
             Beginning::EpochThenEra => {
                 let epoch = lease.epoch();
                 (epoch, lease.held().era())

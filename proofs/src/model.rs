@@ -131,8 +131,8 @@ impl Perto {
         match self.variant {
             Some(
                 Variant::XmaxAboveHighest
-                | Variant::LoForgotten
-                | Variant::RkForgotten
+                | Variant::CoarseForgotten
+                | Variant::FloorForgotten
                 | Variant::UnconfirmedHintDroppedAgainstTheLastPoll
                 | Variant::RowTakenForItsHint
                 | Variant::SecondHintTakenForTheFirst

@@ -1,6 +1,6 @@
 //! What the proofs by loom have in common: every interleaving, and an L1 of one entry.
 
-use crate::coherence::lease::{Held, Lease};
+use crate::coherence::lease::{Lease, LeaseView};
 use crate::coherence::snapshot::Snapshot;
 use crate::sync::Mutex;
 
@@ -58,11 +58,11 @@ impl Local {
 
     /// What `Cache::hit` serves as fresh.
     pub(crate) fn hit(&self, lease: &Lease) -> Option<Entry> {
-        let (held, entry, now_ms) = lease.vouch(|| self.get(), || NOW_MS)?;
+        let (held, entry, now_ms) = lease.read_in_order(|| self.get(), || NOW_MS)?;
         is_fresh(held, &entry, now_ms).then_some(entry)
     }
 }
 
-pub(crate) fn is_fresh(held: Held, entry: &Entry, now_ms: u64) -> bool {
+pub(crate) fn is_fresh(held: LeaseView, entry: &Entry, now_ms: u64) -> bool {
     entry.era == held.era() && held.valid_at(now_ms)
 }

@@ -17,7 +17,7 @@ use super::inspect::key_hash;
 use super::loader::Load;
 use super::sampler::Sample;
 use super::{Core, Key, Value};
-use crate::coherence::Began;
+use crate::coherence::ReadStart;
 use crate::coherence::snapshot::Origin;
 use crate::coherence::token::Token;
 use crate::health::Event;
@@ -58,8 +58,8 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Returns how many of them could not be audited.
     async fn audit_all(&self, samples: Vec<Sample<K, V>>) -> usize {
         let count = samples.len();
-        let began = self.shared.coherence.began(&self.whole);
-        let Some(now) = self.ask(&keys_of(&samples), began).await else { return count };
+        let start = self.shared.coherence.read_start(&self.whole);
+        let Some(now) = self.ask(&keys_of(&samples), start).await else { return count };
         let mut differ = Vec::new();
         let mut same = 0;
         for (sample, now) in samples.into_iter().zip(now.answers) {
@@ -80,16 +80,16 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let mut differ = steady;
         // What the primary said is in the log, or belongs to an epoch that is not known here yet: the next poll tells.
-        if differ.is_empty() || !self.polled(began).await {
+        if differ.is_empty() || !self.polled(start).await {
             return count - same;
         }
-        differ.retain(|((key, entry), _)| self.still_serves(key, entry, began));
+        differ.retain(|((key, entry), _)| self.still_serves(key, entry, start));
         if differ.is_empty() {
             return count - same;
         }
         // A loader that never says the same twice can't be audited.
         let (samples, now): (Vec<_>, Vec<_>) = differ.into_iter().unzip();
-        let again = self.ask(&keys_of(&samples), self.shared.coherence.began(&self.whole)).await;
+        let again = self.ask(&keys_of(&samples), self.shared.coherence.read_start(&self.whole)).await;
         let Some(again) = again else { return count - same };
         let wrong: Vec<K> = samples
             .into_iter()
@@ -97,11 +97,11 @@ impl<K: Key, V: Value> Core<K, V> {
             .filter(|((key, entry), ((now, in_order), again))| {
                 // Where only an order differs, that must be the same again. Else the order of a `HashSet` says nothing.
                 let the_same = if *in_order { now == again } else { now.is_alike(again) };
-                the_same && self.still_serves(key, entry, began)
+                the_same && self.still_serves(key, entry, start)
             })
             .map(|((key, _), _)| key)
             .collect();
-        self.mend(&wrong, Token { epoch: began.epoch, xid: again.horizon }).await;
+        self.mend(&wrong, Token { epoch: start.epoch, xid: again.horizon }).await;
         count - same - wrong.len()
     }
 
@@ -113,7 +113,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// What the primary says now. `None` where it did not, in time.
-    async fn ask(&self, keys: &[K], began: Began) -> Option<Said> {
+    async fn ask(&self, keys: &[K], start: ReadStart) -> Option<Said> {
         // Readers come first.
         let _place = self.shared.spare_load_place()?;
         let load = Load::new(keys.to_vec(), true);
@@ -122,7 +122,7 @@ impl<K: Key, V: Value> Core<K, V> {
         // What was asked for may be there under another spelling.
         loaded.retain_answers(keys, &self.name).ok()?;
         let stamp = loaded.stamp;
-        let new = began.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
+        let new = start.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
         let elsewhere = self.shared.is_elsewhere(stamp.server);
         if stamp.wrote || stamp.origin != Origin::Primary || elsewhere || !new {
             return None;
@@ -133,8 +133,8 @@ impl<K: Key, V: Value> Core<K, V> {
         Some(Said { answers, horizon: stamp.snapshot.xmax().saturating_sub(1) })
     }
 
-    /// Waits for a poll that began after this call, within two polls' time.
-    async fn polled(&self, began: Began) -> bool {
+    /// Waits for a poll that start after this call, within two polls' time.
+    async fn polled(&self, start: ReadStart) -> bool {
         let shared = &self.shared;
         let before = shared.counters.polls.get();
         let polled = async {
@@ -147,14 +147,14 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         };
         let limit = 2 * (shared.settings.poll_timeout + shared.settings.poll_interval);
-        tokio::time::timeout(limit, polled).await.is_ok() && shared.coherence.lease.held().era() == began.era
+        tokio::time::timeout(limit, polled).await.is_ok() && shared.coherence.lease.held().era() == start.era
     }
 
     /// Whether a hit would still get this very entry. Every invalidation of its key that was applied is contained in it
     /// then, for any other would have evicted it.
-    fn still_serves(&self, key: &K, entry: &Arc<Entry<V>>, began: Began) -> bool {
-        entry.era == began.era
-            && self.shared.coherence.lease.held().era() == began.era
+    fn still_serves(&self, key: &K, entry: &Arc<Entry<V>>, start: ReadStart) -> bool {
+        entry.era == start.era
+            && self.shared.coherence.lease.held().era() == start.era
             && entry.cache_epoch == self.whole.epoch()
             && self.spelled(entry)
             && self.local.peek(key).is_some_and(|held| Arc::ptr_eq(&held, entry))

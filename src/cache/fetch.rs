@@ -11,11 +11,11 @@ use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
-use super::{Core, Key, Led, Outcome, Value, contains};
-use crate::coherence::Began;
+use super::{Core, Key, LedKey, Outcome, Value, contains};
+use crate::coherence::ReadStart;
 use crate::coherence::buckets::Slot;
 use crate::coherence::snapshot::{Origin, Snapshot};
-use crate::coherence::verdict::From;
+use crate::coherence::verdict::FlightSource;
 use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
@@ -69,7 +69,7 @@ impl<K: Key, V: Value> Core<K, V> {
         name: &str,
         bytes: &Bytes,
         text: &str,
-        began: Began,
+        start: ReadStart,
     ) -> Option<Entry<V>> {
         let unreadable = |refused| {
             self.counters.l2_unreadable.add(1);
@@ -100,8 +100,8 @@ impl<K: Key, V: Value> Core<K, V> {
         let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
         let size = value.as_deref().map_or(0, tape::weigh);
         Some(Entry {
-            era: began.era,
-            cache_epoch: began.cache_epoch,
+            era: start.era,
+            cache_epoch: start.cache_epoch,
             expires_ms: clock.now_ms().saturating_add(left_ms),
             weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
             slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, text),
@@ -114,10 +114,10 @@ impl<K: Key, V: Value> Core<K, V> {
     /// dropped, and `None` comes where that is all.
     pub(super) async fn load_awaited(
         &self,
-        led: &mut Vec<Led<K, V>>,
-        began: Began,
+        led: &mut Vec<LedKey<K, V>>,
+        start: ReadStart,
         wish: Wish,
-    ) -> Result<Option<(Loaded<K, V>, From)>, Error> {
+    ) -> Result<Option<(Loaded<K, V>, FlightSource)>, Error> {
         let _place = match self.shared.free_load_place() {
             Some(place) => place,
             None => {
@@ -137,16 +137,16 @@ impl<K: Key, V: Value> Core<K, V> {
             return Ok(None);
         }
         let keys = led.iter().map(|led| led.leader.key.clone()).collect();
-        self.run_loader(keys, began, wish).await.map(Some)
+        self.run_loader(keys, start, wish).await.map(Some)
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
     async fn run_loader(
         &self,
         keys: Vec<K>,
-        began: Began,
+        start: ReadStart,
         wish: Wish,
-    ) -> Result<(Loaded<K, V>, From), Error> {
+    ) -> Result<(Loaded<K, V>, FlightSource), Error> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
@@ -156,7 +156,7 @@ impl<K: Key, V: Value> Core<K, V> {
             self.counters.keys_loaded.add(keys.len() as u64);
             let load = Load::new(keys.clone(), primary);
             // Before the loader: what ends while it computes may be missed.
-            let ended = self.shared.coherence.ended_by_now(began.era);
+            let ended = self.shared.coherence.ended_by_now(start.era);
             let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
             let mut loaded = match loading {
                 Ok(Ok(loaded)) => loaded,
@@ -174,7 +174,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 if let Some(ended) = ended {
                     loaded.stamp.snapshot = (*ended).clone();
                 }
-                return Ok((loaded, From::Computed));
+                return Ok((loaded, FlightSource::Computed));
             }
             if !self.policy.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
                 self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
@@ -190,25 +190,25 @@ impl<K: Key, V: Value> Core<K, V> {
                 loaded.stamp.origin = Origin::Unknown;
                 // Without a lease the log may have moved there, and nobody knows better.
                 if !self.shared.leased() {
-                    return Ok((loaded, From::Primary));
+                    return Ok((loaded, FlightSource::Primary));
                 }
             }
             // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
-            let new = began.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
+            let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
             if loaded.stamp.origin == Origin::Primary && new {
-                return Ok((loaded, From::Primary));
+                return Ok((loaded, FlightSource::Primary));
             }
             // A token tells of a write that may not have been heard of here.
             let sufficient = || {
                 !wish.source
                     && self.all_accepted(&keys, &loaded)
-                    && contains(&loaded.stamp.snapshot, wish.token_in(began.epoch))
+                    && contains(&loaded.stamp.snapshot, wish.token_in(start.epoch))
             };
-            if began.era != self.shared.coherence.lease.held().era() || sufficient() {
-                return Ok((loaded, From::Unknown));
+            if start.era != self.shared.coherence.lease.held().era() || sufficient() {
+                return Ok((loaded, FlightSource::Unknown));
             }
             if primary {
-                return Ok((loaded, From::Behind));
+                return Ok((loaded, FlightSource::Behind));
             }
             self.counters.replica_reloads.add(1);
             primary = true;
@@ -247,31 +247,31 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
     pub(super) fn share(
         self: &Arc<Self>,
-        led: Vec<Led<K, V>>,
+        led: Vec<LedKey<K, V>>,
         loaded: Loaded<K, V>,
-        from: From,
-        began: Began,
+        from: FlightSource,
+        start: ReadStart,
     ) {
         let stamp = loaded.stamp;
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
         let mut loads = Vec::with_capacity(led.len());
-        for Led { text, leader } in led {
+        for LedKey { text, leader } in led {
             let (value, ttl) = match found.remove(&leader.key) {
                 Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                 None => (None, self.policy.absent_ttl),
             };
             let size = value.as_ref().map_or(0, tape::weigh);
             let entry = Arc::new(Entry {
-                era: began.era,
-                cache_epoch: began.cache_epoch,
+                era: start.era,
+                cache_epoch: start.cache_epoch,
                 expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
                 weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot),
                 slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, &text),
                 stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });
-            if !self.insert(&leader.key, &text, &entry) && from == From::Computed {
+            if !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
                 // It contains what the last poll does, and there has been an invalidation since.
                 self.shared.polls.ask(Asked::Awaited);
             }
@@ -280,18 +280,18 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         // What contains nothing would be refused by all.
         if !self.policy.local_only && stamp.snapshot.xmax() > 0 {
-            self.fill(loads, began);
+            self.fill(loads, start);
         }
     }
 
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
-    fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, began: Began) {
+    fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, start: ReadStart) {
         let core = Arc::clone(self);
         let created_unix_ms = self.shared.clock.unix_ms();
         self.shared.remote_fill(loads.len(), async move {
             let (mut fills, mut bytes) = (Vec::with_capacity(loads.len()), 0);
             for load in loads {
-                let fill = core.encoded(&load, began, created_unix_ms);
+                let fill = core.encoded(&load, start, created_unix_ms);
                 // Also of those that stay out: they took as long.
                 bytes += load.entry.weight as usize;
                 fills.extend(fill);
@@ -305,8 +305,8 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// What to put into L2, if anything.
-    fn encoded(&self, load: &ForRemote<V>, began: Began, created_unix_ms: u64) -> Option<Fill> {
-        if began.era != self.shared.coherence.lease.held().era() {
+    fn encoded(&self, load: &ForRemote<V>, start: ReadStart, created_unix_ms: u64) -> Option<Fill> {
+        if start.era != self.shared.coherence.lease.held().era() {
             return None;
         }
         let most = self.policy.max_value_bytes;
@@ -323,7 +323,7 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         };
         let ttl = load.ttl.min(MAX_LIFE);
-        let name = self.remote_key(began.epoch, &load.text);
+        let name = self.remote_key(start.epoch, &load.text);
         let stored = Stored {
             stamp: load.entry.stamp.clone(),
             created_unix_ms,

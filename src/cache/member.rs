@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Core, Key, Value};
 use crate::coherence::Coherence;
-use crate::coherence::buckets::{Told, Whole};
+use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::rules::Learned;
 use crate::log::Source;
 use crate::metrics::CacheStats;
@@ -42,7 +42,7 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
         self.policy.watched.iter().map(source).collect()
     }
 
-    fn whole(&self) -> &Whole {
+    fn whole(&self) -> &WholeCache {
         &self.whole
     }
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::local::Entry;
 
 /// Samples are held though moka may have let them go: they end by their bytes too.
-const MOST_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 /// Intervals that tell how many hits to expect.
 const REMEMBERED: usize = 4;
 
@@ -90,7 +90,7 @@ impl<K: Clone + Eq, V> Sampler<K, V> {
             kept.samples.push((key.to_owned(), Arc::clone(entry)));
             kept.bytes += u64::from(entry.weight);
         }
-        let full = kept.samples.len() >= kept.most || kept.bytes >= MOST_BYTES;
+        let full = kept.samples.len() >= kept.most || kept.bytes >= MAX_BYTES;
         let next = if full { u64::MAX } else { number + 1 + step(number, kept.stride) };
         self.next.store(next, Ordering::Relaxed);
     }

@@ -1,7 +1,7 @@
 //! Granting what a read asks for beyond the bound, by a poll that all who wait share.
 
 use super::{Cache, Key, Value};
-use crate::coherence::lease::Held;
+use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
 use crate::error::Error;
@@ -94,7 +94,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Whether L1 has a value for the key that does not show whether it contains the write.
-    fn holds_without(&self, key: &K, held: Held, token: Option<Token>) -> bool {
+    fn holds_without(&self, key: &K, held: LeaseView, token: Option<Token>) -> bool {
         self.0.local.peek(key).is_some_and(|entry| {
             entry.era == held.era()
                 && entry.cache_epoch == self.0.whole.epoch()

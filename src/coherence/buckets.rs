@@ -46,7 +46,7 @@ pub(crate) struct Told<'a> {
 }
 
 /// A cache as a whole is a bucket too: rows that invalidate all its keys go here.
-pub(crate) struct Whole {
+pub(crate) struct WholeCache {
     bucket: Mutex<Bucket>,
     highest: AtomicU64,
     /// Bumped by each new invalidation of the whole cache. An entry carries the value from before its load.
@@ -82,7 +82,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// Whether a value with this stamp contains every invalidation that this instance knows for the key.
-    pub(crate) fn accepts(&self, slot: Slot, whole: &Whole, stamp: &Snapshot) -> bool {
+    pub(crate) fn accepts(&self, slot: Slot, whole: &WholeCache, stamp: &Snapshot) -> bool {
         let known = self.highest[slot.0].load(Ordering::Acquire);
         (stamp.xmin() > known || self.stripe(slot).buckets[slot.0 % PER_STRIPE].accepts(stamp))
             && whole.accepts(stamp)
@@ -94,7 +94,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     pub(crate) fn insert_if_accepted(
         &self,
         slot: Slot,
-        whole: &Whole,
+        whole: &WholeCache,
         stamp: &Snapshot,
         insert: impl FnOnce(),
     ) -> bool {
@@ -133,7 +133,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// Records an invalidation of a whole cache. As [`Buckets::apply`].
-    pub(crate) fn apply_whole(&self, whole: &Whole, told: Told<'_>, lease: &Lease) -> Learned {
+    pub(crate) fn apply_whole(&self, whole: &WholeCache, told: Told<'_>, lease: &Lease) -> Learned {
         let mut bucket = whole.bucket.lock();
         if !lease.is_in(told.epoch) {
             return Learned::Exactly;
@@ -172,12 +172,12 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// To be called before a poll is sent: what hints have told by now is forgotten unless it brings it.
-    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a Whole>) {
+    pub(crate) fn sending<'a>(&self, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.each_hinted(wholes, Bucket::sent);
     }
 
     /// Publishes a poll. Only after all its rows have been applied. Forgets what hints told before it was sent.
-    pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+    pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.each_hinted(wholes, Bucket::forget);
         let below = poll.xmin();
         *self.poll.write() = Some(Arc::new(poll));
@@ -185,7 +185,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// A thousand locks and what lies under those that hints have touched since: some ten microseconds.
-    fn each_hinted<'a>(&self, wholes: impl Iterator<Item = &'a Whole>, change: impl Fn(&mut Bucket)) {
+    fn each_hinted<'a>(&self, wholes: impl Iterator<Item = &'a WholeCache>, change: impl Fn(&mut Bucket)) {
         for (at, stripe) in self.stripes.iter().enumerate() {
             let Stripe { buckets, hinted } = &mut *stripe.lock();
             if !std::mem::take(hinted) {
@@ -205,7 +205,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// Forgets everything but that `floor` contains all invalidations so far. See [`Buckets::apply`] for the order.
-    pub(crate) fn reset<'a>(&self, floor: &Snapshot, wholes: impl Iterator<Item = &'a Whole>) {
+    pub(crate) fn reset<'a>(&self, floor: &Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.polled_below.store(0, Ordering::Release);
         *self.poll.write() = None;
         let fresh = Bucket::at(floor);
@@ -230,12 +230,12 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     }
 
     /// What is known of a key, and of its whole cache.
-    pub(crate) fn known(&self, slot: Slot, whole: &Whole) -> (Known, Known) {
+    pub(crate) fn known(&self, slot: Slot, whole: &WholeCache) -> (Known, Known) {
         (self.stripe(slot).buckets[slot.0 % PER_STRIPE].known(), whole.bucket.lock().known())
     }
 }
 
-impl Whole {
+impl WholeCache {
     pub(crate) fn new() -> Self {
         Self { bucket: Mutex::default(), highest: AtomicU64::new(0), epoch: AtomicU64::new(0) }
     }
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn an_invalidation_of_a_key_that_is_not_held_is_remembered() {
-        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), WholeCache::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, hint(100), &Lease::default(), || ());
         assert!(!buckets.accepts(slot, &whole, &stamp("100:100:")));
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_whole_cache_invalidation_refuses_every_key_of_it_once() {
-        let (buckets, whole, other) = (<Buckets>::new(0), Whole::new(), Whole::new());
+        let (buckets, whole, other) = (<Buckets>::new(0), WholeCache::new(), WholeCache::new());
         let slot = buckets.slot("users", "7");
         buckets.apply_whole(&whole, hint(100), &Lease::default());
         buckets.apply_whole(&whole, hint(100), &Lease::default());
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn after_a_reset_an_old_poll_confirms_nothing() {
-        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), WholeCache::new());
         let slot = buckets.slot("users", "7");
         buckets.complete(stamp("1000:1000:"), std::iter::empty());
         buckets.reset(&stamp("50:50:"), [&whole].into_iter());
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn hints_of_keys_and_of_whole_caches_are_forgotten_once_a_later_poll_has_completed() {
-        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), WholeCache::new());
         let slot = buckets.slot("users", "7");
         let accepts = || buckets.accepts(slot, &whole, &stamp("60:60:"));
         let wholes = || [&whole].into_iter();
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn an_insert_is_refused_after_the_invalidation_it_misses() {
-        let (buckets, whole) = (<Buckets>::new(0), Whole::new());
+        let (buckets, whole) = (<Buckets>::new(0), WholeCache::new());
         let slot = buckets.slot("users", "7");
         buckets.apply(slot, hint(100), &Lease::default(), || ());
         let mut inserted = false;

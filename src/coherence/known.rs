@@ -11,9 +11,9 @@ pub struct Known {
     /// The highest transaction that the log has brought. 0 is none.
     pub highest: u64,
     /// What can't contain every transaction up to here one by one is refused: more hints came than can be told apart.
-    pub lo: u64,
+    pub coarse_up_to: u64,
     /// What ranks lower is refused.
-    pub rk: Rank,
+    pub floor: Rank,
     /// Transactions that a value must contain, ascending.
     pub xids: Vec<u64>,
 }
@@ -36,10 +36,10 @@ impl Known {
     pub fn misses(&self, stamp: &Snapshot) -> Option<Missing> {
         if let Some(xid) = self.xids.iter().find(|xid| !stamp.contains(**xid)) {
             Some(Missing::Transaction(*xid))
-        } else if stamp.xmin() <= self.lo {
-            Some(Missing::UpTo(self.lo))
-        } else if stamp.xmin() <= self.highest && stamp.rank() < self.rk {
-            Some(Missing::Before(self.rk.xmax()))
+        } else if stamp.xmin() <= self.coarse_up_to {
+            Some(Missing::UpTo(self.coarse_up_to))
+        } else if stamp.xmin() <= self.highest && stamp.rank() < self.floor {
+            Some(Missing::Before(self.floor.xmax()))
         } else {
             None
         }

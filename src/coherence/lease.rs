@@ -21,11 +21,11 @@ pub(crate) struct Lease {
 /// A lease as it was at one moment. Taken *before* the value that it is to vouch for: taken after, a reader that
 /// was paused in between would pair an old value with a newer lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Held(u64);
+pub(crate) struct LeaseView(u64);
 
 impl Lease {
-    pub(crate) fn held(&self) -> Held {
-        Held(self.held.load(Ordering::Acquire))
+    pub(crate) fn held(&self) -> LeaseView {
+        LeaseView(self.held.load(Ordering::Acquire))
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -37,7 +37,7 @@ impl Lease {
     /// The era is read on both sides of the epoch. Read once, a reader that was paused in between would pair the epoch before
     /// a recovery with the era after it, and take values of the old epoch for new ones:
     /// `in_no_interleaving_is_an_old_epoch_paired_with_a_new_era`.
-    pub(crate) fn began(&self) -> (u64, u64) {
+    pub(crate) fn start(&self) -> (u64, u64) {
         loop {
             let era = self.held().era();
             let epoch = self.epoch();
@@ -51,11 +51,11 @@ impl Lease {
     /// after the value would let a reader that was paused in between pair an old value with a newer lease:
     /// `a_paused_reader_never_serves_under_a_newer_lease`.
     #[inline]
-    pub(crate) fn vouch<T>(
+    pub(crate) fn read_in_order<T>(
         &self,
         value: impl FnOnce() -> Option<T>,
         now_ms: impl FnOnce() -> u64,
-    ) -> Option<(Held, T, u64)> {
+    ) -> Option<(LeaseView, T, u64)> {
         let held = self.held();
         let value = value()?;
         Some((held, value, now_ms()))
@@ -86,7 +86,7 @@ impl Lease {
     }
 }
 
-impl Held {
+impl LeaseView {
     pub(crate) const fn era(self) -> u64 {
         self.0 >> DEADLINE_BITS
     }

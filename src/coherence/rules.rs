@@ -4,8 +4,8 @@
 //! Pure: the same calls give the same answers, whatever the threads, clocks and networks around do. The oracle
 //! test below runs them against a set-based truth over random histories.
 //!
-//! *Invariant.* Every transaction that the log has brought for the bucket is in `xids`, or at most `lo`, or contained in every snapshot of
-//! rank `rk` and above; and at most `highest`. Every transaction that a hint told of is among those, or in `xids`, or at most
+//! *Invariant.* Every transaction that the log has brought for the bucket is in `xids`, or at most `coarse_up_to`, or contained in every snapshot of
+//! rank `floor` and above; and at most `highest`. Every transaction that a hint told of is among those, or in `xids`, or at most
 //! `hinted`, until a poll that was sent after the hint came has completed. So a snapshot that passes [`Bucket::accepts`] contains them all.
 //!
 //! Such a poll has brought whatever was true of the hint: it was published after its commit, so its row was visible. What it
@@ -23,9 +23,9 @@ pub(crate) struct Bucket<const ROOM: usize = REMEMBERED> {
     /// Of the log.
     highest: u64,
     /// Of the log.
-    rk: Rank,
+    floor: Rank,
     /// Of the log.
-    lo: u64,
+    coarse_up_to: u64,
     /// Of hints: what was given up of them.
     hinted: u64,
     xids: [u64; ROOM],
@@ -59,8 +59,8 @@ impl<const ROOM: usize> Default for Bucket<ROOM> {
     fn default() -> Self {
         Self {
             highest: 0,
-            rk: Rank::default(),
-            lo: 0,
+            floor: Rank::default(),
+            coarse_up_to: 0,
             hinted: 0,
             xids: [0; ROOM],
             told: [By::Log; ROOM],
@@ -72,7 +72,7 @@ impl<const ROOM: usize> Default for Bucket<ROOM> {
 impl<const ROOM: usize> Bucket<ROOM> {
     /// A bucket for which every invalidation so far is contained in `floor`.
     pub(crate) fn at(floor: &Snapshot) -> Self {
-        Self { highest: floor.xmax().saturating_sub(1), rk: floor.rank(), ..Self::default() }
+        Self { highest: floor.xmax().saturating_sub(1), floor: floor.rank(), ..Self::default() }
     }
 
     /// The highest transaction that it knows. A snapshot with a higher `xmin` is always accepted.
@@ -82,8 +82,8 @@ impl<const ROOM: usize> Bucket<ROOM> {
 
     /// Whether a value with this stamp reflects every invalidation applied to the bucket.
     pub(crate) fn accepts(&self, stamp: &Snapshot) -> bool {
-        (stamp.xmin() > self.highest || stamp.rank() >= self.rk)
-            && stamp.xmin() > self.lo.max(self.hinted)
+        (stamp.xmin() > self.highest || stamp.rank() >= self.floor)
+            && stamp.xmin() > self.coarse_up_to.max(self.hinted)
             && self.xids.iter().all(|xid| stamp.contains(*xid))
     }
 
@@ -138,10 +138,10 @@ impl<const ROOM: usize> Bucket<ROOM> {
         let Some(poll) = to.filter(|_| xid > 0) else { return };
         self.highest = self.highest.max(xid);
         if xid < poll.xmin() {
-            // Whatever ranks as high as the poll has at least its `xmin`, and so have some that are older: `lo` refuses less.
-            self.lo = self.lo.max(xid);
+            // Whatever ranks as high as the poll has at least its `xmin`, and so have some that are older: `coarse_up_to` refuses less.
+            self.coarse_up_to = self.coarse_up_to.max(xid);
         } else {
-            self.rk = self.rk.max(poll.rank());
+            self.floor = self.floor.max(poll.rank());
         }
     }
 
@@ -176,7 +176,12 @@ impl<const ROOM: usize> Bucket<ROOM> {
     pub(crate) fn known(&self) -> Known {
         let mut xids: Vec<u64> = self.xids.iter().copied().filter(|xid| *xid > 0).collect();
         xids.sort_unstable();
-        Known { highest: self.highest, lo: self.lo.max(self.hinted), rk: self.rk, xids }
+        Known {
+            highest: self.highest,
+            coarse_up_to: self.coarse_up_to.max(self.hinted),
+            floor: self.floor,
+            xids,
+        }
     }
 
     fn place(&self, xid: u64) -> Option<usize> {
@@ -339,12 +344,12 @@ mod tests {
                         "" | "forgotten by an earlier poll" => bucket.accepts(stamp),
                         "no check" => true,
                         "xmax > highest" => stamp.xmax() > bucket.highest(),
-                        "lo forgotten" => {
-                            (broken.lo, broken.hinted) = (0, 0);
+                        "coarse_up_to forgotten" => {
+                            (broken.coarse_up_to, broken.hinted) = (0, 0);
                             broken.accepts(stamp)
                         }
-                        "rk forgotten" => {
-                            broken.rk = Rank::default();
+                        "floor forgotten" => {
+                            broken.floor = Rank::default();
                             broken.accepts(stamp)
                         }
                         other => panic!("no such variant: {other}"),
@@ -382,16 +387,20 @@ mod tests {
 
     #[test]
     fn broken_rules_are_caught_by_the_oracle() {
-        for variant in
-            ["no check", "xmax > highest", "lo forgotten", "rk forgotten", "forgotten by an earlier poll"]
-        {
+        for variant in [
+            "no check",
+            "xmax > highest",
+            "coarse_up_to forgotten",
+            "floor forgotten",
+            "forgotten by an earlier poll",
+        ] {
             assert!(run(variant).wrong > 0, "the oracle missed: {variant}");
         }
     }
 
     #[test]
     fn an_unconfirmed_hint_is_never_dropped_against_the_last_poll() {
-        // The poll was before 20..=24 committed. Five hints: one must be given up, by `lo`, not by `rk`.
+        // The poll was before 20..=24 committed. Five hints: one must be given up, by `coarse_up_to`, not by `floor`.
         let poll = Snapshot::parse("10:10:").unwrap();
         let mut bucket: Bucket = Bucket::default();
         let learned: Vec<Learned> = (20..=24).map(|xid| bucket.apply(xid, Some(&poll), None)).collect();

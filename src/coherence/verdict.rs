@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use super::lease::Held;
+use super::lease::LeaseView;
 use super::snapshot::Snapshot;
 use super::token::Token;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Judged {
+pub(crate) enum LeaseVerdict {
     Fresh,
     /// It contains all that is known here, but the lease ended this long ago.
     Unverified(Duration),
@@ -18,17 +18,17 @@ pub(crate) enum Judged {
 }
 
 /// What a lease says at a time, of a value that misses nothing that is known.
-pub(crate) fn freshness(held: Held, now_ms: u64) -> Judged {
+pub(crate) fn freshness(held: LeaseView, now_ms: u64) -> LeaseVerdict {
     if held.valid_at(now_ms) {
-        Judged::Fresh
+        LeaseVerdict::Fresh
     } else {
-        Judged::Unverified(Duration::from_millis(now_ms.saturating_sub(held.deadline_ms())))
+        LeaseVerdict::Unverified(Duration::from_millis(now_ms.saturating_sub(held.deadline_ms())))
     }
 }
 
 /// Where a flight got its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum From {
+pub(crate) enum FlightSource {
     Remote,
     Primary,
     /// No row at all.
@@ -50,13 +50,13 @@ pub(crate) enum Boarded {
 /// A flight, as one of its readers sees it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flight {
-    pub(crate) from: From,
+    pub(crate) from: FlightSource,
     pub(crate) boarded: Boarded,
 }
 
 /// What a reader asks for beyond the bound.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
+pub(crate) struct Demand {
     /// The write that what is served as fresh must contain.
     pub(crate) of_fresh: Write,
     /// The write that all must contain. Whatever is fresh may contain it for certain; what is stale may not.
@@ -108,12 +108,13 @@ pub(crate) enum Verdict {
 impl Flight {
     /// What the primary said after the read began misses nothing that was visible before it. Nor does what was computed.
     pub(crate) fn is_first_hand(self) -> bool {
-        matches!(self.from, From::Primary | From::Computed) && self.boarded == Boarded::BeforeTakeOff
+        matches!(self.from, FlightSource::Primary | FlightSource::Computed)
+            && self.boarded == Boarded::BeforeTakeOff
     }
 
     /// `judged` is fresh for what is first-hand. `same_era` says whether its era still lasts: else it may come from a server
     /// that is no more.
-    pub(crate) fn verdict(self, judged: Judged, same_era: bool, asked: Asked) -> Verdict {
+    pub(crate) fn verdict(self, judged: LeaseVerdict, same_era: bool, asked: Demand) -> Verdict {
         let first_hand = self.is_first_hand();
         if !same_era {
             return Verdict::ReadAgain;
@@ -123,25 +124,27 @@ impl Flight {
             // What the primary says now contains the write, if it still exists.
             Write::OfAnotherEpoch if first_hand => {}
             // Whoever has a token got it before this read began.
-            _ if first_hand && self.from == From::Computed => {}
+            _ if first_hand && self.from == FlightSource::Computed => {}
             _ if first_hand => return Verdict::TokenUntrue,
-            _ if self.from == From::Behind => return Verdict::TokenAhead,
+            _ if self.from == FlightSource::Behind => return Verdict::TokenAhead,
             _ => return Verdict::ReadAgain,
         }
         let source = asked.source && !first_hand;
         // What it had loaded itself, and not by the primary's own word: that is flagged, whatever the buckets say of it.
-        let own = self.boarded == Boarded::BeforeTakeOff && self.from != From::Remote;
+        let own = self.boarded == Boarded::BeforeTakeOff && self.from != FlightSource::Remote;
         match judged {
             _ if source && own => asked.of_stale.stale(),
-            Judged::Refused if self.from == From::Behind => asked.of_stale.stale(),
+            LeaseVerdict::Refused if self.from == FlightSource::Behind => asked.of_stale.stale(),
             _ if source => Verdict::ReadAgain,
-            Judged::Fresh => Verdict::Fresh,
+            LeaseVerdict::Fresh => Verdict::Fresh,
             // What it did not begin itself is what is cached.
-            Judged::Unverified(since) if self.boarded == Boarded::InFlight || self.from == From::Remote => {
+            LeaseVerdict::Unverified(since)
+                if self.boarded == Boarded::InFlight || self.from == FlightSource::Remote =>
+            {
                 Verdict::Cached(since)
             }
-            Judged::Unverified(since) => Verdict::Unverified(since),
-            Judged::Refused => Verdict::ReadAgain,
+            LeaseVerdict::Unverified(since) => Verdict::Unverified(since),
+            LeaseVerdict::Refused => Verdict::ReadAgain,
         }
     }
 }
@@ -157,13 +160,19 @@ mod tests {
     use super::*;
 
     const LAPSED: Duration = Duration::from_secs(7);
-    const ALL: [From; 5] = [From::Remote, From::Primary, From::Computed, From::Unknown, From::Behind];
+    const ALL: [FlightSource; 5] = [
+        FlightSource::Remote,
+        FlightSource::Primary,
+        FlightSource::Computed,
+        FlightSource::Unknown,
+        FlightSource::Behind,
+    ];
 
-    const fn before(from: From) -> Flight {
+    const fn before(from: FlightSource) -> Flight {
         Flight { from, boarded: Boarded::BeforeTakeOff }
     }
 
-    const fn in_flight(from: From) -> Flight {
+    const fn in_flight(from: FlightSource) -> Flight {
         Flight { from, boarded: Boarded::InFlight }
     }
 
@@ -171,15 +180,19 @@ mod tests {
         ALL.into_iter().flat_map(|from| [before(from), in_flight(from)])
     }
 
-    const NOTHING: Asked = Asked { of_fresh: Write::Contained, of_stale: Write::Contained, source: false };
-    const SOURCE: Asked = Asked { source: true, ..NOTHING };
+    const NOTHING: Demand = Demand { of_fresh: Write::Contained, of_stale: Write::Contained, source: false };
+    const SOURCE: Demand = Demand { source: true, ..NOTHING };
 
     #[test]
     fn nothing_of_an_era_that_has_ended_is_served() {
         for flight in flights() {
             for of_fresh in [Write::Contained, Write::Missing, Write::OfAnotherEpoch] {
-                let asked = Asked { of_fresh, ..NOTHING };
-                assert_eq!(flight.verdict(Judged::Fresh, false, asked), Verdict::ReadAgain, "{flight:?}");
+                let asked = Demand { of_fresh, ..NOTHING };
+                assert_eq!(
+                    flight.verdict(LeaseVerdict::Fresh, false, asked),
+                    Verdict::ReadAgain,
+                    "{flight:?}"
+                );
             }
         }
     }
@@ -187,29 +200,32 @@ mod tests {
     #[test]
     fn what_is_refused_is_served_by_nobody_as_fresh() {
         for flight in flights() {
-            let stale = if flight.from == From::Behind { Verdict::Stale } else { Verdict::ReadAgain };
-            assert_eq!(flight.verdict(Judged::Refused, true, NOTHING), stale, "{flight:?}");
+            let stale = if flight.from == FlightSource::Behind { Verdict::Stale } else { Verdict::ReadAgain };
+            assert_eq!(flight.verdict(LeaseVerdict::Refused, true, NOTHING), stale, "{flight:?}");
         }
     }
 
     #[test]
     fn without_a_lease_the_policy_decides_of_what_was_cached_before_and_all_else_is_flagged() {
         for flight in flights() {
-            let cached = flight.boarded == Boarded::InFlight || flight.from == From::Remote;
+            let cached = flight.boarded == Boarded::InFlight || flight.from == FlightSource::Remote;
             let then = if cached { Verdict::Cached(LAPSED) } else { Verdict::Unverified(LAPSED) };
-            assert_eq!(flight.verdict(Judged::Unverified(LAPSED), true, NOTHING), then, "{flight:?}");
+            assert_eq!(flight.verdict(LeaseVerdict::Unverified(LAPSED), true, NOTHING), then, "{flight:?}");
         }
     }
 
     #[test]
     fn a_token_is_never_passed_over_but_for_what_began_after_it() {
-        let verdict =
-            |flight: Flight, of_fresh| flight.verdict(Judged::Fresh, true, Asked { of_fresh, ..NOTHING });
+        let verdict = |flight: Flight, of_fresh| {
+            flight.verdict(LeaseVerdict::Fresh, true, Demand { of_fresh, ..NOTHING })
+        };
         for flight in flights() {
             let missing = match flight {
-                Flight { from: From::Computed, boarded: Boarded::BeforeTakeOff } => Verdict::Fresh,
-                Flight { from: From::Primary, boarded: Boarded::BeforeTakeOff } => Verdict::TokenUntrue,
-                Flight { from: From::Behind, .. } => Verdict::TokenAhead,
+                Flight { from: FlightSource::Computed, boarded: Boarded::BeforeTakeOff } => Verdict::Fresh,
+                Flight { from: FlightSource::Primary, boarded: Boarded::BeforeTakeOff } => {
+                    Verdict::TokenUntrue
+                }
+                Flight { from: FlightSource::Behind, .. } => Verdict::TokenAhead,
                 _ => Verdict::ReadAgain,
             };
             assert_eq!(verdict(flight, Write::Missing), missing, "{flight:?}");
@@ -223,20 +239,24 @@ mod tests {
         for flight in flights() {
             let then = match flight {
                 _ if flight.is_first_hand() => Verdict::Fresh,
-                Flight { from: From::Unknown | From::Behind, boarded: Boarded::BeforeTakeOff } => {
-                    Verdict::Stale
-                }
+                Flight {
+                    from: FlightSource::Unknown | FlightSource::Behind,
+                    boarded: Boarded::BeforeTakeOff,
+                } => Verdict::Stale,
                 _ => Verdict::ReadAgain,
             };
-            assert_eq!(flight.verdict(Judged::Fresh, true, SOURCE), then, "{flight:?}");
+            assert_eq!(flight.verdict(LeaseVerdict::Fresh, true, SOURCE), then, "{flight:?}");
         }
     }
 
     #[test]
     fn what_is_stale_may_lack_a_write_that_a_poll_has_brought_to_all_that_is_fresh() {
-        let asked = Asked { of_stale: Write::Missing, ..NOTHING };
-        assert_eq!(before(From::Behind).verdict(Judged::Refused, true, asked), Verdict::TokenAhead);
-        assert_eq!(in_flight(From::Behind).verdict(Judged::Fresh, true, asked), Verdict::Fresh);
+        let asked = Demand { of_stale: Write::Missing, ..NOTHING };
+        assert_eq!(
+            before(FlightSource::Behind).verdict(LeaseVerdict::Refused, true, asked),
+            Verdict::TokenAhead
+        );
+        assert_eq!(in_flight(FlightSource::Behind).verdict(LeaseVerdict::Fresh, true, asked), Verdict::Fresh);
     }
 
     #[test]

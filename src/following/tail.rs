@@ -26,7 +26,7 @@ use crate::shared::repaired::Repaired;
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
 /// Between a doubt and the poll that it asks for: more may come.
-const LEAST_INTERVAL: Duration = Duration::from_millis(5);
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every
 /// instance poll as fast as it can.
 const DOUBT_INTERVAL: Duration = Duration::from_millis(50);
@@ -107,7 +107,7 @@ impl Tail {
     /// Soon, but not too soon after the last one; and no later than without a doubt. One poll answers all doubts until it is sent.
     async fn wait_in_doubt(&mut self, due: Instant) {
         let since = self.doubted.map_or(DOUBT_INTERVAL, |last| last.elapsed());
-        let wait = DOUBT_INTERVAL.saturating_sub(since).max(LEAST_INTERVAL);
+        let wait = DOUBT_INTERVAL.saturating_sub(since).max(MIN_INTERVAL);
         tokio::select! {
             biased;
             // Somebody waits, and need not wait for as long.
@@ -122,7 +122,7 @@ impl Tail {
     /// take long, the next one follows at once.
     fn next(&self) -> Instant {
         let (now, interval) = (Instant::now(), self.interval());
-        self.sent.map_or(now, |sent| sent + interval).max(now + LEAST_INTERVAL)
+        self.sent.map_or(now, |sent| sent + interval).max(now + MIN_INTERVAL)
     }
 
     /// The first polls: with the last of them the lease is valid, unless Postgres takes longer than the bound

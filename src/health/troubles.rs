@@ -17,7 +17,7 @@ use crate::clock::Clock;
 /// that declares thousands.
 const MOST: usize = 1_024;
 /// Longest detail, in bytes. Servers and loaders say what they like.
-const LONGEST_DETAIL: usize = 600;
+const MAX_DETAIL: usize = 600;
 
 /// A state in which reads or writes are worse than they should be. See [`Health::troubles`](crate::Health::troubles).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,7 +220,7 @@ impl Lasting {
 }
 
 fn shortened(text: &str) -> String {
-    match text.char_indices().map(|(at, _)| at).find(|at| *at > LONGEST_DETAIL) {
+    match text.char_indices().map(|(at, _)| at).find(|at| *at > MAX_DETAIL) {
         Some(end) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
@@ -275,13 +275,13 @@ mod tests {
     #[test]
     fn troubles_and_what_is_said_of_them_are_bounded() {
         let troubles = troubles();
-        let long = "é".repeat(LONGEST_DETAIL);
+        let long = "é".repeat(MAX_DETAIL);
         for n in 0..MOST + 10 {
             drop(troubles.begin(TroubleKind::LoadsFailing.of(&n.to_string()), &long, None));
         }
         let lasting = troubles.lasting();
         assert_eq!(lasting.len(), MOST);
-        assert!(lasting[0].detail.len() < LONGEST_DETAIL + 8 && lasting[0].detail.ends_with('…'));
+        assert!(lasting[0].detail.len() < MAX_DETAIL + 8 && lasting[0].detail.ends_with('…'));
     }
 
     #[test]

@@ -19,17 +19,17 @@ use crate::shared::fills::MAX_FILLS;
 use crate::shared::{Settings, Shared};
 
 /// Shortest bound. A poll takes a round trip, and several must fit into a bound.
-const LEAST_BOUND: Duration = Duration::from_millis(50);
+const MIN_BOUND: Duration = Duration::from_millis(50);
 /// Longest bound.
-const MOST_BOUND: Duration = Duration::from_hours(1);
+const MAX_BOUND: Duration = Duration::from_hours(1);
 /// How long a replay of the log may take, at least.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest retention. An interval of Postgres holds more, but not the longest duration.
-const MOST_RETENTION: Duration = Duration::from_hours(365 * 24);
+const MAX_RETENTION: Duration = Duration::from_hours(365 * 24);
 /// Most loads at once.
-const MOST_LOADS: usize = 1 << 16;
+const MAX_LOADS: usize = 1 << 16;
 /// What one row of the log takes; more would be a second workload.
-const MOST_AUDITED: usize = crate::log::MAX_KEYS_PER_ROW;
+const MAX_AUDITED: usize = crate::log::MAX_KEYS_PER_ROW;
 
 /// The settings of an instance. Begun by [`Perto::builder`], ended by [`PertoBuilder::build`].
 #[must_use = "nothing happens before `build`"]
@@ -296,10 +296,10 @@ impl PertoBuilder {
                 format!("{:?} is not a name: 1 to 64 letters, digits, _, - or .", self.app),
             );
         }
-        if self.bound < LEAST_BOUND {
+        if self.bound < MIN_BOUND {
             return refuse(
                 "bound",
-                format!("{:?} is shorter than a poll can be; at least {LEAST_BOUND:?}", self.bound),
+                format!("{:?} is shorter than a poll can be; at least {MIN_BOUND:?}", self.bound),
             );
         }
         if poll_interval.is_zero() || poll_interval > self.bound / 2 {
@@ -309,20 +309,20 @@ impl PertoBuilder {
             );
             return refuse("poll_interval", problem);
         }
-        if self.bound > MOST_BOUND {
-            return refuse("bound", format!("{:?} is longer than {MOST_BOUND:?}", self.bound));
+        if self.bound > MAX_BOUND {
+            return refuse("bound", format!("{:?} is longer than {MAX_BOUND:?}", self.bound));
         }
         if self.retention < self.bound * 10 {
             return refuse("retention", format!("must be at least ten times the bound of {:?}", self.bound));
         }
-        if self.retention > MOST_RETENTION {
-            return refuse("retention", format!("{:?} is longer than {MOST_RETENTION:?}", self.retention));
+        if self.retention > MAX_RETENTION {
+            return refuse("retention", format!("{:?} is longer than {MAX_RETENTION:?}", self.retention));
         }
-        if !(1..=MOST_LOADS).contains(&self.max_loads) {
-            return refuse("max_loads", format!("{} is not between 1 and {MOST_LOADS}", self.max_loads));
+        if !(1..=MAX_LOADS).contains(&self.max_loads) {
+            return refuse("max_loads", format!("{} is not between 1 and {MAX_LOADS}", self.max_loads));
         }
-        if self.audit_rate > MOST_AUDITED {
-            return refuse("audit_rate", format!("{} is more than {MOST_AUDITED}", self.audit_rate));
+        if self.audit_rate > MAX_AUDITED {
+            return refuse("audit_rate", format!("{} is more than {MAX_AUDITED}", self.audit_rate));
         }
         if self.remote_timeout.is_zero() {
             return refuse("remote_timeout", "must be more than nothing".to_owned());

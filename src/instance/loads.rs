@@ -22,7 +22,7 @@ pub(super) async fn judge(shared: Arc<Shared>) {
             let stats = cache.stats();
             let trouble = TroubleKind::LoadsFailing.of(name);
             match minutes.entry(name.clone()).or_default().add(stats.loads, stats.load_errors) {
-                Some(Judged { failed, of }) => {
+                Some(Failing { failed, of }) => {
                     let last = shared.failed_loads.lock().get(name).cloned().unwrap_or_default();
                     let why =
                         format!("{failed} of {of} loads failed in the last minute; the last one: {last}");
@@ -42,14 +42,14 @@ struct Minute {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Judged {
+struct Failing {
     failed: u64,
     of: u64,
 }
 
 impl Minute {
     /// What failed, where that is a trouble: it begins when more than half fail, and ends when less than a quarter do.
-    fn add(&mut self, loads: u64, errors: u64) -> Option<Judged> {
+    fn add(&mut self, loads: u64, errors: u64) -> Option<Failing> {
         if self.looks.is_empty() {
             self.looks.push_back((0, 0));
         }
@@ -63,7 +63,7 @@ impl Minute {
         let of = loads.saturating_sub(loads_then).max(failed);
         let share = if self.failing { 4 } else { 2 };
         self.failing = failed >= LEAST && failed * share > of;
-        self.failing.then_some(Judged { failed, of })
+        self.failing.then_some(Failing { failed, of })
     }
 }
 
@@ -76,10 +76,10 @@ mod tests {
         let mut minute = Minute::default();
         assert_eq!(minute.add(9, 9), None, "too few");
         assert_eq!(minute.add(1_000, 400), None, "less than half");
-        assert_eq!(minute.add(1_100, 560), Some(Judged { failed: 560, of: 1_100 }));
-        assert_eq!(minute.add(2_000, 600), Some(Judged { failed: 600, of: 2_000 }), "it does not flicker");
+        assert_eq!(minute.add(1_100, 560), Some(Failing { failed: 560, of: 1_100 }));
+        assert_eq!(minute.add(2_000, 600), Some(Failing { failed: 600, of: 2_000 }), "it does not flicker");
         assert_eq!(minute.add(4_000, 600), None);
-        assert_eq!(minute.add(4_000, 3_000), Some(Judged { failed: 3_000, of: 4_000 }), "without a place");
+        assert_eq!(minute.add(4_000, 3_000), Some(Failing { failed: 3_000, of: 4_000 }), "without a place");
         let ends = (1..=2 * LOOKS).find(|_| minute.add(4_000, 3_000).is_none());
         assert_eq!(ends, Some(LOOKS), "nobody reads any more");
     }

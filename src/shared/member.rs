@@ -3,7 +3,7 @@
 
 use futures_util::future::BoxFuture;
 
-use crate::coherence::buckets::{Told, Whole};
+use crate::coherence::buckets::{Told, WholeCache};
 use crate::log::Source;
 use crate::metrics::CacheStats;
 #[cfg(feature = "otel")]
@@ -20,7 +20,7 @@ pub(crate) trait Applied: Auditable {
     fn tables(&self) -> &[String];
     /// Tables that are to be watched for it, each with its key.
     fn sources(&self) -> Vec<Source>;
-    fn whole(&self) -> &Whole;
+    fn whole(&self) -> &WholeCache;
     fn stats(&self) -> CacheStats;
     #[cfg(feature = "otel")]
     fn size(&self) -> (u64, u64);

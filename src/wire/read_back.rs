@@ -18,7 +18,7 @@ use super::tape::{Tape, is_too_deep, kind, same_names};
 use super::{MAX_PAYLOAD, decode_payload, encode_payload};
 
 /// More of the decoder's limit than a value's bytes are, it takes at most: 16 for a number of 128 bits that is small.
-const MOST_PER_BYTE: usize = 16;
+const MAX_PER_BYTE: usize = 16;
 
 /// The payload of a value that comes back from it as it is, of `most` bytes at most. A larger one costs no proof.
 ///
@@ -43,7 +43,7 @@ fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Byt
         return Err(Flaw::Differs);
     }
     let bytes = bytes.ok_or(Flaw::TooLarge)?;
-    if bytes.len() > MAX_PAYLOAD / MOST_PER_BYTE && decode_payload::<V>(&bytes).is_err() {
+    if bytes.len() > MAX_PAYLOAD / MAX_PER_BYTE && decode_payload::<V>(&bytes).is_err() {
         return Err(Flaw::TooLarge);
     }
     Ok(bytes)

@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use super::Service;
 use super::access::Admin;
 use super::answer;
-use super::input::At;
+use super::input::PathParams;
 use super::problem::Problem;
 
 /// What was invalidated.
@@ -55,7 +55,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn read(
     State(service): State<Arc<Service>>,
     _: Admin,
-    At(path): At<EntryPath>,
+    PathParams(path): PathParams<EntryPath>,
 ) -> Result<Json<serde_json::Value>, Problem> {
     let seen = service.caches.find(&path.cache)?.inspect(&path.key).ok_or_else(no_key)?.await?;
     Ok(Json(shown(&service.settings.instance, &path.cache, &seen)))
@@ -67,7 +67,7 @@ async fn read(
 async fn invalidate(
     State(service): State<Arc<Service>>,
     _: Admin,
-    At(path): At<EntryPath>,
+    PathParams(path): PathParams<EntryPath>,
 ) -> Result<Response, Problem> {
     let token = service.caches.find(&path.cache)?.invalidate(&path.key).ok_or_else(no_key)?.await?;
     Ok(done(Invalidated { cache: path.cache, key: Some(path.key) }, token))
@@ -79,7 +79,7 @@ async fn invalidate(
 async fn clear(
     State(service): State<Arc<Service>>,
     _: Admin,
-    At(path): At<CachePath>,
+    PathParams(path): PathParams<CachePath>,
 ) -> Result<Response, Problem> {
     let token = service.caches.find(&path.cache)?.clear().await?;
     Ok(done(Invalidated { cache: path.cache, key: None }, token))
@@ -116,8 +116,8 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
 fn known(known: &Known) -> serde_json::Value {
     json!({
         "highest": known.highest.to_string(),
-        "lo": known.lo.to_string(),
-        "rk": known.rk.xmax().to_string(),
+        "coarseUpTo": known.coarse_up_to.to_string(),
+        "floor": known.floor.xmax().to_string(),
         "transactions": known.xids.iter().map(u64::to_string).collect::<Vec<_>>(),
     })
 }

@@ -35,7 +35,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// What a read may be asked for by headers.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct Preconditions {
     at_least: Option<Token>,
     /// As they came, line by line.
     if_none_match: Vec<HeaderValue>,
@@ -44,7 +44,7 @@ pub(crate) struct Wanted {
 /// As documented.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "it says in the API's description what `Wanted` reads")]
+#[expect(dead_code, reason = "it says in the API's description what `Preconditions` reads")]
 pub(crate) struct ReadHeaders {
     /// The `perto-token` of a write that the answer must contain.
     #[param(
@@ -59,7 +59,7 @@ pub(crate) struct ReadHeaders {
     if_none_match: Option<String>,
 }
 
-impl Wanted {
+impl Preconditions {
     pub(crate) fn options(&self) -> ReadOptions {
         self.at_least.map_or_else(ReadOptions::default, ReadOptions::at_least)
     }
@@ -69,7 +69,7 @@ impl Wanted {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Wanted {
+impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
@@ -149,12 +149,12 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// A row.
-    pub(crate) fn row<T: Serialize>(read: &Found<Row<T>>, wanted: &Wanted) -> Self {
+    pub(crate) fn row<T: Serialize>(read: &Served<Row<T>>, wanted: &Preconditions) -> Self {
         Self::rendered(read, wanted, read.value.rendered())
     }
 
     /// A body with its tag; the tag alone where the client has the body.
-    pub(crate) fn rendered<V>(read: &Found<V>, wanted: &Wanted, rendered: &Rendered) -> Self {
+    pub(crate) fn rendered<V>(read: &Served<V>, wanted: &Preconditions, rendered: &Rendered) -> Self {
         let mut response = if wanted.has(&rendered.tag) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -180,13 +180,13 @@ impl IntoResponse for Answer {
 
 /// What a read found.
 #[derive(Debug)]
-pub(crate) struct Found<V> {
+pub(crate) struct Served<V> {
     pub(crate) value: Arc<V>,
     pub(crate) freshness: Freshness,
     pub(crate) tier: Tier,
 }
 
-impl<V> Found<V> {
+impl<V> Served<V> {
     /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which.
     pub(crate) fn new(read: Read<V>, what: &str, theirs: impl FnOnce(&V) -> bool) -> Result<Self, Problem> {
         match read.value {
@@ -196,7 +196,7 @@ impl<V> Found<V> {
     }
 }
 
-impl<V> Found<V> {
+impl<V> Served<V> {
     /// As good as the worse of the two.
     pub(crate) fn no_fresher_than(self, other: Freshness) -> Self {
         Self { freshness: worse(self.freshness, other), ..self }
@@ -233,9 +233,9 @@ pub(crate) fn composed<T: Serialize>(value: T, freshness: Freshness, tier: Tier)
 
 /// A write that is committed.
 #[derive(Debug)]
-pub(crate) struct Done<V>(pub(crate) Written<V>);
+pub(crate) struct Committed<V>(pub(crate) Written<V>);
 
-impl<V> Done<V> {
+impl<V> Committed<V> {
     /// None where the write found no row.
     pub(crate) fn some(written: Written<Option<V>>) -> Option<Self> {
         let token = written.token;
@@ -255,7 +255,7 @@ impl<V> Done<V> {
     }
 }
 
-impl<V: Serialize> IntoResponse for Done<V> {
+impl<V: Serialize> IntoResponse for Committed<V> {
     fn into_response(self) -> Response {
         let mut response = Json(self.0.value).into_response();
         put_token(response.headers_mut(), self.0.token);

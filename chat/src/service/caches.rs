@@ -32,19 +32,22 @@ impl Caches {
         let (ttls, database) = (&settings.ttls, || database.clone());
         let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
         let l1_bytes = settings.sizes.l1_mib << 20;
-        let of = Begin { perto, l1_bytes };
+        let defaults = Defaults { perto, l1_bytes };
         Ok(Self {
-            messages: messages::cache(of.begin(messages::CACHE, ttls.message), database(), window)?,
-            companies: companies::cache(of.begin(companies::CACHE, ttls.company), database())?,
-            users: users::cache(of.begin(users::CACHE, ttls.user), database())?,
-            contacts: contacts::cache(of.begin(contacts::CACHE, ttls.contact), database())?,
+            messages: messages::cache(defaults.builder(messages::CACHE, ttls.message), database(), window)?,
+            companies: companies::cache(defaults.builder(companies::CACHE, ttls.company), database())?,
+            users: users::cache(defaults.builder(users::CACHE, ttls.user), database())?,
+            contacts: contacts::cache(defaults.builder(contacts::CACHE, ttls.contact), database())?,
             contacts_by_phone: contacts::cache_by_phone(
-                of.begin(contacts::CACHE_BY_PHONE, ttls.contact),
+                defaults.builder(contacts::CACHE_BY_PHONE, ttls.contact),
                 database(),
             )?,
-            validations: validation::cache(of.begin(validation::CACHE, ttls.validation))?,
-            tool_results: tool_results::cache(of.begin(tool_results::CACHE, ttls.tool_result), database())?,
-            api_keys: keys::cache(of.begin(keys::CACHE, ttls.api_key), database())?,
+            validations: validation::cache(defaults.builder(validation::CACHE, ttls.validation))?,
+            tool_results: tool_results::cache(
+                defaults.builder(tool_results::CACHE, ttls.tool_result),
+                database(),
+            )?,
+            api_keys: keys::cache(defaults.builder(keys::CACHE, ttls.api_key), database())?,
         })
     }
 
@@ -80,13 +83,13 @@ pub(super) fn share_of(company: Option<i64>) -> u64 {
 pub(crate) struct NotAKey;
 
 /// What all caches begin with.
-struct Begin<'a> {
+struct Defaults<'a> {
     perto: &'a Perto,
     l1_bytes: u64,
 }
 
-impl Begin<'_> {
-    fn begin<K: Key, V: Value>(&self, name: &str, ttl: Duration) -> CacheBuilder<K, V> {
+impl Defaults<'_> {
+    fn builder<K: Key, V: Value>(&self, name: &str, ttl: Duration) -> CacheBuilder<K, V> {
         self.perto.cache(name).ttl(ttl).capacity_bytes(self.l1_bytes)
     }
 }

@@ -14,11 +14,11 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::access::{Admin, Caller};
-use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Row, Served};
 use super::caches::share_of;
 use super::database::Database;
 use super::fair;
-use super::input::{At, Body};
+use super::input::{Body, PathParams};
 use super::problem::Problem;
 use super::rules;
 
@@ -94,7 +94,7 @@ pub(crate) struct Tenant {
     pub(crate) company: Company,
     /// Of what depends on it.
     pub(crate) freshness: Freshness,
-    pub(crate) wanted: Wanted,
+    pub(crate) wanted: Preconditions,
 }
 
 impl FromRequestParts<Arc<Service>> for Tenant {
@@ -102,12 +102,12 @@ impl FromRequestParts<Arc<Service>> for Tenant {
 
     async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Problem> {
         #[derive(Deserialize)]
-        struct Of {
+        struct CompanyParam {
             company: i64,
         }
         let caller = Caller::from_request_parts(parts, service).await?;
-        let At(Of { company }) = At::from_request_parts(parts, service).await?;
-        let wanted = Wanted::from_request_parts(parts, service).await?;
+        let PathParams(CompanyParam { company }) = PathParams::from_request_parts(parts, service).await?;
+        let wanted = Preconditions::from_request_parts(parts, service).await?;
         let found = find(service, caller, company, wanted.options()).await?;
         Ok(Self { company: found.value.row.clone(), freshness: found.freshness, wanted })
     }
@@ -118,9 +118,9 @@ async fn find(
     caller: Caller,
     id: i64,
     options: ReadOptions,
-) -> Result<Found<Row<Company>>, Problem> {
+) -> Result<Served<Row<Company>>, Problem> {
     let read = fair::read(&service.caches.companies, &id, options).await?;
-    Found::new(read, "company", |company| caller.may(company.row.id))
+    Served::new(read, "company", |company| caller.may(company.row.id))
 }
 
 /// A company by its id
@@ -129,8 +129,8 @@ async fn find(
 async fn read(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<CompanyPath>,
-    wanted: Wanted,
+    PathParams(path): PathParams<CompanyPath>,
+    wanted: Preconditions,
 ) -> Result<Answer, Problem> {
     let found = find(&service, caller, path.id, wanted.options()).await?;
     Ok(Answer::row(&found, &wanted))
@@ -150,7 +150,7 @@ async fn create(
         .write(async |tx| service.database.write::<Company>(sql).bind(name).bind(region).fetch_one(tx).await)
         .await?;
     let location = format!("/api/v1/companies/{}", written.value.id);
-    Ok(Done(written).created(&location))
+    Ok(Committed(written).created(&location))
 }
 
 /// Changes a company
@@ -159,9 +159,9 @@ async fn create(
 async fn change(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<CompanyPath>,
+    PathParams(path): PathParams<CompanyPath>,
     Body(change): Body<CompanyChange>,
-) -> Result<Done<Company>, Problem> {
+) -> Result<Committed<Company>, Problem> {
     let name = change.name.as_deref().map(rules::name).transpose()?;
     let region = change.region.as_deref().map(region).transpose()?;
     let sql = "update companies set name = coalesce($3, name), region = coalesce($4, region) \
@@ -172,7 +172,7 @@ async fn change(
             query.bind(name).bind(region).fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }
 
 /// Deletes a company and all that it has: for admins
@@ -182,8 +182,8 @@ async fn delete(
     State(service): State<Arc<Service>>,
     _: Admin,
     caller: Caller,
-    At(path): At<CompanyPath>,
-) -> Result<Done<Company>, Problem> {
+    PathParams(path): PathParams<CompanyPath>,
+) -> Result<Committed<Company>, Problem> {
     let sql =
         "delete from companies where id = $1 and ($2::bigint is null or id = $2) returning id, name, region";
     let written = service
@@ -192,7 +192,7 @@ async fn delete(
             query.fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such company"))
 }
 
 fn region(text: &str) -> Result<&str, Problem> {

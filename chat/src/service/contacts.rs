@@ -14,12 +14,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Service;
-use super::answer::{Answer, Done, Found, ReadHeaders, Row};
+use super::answer::{Answer, Committed, ReadHeaders, Row, Served};
 use super::caches::{NotAKey, share_of};
 use super::companies::Tenant;
 use super::database::Database;
 use super::fair;
-use super::input::{self, At, Body};
+use super::input::{self, Body, PathParams};
 use super::problem::Problem;
 use super::rules;
 
@@ -182,10 +182,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn read(
     State(service): State<Arc<Service>>,
     Tenant { company, wanted, .. }: Tenant,
-    At(path): At<ContactPath>,
+    PathParams(path): PathParams<ContactPath>,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.contacts, &path.id, wanted.options()).await?;
-    let found = Found::new(read, "contact", |contact| contact.row.company_id == company.id)?;
+    let found = Served::new(read, "contact", |contact| contact.row.company_id == company.id)?;
     Ok(Answer::row(&found, &wanted))
 }
 
@@ -195,13 +195,13 @@ async fn read(
 async fn read_by_phone(
     State(service): State<Arc<Service>>,
     Tenant { company, freshness, wanted }: Tenant,
-    At(path): At<PhonePath>,
+    PathParams(path): PathParams<PhonePath>,
 ) -> Result<Answer, Problem> {
     let phone = rules::phone(&path.phone, &company.region)?;
     let key = ByPhone { company: company.id, phone };
     let read = fair::read(&service.caches.contacts_by_phone, &key, wanted.options()).await?;
     // Which number it is depends on the company's region.
-    let found = Found::new(read, "contact", |_| true)?.no_fresher_than(freshness);
+    let found = Served::new(read, "contact", |_| true)?.no_fresher_than(freshness);
     Ok(Answer::row(&found, &wanted))
 }
 
@@ -225,7 +225,7 @@ async fn create(
         })
         .await?;
     let location = format!("/api/v1/companies/{}/contacts/{}", company.id, written.value.id);
-    Ok(Done(written).created(&location))
+    Ok(Committed(written).created(&location))
 }
 
 /// Changes a contact
@@ -234,9 +234,9 @@ async fn create(
 async fn change(
     State(service): State<Arc<Service>>,
     Tenant { company, .. }: Tenant,
-    At(path): At<ContactPath>,
+    PathParams(path): PathParams<ContactPath>,
     Body(change): Body<ContactChange>,
-) -> Result<Done<Contact>, Problem> {
+) -> Result<Committed<Contact>, Problem> {
     let phone = change.phone.map(|phone| rules::phone(&phone, &company.region)).transpose()?;
     let name = change.name.as_ref().map(|name| name.as_deref().map(rules::name).transpose()).transpose()?;
     let email =
@@ -251,7 +251,7 @@ async fn change(
             query.bind(email.is_some()).bind(email.flatten()).fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
 }
 
 /// Deletes a contact
@@ -260,8 +260,8 @@ async fn change(
 async fn delete(
     State(service): State<Arc<Service>>,
     Tenant { company, .. }: Tenant,
-    At(path): At<ContactPath>,
-) -> Result<Done<Contact>, Problem> {
+    PathParams(path): PathParams<ContactPath>,
+) -> Result<Committed<Contact>, Problem> {
     let sql =
         "delete from contacts where id = $1 and company_id = $2 returning id, company_id, phone, name, email";
     let written = service
@@ -269,5 +269,5 @@ async fn delete(
             service.database.write::<Contact>(sql).bind(path.id).bind(company.id).fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such contact"))
 }

@@ -22,7 +22,7 @@ pub(super) use sampler::run;
 pub(super) use stream::routes;
 
 /// Streams at once; more are refused. A page that nobody sees has none.
-const MOST_STREAMS: usize = 64;
+const MAX_STREAMS: usize = 64;
 
 /// What has been seen, and who watches.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl Dashboard {
             history: Mutex::default(),
             frames: watch::Sender::default(),
             watched: Notify::new(),
-            places: std::sync::Arc::new(Semaphore::new(MOST_STREAMS)),
+            places: std::sync::Arc::new(Semaphore::new(MAX_STREAMS)),
             ending,
         }
     }

@@ -91,7 +91,7 @@ const RESET_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Wanted {
+struct MetricsQuery {
     /// Whose figures.
     #[serde(default)]
     #[param(inline)]
@@ -127,11 +127,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 }
 
 /// What the caches have counted
-#[utoipa::path(get, path = "/api/v1/cache/metrics", tag = "cache", params(Wanted), responses((status = 200, body = Metrics)))]
+#[utoipa::path(get, path = "/api/v1/cache/metrics", tag = "cache", params(MetricsQuery), responses((status = 200, body = Metrics)))]
 async fn read_metrics(
     State(service): State<Arc<Service>>,
     _: Admin,
-    Query(wanted): Query<Wanted>,
+    Query(wanted): Query<MetricsQuery>,
 ) -> Json<Metrics> {
     let fleet = &service.fleet;
     let redis = fleet.redis.info(RECENT);

@@ -16,11 +16,11 @@ use uuid::Uuid;
 
 use super::Service;
 use super::access::Caller;
-use super::answer::{Answer, Done, Found, ReadHeaders, Rendered, Wanted};
+use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Rendered, Served};
 use super::caches::share_of;
 use super::database::Database;
 use super::fair;
-use super::input::{self, At, Query};
+use super::input::{self, PathParams, Query};
 use super::problem::{Kind, Problem};
 use window::Window;
 
@@ -33,7 +33,7 @@ pub(crate) type Messages = Cache<Uuid, Window>;
 /// Most messages of one answer.
 pub(crate) const MOST: usize = 500;
 /// Most bytes of text of one answer, and of what one entry holds: a page ends before the message that would be too much.
-pub(crate) const MOST_BYTES: usize = 1024 * 1024;
+pub(crate) const MAX_BYTES: usize = 1024 * 1024;
 
 /// A message.
 #[derive(Debug, Serialize, FromRow, ToSchema)]
@@ -158,7 +158,7 @@ fn fitting(texts: impl Iterator<Item = usize>, messages: usize) -> usize {
     let mut bytes = 0_usize;
     let fits = |(at, text): &(usize, usize)| {
         bytes = bytes.saturating_add(*text);
-        *at == 0 || bytes <= MOST_BYTES
+        *at == 0 || bytes <= MAX_BYTES
     };
     texts.enumerate().take(messages).take_while(fits).count()
 }
@@ -186,7 +186,7 @@ async fn load_windows(
         .read::<window::Line>(sql)
         .bind(load.keys)
         .bind(i64::try_from(window).unwrap_or(i64::MAX).saturating_add(1))
-        .bind(bytes(MOST_BYTES))
+        .bind(bytes(MAX_BYTES))
         .fetch(&database.pool)
         .await?;
     let windows = rows.rows.chunk_by(|a, b| a.chat == b.chat).map(|lines| Window::of(lines, window));
@@ -203,9 +203,9 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn read(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<ChatPath>,
+    PathParams(path): PathParams<ChatPath>,
     Query(page): Query<Page>,
-    wanted: Wanted,
+    wanted: Preconditions,
 ) -> Result<Answer, Problem> {
     if !(1..=MOST).contains(&page.limit) {
         return Err(Problem::bad("limit", &format!("must be 1 to {MOST}")));
@@ -214,7 +214,7 @@ async fn read(
     if read.tier != Tier::Local {
         fair::fetched(read.value.as_ref().map_or(0, |window| window.bytes()));
     }
-    let found = Found::new(read, "chat", |window| caller.may(window.company))?;
+    let found = Served::new(read, "chat", |window| caller.may(window.company))?;
     let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
     match found.value.slice(&page, window) {
         Some(slice) => Ok(Answer::rendered(&found, &wanted, &found.value.rendered(slice))),
@@ -226,9 +226,9 @@ async fn read(
 async fn older(
     service: &Service,
     chat: Uuid,
-    found: &Found<Window>,
+    found: &Served<Window>,
     page: &Page,
-    wanted: &Wanted,
+    wanted: &Preconditions,
 ) -> Result<Answer, Problem> {
     let (database, _turn) = (&service.database, fair::turn().await);
     if let Some(before) = page.before {
@@ -251,8 +251,7 @@ async fn older(
     );
     let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
     let query = database.read::<Message>(sql).bind(chat).bind(limit + 1);
-    let query =
-        query.bind(page.from_date).bind(page.before).bind(found.value.company).bind(bytes(MOST_BYTES));
+    let query = query.bind(page.from_date).bind(page.before).bind(found.value.company).bind(bytes(MAX_BYTES));
     let mut messages = query.fetch(&database.pool).await?.rows;
     let fitting = fitting(messages.iter().map(|message| message.body.len()), page.limit);
     let more = messages.len() > fitting;
@@ -260,7 +259,7 @@ async fn older(
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     fair::fetched(body.len());
     // The primary has just been asked.
-    let found = Found { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
+    let found = Served { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
     Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))
 }
 
@@ -270,7 +269,7 @@ async fn older(
 async fn create(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<ChatPath>,
+    PathParams(path): PathParams<ChatPath>,
     input::Body(new): input::Body<NewMessage>,
 ) -> Result<Response, Problem> {
     input::text("body", &new.body, 8_000, &['\n', '\t'])?;
@@ -290,7 +289,7 @@ async fn create(
             Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
         })
         .await?;
-    let done = Done::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))?;
+    let done = Committed::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))?;
     Ok(done.created(&format!("/api/v1/chats/{}/messages", path.chat)))
 }
 

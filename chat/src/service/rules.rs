@@ -15,11 +15,11 @@ mod damaged;
 mod invisible;
 
 /// Characters: 15 digits, with whatever people write between and around them.
-const LONGEST_PHONE: usize = 64;
+const MAX_PHONE: usize = 64;
 /// E.164, its plus included.
-const LONGEST_E164: usize = 16;
-const LONGEST_EMAIL: usize = 254;
-const LONGEST_NAME: usize = 200;
+const MAX_E164: usize = 16;
+const MAX_EMAIL: usize = 254;
+const MAX_NAME: usize = 200;
 
 /// What is wrong with a field. There are few of them, and their texts stay: imports count by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ impl fmt::Display for Flaw {
 pub(crate) fn phone(text: &str, region: &str) -> Result<String, Flaw> {
     let flaw = |wrong| Err(Flaw { field: "phone", wrong });
     let text = text.trim();
-    if text.len() > LONGEST_PHONE * 4 || text.chars().count() > LONGEST_PHONE {
+    if text.len() > MAX_PHONE * 4 || text.chars().count() > MAX_PHONE {
         return flaw("is longer than any phone number");
     }
     let text = damaged::bare(text);
@@ -67,7 +67,7 @@ pub(crate) fn phone(text: &str, region: &str) -> Result<String, Flaw> {
     }
     let e164 = number.format_as(PhoneNumberFormat::E164).into_owned();
     // A few plans allow more digits than E.164 does.
-    if e164.len() > LONGEST_E164 {
+    if e164.len() > MAX_E164 {
         return flaw("is longer than any phone number");
     }
     Ok(e164)
@@ -85,7 +85,7 @@ fn has_letters(text: &str) -> bool {
 pub(crate) fn name(text: &str) -> Result<Cow<'_, str>, Flaw> {
     let flaw = |wrong| Err(Flaw { field: "name", wrong });
     let text = invisible::written(text);
-    if !(1..=LONGEST_NAME).contains(&text.chars().count()) {
+    if !(1..=MAX_NAME).contains(&text.chars().count()) {
         return flaw("must have 1 to 200 characters");
     }
     if text.contains(is_control) {
@@ -98,7 +98,7 @@ pub(crate) fn name(text: &str) -> Result<Cow<'_, str>, Flaw> {
 pub(crate) fn email(text: &str) -> Result<Cow<'_, str>, Flaw> {
     let flaw = |wrong| Err(Flaw { field: "email", wrong });
     let text = invisible::plain(text);
-    if text.len() > LONGEST_EMAIL {
+    if text.len() > MAX_EMAIL {
         return flaw("is longer than 254 bytes");
     }
     let options = Options::default().without_display_text().without_domain_literal().with_required_tld();
@@ -280,7 +280,7 @@ mod tests {
         fn no_text_is_too_strange(text in any::<String>(), digits in "[+0-9 ();=,.x/-]{0,120}", region in "[A-Z]{0,3}") {
             for text in [&text, &digits, &format!("+{text}"), &format!("tel:{digits};ext={text}")] {
                 if let Ok(found) = phone(text, &region) {
-                    prop_assert!(found.len() <= LONGEST_E164 && found.starts_with('+'), "{found}");
+                    prop_assert!(found.len() <= MAX_E164 && found.starts_with('+'), "{found}");
                     prop_assert!(found[1..].bytes().all(|b| b.is_ascii_digit()) && !found.starts_with("+0"));
                     prop_assert_eq!(phone(&found, &region), Ok(found), "what was found stays what it is");
                 }

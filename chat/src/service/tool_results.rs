@@ -21,11 +21,11 @@ use uuid::Uuid;
 
 use super::Service;
 use super::access::Caller;
-use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Row, Served};
 use super::caches::{NotAKey, share_of};
 use super::database::Database;
 use super::fair;
-use super::input::{self, At};
+use super::input::{self, PathParams};
 use super::messages::begin_chat;
 use super::problem::Problem;
 
@@ -142,15 +142,15 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn read(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<ToolPath>,
-    wanted: Wanted,
+    PathParams(path): PathParams<ToolPath>,
+    wanted: Preconditions,
 ) -> Result<Answer, Problem> {
     check(&path.tool)?;
     let key = ChatTool { chat: path.chat, tool: path.tool };
     let read = fair::read(&service.caches.tool_results, &key, wanted.options()).await?;
     let lives =
         |found: &Row<ToolResult>| caller.may(found.row.company_id) && found.row.expires_at > Utc::now();
-    let found = Found::new(read, "tool result", lives)?;
+    let found = Served::new(read, "tool result", lives)?;
     Ok(Answer::row(&found, &wanted))
 }
 
@@ -162,9 +162,9 @@ async fn read(
 async fn store(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<ToolPath>,
+    PathParams(path): PathParams<ToolPath>,
     input::Json(result): input::Json,
-) -> Result<Done<ToolResult>, Problem> {
+) -> Result<Committed<ToolResult>, Problem> {
     check(&path.tool)?;
     if result.get().len() > MAX_RESULT {
         return Err(Problem::invalid("body", &format!("must have at most {MAX_RESULT} bytes")));
@@ -193,7 +193,7 @@ async fn store(
             Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))
 }
 
 fn check(tool: &str) -> Result<(), Problem> {

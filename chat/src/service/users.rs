@@ -13,11 +13,11 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::access::Caller;
-use super::answer::{Answer, Done, Found, ReadHeaders, Row, Wanted};
+use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Row, Served};
 use super::caches::share_of;
 use super::database::Database;
 use super::fair;
-use super::input::{At, Body};
+use super::input::{Body, PathParams};
 use super::problem::Problem;
 use super::rules;
 
@@ -106,11 +106,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn read(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<UserPath>,
-    wanted: Wanted,
+    PathParams(path): PathParams<UserPath>,
+    wanted: Preconditions,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.users, &path.id, wanted.options()).await?;
-    let found = Found::new(read, "user", |user| caller.may(user.row.company_id))?;
+    let found = Served::new(read, "user", |user| caller.may(user.row.company_id))?;
     Ok(Answer::row(&found, &wanted))
 }
 
@@ -132,7 +132,7 @@ async fn create(
         })
         .await?;
     let location = format!("/api/v1/users/{}", written.value.id);
-    Ok(Done(written).created(&location))
+    Ok(Committed(written).created(&location))
 }
 
 /// Changes a user
@@ -141,9 +141,9 @@ async fn create(
 async fn change(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<UserPath>,
+    PathParams(path): PathParams<UserPath>,
     Body(change): Body<UserChange>,
-) -> Result<Done<User>, Problem> {
+) -> Result<Committed<User>, Problem> {
     let name = change.name.as_deref().map(rules::name).transpose()?;
     let email = change.email.as_deref().map(rules::email).transpose()?;
     let sql = "update users set name = coalesce($3, name), email = coalesce($4, email), role = coalesce($5, role) \
@@ -155,7 +155,7 @@ async fn change(
             query.fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such user"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such user"))
 }
 
 /// Deletes a user
@@ -164,8 +164,8 @@ async fn change(
 async fn delete(
     State(service): State<Arc<Service>>,
     caller: Caller,
-    At(path): At<UserPath>,
-) -> Result<Done<User>, Problem> {
+    PathParams(path): PathParams<UserPath>,
+) -> Result<Committed<User>, Problem> {
     let sql = "delete from users where id = $1 and ($2::bigint is null or company_id = $2) \
                returning id, company_id, name, email, role";
     let written = service
@@ -173,5 +173,5 @@ async fn delete(
             service.database.write::<User>(sql).bind(path.id).bind(caller.company()).fetch_optional(tx).await
         })
         .await?;
-    Done::some(written).ok_or_else(|| Problem::not_found("there is no such user"))
+    Committed::some(written).ok_or_else(|| Problem::not_found("there is no such user"))
 }

@@ -17,7 +17,7 @@ const OLDEST: i32 = 130_000;
 /// While an instance runs, ticks are a minute apart.
 const TICK_OVERDUE: Duration = Duration::from_secs(5 * 60);
 /// A replica that is further behind makes loads go to the primary.
-const MOST_LAG: Duration = Duration::from_secs(1);
+const MAX_LAG: Duration = Duration::from_secs(1);
 
 /// A connection that reads, and waits for nothing. Queries of the catalogue run once: to compile them takes seconds.
 pub(super) async fn reading(database: &Database) -> anyhow::Result<PgConnection> {
@@ -356,7 +356,7 @@ async fn replica(database: &Database, url: &str) -> Findings {
     Ok(vec![if paused {
         Finding::warn("replica", format!("{found}; its replay is paused: {loads}"))
             .mend("select pg_wal_replay_resume(); -- on the replica")
-    } else if lag.is_none_or(|lag| lag > MOST_LAG) {
+    } else if lag.is_none_or(|lag| lag > MAX_LAG) {
         Finding::warn("replica", format!("{found}: {loads}"))
             .mend("select * from pg_stat_replication; -- on the primary: where it waits")
     } else {

@@ -16,8 +16,8 @@ const OLDEST: (u32, u32) = (6, 2);
 const L2_TIMEOUT: Duration = Duration::from_millis(50);
 const PINGS: usize = 20;
 /// A hint has at most 256 KiB; a subscriber must be able to hold some.
-const LEAST_BUFFER: u64 = 1 << 20;
-const MOST_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
+const MIN_BUFFER: u64 = 1 << 20;
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     let Some(url) = url else {
@@ -182,7 +182,7 @@ fn buffer(limits: &str) -> Finding {
             "a subscriber that hangs may take all memory: its output buffer has no limit",
         )
         .mend(mend),
-        Some(least) if least < LEAST_BUFFER => {
+        Some(least) if least < MIN_BUFFER => {
             let found = format!(
                 "a subscriber is dropped when {} of hints wait for it: each burst of writes is a gap, and a poll",
                 bytes(least)
@@ -264,7 +264,7 @@ async fn clock(connection: &mut MultiplexedConnection) -> anyhow::Result<Finding
 fn difference(here: Duration, there: Duration) -> Finding {
     let by = here.abs_diff(there);
     let found = format!("{} apart from here; only how long values live in L2 depends on it", time(by));
-    if by > MOST_CLOCK_DIFFERENCE {
+    if by > MAX_CLOCK_DIFFERENCE {
         Finding::warn("clock", found).mend("keep the clocks of all machines by NTP")
     } else {
         Finding::ok("clock", found)

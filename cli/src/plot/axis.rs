@@ -26,7 +26,7 @@ enum Scale {
 }
 
 /// Durations below this are drawn in little room on an axis that begins with zero.
-const LEAST_STALENESS: f64 = 0.001;
+const MIN_STALENESS: f64 = 0.001;
 /// What may lie between two times on an axis.
 const STEPS: [f64; 16] =
     [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0];
@@ -76,7 +76,7 @@ impl Axis {
     /// Where a figure lies: from 0 to 1.
     pub(super) fn place(&self, figure: f64) -> f64 {
         let least = match self.scale {
-            Scale::Staleness => LEAST_STALENESS,
+            Scale::Staleness => MIN_STALENESS,
             _ => 1.0,
         };
         let at = |figure: f64| match self.scale {
@@ -100,7 +100,7 @@ impl Axis {
             .filter(|power| {
                 let figure = 10_f64.powi(*power);
                 let from = match self.scale {
-                    Scale::Staleness => LEAST_STALENESS * 0.99,
+                    Scale::Staleness => MIN_STALENESS * 0.99,
                     Scale::Count => 0.99,
                     _ => self.from * 0.999,
                 };

@@ -13,7 +13,7 @@ use super::{Replay, check_redis};
 
 const TIERS: [&str; 3] = ["L1", "L2", "a load"];
 /// Beyond this many nines nothing is drawn.
-const MOST_NINES: f64 = 5.0;
+const MAX_NINES: f64 = 5.0;
 
 impl Replay {
     /// Whatever is wrong with the file is said before anything is made.
@@ -259,7 +259,7 @@ fn latency(run: &Run) -> Chart {
         }
         let at = |share: f64| histogram.quantile(share).as_secs_f64();
         // One read in a hundred is the 99 % of a hundred: more can't be told.
-        let told = precise(count).log10().clamp(0.5, MOST_NINES);
+        let told = precise(count).log10().clamp(0.5, MAX_NINES);
         let steps = (0..=120).map(|step| told * f64::from(step) / 120.0);
         let points = steps.map(|nines| (at(1.0 - 10_f64.powf(-nines)), Some(nines))).collect();
         let marks = marked.iter().map(|(share, _)| (at(*share), Axis::nines(*share)));

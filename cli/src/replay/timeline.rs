@@ -100,7 +100,7 @@ pub(super) struct Sample {
 }
 
 /// Samples at most. When there are more, every other one goes, and the next ones come half as often.
-const MOST_SAMPLES: usize = 1_024;
+const MAX_SAMPLES: usize = 1_024;
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 
 impl Samples {
@@ -118,7 +118,7 @@ impl Samples {
     /// Returns whether there were so many that every other one went.
     fn add(&mut self, sample: Sample) -> bool {
         self.0.push(sample);
-        let full = self.0.len() >= MOST_SAMPLES;
+        let full = self.0.len() >= MAX_SAMPLES;
         if full {
             let mut odd = false;
             self.0.retain(|_| {
@@ -222,7 +222,7 @@ mod tests {
             if samples.add(Sample { at: FIRST_PAUSE * at, repairs: u64::from(at), errors: 0 }) {
                 step *= 2;
             }
-            assert!(samples.0.len() < MOST_SAMPLES);
+            assert!(samples.0.len() < MAX_SAMPLES);
         }
         samples.0.push(Sample { at: FIRST_PAUSE * at, repairs: u64::from(at), errors: 7 });
         let slice = at / 200;

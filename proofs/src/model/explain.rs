@@ -115,7 +115,7 @@ fn reader(world: &World, r: u8) -> String {
         Step::Hitting { .. } => " -> paused in a hit".to_owned(),
         Step::Missed { again: false } | Step::Beginning { .. } => " -> a miss".to_owned(),
         Step::Missed { again: true } => " -> reads again".to_owned(),
-        Step::Began { .. } | Step::Looking { .. } => " -> leads".to_owned(),
+        Step::ReadStart { .. } | Step::Looking { .. } => " -> leads".to_owned(),
         Step::Found { .. } => " -> accepted".to_owned(),
         Step::Loading { primary, .. } => {
             if primary { " -> asks for the primary" } else { " -> loads" }.to_owned()

@@ -373,8 +373,8 @@ impl Variant {
         let scope = match self {
             Self::NoStampCheckOnL2 => Scope { l2: true, ..PLAIN },
             Self::XmaxAboveHighest => Scope { writers: BESIDE, ..PLAIN },
-            Self::LoForgotten => Scope { writers: TWO, hints: true, ..PLAIN },
-            Self::RkForgotten => Scope { l2: true, trim: true, ..PLAIN },
+            Self::CoarseForgotten => Scope { writers: TWO, hints: true, ..PLAIN },
+            Self::FloorForgotten => Scope { l2: true, trim: true, ..PLAIN },
             Self::UnconfirmedHintDroppedAgainstTheLastPoll => Scope { writers: TWO, hints: true, ..PLAIN },
             Self::NoRecheckAtInsert => PLAIN,
             Self::NaiveJoin => PLAIN,

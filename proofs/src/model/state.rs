@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::variants::Known;
 use crate::coherence::snapshot::Snapshot;
-use crate::coherence::verdict::From;
+use crate::coherence::verdict::FlightSource;
 
 pub(super) const WRITERS: usize = 3;
 pub(super) const INSTANCES: usize = 2;
@@ -159,7 +159,7 @@ pub(super) enum Wish {
 
 /// The state of things before a read's I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Began {
+pub(super) struct ReadStart {
     pub(super) epoch: u8,
     pub(super) era: u8,
     pub(super) poll: Option<Seen>,
@@ -189,26 +189,26 @@ pub(super) enum Step {
         again: bool,
     },
     /// Has captured where things stand, and has not joined a flight yet.
-    Began {
-        began: Began,
+    ReadStart {
+        began: ReadStart,
         again: bool,
     },
     Looking {
-        began: Began,
+        began: ReadStart,
     },
     /// Leads, in its look-up, and is not polled any more.
     Parked,
     Found {
-        began: Began,
+        began: ReadStart,
         holds: Set,
         stamp: Seen,
     },
     Loading {
-        began: Began,
+        began: ReadStart,
         primary: bool,
     },
     Loaded {
-        began: Began,
+        began: ReadStart,
         primary: bool,
         holds: Set,
         stamp: Seen,
@@ -235,7 +235,7 @@ pub(super) struct Outcome {
     pub(super) holds: Set,
     pub(super) stamp: Seen,
     pub(super) era: u8,
-    pub(super) from: From,
+    pub(super) from: FlightSource,
 }
 
 /// Everything.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::state::{
-    Answer, Began, Entry, FILLS, FORGED, Fate, INSTANCES, Instance, Outcome, READERS, Reader, Seen, Set,
+    Answer, Entry, FILLS, FORGED, Fate, INSTANCES, Instance, Outcome, READERS, ReadStart, Reader, Seen, Set,
     Step, Stored, Tail, WRITERS, Wish, World, Writer, bit, has,
 };
 use super::variants::{Known, Variant};
@@ -11,7 +11,7 @@ use super::{Perto, promise};
 use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
-use crate::coherence::verdict::{Asked, Boarded, Flight, From, Judged, Verdict, Write};
+use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 
 /// One step of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl Perto {
             Step::Missed { .. } | Step::Beginning { .. } if self.scope.fine => {
                 actions.push(Action::CaptureBegan(r));
             }
-            Step::Missed { .. } | Step::Beginning { .. } | Step::Began { .. } => {
+            Step::Missed { .. } | Step::Beginning { .. } | Step::ReadStart { .. } => {
                 actions.push(Action::Join(r));
             }
             Step::Looking { .. } => {
@@ -335,9 +335,9 @@ impl Perto {
                     Step::Missed { again } if twice => {
                         world.set(r, Step::Beginning { epoch: now.epoch, again });
                     }
-                    Step::Missed { again } => world.set(r, Step::Began { began: now, again }),
+                    Step::Missed { again } => world.set(r, Step::ReadStart { began: now, again }),
                     Step::Beginning { epoch, again } => {
-                        world.set(r, Step::Began { began: Began { epoch, ..now }, again });
+                        world.set(r, Step::ReadStart { began: ReadStart { epoch, ..now }, again });
                     }
                     _ => {}
                 }
@@ -346,7 +346,7 @@ impl Perto {
             Action::LookUp { reader, found } => self.look_up(world, reader, found),
             Action::Insert(r) => {
                 if let Step::Found { began, holds, stamp } = world.reader(r).step {
-                    let outcome = Outcome { holds, stamp, era: began.era, from: From::Remote };
+                    let outcome = Outcome { holds, stamp, era: began.era, from: FlightSource::Remote };
                     self.insert(world, r, outcome);
                     world.finish(r, outcome);
                 }
@@ -627,7 +627,7 @@ impl Perto {
     fn join(&self, world: &mut World, r: u8) {
         let (began, again) = match world.reader(r).step {
             Step::Missed { again } => (began(world.instance_of(self, r)), again),
-            Step::Began { began, again } => (began, again),
+            Step::ReadStart { began, again } => (began, again),
             _ => return,
         };
         let mut others = (0..READERS as u8).filter(|other| self.instance(*other) == self.instance(r));
@@ -714,11 +714,11 @@ impl Perto {
         let new = began.poll.is_none_or(|poll| stamp.snapshot().rank() >= poll.snapshot().rank());
         let unchecked = self.variant == Some(Variant::ReplicasValueServedUnchecked);
         let from = if (by_primary && new) || unchecked {
-            From::Primary
+            FlightSource::Primary
         } else if began.era != instance.era || instance.known.accepts(stamp) {
-            From::Unknown
+            FlightSource::Unknown
         } else if primary {
-            From::Behind
+            FlightSource::Behind
         } else {
             world.set(r, Step::Loading { began, primary: true });
             return;
@@ -756,21 +756,21 @@ impl Perto {
         let boarded = if before { Boarded::BeforeTakeOff } else { Boarded::InFlight };
         let flight = Flight { from, boarded };
         let first_hand = flight.is_first_hand();
-        let trusted = (self.variant == Some(Variant::NoStampCheckOnL2) && from == From::Remote)
+        let trusted = (self.variant == Some(Variant::NoStampCheckOnL2) && from == FlightSource::Remote)
             || self.variant == Some(Variant::NaiveJoin);
         let judged = if first_hand {
-            Judged::Fresh
+            LeaseVerdict::Fresh
         } else if !(trusted || instance.known.accepts(stamp)) {
-            Judged::Refused
+            LeaseVerdict::Refused
         } else if world.valid(lease) {
-            Judged::Fresh
+            LeaseVerdict::Fresh
         } else {
-            Judged::Unverified(Duration::ZERO)
+            LeaseVerdict::Unverified(Duration::ZERO)
         };
         let same_era = era == instance.era || self.variant == Some(Variant::EraOfALoadNotCompared);
         let write = Write::of(&stamp.snapshot(), world.token(r, instance.epoch));
         let source = world.reader(r).wish == Wish::Source;
-        match flight.verdict(judged, same_era, Asked { of_fresh: write, of_stale: write, source }) {
+        match flight.verdict(judged, same_era, Demand { of_fresh: write, of_stale: write, source }) {
             Verdict::ReadAgain => world.set(r, Step::Missed { again: true }),
             Verdict::TokenUntrue | Verdict::TokenAhead => world.set(r, Step::Idle),
             Verdict::Fresh => self.serve(world, r, holds, lease.filter(|_| !first_hand)),
@@ -819,8 +819,8 @@ impl Perto {
     }
 }
 
-fn began(instance: &Instance) -> Began {
-    Began { epoch: instance.epoch, era: instance.era, poll: instance.poll }
+fn began(instance: &Instance) -> ReadStart {
+    ReadStart { epoch: instance.epoch, era: instance.era, poll: instance.poll }
 }
 
 /// As `Local::evict`: unless it contains the transaction.

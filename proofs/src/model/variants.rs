@@ -10,8 +10,8 @@ use crate::coherence::snapshot::{Rank, Snapshot};
 pub enum Variant {
     NoStampCheckOnL2,
     XmaxAboveHighest,
-    LoForgotten,
-    RkForgotten,
+    CoarseForgotten,
+    FloorForgotten,
     UnconfirmedHintDroppedAgainstTheLastPoll,
     NoRecheckAtInsert,
     NaiveJoin,
@@ -51,8 +51,8 @@ impl Variant {
     pub const ALL: [Self; 37] = [
         Self::NoStampCheckOnL2,
         Self::XmaxAboveHighest,
-        Self::LoForgotten,
-        Self::RkForgotten,
+        Self::CoarseForgotten,
+        Self::FloorForgotten,
         Self::UnconfirmedHintDroppedAgainstTheLastPoll,
         Self::NoRecheckAtInsert,
         Self::NaiveJoin,
@@ -94,7 +94,7 @@ impl Variant {
         match self {
             Self::NoStampCheckOnL2
             | Self::XmaxAboveHighest
-            | Self::RkForgotten
+            | Self::FloorForgotten
             | Self::NoRecheckAtInsert
             | Self::NaiveJoin
             | Self::StandbysSnapshotAtFaceValue
@@ -109,7 +109,7 @@ impl Variant {
             | Self::LogGivenUpToAHint
             | Self::WalPositionAsStamp => promise::UNSEEN_BY_ITS_POLL,
             // The poll that brings the row closes the bucket by itself: only what a hint told is forgotten.
-            Self::LoForgotten
+            Self::CoarseForgotten
             | Self::UnconfirmedHintDroppedAgainstTheLastPoll
             | Self::SecondHintTakenForTheFirst
             | Self::HintForgottenByAnEarlierPoll => promise::HELD,
@@ -156,8 +156,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Copied {
     highest: u64,
-    rk: Rank,
-    lo: u64,
+    floor: Rank,
+    coarse_up_to: u64,
     xid: u64,
     /// How young the hint is that told of `xid`.
     hinted: Hinted,
@@ -181,8 +181,8 @@ impl Known {
             Kind::Two => Self::Two(Bucket::at(floor)),
             Kind::Copied(broken) => Self::Copied(Copied {
                 highest: floor.xmax().saturating_sub(1),
-                rk: floor.rank(),
-                lo: 0,
+                floor: floor.rank(),
+                coarse_up_to: 0,
                 xid: 0,
                 hinted: Hinted::No,
                 hinted_lo: 0,
@@ -241,14 +241,18 @@ impl Known {
 
 impl Copied {
     fn accepts(&self, stamp: &Snapshot) -> bool {
-        let lo = if self.broken == Some(Variant::LoForgotten) { 0 } else { self.lo.max(self.hinted_lo) };
-        let rk = if self.broken == Some(Variant::RkForgotten) { Rank::default() } else { self.rk };
+        let coarse_up_to = if self.broken == Some(Variant::CoarseForgotten) {
+            0
+        } else {
+            self.coarse_up_to.max(self.hinted_lo)
+        };
+        let floor = if self.broken == Some(Variant::FloorForgotten) { Rank::default() } else { self.floor };
         if self.broken == Some(Variant::XmaxAboveHighest) {
             return stamp.xmax() > self.highest.max(self.hinted_lo).max(self.xid);
         }
-        stamp.xmin() > lo
+        stamp.xmin() > coarse_up_to
             && (self.xid == 0 || stamp.contains(self.xid))
-            && (stamp.xmin() > self.highest || stamp.rank() >= rk)
+            && (stamp.xmin() > self.highest || stamp.rank() >= floor)
     }
 
     fn apply(&mut self, xid: u64, last: Option<&Snapshot>, current: Option<&Snapshot>) {
@@ -311,9 +315,9 @@ impl Copied {
     fn give_up(&mut self, xid: u64, poll: &Snapshot) {
         self.highest = self.highest.max(xid);
         if xid < poll.xmin() {
-            self.lo = self.lo.max(xid);
+            self.coarse_up_to = self.coarse_up_to.max(xid);
         } else {
-            self.rk = self.rk.max(poll.rank());
+            self.floor = self.floor.max(poll.rank());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::service::fleet::{
 use crate::service::imports::UnderWay;
 
 /// States that one point names at most: of those that are not coherent.
-const MOST_STATES: usize = 200;
+const MAX_STATES: usize = 200;
 
 /// How the fleet is now.
 #[derive(Debug, Serialize)]
@@ -181,7 +181,7 @@ impl Point {
             staleness: pair(&staleness, [0.99, 1.0], 1e6),
             propagation: pair(&propagation, [0.5, 0.99], 1e6),
             repairs: pace.repaired(),
-            states: off.take(MOST_STATES).map(|report| state(&report.instance)).collect(),
+            states: off.take(MAX_STATES).map(|report| state(&report.instance)).collect(),
             alone: seen.alone,
         }
     }

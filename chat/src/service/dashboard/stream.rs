@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::MOST_STREAMS;
+use super::MAX_STREAMS;
 use crate::service::Service;
 use crate::service::access::Admin;
 use crate::service::problem::Problem;
@@ -38,7 +38,7 @@ pub(in crate::service) fn routes() -> OpenApiRouter<Arc<Service>> {
 async fn watch_all(State(service): State<Arc<Service>>, _: Admin) -> Result<Response, Problem> {
     let dashboard = &service.dashboard;
     let place = Arc::clone(&dashboard.places).try_acquire_owned().map_err(|_none_left| {
-        Problem::unavailable(format!("{MOST_STREAMS} watch already: close a dashboard")).retry_after(FULL)
+        Problem::unavailable(format!("{MAX_STREAMS} watch already: close a dashboard")).retry_after(FULL)
     })?;
     let mut frames = dashboard.frames.subscribe();
     frames.mark_unchanged();

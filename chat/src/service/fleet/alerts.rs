@@ -21,7 +21,7 @@ pub(crate) use troubles::Lasting;
 /// Of hit rates.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Fewer reads say nothing of a hit rate.
-const LEAST_READS: u64 = 100;
+const MIN_READS: u64 = 100;
 /// How long a full pool and a lease near its end are remembered: less than that is missed by whoever looks every ten seconds.
 const RECENTLY: Duration = Duration::from_secs(10);
 /// Of the bound, in percent.
@@ -29,11 +29,11 @@ const OLD_LEASE: f64 = 80.0;
 
 const MEMORY: &str = "redis-memory-high";
 /// Fewer writes that failed say nothing: one may have met another.
-const LEAST_FAILED: u64 = 3;
+const MIN_FAILED: u64 = 3;
 /// Seconds of a minute in which a limit refused: fewer are what limits are for.
-const LEAST_LIMITED: usize = 10;
+const MIN_LIMITED: usize = 10;
 /// Heartbeats that could not be written in a row.
-const LEAST_SILENT: u32 = 3;
+const MIN_SILENT: u32 = 3;
 
 /// Those that are judged here; besides them there is one for each kind of trouble, by its name. `docs/API.md` and
 /// `docs/OPERATIONS.md` have each of them, and so do the dashboard and Prometheus' rules.
@@ -335,8 +335,8 @@ impl Window<'_> {
         let Writes { silent, why, .. } = &self.now.writes;
         let failed = self.rise(MINUTE, |sample| sample.writes.failed);
         let done = self.rise(MINUTE, |sample| sample.writes.done);
-        let many = failed >= LEAST_FAILED && failed > done;
-        let detail = match (*silent >= LEAST_SILENT, many) {
+        let many = failed >= MIN_FAILED && failed > done;
+        let detail = match (*silent >= MIN_SILENT, many) {
             (true, _) => format!("nothing can be written since {silent} heartbeats: {why}"),
             (false, true) => {
                 format!("{failed} of {} writes of the last minute failed: see the log", failed + done)
@@ -373,7 +373,7 @@ impl Window<'_> {
             (seconds, Limit::ALL[at].name(), self.rise(MINUTE, |sample| sample.refused[at]))
         };
         let mut limited: Vec<_> =
-            (0..Limit::ALL.len()).map(limited).filter(|(seconds, ..)| *seconds >= LEAST_LIMITED).collect();
+            (0..Limit::ALL.len()).map(limited).filter(|(seconds, ..)| *seconds >= MIN_LIMITED).collect();
         limited.sort_unstable_by(|a, b| b.cmp(a));
         let (most, ..) = limited.first()?;
         let told = limited.iter().map(|(_, name, times)| format!("{name} {times} times"));
@@ -382,7 +382,7 @@ impl Window<'_> {
             name: "limit-reached",
             severity: Severity::Warning,
             value: f64::from(u32::try_from(*most).unwrap_or(u32::MAX)),
-            threshold: f64::from(u32::try_from(LEAST_LIMITED).unwrap_or(u32::MAX)),
+            threshold: f64::from(u32::try_from(MIN_LIMITED).unwrap_or(u32::MAX)),
             unit: Unit::Seconds,
             detail: format!("limits refused in the last minute: {told}"),
         })
@@ -405,7 +405,7 @@ impl Window<'_> {
         let (hits, reads) =
             (self.rise(MINUTE, |sample| sample.hits), self.rise(MINUTE, |sample| sample.reads));
         let low = u128::from(hits) * 100 < u128::from(reads) * u128::from(least);
-        (reads >= LEAST_READS && low).then(|| Raised {
+        (reads >= MIN_READS && low).then(|| Raised {
             name: "hit-rate-low",
             severity: Severity::Warning,
             value: super::redis::percent(hits, reads),

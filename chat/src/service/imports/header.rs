@@ -6,7 +6,7 @@ use crate::service::rules;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 /// Most columns that a header is read of.
-const MOST_COLUMNS: usize = 1_024;
+const MAX_COLUMNS: usize = 1_024;
 /// Spreadsheets write a semicolon where the comma is for decimals.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 const SAVE: &str = "save it as UTF-8 (in Excel: \"CSV UTF-8\")";
@@ -144,7 +144,7 @@ pub(super) fn unreadable(record: &[u8]) -> Option<String> {
 }
 
 fn columns(record: &[u8], separator: u8) -> Result<Vec<String>, String> {
-    let mut reader = CsvReader::new(separator, MOST_COLUMNS);
+    let mut reader = CsvReader::new(separator, MAX_COLUMNS);
     let Some(names) = reader.fields(record) else {
         return Err("can't be read as the names of columns".to_owned());
     };

@@ -19,7 +19,7 @@ use super::{Format, Refusal, receive, rejected};
 use crate::service::Service;
 use crate::service::companies::Tenant;
 use crate::service::contacts::OfCompany;
-use crate::service::input::At;
+use crate::service::input::PathParams;
 use crate::service::limits::Limit;
 use crate::service::problem::{Kind, Problem};
 
@@ -86,7 +86,7 @@ async fn list(
 async fn read(
     State(service): State<Arc<Service>>,
     Tenant { company, .. }: Tenant,
-    At(ImportPath { id, .. }): At<ImportPath>,
+    PathParams(ImportPath { id, .. }): PathParams<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
     status::find(&service.database, company.id, id).await?.map(Json).ok_or_else(no_import)
 }
@@ -97,7 +97,7 @@ async fn read(
 async fn cancel(
     State(service): State<Arc<Service>>,
     Tenant { company, .. }: Tenant,
-    At(ImportPath { id, .. }): At<ImportPath>,
+    PathParams(ImportPath { id, .. }): PathParams<ImportPath>,
 ) -> Result<Json<Import>, Problem> {
     let import = status::cancel(&service.database, company.id, id).await?.ok_or_else(no_import)?;
     service.imports.untidy.notify_one();
@@ -112,7 +112,7 @@ async fn cancel(
 async fn read_rejected(
     State(service): State<Arc<Service>>,
     Tenant { company, .. }: Tenant,
-    At(ImportPath { id, .. }): At<ImportPath>,
+    PathParams(ImportPath { id, .. }): PathParams<ImportPath>,
 ) -> Result<Response, Problem> {
     status::find(&service.database, company.id, id).await?.ok_or_else(no_import)?;
     let headers = [

@@ -26,7 +26,7 @@ const CHUNK_RECORDS: usize = 5_000;
 /// Longest time that a header may take to come, however it comes.
 const HEADER: Duration = Duration::from_secs(10);
 /// What must come of a body on average, in bytes a second, once it was waited for so long.
-const LEAST_RATE: u64 = 1024;
+const MIN_RATE: u64 = 1024;
 const SETTLED: Duration = Duration::from_mins(1);
 
 const BROKEN_OFF: &str = "the upload broke off";
@@ -133,7 +133,7 @@ impl<S: Stream<Item = Result<Bytes, E>> + Unpin, E> Body<S> {
         if self.taken > self.most {
             return Err(Refusal::TooLarge(self.most));
         }
-        if self.waited > SETTLED && self.taken / LEAST_RATE < self.waited.as_secs() {
+        if self.waited > SETTLED && self.taken / MIN_RATE < self.waited.as_secs() {
             return Err(Refusal::Slow);
         }
         Ok(Some(piece))

@@ -9,10 +9,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// What a client must take of an answer, in bytes a second.
-const LEAST_RATE: usize = 4 * 1024;
+const MIN_RATE: usize = 4 * 1024;
 /// Over what time. Who takes nothing is left after it.
 const STRETCH: Duration = Duration::from_secs(30);
-const LEAST: usize = LEAST_RATE * 30;
+const LEAST: usize = MIN_RATE * 30;
 
 pub(super) struct Impatient<S> {
     stream: S,
@@ -156,7 +156,7 @@ mod tests {
         let (drops, after) = sent(64, Duration::from_secs(8)).await;
         assert_eq!((drops.unwrap_err().kind(), after), (io::ErrorKind::TimedOut, STRETCH));
         assert_eq!(RESETS.load(Ordering::Relaxed), 2, "nothing of it is kept");
-        let (slow, after) = sent(LEAST_RATE * 10, Duration::from_secs(9)).await;
+        let (slow, after) = sent(MIN_RATE * 10, Duration::from_secs(9)).await;
         assert!(slow.is_ok() && after > STRETCH * 4, "{slow:?} after {after:?}");
         assert_eq!(RESETS.load(Ordering::Relaxed), 2);
     }

@@ -154,7 +154,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    use super::super::MOST_BYTES;
+    use super::super::MAX_BYTES;
     use super::*;
 
     fn line(id: i64, created_at_us: i64) -> Line {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_page_ends_before_its_text_is_too_much_and_a_window_is_such_a_page() {
-        let large = |id| Line { body: Some("x".repeat(MOST_BYTES / 10)), ..line(id, id) };
+        let large = |id| Line { body: Some("x".repeat(MAX_BYTES / 10)), ..line(id, id) };
         let lines: Vec<Line> = (0..12).rev().map(large).collect();
         let (_, window) = Window::of(&lines, 200);
         let page = |limit, before| Page { limit, from_date: None, before };
@@ -197,7 +197,7 @@ mod tests {
         let (_, all) = Window::of(&lines[..10], 200);
         assert!(!shown(&all, all.slice(&page(100, None), 200).unwrap()).1, "nothing was left out");
         // One that is too large alone is a page all the same.
-        let huge = |id| Line { body: Some("x".repeat(2 * MOST_BYTES)), ..line(id, id) };
+        let huge = |id| Line { body: Some("x".repeat(2 * MAX_BYTES)), ..line(id, id) };
         let (_, window) = Window::of(&[huge(2), huge(1)], 200);
         assert_eq!(shown(&window, window.slice(&page(100, None), 200).unwrap()), (vec![2], true));
     }

@@ -19,13 +19,13 @@ const OUTCOME: &str = "perto.outcome";
 
 /// How long answers of the API take.
 #[derive(Debug)]
-pub(crate) struct Answered {
+pub(crate) struct RequestDurations {
     histogram: Histogram<f64>,
     /// By method and status, of which there are few: to look them up by their attributes would cost a request a twentieth.
     bound: RwLock<HashMap<(&'static str, StatusCode), BoundHistogram<f64>>>,
 }
 
-impl Answered {
+impl RequestDurations {
     /// <https://opentelemetry.io/docs/specs/semconv/http/http-metrics/>
     pub(crate) fn new(telemetry: &Telemetry) -> Self {
         let meter = telemetry.meter();
@@ -53,7 +53,7 @@ impl Answered {
 /// Makes all but the first. They end with the service, and keep nothing of it alive.
 pub(crate) fn begin(service: &Arc<Service>) {
     let meter = service.telemetry.meter();
-    let of = Of { service: Arc::downgrade(service), meter };
+    let of = Observed { service: Arc::downgrade(service), meter };
     of.service.upgrade().iter().for_each(|service| service.perto.instrument(&of.meter));
     pools(&of);
     writes(&of);
@@ -79,7 +79,7 @@ pub(crate) fn begin(service: &Arc<Service>) {
 }
 
 /// <https://opentelemetry.io/docs/specs/semconv/database/database-metrics/>
-fn pools(of: &Of) {
+fn pools(of: &Observed) {
     let help = "Connections to Postgres, by what they are for.";
     of.gauge("db.client.connection.count", "", help, |service, observed| {
         for gauge in &service.fleet.gauges {
@@ -112,7 +112,7 @@ fn pools(of: &Of) {
 }
 
 /// Requests that write, and the heartbeats, which an instance writes by itself.
-fn writes(of: &Of) {
+fn writes(of: &Observed) {
     let help = "Requests that may write, all but GET: answered, or failed for no fault of who asked.";
     of.counter("perto.writes", help, |service, observed| {
         let writes = &service.fleet.writes;
@@ -128,7 +128,7 @@ fn writes(of: &Of) {
 }
 
 /// What is refused, and how much of what is limited is in use.
-fn limits(of: &Of) {
+fn limits(of: &Observed) {
     let help = "Times that a limit refused: a request, or a connection's place.";
     of.counter("perto.refused", help, |service, observed| {
         for (limit, refused) in Limit::ALL.iter().zip(service.limits.refused()) {
@@ -152,7 +152,7 @@ fn limits(of: &Of) {
 }
 
 /// As it said within the last seconds: whoever collects does not ask it.
-fn redis(of: &Of) {
+fn redis(of: &Observed) {
     // Nothing is said of it where there is none: it is not down, and no alert is to say so.
     of.gauge("perto.redis.up", "", "Whether Redis told its figures.", |service, observed| {
         if service.fleet.redis.is_configured() {
@@ -184,12 +184,12 @@ fn count(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-struct Of {
+struct Observed {
     service: Weak<Service>,
     meter: Meter,
 }
 
-impl Of {
+impl Observed {
     /// Callbacks live as long as the pipeline, which the service owns.
     fn looking<T>(
         &self,
