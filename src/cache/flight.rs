@@ -31,8 +31,9 @@ struct Flight<T> {
     state: Watched<State<T>>,
     /// The read that leads it.
     origin: Origin,
-    /// By when its look-up must have ended.
-    looks_until: Instant,
+    began: Instant,
+    /// How long its look-up may take; perhaps for ever.
+    look_up: Duration,
 }
 
 #[derive(Debug)]
@@ -75,8 +76,8 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
             Entry::Occupied(flight) => (None, Waiter(Arc::clone(flight.get()))),
             Entry::Vacant(place) => {
                 let state = Watched::new(State::LookingUp);
-                let looks_until = Instant::now() + look_up + LATE;
-                let flight = Arc::new(Flight { state, origin: origin.clone(), looks_until });
+                let began = Instant::now();
+                let flight = Arc::new(Flight { state, origin: origin.clone(), began, look_up });
                 place.insert(Arc::clone(&flight));
                 let leader =
                     Leader { flights: Arc::clone(self), key: key.clone(), flight: Arc::clone(&flight) };
@@ -92,8 +93,9 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) async fn outcome(&self, key: &K, waiter: Waiter<T>) -> Option<T> {
         let flight = &waiter.0;
         let looked_up = |state: &State<T>| (!matches!(state, State::LookingUp)).then_some(());
+        let left = flight.look_up.saturating_add(LATE).saturating_sub(flight.began.elapsed());
         if flight.state.look(looked_up).is_none()
-            && tokio::time::timeout_at(flight.looks_until, flight.state.wait_for(looked_up)).await.is_err()
+            && tokio::time::timeout(left, flight.state.wait_for(looked_up)).await.is_err()
         {
             // Under the lock: whoever finds the key free then finds this flight abandoned, and a load that has just begun is kept.
             let mut running = self.running.lock();

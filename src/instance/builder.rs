@@ -404,3 +404,21 @@ fn random() -> u64 {
     hasher.write_u32(std::process::id());
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimPostgres;
+
+    /// Else whoever may choose keys could keep another's bucket closed, on all instances at once.
+    #[test]
+    fn which_keys_share_a_bucket_is_another_matter_on_each_instance() {
+        let slots = || {
+            let log = Arc::new(SimPostgres::new().log(1));
+            let perto = Perto::builder("app").log(log).build().unwrap();
+            let buckets = &perto.shared().coherence.buckets;
+            (0..100).map(|key| buckets.slot("users", &key.to_string())).collect::<Vec<_>>()
+        };
+        assert_ne!(slots(), slots());
+    }
+}

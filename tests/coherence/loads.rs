@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perto::sim::Sim;
-use perto::{Cache, Error, Freshness, Load, Loaded, Stamp, Tier};
+use perto::{Cache, CacheBuilder, Error, Freshness, Load, Loaded, Outage, Stamp, Tier};
 use tokio::time::Instant;
 
 use crate::ring::{BOUND, CACHE, Member, POLL, Ring, eventually, ms, some, spawn, text};
@@ -296,6 +296,32 @@ async fn a_hanging_loader_ends_at_the_load_timeout() {
     assert_eq!(member.users.flights(), 0);
     member.loader.faults().heal();
     assert_eq!(member.fresh(1).await, None);
+    ring.end().await;
+}
+
+/// Whoever wants no limit says so by the longest time that there is.
+#[tokio::test(start_paused = true)]
+async fn with_limits_that_never_end_reads_of_every_tier_are_answered() {
+    let mut ring = Ring::of(0).await;
+    for _ in 0..2 {
+        let endless = |cache: CacheBuilder<u64, String>| {
+            let outage = Outage::ServeStale { max: Duration::MAX };
+            cache.load_timeout(Duration::MAX).ttl(Duration::MAX).absent_ttl(Duration::MAX).outage(outage)
+        };
+        ring.join_with(|perto| perto.remote_timeout(Duration::MAX), endless).await;
+    }
+    ms(300).await;
+    let [one, other] = &ring.members[..] else { unreachable!() };
+    ring.write(0, 1, "v").await;
+    for (member, tier) in [(one, Tier::Load), (one, Tier::Local), (other, Tier::Remote)] {
+        let read = member.users.get(&1).await.unwrap();
+        assert_eq!((text(&read), read.tier), (some("v"), tier));
+        ms(5).await;
+    }
+    assert_eq!(one.fresh(2).await, None);
+    one.node.log.faults.cut();
+    tokio::time::sleep(BOUND * 2).await;
+    assert!(matches!(one.users.get(&1).await.unwrap().freshness, Freshness::Unverified { .. }));
     ring.end().await;
 }
 

@@ -294,3 +294,49 @@ async fn what_a_server_says_that_the_log_is_not_on_is_neither_cached_nor_called_
     assert_eq!(a.fresh(1).await, Some(3));
     assert_eq!(a.fresh_from(1).await.1, Tier::Local);
 }
+
+/// Beside a transaction that runs, a horizon that ranks above the polls after it would have each of them start over. So it must be
+/// of before its transaction had a number, wherever that is held up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_horizon_of_a_new_epoch_is_older_than_the_transaction_that_begins_it() {
+    let world = World::new().await;
+    for table in ["boot", "tick"] {
+        world.forget_the_epoch().await;
+        world.sql("insert into tick default values").await;
+        let mut holding = world.pool.begin().await.unwrap();
+        // Whoever reads it goes on.
+        let lock = format!("lock table {table} in exclusive mode");
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *holding).await.unwrap();
+        let a = world.build(|perto| perto, |cache| cache);
+        let starting = a.perto.start();
+        let meanwhile = async {
+            let held = format!(
+                "pg_locks l join pg_class c on c.oid = l.relation where not l.granted \
+                 and c.relname = '{table}' and c.relnamespace = '{}'::regnamespace",
+                world.name
+            );
+            eventually("the epoch's beginning is held up", async || world.count(&held).await > 0).await;
+            world.put(1, 1).await;
+            holding.commit().await.unwrap();
+        };
+        let (started, ()) = tokio::join!(starting, meanwhile);
+        started.unwrap();
+        let (horizon, own): (i64, i64) = sqlx::query_as(
+            "select (pg_snapshot_xmax(trimmed)::text::bigint % (1::bigint << 32)), xmin::text::bigint from boot",
+        )
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+        assert!(horizon <= own, "{table}: numbers below {horizon}, and {own} has begun the epoch");
+        a.perto.shutdown().await;
+    }
+}
+
+/// A session that spells floats in its own way, and a client of a server before 14 where a time is one, must call the epoch alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_origin_of_an_epoch_is_made_of_whole_numbers() {
+    let world = World::new().await;
+    let origin: String = sqlx::query_scalar("select origin()").fetch_one(&world.pool).await.unwrap();
+    let parts: Vec<&str> = origin.split('/').collect();
+    assert!(parts.len() == 4 && parts.iter().all(|part| part.parse::<u64>().is_ok()), "{origin}");
+}

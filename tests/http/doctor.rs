@@ -169,7 +169,7 @@ async fn a_server_that_hangs_costs_its_limit_and_no_other_check() {
     let proxy = FaultProxy::start(place_of(&redis.url())).await.unwrap();
     proxy.set(Fault::BlackHole);
     let said = doctor(&database.url, &format!("redis://{}", proxy.address()), &[]).await;
-    said.tells("redis", "wrong", "timed out", "");
+    said.tells("redis", "wrong", "did not answer within", "");
     said.tells("connections", "ok", "", "");
 }
 
