@@ -148,6 +148,16 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.noted_hit(key, Wish::NONE)
     }
 
+    /// What L1 holds and may serve under these options without waiting. No I/O, no load.
+    #[must_use]
+    pub fn get_if_cached_with<Q>(&self, key: &Q, options: ReadOptions) -> Option<Read<V>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
+    {
+        self.noted_hit(key, self.wish(options))
+    }
+
     #[inline]
     fn noted_hit<Q>(&self, key: &Q, wish: Wish) -> Option<Read<V>>
     where

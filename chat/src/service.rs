@@ -333,9 +333,13 @@ fn places(settings: &Settings) -> anyhow::Result<usize> {
     Ok(places)
 }
 
+/// Between two polls that readers wait for. Who asks for the latest all the time costs Postgres no more than this.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(20);
+
 fn connect(settings: &Settings, urls: &Urls) -> anyhow::Result<Perto> {
     let mut builder = Perto::builder("service")
         .bound(settings.bound)
+        .min_poll_interval(MIN_POLL_INTERVAL)
         .postgres(&urls.database_url)
         // A table without a trigger is a trouble and an alert. To answer nobody would be a greater one.
         .allow_unwatched()

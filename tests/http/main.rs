@@ -33,6 +33,7 @@ mod resources;
 mod restored;
 mod secrets;
 mod service;
+mod sessions;
 mod sink;
 mod spelling;
 mod tags;

@@ -4,6 +4,7 @@
 //! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -27,6 +28,9 @@ mod tags;
 pub(crate) use pieces::Pieces;
 
 const AT_LEAST: &str = "perto-at-least";
+const WITHIN: &str = "perto-within";
+/// Longer than any bound.
+const MAX_WITHIN_MS: u32 = 3_600_000;
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
 const FRESHNESS: HeaderName = HeaderName::from_static("perto-freshness");
 const TOKEN: HeaderName = HeaderName::from_static("perto-token");
@@ -37,6 +41,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 #[derive(Debug)]
 pub(crate) struct Preconditions {
     at_least: Option<Token>,
+    within: Option<Duration>,
     /// As they came, line by line.
     if_none_match: Vec<HeaderValue>,
 }
@@ -54,6 +59,9 @@ pub(crate) struct ReadHeaders {
         nullable = false
     )]
     at_least: Option<String>,
+    /// Milliseconds: the answer misses nothing that was visible longer than this before the request. 0 for the latest.
+    #[param(rename = "perto-within", minimum = 0, maximum = 3_600_000, required = false, nullable = false)]
+    within: Option<u32>,
     /// `ETag`s that the client has: where the answer's is among them, it is `304` without a body.
     #[param(rename = "if-none-match", required = false, nullable = false)]
     if_none_match: Option<String>,
@@ -61,7 +69,8 @@ pub(crate) struct ReadHeaders {
 
 impl Preconditions {
     pub(crate) fn options(&self) -> ReadOptions {
-        self.at_least.map_or_else(ReadOptions::default, ReadOptions::at_least)
+        let options = self.within.map_or_else(ReadOptions::default, ReadOptions::within);
+        self.at_least.map_or(options, |token| options.and_at_least(token))
     }
 
     fn has(&self, tag: &HeaderValue) -> bool {
@@ -80,7 +89,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
                 None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
             },
         };
-        Ok(Self { at_least, if_none_match: parts.headers.get_all(IF_NONE_MATCH).iter().cloned().collect() })
+        let within = match input::only(&parts.headers, WITHIN)? {
+            None => None,
+            Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
+                Some(ms @ 0..=MAX_WITHIN_MS) => Some(Duration::from_millis(ms.into())),
+                _ => return Err(Problem::bad(WITHIN, "is not a number of milliseconds, at most 3600000")),
+            },
+        };
+        let if_none_match = parts.headers.get_all(IF_NONE_MATCH).iter().cloned().collect();
+        Ok(Self { at_least, within, if_none_match })
     }
 }
 

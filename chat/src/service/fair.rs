@@ -98,9 +98,7 @@ pub(crate) async fn read<K: Key, V: Value>(
     key: &K,
     options: ReadOptions,
 ) -> Result<Read<V>, perto::Error> {
-    if options.at_least.is_none()
-        && let Some(read) = cache.get_if_cached(key)
-    {
+    if let Some(read) = cache.get_if_cached_with(key, options) {
         return Ok(read);
     }
     let _turn = turn().await;
