@@ -1,10 +1,10 @@
 //! A coherent two-tier near cache. Each process keeps hot rows in memory (L1, on moka). Behind it are a Redis that all instances
 //! share (L2), and Postgres.
 //!
-//! **The promise.** A read that is served as *fresh* never misses a write that was visible in Postgres more than the bound (1 second by
-//! default) before the read began. That holds when a message is lost, when Redis is dead or was restored, when a process
-//! was paused, when a writer crashed after its commit, and when somebody typed the SQL by hand. In normal operation every instance sees
-//! a write after about a millisecond. An answer that can't be vouched for is flagged, never called fresh.
+//! **The promise.** A read that is served as *fresh* contains every write that was visible in Postgres one bound (1 second by
+//! default) before the read began. Every other answer is flagged. That holds when a message is lost, when Redis is dead or was
+//! restored, when a process was paused, when a writer crashed after its commit, and when somebody typed the SQL by hand. In normal
+//! operation every instance sees a write through [`Perto::write`] after about a millisecond, and SQL by hand with the next poll.
 //!
 //! # Quick start
 //!
@@ -32,7 +32,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Where the application's role may create neither tables nor triggers, an admin runs `perto migrate` and
+//! Where the application's role may create neither tables nor triggers, their owner runs `perto migrate` and
 //! `perto watch users --cache user --key id` instead (`cargo install perto-cli`).
 //!
 //! # Where to start

@@ -21,6 +21,9 @@ use crate::cache::loader::{Load, Loaded};
 /// # }
 /// ```
 ///
+/// The Rust types must be those of the columns: a key of `i64` for a `bigint`, of `i32` for an `integer`, and a value of
+/// `Option<String>` for a text that may be null. Another one is an error of every load, not of the compiler.
+///
 /// It reads the primary if the pool does, and keeps its statement prepared: not for a transaction pooler that doesn't
 /// ([`Query::persistent`](super::Query::persistent)). Where a loader needs more, write it with [`query_as`].
 pub fn by_key<K, V>(
@@ -42,9 +45,11 @@ where
 
 /// As [`by_key`], for rows that are the value: `key` says of each which one it is.
 ///
+/// sqlx's derive needs sqlx among your own dependencies: `cargo add sqlx@0.9 --no-default-features --features derive,postgres`.
+///
 /// ```no_run
 /// # use perto::{Cache, Perto, StartError, postgres};
-/// #[derive(Clone, serde::Serialize, serde::Deserialize, sqlx::FromRow)]
+/// #[derive(serde::Serialize, serde::Deserialize, sqlx::FromRow)]
 /// struct User {
 ///     id: i64,
 ///     name: String,

@@ -64,15 +64,37 @@ async fn prints(example: &str, lines: &[&str]) {
     database.end().await;
 }
 
+/// What of the README begins with this line and a line feed, up to the end of its block.
+fn block_of_readme(first: &str) -> &'static str {
+    let readme = include_str!("../../README.md");
+    let at = readme.find(&format!("\n{first}\n"));
+    assert!(at.is_some(), "the README has no line {first}");
+    readme[at.unwrap() + 1..].split("```").next().unwrap()
+}
+
+/// Whoever follows the README word for word: its table, its program, its SQL, and what it says that is printed.
 #[tokio::test]
-async fn quickstart_sees_sql_typed_by_hand() {
-    let lines = [
-        "Some(\"Grace\"), Fresh, from Load",
-        "Some(\"Grace\"), Fresh, from Local",
-        "Some(\"Ada\")",
-        "Some(\"Edsger\")",
-    ];
-    prints("quickstart", &lines).await;
+async fn the_readmes_program_is_the_quickstart_and_prints_what_the_readme_says() {
+    let program = include_str!("../../examples/quickstart.rs");
+    let begins = "use std::time::Duration;";
+    assert_eq!(block_of_readme(begins), &program[program.find(begins).unwrap()..]);
+    let database = Database::new("quickstart").await;
+    let mut connection = database.server.clone().database(&database.name).connect().await.unwrap();
+    let tables = block_of_readme("create table users (id bigint primary key, name text not null);");
+    sqlx::raw_sql(tables).execute(&mut connection).await.unwrap();
+    let mut running = Served(database.command("quickstart").stdout(Stdio::piped()).spawn().unwrap());
+    let mut said = String::new();
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    for line in lines.by_ref() {
+        said.push_str(&format!("{line}\n"));
+        if let Some(sql) = line.strip_prefix("In psql: ") {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+        }
+    }
+    assert!(running.0.wait().unwrap().success(), "{said}");
+    assert_eq!(block_of_readme("Some(\"Grace\"), Fresh, Load"), said);
+    drop((running, connection));
+    database.end().await;
 }
 
 #[tokio::test]
