@@ -29,7 +29,7 @@ const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
 const MIN_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two polls in doubt. Else a key that is written all the time, or forged hints, would have every
 /// instance poll as fast as it can.
-const DOUBT_INTERVAL: Duration = Duration::from_millis(50);
+const DOUBT_INTERVAL: Duration = Duration::from_millis(60);
 /// Time between two tries after a failed poll.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
