@@ -47,12 +47,14 @@ impl Perto {
     /// Makes or upgrades the log's tables, and installs the triggers of every [`CacheBuilder::watch`] so far. Does nothing where
     /// all is as it should be. Call it before [`Perto::start`]; ten instances may do so at once.
     ///
-    /// Needs a role that may create. Where the application's may not, an admin runs `perto migrate` and `perto watch` instead.
+    /// Needs a role that may create. Where the application's may not, the tables' owner runs `perto migrate` and `perto watch`
+    /// instead.
     ///
     /// Dropping the future leaves each table as it was or as it should be.
     ///
     /// # Errors
-    /// [`StartError::Log`] if Postgres can't be reached or refuses: with the grants that the role lacks, where that is why.
+    /// [`StartError::Log`] if Postgres can't be reached or refuses. Where the role may not create, it says what the tables' owner runs,
+    /// and the grants that the role needs after.
     pub async fn migrate(&self) -> Result<(), StartError> {
         let caches = self.shared().caches();
         let mut sources: Vec<Source> = caches.values().flat_map(|cache| cache.sources()).collect();
@@ -92,7 +94,8 @@ impl Perto {
     /// with what its own try failed with.
     ///
     /// # Errors
-    /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`). If a table that a cache declares
+    /// If the log can't be read: Postgres is down, or lacks the schema (`perto migrate`), or the role lacks rights on it: the error
+    /// has the statements that grant them. If a table that a cache declares
     /// is missing or not watched: [`StartError::Unwatched`] names it, and the command that mends it.
     pub async fn start(&self) -> Result<(), StartError> {
         let shared = self.shared();

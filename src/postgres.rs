@@ -30,6 +30,7 @@ pub use loaders::{by_key, by_key_of};
 /// The version of sqlx whose types are part of this interface.
 pub use sqlx;
 
+pub use crate::log::postgres::rights::{MissingRights, missing_rights};
 pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate, migrate_sql, schema_version};
 pub use crate::log::postgres::trigger::Watch;
 pub use crate::log::postgres::watch::{rewatch, unwatch, watch, watch_sql};

@@ -8,6 +8,7 @@
 //! (`through_a_transaction_pooler_every_read_is_right_and_writes_are_seen_within_the_bound`).
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -30,7 +31,7 @@ mod function;
 mod key;
 mod locks;
 mod poll;
-mod rights;
+pub(crate) mod rights;
 pub(crate) mod schema;
 mod sql;
 pub(crate) mod trigger;
@@ -45,6 +46,8 @@ pub(crate) struct PostgresLog {
     /// Whether a statement may be prepared outside of a transaction.
     prepared: bool,
     tail: Mutex<Option<PgConnection>>,
+    /// Whether the role has had all rights that it needs.
+    rights_checked: AtomicBool,
     /// For what is not a poll: invalidations by hand, trimming. Opened when first used.
     pool: Pool,
 }
@@ -61,7 +64,14 @@ impl PostgresLog {
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(30));
         let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(options.clone()));
-        Ok(Self { options, schema: schema.to_owned(), prepared, tail: Mutex::default(), pool })
+        Ok(Self {
+            options,
+            schema: schema.to_owned(),
+            prepared,
+            tail: Mutex::default(),
+            rights_checked: AtomicBool::new(false),
+            pool,
+        })
     }
 
     async fn poll_once(&self, cursor: Option<&Snapshot>, limit: Duration) -> Result<Poll, LogError> {
@@ -96,6 +106,11 @@ impl PostgresLog {
     /// A connection for polls, in an epoch.
     async fn begin(&self) -> Result<PgConnection, LogError> {
         let mut connection = self.connect().await?;
+        // Once: an instance that runs goes on without a right that it lacks by now, and says what fails.
+        if !self.rights_checked.load(Ordering::Relaxed) {
+            rights::check(&mut connection, &self.schema).await?;
+            self.rights_checked.store(true, Ordering::Relaxed);
+        }
         schema::ensure_epoch(&mut connection, &self.schema).await.map_err(|error| self.explain(error))?;
         Ok(connection)
     }
@@ -189,15 +204,14 @@ impl Log for PostgresLog {
         Box::pin(async move {
             let mut connection = self.connect().await?;
             if let Err(error) = schema::migrate(&mut connection, &self.schema).await {
-                return Err(rights::explain(&mut connection, &self.schema, None, error).await);
+                return Err(rights::explain(&mut connection, &self.schema, sources, error).await);
             }
             for Source { cache, table, key, columns } in sources {
                 let (schema, table, cache, key) =
                     (self.schema.clone(), table.clone(), cache.clone(), key.clone());
                 let watch = trigger::Watch { schema, table, cache, key, columns: columns.clone() };
                 if let Err(error) = watch::watch(&mut connection, &watch).await {
-                    let table = Some(watch.table.as_str());
-                    return Err(rights::explain(&mut connection, &self.schema, table, error).await);
+                    return Err(rights::explain(&mut connection, &self.schema, sources, error).await);
                 }
             }
             Ok(())

@@ -153,46 +153,16 @@ async fn log_version(doctor: &Doctor) -> Findings {
     }])
 }
 
-/// What an instance needs to follow the log, to begin an epoch and to trim.
-const RIGHTS: [(&str, &[&str]); 4] = [
-    ("boot", &["select", "insert", "update"]),
-    ("invalidation", &["select", "insert", "delete"]),
-    ("tick", &["select", "insert", "delete"]),
-    ("watched", &["select"]),
-];
-
 async fn rights(doctor: &Doctor) -> Findings {
-    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let (mut tables, mut wanted) = (Vec::new(), Vec::new());
-    for (table, rights) in RIGHTS {
-        for right in rights {
-            tables.push(table);
-            wanted.push(*right);
-        }
-    }
-    // By the catalogue: a table that an older version does not have is not a right that is missing.
-    let missing: Vec<(String, String, String)> = sqlx::query_as(
-        "select format('%s.%s', n.nspname, c.relname), string_agg(w.r, ', ' order by w.at), quote_ident(current_user) \
-         from unnest($2::text[], $3::text[]) with ordinality w(t, r, at) \
-         join pg_namespace n on n.nspname = $1 join pg_class c on c.relnamespace = n.oid and c.relname = w.t \
-         where not has_table_privilege(c.oid, w.r) group by 1 order by min(w.at)",
-    )
-    .persistent(false)
-    .bind(schema)
-    .bind(tables)
-    .bind(wanted)
-    .fetch_all(&mut connection)
-    .await?;
-    let Some((_, _, role)) = missing.first() else {
+    let mut connection = reading(&doctor.database).await?;
+    let missing = perto::postgres::missing_rights(&mut connection, &doctor.schema).await?;
+    let Some(first) = missing.first() else {
         return Ok(vec![Finding::ok("rights", "to read, write and trim the log")]);
     };
-    let tables: Vec<String> =
-        missing.iter().map(|(table, rights, _)| format!("{rights} on {table}")).collect();
-    let mut finding = Finding::wrong("rights", format!("{role} may not {}", tables.join("; ")));
-    for (table, rights, role) in &missing {
-        finding = finding.mend(format!("grant {rights} on {table} to {role};"));
-    }
-    Ok(vec![finding])
+    let lacks: Vec<String> =
+        missing.iter().map(|missing| format!("{} on {}", missing.rights, missing.on)).collect();
+    let finding = Finding::wrong("rights", format!("{} may not {}", first.role, lacks.join("; ")));
+    Ok(vec![missing.iter().fold(finding, |finding, missing| finding.mend(format!("{missing};")))])
 }
 
 async fn log(doctor: &Doctor) -> Findings {

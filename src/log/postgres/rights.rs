@@ -1,30 +1,84 @@
-//! What a role lacks that was refused: in the words that give it.
+//! The rights that an instance needs on the log's tables, and what a role is told that lacks some.
 
-use sqlx::PgConnection;
+use std::fmt;
 
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+
+use super::sql::refused;
 use crate::error::LogError;
+use crate::log::Source;
 
-/// The grants that are missing, each with the role that lacks it. A role that creates the schema owns what is in it, and needs no
-/// more there. Triggers that fire always are for a table's owner alone to make.
-const MISSING: &str = "\
-    with at(role, db, ns, log, record, owner) as (select current_user, current_database(), to_regnamespace($1), \
-      to_regclass($1 || '.invalidation'), to_regclass($1 || '.watched'), (select relowner from pg_class where oid = to_regclass($2))) \
-    select g from at, lateral (values \
-      (ns is null and not has_database_privilege(db, 'create'), format('grant create on database %I to %I', db, role)), \
-      (not (has_schema_privilege(ns, 'usage') and has_schema_privilege(ns, 'create')), \
-        format('grant usage, create on schema %I to %I', $1, role)), \
-      (not has_table_privilege(log, 'insert'), format('grant insert on %s to %I', log, role)), \
-      (not (has_table_privilege(record, 'select') and has_table_privilege(record, 'insert') \
-        and has_table_privilege(record, 'update') and has_table_privilege(record, 'delete')), \
-        format('grant select, insert, update, delete on %s to %I', record, role)), \
-      (not pg_has_role(owner, 'usage'), format('grant %I to %I', coalesce(pg_get_userbyid(owner), ''), role)) \
-    ) v(missing, g) where missing";
+/// To follow the log, to invalidate by hand, to begin an epoch and to trim.
+const NEEDED: &str = "('boot', 'select', 1), ('boot', 'insert', 2), ('boot', 'update', 3), \
+    ('invalidation', 'select', 4), ('invalidation', 'insert', 5), ('invalidation', 'delete', 6), \
+    ('tick', 'select', 7), ('tick', 'insert', 8), ('tick', 'delete', 9), ('watched', 'select', 10)";
 
-/// The error; or, where the role was refused something, what an admin has to grant it.
+/// Rights that an instance needs and its role lacks. Written as the statement that grants them.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct MissingRights {
+    /// What they are for: a table of the log, or its schema.
+    pub on: String,
+    /// With a comma between.
+    pub rights: String,
+    /// The role, quoted where that is needed.
+    pub role: String,
+}
+
+impl fmt::Display for MissingRights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "grant {} on {} to {}", self.rights, self.on, self.role)
+    }
+}
+
+/// The rights on the log in `schema` that an instance needs and the connection's role lacks. None for a table that is not there: that
+/// is another problem, which [`schema_version`](super::schema::schema_version) tells.
+///
+/// # Errors
+/// If Postgres can't be read, or the schema's name makes no sense.
+pub async fn missing_rights(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<Vec<MissingRights>, LogError> {
+    super::schema::check_name(schema).map_err(LogError::Schema)?;
+    missing(connection, schema, false).await.map_err(refused)
+}
+
+/// By the catalogue, which may be read also where the schema may not be used. With `all`, also on tables that are not there yet.
+async fn missing(
+    connection: &mut PgConnection,
+    schema: &str,
+    all: bool,
+) -> Result<Vec<MissingRights>, sqlx::Error> {
+    let sql = format!(
+        "with n as (select oid from pg_namespace where nspname = '{schema}') \
+         select on_, string_agg(r, ', ' order by at), quote_ident(current_user) from ( \
+           select 'schema {schema}', 'usage', 0 from n where not has_schema_privilege(n.oid, 'usage') \
+           union all select '{schema}.' || w.t, w.r, w.at from (values {NEEDED}) w(t, r, at) \
+             left join pg_class c on c.relname = w.t and c.relnamespace = (select oid from n) \
+             where (c.oid is null and {all}) or not has_table_privilege(c.oid, w.r) \
+         ) m(on_, r, at) group by on_ order by min(at)"
+    );
+    // In one step: a pooler may give two to two servers.
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await?;
+    let row = |row| FromRow::from_row(row).map(|(on, rights, role)| MissingRights { on, rights, role });
+    rows.iter().map(row).collect()
+}
+
+/// Before the first poll: without a right that is needed later, an instance would start and never trim, or fail in its first epoch.
+pub(super) async fn check(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
+    let missing = missing_rights(connection, schema).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(LogError::Schema(format!("this role may not use the log. It needs: {}", statements(&missing))))
+}
+
+/// The error; or, where the role was refused something, what their owner has to run for it. The role is not to own anything: whoever
+/// owns a table can drop its triggers.
 pub(super) async fn explain(
     connection: &mut PgConnection,
     schema: &str,
-    table: Option<&str>,
+    sources: &[Source],
     error: LogError,
 ) -> LogError {
     let LogError::Refused(cause) = &error else { return error };
@@ -33,12 +87,31 @@ pub(super) async fn explain(
     if code.and_then(|error| error.code()).as_deref() != Some("42501") {
         return error;
     }
-    let asking = sqlx::query_scalar(MISSING).persistent(false).bind(schema).bind(table);
-    match asking.fetch_all(connection).await {
-        Ok(grants) if !grants.is_empty() => {
-            let grants: Vec<String> = grants;
-            LogError::Schema(format!("this role may not. An admin must run: {};", grants.join("; ")))
-        }
-        _ => error,
+    let Ok(missing) = missing(connection, schema, true).await else { return error };
+    let option = if schema == "perto" { String::new() } else { format!(" --schema {schema}") };
+    let mut commands = format!("`perto migrate{option}`");
+    for Source { cache, table, key, columns } in sources {
+        let (table, key) = (shell(table), shell(key));
+        let columns = match columns[..] {
+            [] => String::new(),
+            _ => format!(" --columns {}", shell(&columns.join(","))),
+        };
+        commands += &format!(", `perto watch {table} --cache {cache} --key {key}{columns}{option}`");
     }
+    let mut said =
+        format!("this role may not create the log and its triggers. As the tables' owner, run: {commands}");
+    if !missing.is_empty() {
+        said += &format!(". Then this role needs: {}", statements(&missing));
+    }
+    LogError::Schema(said)
+}
+
+fn statements(missing: &[MissingRights]) -> String {
+    missing.iter().map(|missing| format!("{missing};")).collect::<Vec<_>>().join(" ")
+}
+
+/// One word of a command.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.,:-".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
