@@ -1,5 +1,6 @@
 //! `perto inspect CACHE KEY`: what the log, L2 and each instance know of one key, and who would serve what.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use clap::Args;
 use perto::postgres::Watched;
 use perto::{Clock, InRemote, MAX_KEY_BYTES, Snapshot, SystemClock};
+use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 
@@ -17,6 +19,9 @@ use crate::shown::{hash, in_remote, ms};
 
 /// Newest rows of the log that are shown.
 const MAX_ROWS: usize = 10;
+
+/// Calls of `SCAN`, each of about a thousand names, to find the apps that a cache is cached for.
+const MOST_SCANS: usize = 100;
 
 /// See the command's help.
 #[derive(Debug, Args)]
@@ -71,6 +76,8 @@ struct Row {
 struct Remote {
     place: String,
     holds: Result<InRemote, String>,
+    /// Where it holds nothing: the apps for which it holds values of the cache.
+    apps: BTreeSet<String>,
 }
 
 impl Inspect {
@@ -188,20 +195,64 @@ impl Inspect {
 
     async fn read_remote(&self, epoch: Option<u64>) -> Remote {
         let Some(url) = self.redis_url.as_deref().filter(|url| !url.is_empty()) else {
-            return Remote { place: "redis".to_owned(), holds: Err("REDIS_URL is not set".to_owned()) };
+            return Remote::unknown("redis".to_owned(), "REDIS_URL is not set");
         };
         let place = host_and_port(url, 6379).unwrap_or_else(|| "redis".to_owned());
         let Some(epoch) = epoch else {
-            let none = "no instance has read the log since Postgres was started".to_owned();
-            return Remote { place, holds: Err(none) };
+            return Remote::unknown(place, "no instance has read the log since Postgres was started");
         };
         let name = InRemote::name(&self.app, epoch, &self.cache, self.value_version, &self.key);
         let reading = async {
             let mut connection = check_redis(url).await?;
             let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
-            anyhow::Ok(InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms()))
+            let holds = InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms());
+            let apps = match holds {
+                // A user may lack the right to look.
+                InRemote::Nothing => self.apps(&mut connection).await.unwrap_or_default(),
+                _ => BTreeSet::new(),
+            };
+            anyhow::Ok((holds, apps))
         };
-        Remote { place, holds: reading.await.map_err(|error| super::one_line(&error)) }
+        match reading.await {
+            Ok((holds, apps)) => Remote { place, holds: Ok(holds), apps },
+            Err(error) => Remote::unknown(place, &super::one_line(&error)),
+        }
+    }
+
+    /// The apps for which Redis has values of the cache, among as many names as are looked at.
+    async fn apps(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<BTreeSet<String>> {
+        let (mut cursor, mut apps) = (0_u64, BTreeSet::new());
+        for _ in 0..MOST_SCANS {
+            let (next, names): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                .arg(cursor)
+                .arg(&["MATCH", "perto:*", "COUNT", "1000"])
+                .query_async(connection)
+                .await?;
+            let app = |name: &Vec<u8>| {
+                let mut parts = std::str::from_utf8(name).ok()?.split(':').skip(1);
+                let (app, _epoch, cache) = (parts.next()?, parts.next()?, parts.next()?);
+                (cache.rsplit_once('.')?.0 == self.cache).then(|| app.to_owned())
+            };
+            apps.extend(names.iter().filter_map(app));
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        Ok(apps)
+    }
+
+    /// Where Redis was looked in vain.
+    fn looked(&self, apps: &BTreeSet<String>) -> String {
+        let mut said = format!(
+            "Redis holds nothing of it for the app {:?} and version {} of the values: see --app and --value-version.",
+            self.app, self.value_version
+        );
+        if !apps.is_empty() {
+            let apps: Vec<&str> = apps.iter().map(String::as_str).collect();
+            said += &format!(" It holds values of this cache for: {}.", apps.join(", "));
+        }
+        said
     }
 
     async fn ask(&self, url: &str) -> Result<Value, String> {
@@ -238,6 +289,7 @@ impl Inspect {
         json!({
             "cache": self.cache,
             "key": self.key,
+            "app": self.app,
             "keyHash": hash(&self.key),
             "snapshot": log.now.to_string(),
             "epoch": log.epoch.map(|epoch| format!("{epoch:016x}")),
@@ -255,7 +307,10 @@ impl Inspect {
     ) -> Vec<String> {
         let epoch = log.epoch.map_or("none yet".to_owned(), |epoch| format!("{epoch:016x}"));
         let mut lines = vec![
-            format!("cache {}, key {}: epoch {epoch}, snapshot now {}", self.cache, self.key, log.now),
+            format!(
+                "cache {}, key {}, app {}: epoch {epoch}, snapshot now {}",
+                self.cache, self.key, self.app, log.now
+            ),
             format!("The key's hash, as an auditor's event has it: {}.", hash(&self.key)),
         ];
         lines.extend(wrapped(&log.told(), super::columns::WIDTH));
@@ -273,10 +328,19 @@ impl Inspect {
         ));
         let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
         lines.extend(answers.flat_map(|seen| wrapped(&knows(seen), super::columns::WIDTH)));
+        if matches!(remote.holds, Ok(InRemote::Nothing)) {
+            lines.extend(wrapped(&self.looked(&remote.apps), super::columns::WIDTH));
+        }
         if instances.is_empty() {
-            lines.push("Name instances by --instance URL, to see what they hold and would serve.".to_owned());
+            lines.push("L1 is in each process. Name instances by --instance URL, to see what they hold and would serve.".to_owned());
         }
         lines
+    }
+}
+
+impl Remote {
+    fn unknown(place: String, why: &str) -> Self {
+        Self { place, holds: Err(why.to_owned()), apps: BTreeSet::new() }
     }
 }
 

@@ -137,6 +137,24 @@ async fn what_cannot_be_asked_is_said_in_its_row() {
     assert!(!table.contains("s3cret"), "{table}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_redis_has_nothing_for_an_app_those_are_named_that_it_has_the_cache_for() {
+    let (database, a, _b) = two_instances();
+    request(&a, "GET", "/api/v1/companies/1", "", "").await;
+    let look = async |app: &str| inspect(&database, &["company", "1", "--app", app]).await;
+    let right = document(&database, &["company", "1"]).await["app"].as_str().unwrap().to_owned();
+    eventually("L2 has it", async || !look(&right).await.contains("holds nothing")).await;
+    let said = look("another").await;
+    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("Redis holds nothing of it for the app \"another\" and version 1"), "{said}");
+    let (_, apps) =
+        words.split_once("It holds values of this cache for: ").unwrap_or_else(|| panic!("{said}"));
+    let (apps, _) = apps.split_once('.').unwrap();
+    assert!(apps.split(", ").any(|app| app == right), "{said}");
+    assert!(!apps.contains("another"), "{said}");
+    assert!(said.contains("L1 is in each process."), "{said}");
+}
+
 #[test]
 fn a_cache_that_nobody_knows_is_refused_with_those_that_there_are() {
     let database = Database::new();

@@ -14,7 +14,7 @@ const NEEDED: &str = "('boot', 'select', 1), ('boot', 'insert', 2), ('boot', 'up
     ('tick', 'select', 7), ('tick', 'insert', 8), ('tick', 'delete', 9), ('watched', 'select', 10)";
 
 /// Rights that an instance needs and its role lacks. Written as the statement that grants them.
-#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingRights {
     /// What they are for: a table of the log, or its schema.
     pub on: String,
@@ -30,8 +30,9 @@ impl fmt::Display for MissingRights {
     }
 }
 
-/// The rights on the log in `schema` that an instance needs and the connection's role lacks. None for a table that is not there: that
-/// is another problem, which [`schema_version`](super::schema::schema_version) tells.
+/// The rights on the log in `schema` that an instance needs and the connection's role lacks.
+///
+/// None for a table that is not there: that is another problem, which [`schema_version`](super::schema::schema_version) tells.
 ///
 /// # Errors
 /// If Postgres can't be read, or the schema's name makes no sense.
