@@ -182,11 +182,12 @@ impl<K: Key, V: Value> Cache<K, V> {
         let coherence = &self.0.shared.coherence;
         let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
         // Before the lease.
-        let token = wish.token.and_then(|_| wish.token_in(coherence.epoch()));
+        let epoch = wish.token.map(|_| coherence.epoch());
         let (held, entry, now) =
             coherence.lease.read_in_order(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
         let live =
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
+        let token = epoch.and_then(|epoch| wish.token_in(epoch, entry.era));
         let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
         if !(live && held.valid_at(now) && young && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
             return None;
@@ -209,7 +210,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         reads.pop().ok_or(Error::Unsettled)
     }
 
-    /// However often it begins again, a read takes no longer than one look into L2 and one load may.
+    /// However often it begins again, a read takes no longer than one look into L2 and one load may; one that asks for more than the
+    /// bound waits for a poll before, for no longer than another load.
     async fn read(&self, keys: &[K], wish: Wish) -> Result<Vec<Read<V>>, Error> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
@@ -333,7 +335,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         wish: Wish,
     ) -> Result<Option<Read<V>>, Error> {
         let coherence = &self.0.shared.coherence;
-        let token = wish.token_in(coherence.epoch());
+        let epoch = coherence.epoch();
         let held = coherence.lease.held();
         let (entry, flight) = (&outcome.entry, Flight { from: outcome.from, boarded });
         let slot = coherence.buckets.slot(&self.0.name, text);
@@ -346,8 +348,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         // Once more, after all else was looked at.
         let same_era = entry.era == coherence.lease.held().era();
         let asked = Demand {
-            of_fresh: Write::of(&entry.stamp, token),
-            of_stale: Write::of(&entry.stamp, wish.token.map(|token| (token, coherence.epoch()))),
+            of_fresh: Write::of(&entry.stamp, wish.token_in(epoch, entry.era)),
+            of_stale: Write::of(&entry.stamp, wish.token.map(|token| (token, epoch))),
             source: wish.source,
         };
         let freshness = match flight.verdict(judged, same_era, asked) {
@@ -382,7 +384,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return None;
         }
         let coherence = &self.0.shared.coherence;
-        let token = wish.token_in(coherence.epoch());
+        let epoch = coherence.epoch();
         let held = coherence.lease.held();
         let (Outage::ServeStale { max }, LeaseVerdict::Unverified(since)) =
             (self.0.policy.outage, self.0.shared.freshness(held))
@@ -395,7 +397,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             && since <= max
             && entry.cache_epoch == self.0.whole.epoch()
             && self.0.shared.clock.now_ms() < entry.expires_ms
-            && contains(&entry.stamp, token)
+            && contains(&entry.stamp, wish.token_in(epoch, entry.era))
             && self.0.spelled(&entry);
         live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
     }
@@ -444,7 +446,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         {
             let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, start));
             match outcome {
-                Some(entry) if contains(&entry.stamp, wish.token_in(start.epoch)) => {
+                Some(entry) if contains(&entry.stamp, wish.token_in(start.epoch, start.era)) => {
                     let entry = Arc::new(entry);
                     let _accepted_a_moment_ago = core.insert(&led.leader.key, &led.text, &entry);
                     led.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));

@@ -160,8 +160,8 @@ impl Coherence {
     pub(crate) fn asks(&self, token: Token, now_ms: impl FnOnce() -> u64) -> Asks {
         // An epoch that has ended does not come back. Before the lease: what is fresh from here on is of a later one.
         let epoch = self.epoch();
-        if self.buckets.has_polled(&self.lease, token.epoch, token.xid) {
-            return Asks::Polled;
+        if let Some(era) = self.buckets.has_polled(&self.lease, token.epoch, token.xid) {
+            return Asks::Polled(era);
         }
         let ahead = || self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid));
         self.tokens.asks(token, epoch, ahead, now_ms())
@@ -173,17 +173,38 @@ impl Coherence {
         Duration::from_millis(now_ms.saturating_add(bound_ms).saturating_sub(held.deadline_ms()))
     }
 
-    /// Whether the poll that a lease rests on was sent less than `limit` ago.
+    /// Whether the poll that a lease rests on was sent at most `limit` ago.
     ///
-    /// Less by a millisecond, the clock's unit: of a poll in the same one nobody knows whether it was sent before.
+    /// The clock counts whole milliseconds, so it may have been sent almost one more ago than it seems.
     pub(crate) fn is_within(&self, held: LeaseView, now_ms: u64, limit: Duration) -> bool {
-        self.lease_age(held, now_ms) < limit
+        self.lease_age(held, now_ms) + Duration::from_millis(1) <= limit
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The clock counts milliseconds: a poll of age 0 was sent up to one before.
+    #[test]
+    fn a_poll_is_never_taken_for_younger_than_it_may_be() {
+        let coherence = Coherence::new(Duration::from_secs(1), 0);
+        coherence.lease.extend(10, coherence.bound);
+        let within = |now_ms, micros| {
+            coherence.is_within(coherence.lease.held(), now_ms, Duration::from_micros(micros))
+        };
+        for (age_ms, limit_micros, is) in [
+            (0, 0, false),
+            (0, 500, false),
+            (0, 999, false),
+            (0, 1_000, true),
+            (1, 1_500, false),
+            (1, 2_000, true),
+            (60, 60_999, false),
+        ] {
+            assert_eq!(within(10 + age_ms, limit_micros), is, "{limit_micros} µs at an age of {age_ms} ms");
+        }
+    }
 
     #[test]
     fn a_poll_of_the_era_before_vouches_for_nothing_that_is_computed() {

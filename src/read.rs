@@ -119,8 +119,8 @@ impl ReadOptions {
 pub(crate) struct Wish {
     /// To contain this write.
     pub(crate) token: Option<Token>,
-    /// A poll has: whatever is fresh contains it by now. What is flagged as stale may not.
-    pub(crate) polled: bool,
+    /// The era in which a poll has: what is fresh, or accepted in that era, contains it by now. What is flagged as stale may not.
+    pub(crate) polled: Option<u64>,
     /// A lease that rests on a poll sent less than this ago.
     pub(crate) within: Option<Duration>,
     /// No poll came that would have granted it: only what the primary says itself will do.
@@ -128,16 +128,33 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
-    pub(crate) const NONE: Self = Self { token: None, polled: false, within: None, source: false };
+    pub(crate) const NONE: Self = Self { token: None, polled: None, within: None, source: false };
 
-    /// The token that a fresh value must contain, with the epoch that it is compared in.
-    pub(crate) fn token_in(self, epoch: u64) -> Option<(Token, u64)> {
-        self.token.filter(|_| !self.polled).map(|token| (token, epoch))
+    /// The token that a value of this era must contain, with the epoch that it is compared in.
+    ///
+    /// In an era that has begun since, its rows may still be on their way to the buckets: a replica's value that lacks the write
+    /// would be accepted until they are there.
+    pub(crate) fn token_in(self, epoch: u64, era: u64) -> Option<(Token, u64)> {
+        self.token.filter(|_| self.polled != Some(era)).map(|token| (token, epoch))
     }
 }
 
 impl<V> Clone for Read<V> {
     fn clone(&self) -> Self {
         Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a recovery has begun anew accepts a replica's value that lacks the write, until its rows are there.
+    #[test]
+    fn a_poll_of_an_era_that_has_ended_satisfies_no_token_in_the_next() {
+        let token = Token { epoch: 1, xid: 7 };
+        let polled = Wish { token: Some(token), polled: Some(4), ..Wish::NONE };
+        assert_eq!(polled.token_in(1, 4), None);
+        assert_eq!(polled.token_in(1, 5), Some((token, 1)));
     }
 }

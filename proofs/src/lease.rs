@@ -248,7 +248,7 @@ pub fn old_poll_beside_a_recovery(how: Polled) -> usize {
         let (lease, buckets) = &*world;
         let contained = || buckets.poll().is_some_and(|poll| poll.contains(7));
         let satisfied = match how {
-            Polled::AsBuilt => buckets.has_polled(lease, 1, 7),
+            Polled::AsBuilt => buckets.has_polled(lease, 1, 7).is_some(),
             Polled::LeaseNotAsked => lease.is_in(1) && contained(),
             Polled::LeaseAskedBeforeTheEpoch => {
                 let valid = lease.held().ever_valid();
@@ -294,7 +294,7 @@ pub fn granted_token_beside_a_poll(how: Granted) -> usize {
             })
         };
         let (lease, buckets, local) = &*world;
-        let granted = || buckets.has_polled(lease, 0, 7);
+        let granted = || buckets.has_polled(lease, 0, 7).is_some();
         let served = if how == Granted::AskedAfterTheHit {
             local.hit(lease).filter(|_| granted())
         } else {

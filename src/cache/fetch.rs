@@ -190,7 +190,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 loaded.stamp.origin = Origin::Unknown;
                 // Without a lease the log may have moved there, and nobody knows better.
                 if !self.shared.leased() {
-                    return Ok((loaded, FlightSource::Primary));
+                    return Ok((loaded, FlightSource::Elsewhere));
                 }
             }
             // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
@@ -202,7 +202,7 @@ impl<K: Key, V: Value> Core<K, V> {
             let sufficient = || {
                 !wish.source
                     && self.all_accepted(&keys, &loaded)
-                    && contains(&loaded.stamp.snapshot, wish.token_in(start.epoch))
+                    && contains(&loaded.stamp.snapshot, wish.token_in(start.epoch, start.era))
             };
             if start.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok((loaded, FlightSource::Unknown));
@@ -273,7 +273,7 @@ impl<K: Key, V: Value> Core<K, V> {
             });
             if !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
                 // It contains what the last poll does, and there has been an invalidation since.
-                self.shared.polls.ask(Asked::Awaited);
+                self.shared.polls.ask(Asked::InDoubt);
             }
             loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
             leader.finish(Ok(Outcome { entry, from }));

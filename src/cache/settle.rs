@@ -1,5 +1,7 @@
 //! Granting what a read asks for beyond the bound, by a poll that all who wait share.
 
+use tokio::time::Instant;
+
 use super::{Cache, Key, Value};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
@@ -11,6 +13,16 @@ use crate::shared::polls::Asked;
 enum Waited {
     Polled,
     Told,
+    /// For as long as a poll may take, or a load where that is shorter.
+    InVain,
+    Closed,
+}
+
+const fn polled(asks: Asks) -> Option<u64> {
+    match asks {
+        Asks::Polled(era) => Some(era),
+        Asks::Nothing | Asks::Write | Asks::Unknown => None,
+    }
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -20,7 +32,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let asks = options.at_least.map(|token| shared.asks(token));
         Wish {
             token: options.at_least.filter(|_| asks != Some(Asks::Nothing)),
-            polled: asks == Some(Asks::Polled),
+            polled: asks.and_then(polled),
             within: options.within.filter(|limit| *limit < shared.coherence.bound),
             source: false,
         }
@@ -30,6 +42,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// the source decides then.
     pub(super) async fn settle(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
         let shared = &self.0.shared;
+        let until = Instant::now() + shared.settings.poll_timeout.min(self.0.policy.load_timeout);
         let mut too_old = false;
         // Told of meanwhile, a token no longer waits for what may be a long time.
         for _at_most in 0..2 {
@@ -37,7 +50,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             too_old = wish.within.is_some_and(|limit| !shared.coherence.is_within(held, now_ms, limit));
             let asks = wish.token.map_or(Asks::Nothing, |token| shared.asks(token));
             wish.token = wish.token.filter(|_| asks != Asks::Nothing);
-            wish.polled = asks == Asks::Polled;
+            wish.polled = polled(asks);
             // What is cached may have nothing to do with the write. What is not is loaded, and then it contains the write.
             let cached_without = || keys.iter().any(|key| self.holds_without(key, held, wish.token));
             if !(too_old || asks == Asks::Unknown || asks == Asks::Write && cached_without()) {
@@ -48,17 +61,18 @@ impl<K: Key, V: Value> Cache<K, V> {
             }
             // Of a token that nobody can place it is not known whether it was made up.
             let until_told = wish.token.filter(|_| asks == Asks::Unknown && !too_old);
-            match self.next_poll(until_told).await {
-                Some(Waited::Polled) => return self.after_a_poll(wish.token),
-                Some(Waited::Told) => {}
-                None => break,
+            match self.next_poll(until_told, until).await {
+                Waited::Polled => return self.after_a_poll(wish.token),
+                Waited::Told => {}
+                Waited::InVain => break,
+                Waited::Closed => return Err(Error::Closed),
             }
         }
         Ok(Wish { within: None, source: too_old, ..wish })
     }
 
-    /// Waits for a poll that is sent from now on, for as long as one may take; or, of a token that may be made up, for its hint.
-    async fn next_poll(&self, until_told: Option<Token>) -> Option<Waited> {
+    /// Waits for a poll that is sent from now on; or, of a token that may be made up, for its hint.
+    async fn next_poll(&self, until_told: Option<Token>, until: Instant) -> Waited {
         let shared = &self.0.shared;
         let why = if until_told.is_some() { Asked::InDoubt } else { Asked::Awaited };
         let told = async {
@@ -67,14 +81,13 @@ impl<K: Key, V: Value> Cache<K, V> {
                 None => std::future::pending().await,
             }
         };
-        let waiting = async {
-            tokio::select! {
-                biased;
-                () = shared.polls.next(why) => Waited::Polled,
-                () = told => Waited::Told,
-            }
-        };
-        tokio::time::timeout(shared.settings.poll_timeout, waiting).await.ok()
+        tokio::select! {
+            biased;
+            () = shared.closing() => Waited::Closed,
+            () = shared.polls.next(why) => Waited::Polled,
+            () = told => Waited::Told,
+            () = tokio::time::sleep_until(until) => Waited::InVain,
+        }
     }
 
     /// A poll has completed that was sent after the read began.
@@ -89,7 +102,12 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(token) if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) => {
                 Err(self.ahead())
             }
-            token => Ok(Wish { token, polled: token.is_some(), ..Wish::NONE }),
+            // None where a recovery has begun since: the write is looked for in what is served then.
+            Some(token) => {
+                let polled = coherence.buckets.has_polled(&coherence.lease, token.epoch, token.xid);
+                Ok(Wish { token: Some(token), polled, ..Wish::NONE })
+            }
+            None => Ok(Wish::NONE),
         }
     }
 

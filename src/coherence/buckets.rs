@@ -158,17 +158,23 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         self.poll.read().is_some()
     }
 
-    /// Whether a completed poll contains this transaction of this epoch. Then all that it has invalidated has been applied, and
-    /// whatever is fresh from here on contains it, of any key.
+    /// The era in which a completed poll contains this transaction of this epoch, if one does. Then all that it has invalidated has
+    /// been applied, and whatever is fresh from here on contains it, of any key. What a recovery has begun anew does not know of
+    /// it at first: there only what is fresh does.
     ///
     /// The order is the lease's epoch, then the lease, then the poll. In a recovery the new epoch is there before the old poll is
     /// forgotten, and the old poll may contain a number that is used again. But no lease of the new era is there yet:
     /// `in_no_interleaving_does_an_old_poll_satisfy_a_token_of_a_new_epoch`.
-    pub(crate) fn has_polled(&self, lease: &Lease, epoch: u64, xid: u64) -> bool {
-        lease.is_in(epoch)
-            && lease.held().ever_valid()
-            && (xid < self.polled_below.load(Ordering::Acquire)
-                || self.poll.read().as_ref().is_some_and(|poll| poll.contains(xid)))
+    pub(crate) fn has_polled(&self, lease: &Lease, epoch: u64, xid: u64) -> Option<u64> {
+        if !lease.is_in(epoch) {
+            return None;
+        }
+        let held = lease.held();
+        let contained = || {
+            xid < self.polled_below.load(Ordering::Acquire)
+                || self.poll.read().as_ref().is_some_and(|poll| poll.contains(xid))
+        };
+        (held.ever_valid() && contained()).then(|| held.era())
     }
 
     /// To be called before a poll is sent: what hints have told by now is forgotten unless it brings it.

@@ -96,8 +96,8 @@ impl Tokens {
 pub(crate) enum Asks {
     /// That it is fresh. The epoch has ended: what it wrote is in the database, or was lost with it.
     Nothing,
-    /// That it is fresh: a completed poll contains the write.
-    Polled,
+    /// That it is fresh: a completed poll of this era contains the write.
+    Polled(u64),
     /// That it contains the write.
     Write,
     /// Nobody can tell before another poll.

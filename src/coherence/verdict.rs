@@ -37,6 +37,8 @@ pub(crate) enum FlightSource {
     Unknown,
     /// Such a loader, asked for the primary, and still behind.
     Behind,
+    /// A server that the log was not on when it was last heard of, and there is no lease: a new primary, or an old one.
+    Elsewhere,
 }
 
 /// A read that began before a flight took off may serve what the primary said or what was computed, whatever is known by the
@@ -106,9 +108,10 @@ pub(crate) enum Verdict {
 }
 
 impl Flight {
-    /// What the primary said after the read began misses nothing that was visible before it. Nor does what was computed.
+    /// What the primary said after the read began misses nothing that was visible before it. Nor does what was computed. What
+    /// another server says is all there is, where nobody can be asked which one is the primary.
     pub(crate) fn is_first_hand(self) -> bool {
-        matches!(self.from, FlightSource::Primary | FlightSource::Computed)
+        matches!(self.from, FlightSource::Primary | FlightSource::Computed | FlightSource::Elsewhere)
             && self.boarded == Boarded::BeforeTakeOff
     }
 
@@ -129,11 +132,12 @@ impl Flight {
             _ if self.from == FlightSource::Behind => return Verdict::TokenAhead,
             _ => return Verdict::ReadAgain,
         }
-        let source = asked.source && !first_hand;
-        // What it had loaded itself, and not by the primary's own word: that is flagged, whatever the buckets say of it.
-        let own = self.boarded == Boarded::BeforeTakeOff && self.from != FlightSource::Remote;
+        let source = asked.source && (!first_hand || self.from == FlightSource::Elsewhere);
+        // What was asked of the primary since the read began, and is not by its own word: that is flagged, whatever is known of it.
+        let asked_the_primary = self.boarded == Boarded::BeforeTakeOff
+            && matches!(self.from, FlightSource::Behind | FlightSource::Elsewhere);
         match judged {
-            _ if source && own => asked.of_stale.stale(),
+            _ if source && asked_the_primary => asked.of_stale.stale(),
             LeaseVerdict::Refused if self.from == FlightSource::Behind => asked.of_stale.stale(),
             _ if source => Verdict::ReadAgain,
             LeaseVerdict::Fresh => Verdict::Fresh,
@@ -160,12 +164,13 @@ mod tests {
     use super::*;
 
     const LAPSED: Duration = Duration::from_secs(7);
-    const ALL: [FlightSource; 5] = [
+    const ALL: [FlightSource; 6] = [
         FlightSource::Remote,
         FlightSource::Primary,
         FlightSource::Computed,
         FlightSource::Unknown,
         FlightSource::Behind,
+        FlightSource::Elsewhere,
     ];
 
     const fn before(from: FlightSource) -> Flight {
@@ -222,9 +227,10 @@ mod tests {
         for flight in flights() {
             let missing = match flight {
                 Flight { from: FlightSource::Computed, boarded: Boarded::BeforeTakeOff } => Verdict::Fresh,
-                Flight { from: FlightSource::Primary, boarded: Boarded::BeforeTakeOff } => {
-                    Verdict::TokenUntrue
-                }
+                Flight {
+                    from: FlightSource::Primary | FlightSource::Elsewhere,
+                    boarded: Boarded::BeforeTakeOff,
+                } => Verdict::TokenUntrue,
                 Flight { from: FlightSource::Behind, .. } => Verdict::TokenAhead,
                 _ => Verdict::ReadAgain,
             };
@@ -238,11 +244,12 @@ mod tests {
     fn where_only_the_source_will_do_nothing_else_is_fresh() {
         for flight in flights() {
             let then = match flight {
-                _ if flight.is_first_hand() => Verdict::Fresh,
+                // Whosever load it was has asked the primary too.
                 Flight {
-                    from: FlightSource::Unknown | FlightSource::Behind,
+                    from: FlightSource::Behind | FlightSource::Elsewhere,
                     boarded: Boarded::BeforeTakeOff,
                 } => Verdict::Stale,
+                _ if flight.is_first_hand() => Verdict::Fresh,
                 _ => Verdict::ReadAgain,
             };
             assert_eq!(flight.verdict(LeaseVerdict::Fresh, true, SOURCE), then, "{flight:?}");

@@ -84,10 +84,12 @@ impl Tail {
 
     async fn follow(&mut self) {
         loop {
-            let due = match self.poll().await {
-                Ok(()) => self.next(),
-                Err(_) => Instant::now() + RETRY_INTERVAL.min(self.interval()),
-            };
+            if self.poll().await.is_err() {
+                // Whoever asks: it may be a database that is just coming back.
+                tokio::time::sleep(RETRY_INTERVAL.min(self.interval())).await;
+                continue;
+            }
+            let due = self.next();
             tokio::select! {
                 biased;
                 () = self.shared.polls.asked(Asked::Awaited) => self.wait_for_readers(due).await,

@@ -1,5 +1,7 @@
 //! The polls of the tail, for those who ask for one or wait for one.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tokio::sync::Notify;
 
 use crate::watched::Watched;
@@ -8,7 +10,10 @@ use crate::watched::Watched;
 pub(crate) struct Polls {
     in_doubt: Notify,
     awaited: Notify,
-    numbers: Watched<Numbers>,
+    /// How many were sent. Apart: of a poll that is sent nobody who waits needs to hear.
+    sent: AtomicU64,
+    /// The last one that completed, by its number.
+    completed: Watched<u64>,
 }
 
 /// Why a poll is asked for, and so how soon it comes.
@@ -18,13 +23,6 @@ pub(crate) enum Asked {
     InDoubt,
     /// A reader waits for it.
     Awaited,
-}
-
-/// By their numbers.
-#[derive(Debug, Default)]
-struct Numbers {
-    sent: u64,
-    completed: u64,
 }
 
 impl Polls {
@@ -47,18 +45,19 @@ impl Polls {
 
     /// To be called before a poll is sent.
     pub(crate) fn sending(&self) {
-        self.numbers.update(|polls| polls.sent += 1);
+        self.sent.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The lease rests on the poll that was sent last: whoever waits for it may go on.
     pub(crate) fn completed(&self) {
-        self.numbers.update(|polls| polls.completed = polls.sent);
+        let sent = self.sent.load(Ordering::Acquire);
+        self.completed.update(|completed| *completed = sent);
     }
 
     /// Asks for a poll that is sent from now on, and waits for it: one for all who ask meanwhile. It may never come.
     pub(crate) async fn next(&self, why: Asked) {
-        let sent = self.numbers.look(|polls| polls.sent);
+        let sent = self.sent.load(Ordering::Acquire);
         self.ask(why);
-        self.numbers.wait_for(|polls| (polls.completed > sent).then_some(())).await;
+        self.completed.wait_for(|completed| (*completed > sent).then_some(())).await;
     }
 }

@@ -264,6 +264,85 @@ async fn without_a_poll_the_latest_takes_nothing_from_a_load_that_began_before_i
     ring.end().await;
 }
 
+/// It may be an old primary that somebody's pool still holds on to.
+#[tokio::test(start_paused = true)]
+async fn without_a_lease_the_latest_of_a_server_that_the_log_was_not_on_is_not_called_fresh() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    ring.write(0, 1, "one").await;
+    tokio::time::sleep(POLL).await;
+    member.node.log.faults.hang();
+    ring.sim.postgres.crash(0);
+    tokio::time::sleep(BOUND).await;
+    assert_eq!(latest(member, 1).await.freshness, Freshness::Stale);
+    // Also where another reader leads, who asks for nothing.
+    member.loader.after().close();
+    let before = member.reading(1);
+    eventually("it has read", BOUND, || member.loader.after().waiting() == 1).await;
+    let users = member.users.clone();
+    let asking = spawn(async move { users.get_with(&1, ReadOptions::latest()).await });
+    ms(10).await;
+    member.loader.after().open();
+    assert_eq!(asking.await.unwrap().unwrap().freshness, Freshness::Stale);
+    assert_eq!(
+        before.await.unwrap().unwrap().freshness,
+        Freshness::Fresh,
+        "for others the source is all there is"
+    );
+    ring.end().await;
+}
+
+/// The bound is long, the way to the log is silent, and the source is well.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_poll_longer_than_for_a_load_and_a_shutdown_ends_it() {
+    let mut ring = Ring::of(1).await;
+    let limit = Duration::from_secs(2);
+    let at =
+        ring.join_with(|perto| perto.bound(Duration::from_mins(1)), |cache| cache.load_timeout(limit)).await;
+    ring.write(0, 1, "one").await;
+    tokio::time::sleep(POLL).await;
+    let member = &ring.members[at];
+    member.fresh(1).await;
+    member.node.log.faults.hang();
+    let began = Instant::now();
+    assert_eq!(latest(member, 1).await.tier, Tier::Load);
+    assert!(began.elapsed() <= limit + Duration::from_millis(10), "{:?}", began.elapsed());
+    let users = member.users.clone();
+    let waiting = spawn(async move { users.get_with(&1, ReadOptions::latest()).await });
+    ms(1).await;
+    let began = Instant::now();
+    member.perto.shutdown().await;
+    let closed = waiting.await.unwrap();
+    assert!(matches!(closed, Err(Error::Closed)), "{closed:?}");
+    assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
+    ring.end().await;
+}
+
+/// Just as the database comes back it must not be asked by all readers of all instances.
+#[tokio::test(start_paused = true)]
+async fn readers_who_wait_do_not_hurry_polls_that_fail() {
+    let ring = ring_that_holds_two_keys().await;
+    let member = &ring.members[1];
+    member.node.log.faults.cut();
+    let (before, began) = (member.perto.stats().poll_errors, Instant::now());
+    let asking: Vec<_> = (0..500_u64)
+        .map(|n| {
+            let users = member.users.clone();
+            spawn(async move {
+                ms(n).await;
+                users.get_with(&1, ReadOptions::latest()).await
+            })
+        })
+        .collect();
+    ms(500).await;
+    let polls = u128::from(member.perto.stats().poll_errors - before);
+    assert!(polls <= began.elapsed().as_millis() / 50 + 2, "{polls} in {:?}", began.elapsed());
+    for read in asking {
+        read.await.unwrap().unwrap();
+    }
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_the_source_is_gone_too_the_latest_is_an_error_and_no_old_value() {
     let ring = ring_that_holds_two_keys().await;

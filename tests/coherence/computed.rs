@@ -129,7 +129,8 @@ async fn after_a_clear_what_is_computed_is_fresh_at_once_and_cached_again_after_
         for member in &calculator.members {
             // It asks for the poll that lets it in, so none has to be waited for.
             member.fresh(7).await;
-            ms(10).await;
+            // As often as what hints put in doubt: a key that is invalidated all the time makes nobody poll all the time.
+            ms(70).await;
             member.fresh(7).await;
             let cached = member.fresh_with(7, ReadOptions::at_least(token)).await;
             assert_eq!(cached, (Some(2_007), Tier::Local), "cached again");

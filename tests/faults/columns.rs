@@ -72,6 +72,60 @@ async fn an_update_of_other_columns_invalidates_nothing_and_all_else_does() {
     }
 }
 
+/// Values of a key that is not the row's own: each is a list of rows, and who is in it is told by the primary key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_change_places_between_keys_or_within_one_invalidate_without_being_named() {
+    let world = World::new().await;
+    world
+        .sql(
+            "create table seats (\"Seat No\" bigint primary key, user_id bigint, place int, status text); \
+             insert into seats values (1, 1, 1, 'ok'), (2, 2, 1, 'ok'), (3, 2, 2, 'ok')",
+        )
+        .await;
+    let watching = Watch {
+        key: "user_id".to_owned(),
+        columns: ["status", "place"].map(str::to_owned).to_vec(),
+        ..world.watch("seats", "person")
+    };
+    let mut connection = connection(&world).await;
+    watch(&mut connection, &watching).await.unwrap();
+    let swapped = "update seats set user_id = 3 - user_id where \"Seat No\" in (1, 2)";
+    assert_eq!(logged(&world, swapped).await, keys(&["1", "2"]), "they have changed owners");
+    world.sql("update seats set user_id = 2").await;
+    let moved = "update seats set place = 3 - place where \"Seat No\" in (2, 3)";
+    assert_eq!(logged(&world, moved).await, keys(&["2"]), "they have changed places in one list");
+    assert_eq!(logged(&world, "update seats set status = status, place = place").await, []);
+    let known = postgres::watched(&mut connection, &world.name).await.unwrap();
+    let seats = known.iter().find(|watched| watched.watch.cache == "person").unwrap();
+    assert_eq!(
+        (&seats.watch.columns[..], seats.faults.len()),
+        (&["Seat No", "place", "status"].map(str::to_owned)[..], 0)
+    );
+    watch(&mut connection, &watching).await.unwrap();
+}
+
+/// A cast to text may lose what readers see: blanks of an unbounded `bpchar`, or whatever somebody wrote a cast to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cast_to_text_would_lose_is_a_change() {
+    let world = World::new().await;
+    let schema = &world.name;
+    world
+        .sql(&format!(
+            "create type colour as enum ('red', 'dark red'); \
+             create function {schema}.vague(colour) returns text language sql immutable as $$select 'red'$$; \
+             create cast (colour as text) with function {schema}.vague(colour); \
+             create table paints (id bigint primary key, code bpchar, tint colour); \
+             insert into paints values (1, 'a', 'red')"
+        ))
+        .await;
+    let columns = ["code", "tint"].map(str::to_owned).to_vec();
+    let watching = Watch { columns, ..world.watch("paints", "person") };
+    watch(&mut connection(&world).await, &watching).await.unwrap();
+    assert_eq!(logged(&world, "update paints set code = 'a '").await, keys(&["1"]));
+    assert_eq!(logged(&world, "update paints set tint = 'dark red'").await, keys(&["1"]));
+    assert_eq!(logged(&world, "update paints set tint = 'dark red', code = 'a '").await, []);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bulk_updates_count_the_rows_that_they_change() {
     let world = World::new().await;

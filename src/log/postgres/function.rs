@@ -87,22 +87,20 @@ pub(super) fn body(watch: &Watch) -> String {
 }
 
 /// The keys of rows that an update has changed in these columns. What a row was and what it is cancel each other out where
-/// they are alike; so do two rows that have changed places.
+/// they are alike.
 ///
-/// Compared by their text: some types have no equality (`json`), and some call alike what readers can tell apart
-/// (`1.0` and `1.00`, a collation that passes over case).
+/// Compared by the text of a row of them, which is what the types' own output functions say. Some types have no equality
+/// (`json`), some call alike what readers can tell apart (`1.0` and `1.00`, a collation that passes over case), and a cast to
+/// text may lose something (blanks of `bpchar`, or whatever somebody has written a cast to).
 fn changed(key: &str, columns: &[String]) -> String {
-    let text = |column: &String| format!("(({})::text) collate \"C\"", identifier(column));
-    let texts: Vec<String> = columns.iter().map(text).collect();
-    let side = |rows: &str, sign: i32| {
-        format!("select (({key})::text) collate \"C\", {}, {sign} from {rows}", texts.join(", "))
-    };
-    let names: Vec<String> = (1..=columns.len()).map(|at| format!("c{at}")).collect();
+    let names: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
+    let row = format!("(row({})::text) collate \"C\"", names.join(", "));
+    let side =
+        |rows: &str, sign: i32| format!("select (({key})::text) collate \"C\", {row}, {sign} from {rows}");
     format!(
-        "select k from ({} union all {}) as s(k, {names}, sign) group by k, {names} having sum(sign) <> 0",
+        "select k from ({} union all {}) as s(k, row_text, sign) group by k, row_text having sum(sign) <> 0",
         side("old_rows", -1),
         side("new_rows", 1),
-        names = names.join(", "),
     )
 }
 

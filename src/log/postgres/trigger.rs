@@ -23,7 +23,8 @@ pub struct Watch {
     ///
     /// From then on it runs as whoever watches: take it from nobody else.
     pub key: String,
-    /// Updates that change none of these columns, nor the key, invalidate nothing. Empty: every update of a row does.
+    /// Updates that change none of these columns, nor the key, nor the primary key, invalidate nothing. Empty: every update of a
+    /// row does. The columns of the primary key are added by themselves.
     ///
     /// Name each column that a value is made of: of one that is missing here, changes are not seen before the time to live.
     /// Inserts and deletes always invalidate.

@@ -74,8 +74,8 @@ async fn install(
     let mut tx = connection.begin().await.map_err(refused)?;
     // Before it is anybody's turn: usually there is nothing to do.
     let tables = match state(&mut tx, watch, replace).await? {
-        (tables, true) => tables,
-        (_, false) => {
+        State { tables, done: true, .. } => tables,
+        State { done: false, .. } => {
             locks::declaring(&mut tx, &watch.schema).await?;
             let (tables, plan) = plan(&mut tx, watch, replace).await?;
             locks::run(&mut tx, &plan).await?;
@@ -86,18 +86,23 @@ async fn install(
     Ok(tables.into_iter().map(|table| table.name).collect())
 }
 
-/// The tables, and whether they are watched exactly so.
-async fn state(
-    connection: &mut PgConnection,
-    watch: &Watch,
-    replace: bool,
-) -> Result<(Vec<Table>, bool), LogError> {
+/// What is there already.
+struct State {
+    /// What is asked for, with all columns that count.
+    watch: Watch,
+    tables: Vec<Table>,
+    /// Whether they are watched exactly so.
+    done: bool,
+}
+
+async fn state(connection: &mut PgConnection, watch: &Watch, replace: bool) -> Result<State, LogError> {
     match schema_version(connection, &watch.schema).await? {
         Some(VERSION) => {}
         Some(version) => return Err(other_version(version)),
         None => return Err(explain(sqlx::Error::RowNotFound, &watch.schema)),
     }
     let tables = tables(connection, &watch.table).await?;
+    let watch = columns::completed(connection, watch, &tables[0]).await?;
     let of_these = |found: &Watched| {
         found.watch.cache == watch.cache && tables.iter().any(|table| table.name == found.watch.table)
     };
@@ -113,7 +118,7 @@ async fn state(
             other.watch.table,
             watch.cache,
             said(&other.watch),
-            said(watch)
+            said(&watch)
         )));
     }
     let same = |found: &Watched| {
@@ -124,7 +129,7 @@ async fn state(
             && found.faults.is_empty()
     };
     let done = known.len() == 1 && known.iter().all(same);
-    Ok((tables, done))
+    Ok(State { watch, tables, done })
 }
 
 fn said(watch: &Watch) -> String {
@@ -140,7 +145,8 @@ async fn plan(
     watch: &Watch,
     replace: bool,
 ) -> Result<(Vec<Table>, Vec<Sql>), LogError> {
-    let (tables, done) = state(connection, watch, replace).await?;
+    let State { watch, tables, done } = state(connection, watch, replace).await?;
+    let watch = &watch;
     if done {
         return Ok((tables, Vec::new()));
     }
@@ -150,7 +156,6 @@ async fn plan(
             other.name
         )));
     }
-    columns::judge(connection, watch, &tables[0]).await?;
     let name = function::name(connection, watch).await?;
     key::judge(connection, watch, &tables[0], &name).await?;
     // Since 14 a trigger is replaced without keeping readers waiting.

@@ -194,11 +194,12 @@ async fn probe(
 ) -> Result<Option<String>, sqlx::Error> {
     let begin = "savepoint perto_probe; set local search_path = pg_catalog, pg_temp; set local lock_timeout = '100ms'";
     sqlx::raw_sql(begin).execute(&mut *connection).await?;
-    let texts: Vec<String> = std::iter::once(watch.key.clone())
-        .chain(watch.columns.iter().map(|column| identifier(column)))
-        .map(|value| format!("(({value})::text) collate \"C\""))
-        .collect();
-    let prepare = format!("prepare perto_probe as select {} from {table} as \"a row\"", texts.join(", "));
+    let columns: Vec<String> = watch.columns.iter().map(|column| identifier(column)).collect();
+    let prepare = format!(
+        "prepare perto_probe as select (({})::text) collate \"C\", row({})::text from {table} as \"a row\"",
+        watch.key,
+        columns.join(", ")
+    );
     let error = match run_one(connection, &prepare).await {
         Ok(()) => {
             run_one(connection, "deallocate perto_probe").await?;
