@@ -99,8 +99,9 @@ impl ReadOptions {
         Self { at_least: None, within: Some(limit) }
     }
 
-    /// Miss no write that was visible when the read began, whoever made it: reads of one key are linearizable. As
-    /// [`ReadOptions::within`] no time at all.
+    /// Miss no write that was visible when the read began, whoever made it. As [`ReadOptions::within`] no time at all.
+    ///
+    /// Reads of one key are linearizable, where the loader reads the primary. A standby may show a write before the primary does.
     #[must_use]
     pub const fn latest() -> Self {
         Self::within(Duration::ZERO)
