@@ -212,6 +212,9 @@ async fn each_state_of_the_table_has_the_alert_the_metric_the_line_and_the_check
     let database = seeded();
     let a = Served::start(&database, "a");
     request(&a, "GET", "/api/v1/companies/1", "", "").await;
+    // What Redis says of itself is there once it has answered.
+    eventually("Redis has answered", async || scrape(&a).await.1.contains_key("perto_redis_memory_ratio"))
+        .await;
     let (_, families) = scrape(&a).await;
     let (_, table) = operations.split_once("| State | Alert | Metric | Log | Doctor |\n").unwrap();
     let rows: Vec<&str> = table.lines().skip(1).take_while(|line| line.starts_with('|')).collect();
