@@ -23,8 +23,9 @@ use crate::local::{Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
 use crate::read::{Freshness, Read, ReadOptions, Tier, Wish};
 use crate::shared::Shared;
+use crate::shared::recent::Recent;
 use crate::trace::{self, Kind, Span, Trace};
-use crate::wire::{Change, MAX_KEY_BYTES};
+use crate::wire::{Change, Dependency, MAX_KEY_BYTES};
 
 pub(crate) mod audit;
 pub(crate) mod builder;
@@ -37,6 +38,8 @@ mod pace;
 pub(crate) mod policy;
 mod sampler;
 mod settle;
+mod sources;
+pub(crate) mod topic;
 pub(crate) mod types;
 
 use flight::{Flights, Leader, Waiter};
@@ -59,7 +62,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) policy: Policy,
     local: Local<K, V>,
-    whole: WholeCache,
+    whole: Arc<WholeCache>,
     flights: Arc<Flights<K, FlightResult<V>>>,
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
@@ -67,6 +70,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     /// Whether it was told of that it declares no tables.
     undeclared: AtomicBool,
     counters: CacheCounters,
+    recent: Recent,
     /// By tier.
     latencies: [Timing; 3],
 }
@@ -189,14 +193,18 @@ impl<K: Key, V: Value> Cache<K, V> {
             entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
         let token = epoch.and_then(|epoch| wish.token_in(epoch, entry.era));
         let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
-        if !(live && held.valid_at(now) && young && contains(&entry.stamp, token) && self.0.spelled(&entry)) {
+        if !(live && held.valid_at(now) && young && contains(&entry.stamp, token)) {
+            return None;
+        }
+        if entry.made_of.is_some() && !self.0.is_unchanged(&entry, held) {
+            self.0.drop_dependent(key);
             return None;
         }
         self.0.sampler.hit(self.0.counters.l1_hits.increment(), key, &entry);
         if let Some(began) = timed {
             self.record_sampled_hit(began, held, now);
         }
-        Some(Read { value: entry.value.clone(), freshness: Freshness::Fresh, tier: Tier::Local })
+        Some(Read::of(entry, Freshness::Fresh, Tier::Local, wish.floor))
     }
 
     #[cold]
@@ -217,7 +225,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Err(Error::Closed);
         }
         let texts = self.texts(keys)?;
-        let wish = self.settle(keys, wish).await?;
+        let settled = self.settle(keys, wish).await?;
+        let wish = Wish { source: settled.source || wish.source, ..settled };
         let in_l1 = |key| self.hit(key, wish).or_else(|| self.outage_hit(key, wish));
         let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
         match answers.iter().flatten().count() {
@@ -239,6 +248,17 @@ impl<K: Key, V: Value> Cache<K, V> {
             Err(error) => span.failed(error),
         }
         answers
+    }
+
+    /// Reads many keys; where `source` is set, what the primary says itself.
+    pub(crate) async fn read_for_view(
+        &self,
+        keys: &[K],
+        options: ReadOptions,
+        source: bool,
+    ) -> Result<Vec<Read<V>>, Error> {
+        let wish = Wish { source, ..self.wish(options) };
+        Box::pin(self.read(keys, wish)).await
     }
 
     fn span(&self, keys: usize) -> Span {
@@ -342,7 +362,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let judged = match flight.is_first_hand() {
             true => LeaseVerdict::Fresh,
             false => {
-                coherence.judge(held, slot, &self.0.whole, &entry.stamp, || self.0.shared.clock.now_ms())
+                let now_ms = || self.0.shared.clock.now_ms();
+                coherence.judge(held, slot, &self.0.whole, entry.subjects(), &entry.stamp, now_ms)
             }
         };
         // Once more, after all else was looked at.
@@ -362,10 +383,10 @@ impl<K: Key, V: Value> Cache<K, V> {
             Verdict::TokenAhead => return Err(Error::TokenAhead),
         };
         let tier = if outcome.from == FlightSource::Remote { Tier::Remote } else { Tier::Load };
-        Ok(Some(self.answer(entry, freshness, tier)))
+        Ok(Some(self.answer(Arc::clone(entry), freshness, tier, wish)))
     }
 
-    fn answer(&self, entry: &Entry<V>, freshness: Freshness, tier: Tier) -> Read<V> {
+    fn answer(&self, entry: Arc<Entry<V>>, freshness: Freshness, tier: Tier, wish: Wish) -> Read<V> {
         let counters = &self.0.counters;
         match tier {
             Tier::Local => counters.l1_hits.add(1),
@@ -375,7 +396,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if matches!(freshness, Freshness::Unverified { .. }) {
             counters.unverified.add(1);
         }
-        Read { value: entry.value.clone(), freshness, tier }
+        Read::of(entry, freshness, tier, wish.floor)
     }
 
     /// L1 without a valid lease, where the policy allows it: flagged, and for a limited time.
@@ -398,8 +419,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             && entry.cache_epoch == self.0.whole.epoch()
             && self.0.shared.clock.now_ms() < entry.expires_ms
             && contains(&entry.stamp, wish.token_in(epoch, entry.era))
-            && self.0.spelled(&entry);
-        live.then(|| self.answer(&entry, Freshness::Unverified { since }, Tier::Local))
+            && (entry.made_of.is_none() || self.0.is_unchanged(&entry, held));
+        live.then(|| self.answer(entry, Freshness::Unverified { since }, Tier::Local, wish))
     }
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
@@ -488,21 +509,20 @@ impl<K: Key, V: Value> Cache<K, V> {
                     span.failed(&error);
                     led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
                 }
-                Ok(Some((loaded, from))) => core.share(led, loaded, from, start),
+                Ok(Some(brought)) => core.share(led, brought, start),
                 Ok(None) => {}
             }
         }));
     }
 
     pub(crate) fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
-        let text = |key: &K| {
-            let text = key.to_string();
-            match text.len() {
-                0..=MAX_KEY_BYTES => Ok(text),
-                bytes => Err(Error::KeyTooLong { cache: Arc::clone(&self.0.name), bytes }),
-            }
-        };
-        keys.iter().map(text).collect()
+        texts(&self.0.name, keys)
+    }
+
+    /// A key of this cache, as something that other values depend on: see [`Loaded::depends_on`](crate::Loaded::depends_on).
+    #[must_use]
+    pub fn key(&self, key: &K) -> Dependency {
+        Dependency { cache: Arc::clone(&self.0.name), key: key.to_string().into() }
     }
 
     /// Invalidates one key on every instance, for a source that no trigger watches. Recorded in Postgres, then applied
@@ -520,12 +540,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// # Errors
     /// Those of [`Cache::invalidate`].
     pub async fn invalidate_many(&self, keys: &[K]) -> Result<Token, InvalidateError> {
-        let keys = self.texts(keys).map_err(|error| match error {
-            Error::KeyTooLong { bytes, .. } => InvalidateError::KeyTooLong { bytes },
-            _ => InvalidateError::Closed,
-        })?;
-        let keys = (keys.len() <= crate::log::MAX_KEYS_PER_ROW).then_some(keys);
-        self.0.shared.invalidate(Change { cache: self.0.name.to_string(), keys }).await
+        self.0.shared.invalidate_keys(&self.0.name, self.texts(keys)).await
     }
 
     /// Invalidates every key of this cache on every instance.
@@ -574,6 +589,18 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 }
 
+/// The texts of keys of a cache or topic.
+pub(crate) fn texts<K: Key>(of: &Arc<str>, keys: &[K]) -> Result<Vec<String>, Error> {
+    let text = |key: &K| {
+        let text = key.to_string();
+        match text.len() {
+            0..=MAX_KEY_BYTES => Ok(text),
+            bytes => Err(Error::KeyTooLong { cache: Arc::clone(of), bytes }),
+        }
+    };
+    keys.iter().map(text).collect()
+}
+
 /// Every so many hits one is timed.
 const HITS_PER_SAMPLE: u64 = 1_024;
 
@@ -590,6 +617,10 @@ struct LedKey<K: Key, V> {
 }
 
 impl<K: Key, V: Value> Core<K, V> {
+    pub(crate) fn whole(&self) -> Arc<WholeCache> {
+        Arc::clone(&self.whole)
+    }
+
     /// Notes what a read that went below L1 has found, and how long it took.
     fn record_answers(&self, answers: &[Read<V>], took: Duration, span: &Span) {
         let by = |tier| answers.iter().filter(|read| read.tier == tier).count() as u64;
@@ -625,13 +656,14 @@ impl<K: Key, V: Value> Core<K, V> {
             name,
             shared,
             policy,
-            whole: WholeCache::new(),
+            whole: Arc::new(WholeCache::new()),
             flights: Flights::new(),
             loader,
             sampler: Sampler::new(),
             pace: Pace::default(),
             undeclared: AtomicBool::new(false),
             counters: CacheCounters::default(),
+            recent: Recent::new(),
             latencies: Default::default(),
         })
     }

@@ -28,10 +28,10 @@ pub(crate) mod tokens;
 pub(crate) mod verdict;
 
 use belief::Belief;
-use buckets::{Buckets, Slot, WholeCache};
+use buckets::{Buckets, Slot, Subject, WholeCache};
 use lease::{Lease, LeaseView};
 use snapshot::{Rank, Snapshot};
-use token::Token;
+use token::{Mark, Token};
 use tokens::{Asks, Tokens};
 use verdict::LeaseVerdict;
 
@@ -40,7 +40,7 @@ pub(crate) struct Coherence {
     pub(crate) bound: Duration,
     pub(crate) lease: Lease,
     pub(crate) buckets: Buckets,
-    /// When the server was started that was polled last; 0 before.
+    /// The server that was polled last, since its last start or recovery; 0 before.
     server: AtomicU64,
     pub(crate) belief: Belief,
     pub(crate) tokens: Tokens,
@@ -147,10 +147,11 @@ impl Coherence {
         held: LeaseView,
         slot: Slot,
         whole: &WholeCache,
+        subjects: &[Subject],
         stamp: &Snapshot,
         now_ms: impl FnOnce() -> u64,
     ) -> LeaseVerdict {
-        if !self.buckets.accepts(slot, whole, stamp) {
+        if !(self.buckets.accepts(slot, whole, stamp) && self.buckets.accepts_all(subjects, stamp)) {
             return LeaseVerdict::Refused;
         }
         verdict::freshness(held, now_ms())
@@ -160,11 +161,29 @@ impl Coherence {
     pub(crate) fn asks(&self, token: Token, now_ms: impl FnOnce() -> u64) -> Asks {
         // An epoch that has ended does not come back. Before the lease: what is fresh from here on is of a later one.
         let epoch = self.epoch();
-        if let Some(era) = self.buckets.has_polled(&self.lease, token.epoch, token.xid) {
+        if let Some(era) = self.buckets.has_polled(&self.lease, token) {
             return Asks::Polled(era);
         }
-        let ahead = || self.buckets.poll().is_some_and(|poll| !poll.contains(token.xid));
+        let ahead = || self.buckets.poll().is_some_and(|poll| !token.mark.is_in(&poll));
         self.tokens.asks(token, epoch, ahead, now_ms())
+    }
+
+    /// What any later answer must contain to contain what this token stands for, once a poll has.
+    pub(crate) fn floor(&self, token: Token) -> Option<Token> {
+        match token.mark {
+            Mark::Read(_) => Some(token),
+            // Whatever ranks as high contains the write.
+            Mark::Write(_) => self.polled_rank().filter(|polled| polled.epoch == token.epoch),
+        }
+    }
+
+    /// All that the last completed poll contains.
+    pub(crate) fn polled_rank(&self) -> Option<Token> {
+        // As for `ended_by_now`: in the midst of a recovery the poll may be of the epoch before.
+        let held = self.lease.held();
+        let (epoch, poll) = (self.epoch(), self.buckets.poll()?);
+        let same_era = held.ever_valid() && self.lease.held().era() == held.era();
+        same_era.then(|| Token::of_read(epoch, poll.rank()))
     }
 
     /// How long ago the poll was sent that a lease rests on: what is served under it misses nothing that is older.

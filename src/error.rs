@@ -81,6 +81,16 @@ pub enum Error {
     /// Invalidations, cancelled leaders or new epochs outran the read eight times in a row.
     #[error("the read was outrun by changes; try again")]
     Unsettled,
+    /// A [view](crate::Perto::view) has read a value that is of no known snapshot of the primary, and so of no moment of the
+    /// database: it is computed, or the loader read a replica though it was asked for the primary.
+    /// Or the cache is another instance's.
+    #[error(
+        "values of cache {cache} are read under no known snapshot of the primary, or by another instance: they can be in no view"
+    )]
+    NoSnapshot {
+        /// The cache's name.
+        cache: Arc<str>,
+    },
     /// The key's text is longer than [`MAX_KEY_BYTES`].
     #[error("a key of cache {cache} is {bytes} bytes long; at most {max} are possible", max = MAX_KEY_BYTES)]
     KeyTooLong {

@@ -78,7 +78,7 @@ pub fn weight<V: Value>(value: &V) -> usize {
 pub fn hint(input: &[u8]) {
     drop(Hint::decode(input));
     // Past the magic, which the fuzzer would have to find first.
-    let Ok(hint) = Hint::decode(&[b"PH", &[wire::VERSION][..], input].concat()) else { return };
+    let Ok(hint) = Hint::decode(&[b"PH", &[wire::HINT_VERSION][..], input].concat()) else { return };
     if let Some(bytes) = hint.encode() {
         assert_eq!(Hint::decode(&bytes), Ok(hint), "what is written is read back");
     }

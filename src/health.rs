@@ -110,5 +110,9 @@ pub enum Event {
         cache: String,
         /// [`key_hash`](crate::key_hash) of the key's text.
         key_hash: u64,
+        /// Caches and topics of which something has changed between what was served and what Postgres says. Where no trigger is
+        /// missing, the value depends on one of them and its loader does not say so
+        /// ([`Loaded::depends_on`](crate::Loaded::depends_on)). At most four.
+        changed: Vec<String>,
     },
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 use crate::cache::builder::CacheBuilder;
+use crate::cache::topic::TopicBuilder;
 use crate::cache::{Key, Value};
 use crate::coherence::token::Token;
 use crate::error::{Error, StartError};
@@ -42,6 +43,19 @@ impl Perto {
     /// Declares a cache, before [`Perto::start`]. `name` is how the log and other instances call it.
     pub fn cache<K: Key, V: Value>(&self, name: &str) -> CacheBuilder<K, V> {
         CacheBuilder::new(Arc::clone(self.shared()), name)
+    }
+
+    /// Declares a topic, before [`Perto::start`]: keys that values of caches depend on, and that tables are watched for. Its name is the
+    /// log's, as a cache's is.
+    ///
+    /// ```
+    /// # fn declare(perto: &perto::Perto) -> Result<(), perto::StartError> {
+    /// let contacts_of_company: perto::Topic<i64> =
+    ///     perto.topic("contacts_of_company").watch("contacts", "company_id").declare()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn topic<K: Key>(&self, name: &str) -> TopicBuilder<K> {
+        TopicBuilder::new(Arc::clone(self.shared()), name)
     }
 
     /// Makes or upgrades the log's tables, and installs the triggers of every [`CacheBuilder::watch`] so far. Does nothing where

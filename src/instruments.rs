@@ -33,6 +33,8 @@ const OF_CACHES: [OfCaches; 11] = [
             (stats.l2_hits, &[(TIER, "l2"), (OUTCOME, "hit")]),
             (stats.l2_refused, &[(TIER, "l2"), (OUTCOME, "refused")]),
             (stats.l2_unreadable, &[(TIER, "l2"), (OUTCOME, "unreadable")]),
+            (stats.l2_undeclared, &[(TIER, "l2"), (OUTCOME, "undeclared")]),
+            (stats.dependents_dropped, &[(TIER, "l1"), (OUTCOME, "dependency_changed")]),
             (stats.load_hits, &[(TIER, "load"), (OUTCOME, "hit")]),
             (stats.load_errors, &[(TIER, "load"), (OUTCOME, "error")]),
         ]
@@ -136,7 +138,7 @@ impl Perto {
         for (name, help, values) in OF_CACHES {
             counter(shared, meter, name, help, move |shared, observed| {
                 for (name, cache) in &*shared.caches() {
-                    for (value, labels) in values(&cache.stats()) {
+                    for (value, labels) in values(&cache.counters().snapshot()) {
                         observed.observe(value, &attributes(Some(name), labels));
                     }
                 }
@@ -151,7 +153,9 @@ impl Perto {
         }
         let size = |shared: &Shared, observed: &dyn AsyncInstrument<u64>, of: fn((u64, u64)) -> u64| {
             for (name, cache) in &*shared.caches() {
-                observed.observe(of(cache.size()), &attributes(Some(name), &[]));
+                if let Some(cache) = cache.measured() {
+                    observed.observe(of(cache.size()), &attributes(Some(name), &[]));
+                }
             }
         };
         gauge(shared, meter, "perto.l1.entries", "", "Entries that L1 holds.", move |shared, observed| {
@@ -198,6 +202,7 @@ fn timings(shared: &Arc<Shared>, meter: &Meter) {
     let help = "How long reads took, by the tier that answered; those of L1 are sampled.";
     let lookups = histogram("perto.lookup.duration", help);
     for (name, cache) in &*shared.caches() {
+        let Some(cache) = cache.measured() else { continue };
         for tier in Tier::ALL {
             attach(cache.latency(tier), &lookups, attributes(Some(name), &[(TIER, tier.name())]));
         }

@@ -103,14 +103,16 @@ pub(crate) mod sync;
 pub(crate) mod trace;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 pub(crate) mod url;
+pub(crate) mod view;
 pub(crate) mod watched;
 pub(crate) mod wire;
 
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;
-pub use cache::inspect::{InLocal, InRemote, Inspection, Refusal, RemoteValue, key_hash};
+pub use cache::inspect::{DependsOn, InLocal, InRemote, Inspection, Refusal, RemoteValue, key_hash};
 pub use cache::loader::{Load, Loaded, STAMP_SQL, Stamp};
 pub use cache::policy::Outage;
+pub use cache::topic::{Topic, TopicBuilder};
 pub use cache::{Cache, Key, Value};
 pub use clock::{Clock, SystemClock};
 pub use coherence::known::{Known, Missing};
@@ -125,7 +127,8 @@ pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use nines::{Audited, Audits};
 pub use read::{Freshness, Read, ReadOptions, Tier};
 pub use remote::Remote;
-pub use wire::{Change, MAX_KEY_BYTES};
+pub use view::View;
+pub use wire::{Change, Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, MAX_KEY_BYTES};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "postgres", feature = "redis"))]

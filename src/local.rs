@@ -8,10 +8,10 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
 
-#[cfg(doc)]
-use crate::coherence::buckets::Buckets;
-use crate::coherence::buckets::Slot;
+use crate::coherence::buckets::Subject;
 use crate::coherence::snapshot::Snapshot;
+use crate::coherence::token::Token;
+use crate::wire::Dependency;
 pub(crate) use shares::GroupOf;
 use shares::Shares;
 
@@ -27,11 +27,22 @@ pub(crate) struct Entry<V> {
     pub(crate) era: u64,
     pub(crate) cache_epoch: u64,
     pub(crate) stamp: Snapshot,
-    /// Asked by each hit; see [`Buckets::slot_of_spelling`].
-    pub(crate) slot: Option<Slot>,
+    /// What a later answer must contain to be no older than this one. `None` where nobody knows what it holds beyond its stamp: it is
+    /// a replica's, or computed.
+    pub(crate) token: Option<Token>,
+    /// Judged by each hit, since no eviction tells of it.
+    pub(crate) made_of: Option<Box<MadeOf>>,
     pub(crate) expires_ms: u64,
     pub(crate) weight: u32,
     pub(crate) value: Option<Arc<V>>,
+}
+
+/// What an entry was made of that may change without its key being evicted.
+pub(crate) struct MadeOf {
+    /// The entry's own key, where the log may spell it otherwise; and what it depends on.
+    pub(crate) subjects: Box<[Subject]>,
+    /// What it depends on, by name.
+    pub(crate) depends: Box<[Dependency]>,
 }
 
 /// What an entry costs beside its key and value: moka's own bookkeeping and ours, measured at about 300 bytes.
@@ -103,7 +114,11 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         stale
     }
 
-    pub(crate) fn remove(&self, key: &K) {
+    pub(crate) fn remove<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash,
+    {
         self.entries.invalidate(key);
     }
 
@@ -116,8 +131,38 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
 
 impl<V> Entry<V> {
     /// The weight of an entry whose key's text and value take about so many bytes.
-    pub(crate) fn weigh(key_bytes: usize, value_bytes: usize, stamp: &Snapshot) -> u32 {
-        u32::try_from(ENTRY_BYTES + key_bytes + value_bytes + stamp.heap_bytes()).unwrap_or(u32::MAX)
+    pub(crate) fn weigh(
+        key_bytes: usize,
+        value_bytes: usize,
+        stamp: &Snapshot,
+        made_of: Option<&MadeOf>,
+    ) -> u32 {
+        let made_of = made_of.map_or(0, MadeOf::bytes);
+        let bytes = ENTRY_BYTES + key_bytes + value_bytes + stamp.heap_bytes() + made_of;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    /// What each hit judges.
+    #[inline]
+    pub(crate) fn subjects(&self) -> &[Subject] {
+        self.made_of.as_ref().map_or(&[], |made_of| &made_of.subjects)
+    }
+
+    pub(crate) fn depends(&self) -> &[Dependency] {
+        self.made_of.as_ref().map_or(&[], |made_of| &made_of.depends)
+    }
+}
+
+impl MadeOf {
+    fn bytes(&self) -> usize {
+        let texts: usize = self.depends.iter().map(|on| on.key.len()).sum();
+        size_of::<Self>() + size_of_val(&*self.subjects) + size_of_val(&*self.depends) + texts
+    }
+}
+
+impl std::fmt::Debug for MadeOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.depends.fmt(f)
     }
 }
 
@@ -130,7 +175,8 @@ mod tests {
             era: 0,
             cache_epoch: 0,
             stamp: Snapshot::all_below(1),
-            slot: None,
+            token: None,
+            made_of: None,
             expires_ms: 0,
             weight,
             value: value.map(Arc::new),

@@ -142,7 +142,7 @@ pub struct Poll {
     pub snapshot: Snapshot,
     /// Changes after a crash, a promotion or a restore: transaction numbers may have been used again.
     pub epoch: u64,
-    /// When the server was started, in microseconds: what a [`Stamp`](crate::Stamp) tells of its own.
+    /// Which server, since which start or recovery of it: what a [`Stamp`](crate::Stamp) tells of its own.
     pub server: u64,
     /// Every row that has been trimmed is contained in this snapshot.
     pub trimmed: Snapshot,

@@ -61,6 +61,10 @@ counters! {
         l2_refused,
         /// Values from L2 refused because they are corrupt, foreign or of another type.
         l2_unreadable,
+        /// Values from L2 left aside because they depend on a cache that this instance does not declare.
+        l2_undeclared,
+        /// Entries of L1 that were dropped when they were read: something that they depend on had changed.
+        dependents_dropped,
         /// Loaded values that were not put into L1: an invalidation came while they were loaded.
         inserts_refused,
         /// Values too large for L2.

@@ -10,10 +10,11 @@ use sqlx::{
 };
 
 use crate::cache::loader::{Loaded, STAMP_SQL, Stamp};
-use crate::cache::{Cache, Key, Value};
+use crate::cache::topic::Topic;
+use crate::cache::{Cache, Key, Value, texts};
 use crate::coherence::token::Token;
 use crate::coherence::tokens::NO_EPOCH;
-use crate::error::StartError;
+use crate::error::{Error, StartError};
 use crate::instance::Perto;
 use crate::log::postgres::{PostgresLog, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
@@ -339,7 +340,7 @@ impl Perto {
             Some(epoch) => epoch,
             None => self.begun_epoch(connection).await?,
         };
-        let token = Token { epoch: epoch.cast_unsigned(), xid };
+        let token = Token::of_write(epoch.cast_unsigned(), xid);
         let mut changes: Vec<Change> = Vec::new();
         for (_, _, cache, key) in rows {
             match (changes.iter_mut().find(|change| change.cache == cache), key) {
@@ -409,16 +410,37 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// the right is missing; [`sqlx::Error::Encode`] where a key's text is longer than
     /// [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES).
     pub async fn invalidate_in(&self, transaction: &mut PgConnection, keys: &[K]) -> Result<(), sqlx::Error> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let texts = self.texts(keys).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        let texts = (texts.len() <= MAX_KEYS_PER_ROW).then_some(texts);
-        let schema = &self.0.shared.settings.schema;
-        let sql = format!("insert into {schema}.invalidation (cache, keys) values ($1, $2)");
-        let inserting = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(self.name()).bind(texts);
-        let refused = |error: sqlx::Error| {
-            match error.as_database_error().and_then(|error| error.code()) {
+        invalidate_in(&self.0.shared, &self.0.name, self.texts(keys), transaction).await
+    }
+}
+
+impl<K: Key> Topic<K> {
+    /// Invalidates all that depends on these keys in a transaction of yours. As [`Cache::invalidate_in`].
+    ///
+    /// # Errors
+    /// Those of [`Cache::invalidate_in`].
+    pub async fn invalidate_in(&self, transaction: &mut PgConnection, keys: &[K]) -> Result<(), sqlx::Error> {
+        let core = self.core();
+        invalidate_in(&core.shared, &core.name, texts(&core.name, keys), transaction).await
+    }
+}
+
+async fn invalidate_in(
+    shared: &Shared,
+    name: &str,
+    texts: Result<Vec<String>, Error>,
+    transaction: &mut PgConnection,
+) -> Result<(), sqlx::Error> {
+    let texts = texts.map_err(|error| sqlx::Error::Encode(error.into()))?;
+    if texts.is_empty() {
+        return Ok(());
+    }
+    let texts = (texts.len() <= MAX_KEYS_PER_ROW).then_some(texts);
+    let schema = &shared.settings.schema;
+    let sql = format!("insert into {schema}.invalidation (cache, keys) values ($1, $2)");
+    let inserting = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(name).bind(texts);
+    let refused = |error: sqlx::Error| {
+        match error.as_database_error().and_then(|error| error.code()) {
             // insufficient_privilege
             Some(code) if code == "42501" => sqlx::Error::Configuration(
                 format!(
@@ -428,9 +450,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             ),
             _ => error,
         }
-        };
-        inserting.execute(transaction).await.map(drop).map_err(refused)
-    }
+    };
+    inserting.execute(transaction).await.map(drop).map_err(refused)
 }
 
 const IN_A_TRANSACTION: &str = "the connection is in a transaction already: write in that one, ask `Perto::pending` before \

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::coherence::token::Token;
+use crate::local::Entry;
 
 /// The answer to a read.
 #[derive(Debug)]
@@ -14,6 +15,37 @@ pub struct Read<V> {
     pub freshness: Freshness,
     /// Where it came from.
     pub tier: Tier,
+    held: Arc<Entry<V>>,
+    /// What was asked for, where the value itself does not show that it contains it.
+    floor: Option<Token>,
+}
+
+impl<V> Read<V> {
+    #[inline]
+    pub(crate) fn of(held: Arc<Entry<V>>, freshness: Freshness, tier: Tier, floor: Option<Token>) -> Self {
+        Self { value: held.value.clone(), freshness, tier, held, floor }
+    }
+
+    /// What a later read must contain to be no older than this one, of whatever key and on any instance: give it to
+    /// [`ReadOptions::at_least`]. It contains what this read has asked for by a token, too. So whoever sends the last token that it got,
+    /// of a write or of a read, reads its own writes and never goes back in time.
+    ///
+    /// `None` where nobody knows how new the answer is: it was computed, or is a replica's. Then keep the token that you have.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        match (self.held.token?, self.floor) {
+            (token, None) => Some(token),
+            // Of one epoch the higher rank contains the other.
+            (token, Some(floor)) if token.epoch == floor.epoch => {
+                token.rank().max(floor.rank()).map(|rank| Token::of_read(token.epoch, rank))
+            }
+            (_, Some(_)) => None,
+        }
+    }
+
+    pub(crate) fn held(&self) -> &Arc<Entry<V>> {
+        &self.held
+    }
 }
 
 /// How far an answer can be trusted.
@@ -126,10 +158,13 @@ pub(crate) struct Wish {
     pub(crate) within: Option<Duration>,
     /// No poll came that would have granted it: only what the primary says itself will do.
     pub(crate) source: bool,
+    /// The rank of a poll that has granted it: what any later answer must contain to contain it too.
+    pub(crate) floor: Option<Token>,
 }
 
 impl Wish {
-    pub(crate) const NONE: Self = Self { token: None, polled: None, within: None, source: false };
+    pub(crate) const NONE: Self =
+        Self { token: None, polled: None, within: None, source: false, floor: None };
 
     /// The token that a value of this era must contain, with the epoch that it is compared in.
     ///
@@ -142,7 +177,13 @@ impl Wish {
 
 impl<V> Clone for Read<V> {
     fn clone(&self) -> Self {
-        Self { value: self.value.clone(), freshness: self.freshness, tier: self.tier }
+        Self {
+            value: self.value.clone(),
+            freshness: self.freshness,
+            tier: self.tier,
+            held: Arc::clone(&self.held),
+            floor: self.floor,
+        }
     }
 }
 
@@ -153,7 +194,7 @@ mod tests {
     /// What a recovery has begun anew accepts a replica's value that lacks the write, until its rows are there.
     #[test]
     fn a_poll_of_an_era_that_has_ended_satisfies_no_token_in_the_next() {
-        let token = Token { epoch: 1, xid: 7 };
+        let token = Token::of_write(1, 7);
         let polled = Wish { token: Some(token), polled: Some(4), ..Wish::NONE };
         assert_eq!(polled.token_in(1, 4), None);
         assert_eq!(polled.token_in(1, 5), Some((token, 1)));

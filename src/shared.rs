@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::bus::Bus;
 use crate::clock::Clock;
 use crate::coherence::Coherence;
+use crate::coherence::buckets::Subject;
 use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
@@ -28,12 +29,14 @@ use crate::log::Log;
 use crate::metrics::{InstanceCounters, Timing};
 use crate::nines::Nines;
 use crate::remote::{Breaker, Remote};
+use crate::wire::Dependency;
 
 mod announce;
 pub(crate) mod fills;
 mod l2;
 pub(crate) mod member;
 pub(crate) mod polls;
+pub(crate) mod recent;
 pub(crate) mod repaired;
 
 use member::Applied;
@@ -170,6 +173,13 @@ impl Shared {
 
     pub(crate) fn caches(&self) -> Arc<Caches> {
         Arc::clone(&self.caches.read())
+    }
+
+    /// What a value depends on, to be judged. `None` where this instance does not declare the cache: what its rows say is not
+    /// known here.
+    pub(crate) fn subject(&self, on: &Dependency) -> Option<Subject> {
+        let whole = Arc::clone(self.caches.read().get(&*on.cache)?.whole());
+        Some(Subject { slot: self.coherence.buckets.slot(&on.cache, &on.key), whole })
     }
 
     pub(crate) fn register(&self, cache: Arc<dyn Applied>) -> Result<(), StartError> {

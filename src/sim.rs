@@ -47,7 +47,7 @@ pub use clock::SimClock;
 pub use faults::{Dice, Down, Faults, Gate};
 pub use loader::SimLoader;
 pub use log::SimLog;
-pub use postgres::{Aborted, SimPostgres, SimTransaction, Written};
+pub use postgres::{Aborted, Rows, SimPostgres, SimTransaction, Written};
 pub use remote::{Dump, SimRemote};
 
 /// One database and one Redis, to which any number of instances connect.

@@ -6,27 +6,42 @@
 //! only after a proof that it comes back as it was: `wire/read_back.rs`.
 //!
 //! ```text
-//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 crc32
-//!        40 n × u32 (running transaction - xmin)  then the payload              all big endian; crc over key and rest
+//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5 m  6..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 crc32
+//!        40 n × u32 (running transaction - xmin)  then, where a flag says so, u64: the rank of the whole snapshot
+//!        then m × (u8, u16, cache, key): what it depends on, with the lengths of both texts
+//!        then the payload                                                       all big endian; crc over key and rest
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use bincode::config::{Configuration, Limit};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::coherence::snapshot::{MAX_XID, Snapshot};
+use crate::coherence::snapshot::{MAX_XID, Rank, Snapshot};
 use crate::coherence::token::Token;
 
 pub(crate) mod flaw;
 pub(crate) mod read_back;
 pub(crate) mod tape;
 
-pub(crate) const VERSION: u8 = 1;
+/// Of values in L2.
+const VERSION: u8 = 2;
+/// Of hints.
+pub(crate) const HINT_VERSION: u8 = 1;
 const HEADER: usize = 40;
 const FLAG_ABSENT: u8 = 1;
+/// The stamp was cut: the rank of the whole snapshot follows it.
+const FLAG_CUT: u8 = 2;
+/// The stamp is a lower bound of a snapshot that nobody knows.
+const FLAG_NO_RANK: u8 = 4;
+
+/// Most keys that a value may depend on, beside its own.
+pub const MAX_DEPENDENCIES: usize = 16;
+/// Most bytes of what a value depends on: the names of the caches and the texts of the keys.
+pub const MAX_DEPENDENCY_BYTES: usize = 4_096;
 
 /// Longest text of a key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1_024;
@@ -37,7 +52,8 @@ pub(crate) const MAX_PAYLOAD: usize = 16 << 20;
 pub(crate) const MAX_STORED: usize = most_stored(MAX_PAYLOAD);
 /// Most bytes that a value in L2 has with such a payload: header, running transactions, payload.
 pub(crate) const fn most_stored(payload: usize) -> usize {
-    HEADER + 4 * crate::coherence::snapshot::MAX_RUNNING + payload
+    let dependencies = MAX_DEPENDENCY_BYTES + 3 * MAX_DEPENDENCIES;
+    HEADER + 4 * crate::coherence::snapshot::MAX_RUNNING + size_of::<u64>() + dependencies + payload
 }
 
 /// Largest hint that is decoded.
@@ -59,6 +75,10 @@ pub(crate) enum Refused {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) stamp: Snapshot,
+    /// Of the snapshot that it was read under, where that is known: it holds nothing beyond. The stamp may say less.
+    pub(crate) rank: Option<Rank>,
+    /// At most [`MAX_DEPENDENCIES`], in [`MAX_DEPENDENCY_BYTES`].
+    pub(crate) depends: Vec<Dependency>,
     pub(crate) created_unix_ms: u64,
     pub(crate) life_ms: u32,
     /// `None` where the source has no such row.
@@ -70,10 +90,20 @@ impl Stored {
     pub(crate) fn encode(&self, key: &str) -> Bytes {
         let stamp = self.stamp.for_wire();
         let payload = self.payload.as_deref().unwrap_or_default();
-        let mut out = BytesMut::with_capacity(HEADER + 4 * stamp.running().len() + payload.len());
-        out.put_slice(&[b'P', VERSION, b'V', if self.payload.is_none() { FLAG_ABSENT } else { 0 }]);
+        let cut = self.rank.filter(|rank| *rank != stamp.rank());
+        let flags = [
+            (self.payload.is_none(), FLAG_ABSENT),
+            (cut.is_some(), FLAG_CUT),
+            (self.rank.is_none(), FLAG_NO_RANK),
+        ];
+        let flags = flags.iter().filter(|(is, _)| *is).fold(0, |flags, (_, flag)| flags | flag);
+        let depends: usize = self.depends.iter().map(|on| 3 + on.cache.len() + on.key.len()).sum();
+        let length = HEADER + 4 * stamp.running().len() + size_of::<u64>() + depends + payload.len();
+        let mut out = BytesMut::with_capacity(length);
+        out.put_slice(&[b'P', VERSION, b'V', flags]);
         out.put_u8(u8::try_from(stamp.running().len()).unwrap_or(u8::MAX));
-        out.put_slice(&[0; 3]);
+        out.put_u8(u8::try_from(self.depends.len()).unwrap_or(u8::MAX));
+        out.put_slice(&[0; 2]);
         out.put_u64(stamp.xmin());
         out.put_u64(stamp.xmax());
         out.put_u64(self.created_unix_ms);
@@ -81,6 +111,15 @@ impl Stored {
         out.put_u32(0);
         for xid in stamp.running() {
             out.put_u32(u32::try_from(xid - stamp.xmin()).unwrap_or(u32::MAX));
+        }
+        if let Some(rank) = cut {
+            out.put_u64(rank.number());
+        }
+        for Dependency { cache, key } in &self.depends {
+            out.put_u8(u8::try_from(cache.len()).unwrap_or(u8::MAX));
+            out.put_u16(u16::try_from(key.len()).unwrap_or(u16::MAX));
+            out.put_slice(cache.as_bytes());
+            out.put_slice(key.as_bytes());
         }
         out.put_slice(payload);
         let crc = checksum(key, &out);
@@ -114,12 +153,61 @@ impl Stored {
         if xmin > xmax || xmax > MAX_XID {
             return Err(Refused::Corrupt);
         }
+        let (flag, stamp) = (|flag| head[3] & flag != 0, Snapshot::new(xmin, xmax, &running));
+        let mut rest = bytes.slice(end..);
+        let rank = if flag(FLAG_CUT) {
+            Some(Rank::from_number(rest.try_get_u64().map_err(|_short| Refused::Corrupt)?))
+        } else {
+            Some(stamp.rank())
+        };
+        let depends = (0..head[5]).map(|_| Dependency::decode(&mut rest)).collect::<Option<Vec<_>>>();
         Ok(Some(Self {
-            stamp: Snapshot::new(xmin, xmax, &running),
+            stamp,
+            rank: rank.filter(|_| !flag(FLAG_NO_RANK)),
+            depends: depends.filter(|depends| Dependency::fit(depends)).ok_or(Refused::Corrupt)?,
             created_unix_ms: u64_at(24),
             life_ms: u32_at(32),
-            payload: (head[3] & FLAG_ABSENT == 0).then(|| bytes.slice(end..)),
+            payload: (!flag(FLAG_ABSENT)).then_some(rest),
         }))
+    }
+}
+
+/// A key that a value depends on beside its own: of another cache, of its own one, or of a topic.
+///
+/// Made by [`Cache::key`](crate::Cache::key) and [`Topic::key`](crate::Topic::key), for [`Loaded::depends_on`](crate::Loaded::depends_on).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Dependency {
+    pub(crate) cache: Arc<str>,
+    pub(crate) key: Box<str>,
+}
+
+impl Dependency {
+    /// The name of the cache or topic.
+    #[must_use]
+    pub fn cache(&self) -> &str {
+        &self.cache
+    }
+
+    /// The key's text.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether a value may depend on so much.
+    pub(crate) fn fit(depends: &[Self]) -> bool {
+        let bytes: usize = depends.iter().map(|on| on.cache.len() + on.key.len()).sum();
+        depends.len() <= MAX_DEPENDENCIES && bytes <= MAX_DEPENDENCY_BYTES
+    }
+
+    fn decode(rest: &mut Bytes) -> Option<Self> {
+        let (cache, key) = (rest.try_get_u8().ok()?, rest.try_get_u16().ok()?);
+        let mut text = |length: usize| {
+            (rest.len() >= length)
+                .then(|| rest.split_to(length))
+                .and_then(|text| String::from_utf8(text.into()).ok())
+        };
+        Some(Self { cache: text(cache.into())?.into(), key: text(key.into())?.into() })
     }
 }
 
@@ -196,11 +284,11 @@ pub struct Change {
 impl Hint {
     /// The write that it tells of.
     pub(crate) const fn token(&self) -> Token {
-        Token { epoch: self.epoch, xid: self.xid }
+        Token::of_write(self.epoch, self.xid)
     }
 
     pub(crate) fn encode(&self) -> Option<Bytes> {
-        let mut out = vec![b'P', b'H', VERSION];
+        let mut out = vec![b'P', b'H', HINT_VERSION];
         out.extend(bincode::serde::encode_to_vec(self, CODEC).ok()?);
         (out.len() <= MAX_HINT).then(|| Bytes::from(out))
     }
@@ -210,7 +298,7 @@ impl Hint {
             return Err(Refused::Corrupt);
         }
         match bytes.get(..3) {
-            Some([b'P', b'H', VERSION]) => decode_payload(&bytes[3..]),
+            Some([b'P', b'H', HINT_VERSION]) => decode_payload(&bytes[3..]),
             _ => Err(Refused::Foreign),
         }
     }
@@ -284,12 +372,20 @@ mod tests {
     }
 
     fn value(running: &[u64]) -> Stored {
+        let stamp = Snapshot::new(1_000, 5_000_000_000, running);
         Stored {
-            stamp: Snapshot::new(1_000, 5_000_000_000, running),
+            rank: Some(stamp.rank()),
+            depends: Vec::new(),
+            stamp,
             created_unix_ms: 1_790_000_000_000,
             life_ms: 1_800_000,
             payload: encode_payload(&samples()[0]),
         }
+    }
+
+    fn depends() -> Vec<Dependency> {
+        let on = |cache: &str, key: &str| Dependency { cache: cache.into(), key: key.into() };
+        vec![on("company", "7"), on("contacts_of_company", ""), on("company", "é")]
     }
 
     fn hint() -> Hint {
@@ -312,6 +408,8 @@ mod tests {
         let many: Vec<u64> = (0..64).map(|n| 1_000 + 3 * n).collect();
         for running in [&[1_000][..], &[1_000, 4_294_968_295], &many] {
             let stored = value(running);
+            let of_many = Stored { depends: depends(), rank: None, ..stored.clone() };
+            assert_eq!(Stored::decode(KEY, &of_many.encode(KEY)), Ok(Some(of_many)));
             assert_eq!(Stored::decode(KEY, &stored.encode(KEY)), Ok(Some(stored.clone())));
             let absent = Stored { payload: None, ..stored };
             assert_eq!(Stored::decode(KEY, &absent.encode(KEY)), Ok(Some(absent)));
@@ -329,12 +427,15 @@ mod tests {
         let stored = value(&running);
         let decoded = Stored::decode(KEY, &stored.encode(KEY)).unwrap().unwrap();
         assert!((0..3_000).all(|xid| !decoded.stamp.contains(xid) || stored.stamp.contains(xid)));
+        assert!(decoded.stamp.rank() < stored.stamp.rank(), "it is a lower bound");
+        assert_eq!(decoded.rank, Some(stored.stamp.rank()), "and an upper one is kept beside it");
         assert_eq!(decoded.payload, stored.payload);
     }
 
     #[test]
     fn a_value_cut_short_or_with_bytes_too_many_is_refused() {
-        for stored in [value(&[1_000, 1_002]), Stored { payload: None, ..value(&[]) }] {
+        let of_many = Stored { depends: depends(), ..value(&[1_000]) };
+        for stored in [value(&[1_000, 1_002]), Stored { payload: None, ..value(&[]) }, of_many] {
             let whole = stored.encode(KEY);
             for length in 0..whole.len() {
                 assert_eq!(Stored::decode(KEY, &whole.slice(..length)), Err(Refused::Corrupt), "{length}");
@@ -366,7 +467,7 @@ mod tests {
         for key in ["", "perto:shop:00000000000000ff:item.1:43", "perto:shop:00000000000000fe:item.1:42"] {
             assert_eq!(Stored::decode(key, &whole), Err(Refused::Corrupt));
         }
-        for version in [0, 2, 255] {
+        for version in [0, 1, 255] {
             let mut other = whole.to_vec();
             other[1] = version;
             assert_eq!(Stored::decode(KEY, &Bytes::from(other)), Err(Refused::Foreign));
@@ -428,9 +529,25 @@ mod tests {
         assert_eq!(large.encode(), None);
     }
 
-    /// Written once by version 1, and read by every later build that says version 1: another byte here is another version.
     #[test]
-    fn version_1_writes_and_reads_the_bytes_it_always_has() {
+    fn what_a_value_depends_on_is_bounded() {
+        let on = |key: usize| Dependency { cache: "company".into(), key: "k".repeat(key).into() };
+        for (depends, fit) in [
+            (vec![on(1); MAX_DEPENDENCIES], true),
+            (vec![on(1); MAX_DEPENDENCIES + 1], false),
+            (vec![on(MAX_KEY_BYTES); 3], true),
+            (vec![on(MAX_KEY_BYTES); 4], false),
+        ] {
+            assert_eq!(Dependency::fit(&depends), fit);
+            let stored = Stored { depends, ..value(&[]) };
+            let decoded = Stored::decode(KEY, &stored.encode(KEY));
+            assert_eq!(decoded, if fit { Ok(Some(stored)) } else { Err(Refused::Corrupt) });
+        }
+    }
+
+    /// Written once by each version, and read by every later build that says so: another byte here is another version.
+    #[test]
+    fn each_version_writes_and_reads_the_bytes_it_always_has() {
         let golden = |name: &str, bytes: &[u8]| {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire").join(name);
             let kept = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -438,11 +555,14 @@ mod tests {
             Bytes::from(kept)
         };
         let stored = value(&[1_000, 1_002]);
-        let kept = golden("value-v1.bin", &stored.encode(KEY));
+        let kept = golden("value-v2.bin", &stored.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(stored)));
         let absent = Stored { payload: None, ..value(&[]) };
-        let kept = golden("absent-v1.bin", &absent.encode(KEY));
+        let kept = golden("absent-v2.bin", &absent.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(absent)));
+        let many = Stored { depends: depends(), rank: Some(Rank::from_number(1 << 60)), ..value(&[1_000]) };
+        let kept = golden("of-many-v2.bin", &many.encode(KEY));
+        assert_eq!(Stored::decode(KEY, &kept), Ok(Some(many)));
         let kept = golden("hint-v1.bin", &hint().encode().unwrap());
         assert_eq!(Hint::decode(&kept), Ok(hint()));
     }

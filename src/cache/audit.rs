@@ -18,7 +18,7 @@ use super::loader::Load;
 use super::sampler::Sample;
 use super::{Core, Key, Value};
 use crate::coherence::ReadStart;
-use crate::coherence::snapshot::Origin;
+use crate::coherence::snapshot::{Origin, Snapshot};
 use crate::coherence::token::Token;
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
@@ -32,6 +32,8 @@ use crate::wire::{Change, read_back};
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// Violations of one round that are told of one by one. All are counted.
 const TOLD: usize = 8;
+/// Caches and topics that are named with a violation.
+const NAMED: usize = 4;
 /// How long a violation is a trouble.
 const VIOLATION_LASTS: Duration = Duration::from_mins(10);
 /// Times that a value is read back and written again, to see whether its lists always have the same order. A `HashSet` of
@@ -91,7 +93,8 @@ impl<K: Key, V: Value> Core<K, V> {
         let (samples, now): (Vec<_>, Vec<_>) = differ.into_iter().unzip();
         let again = self.ask(&keys_of(&samples), self.shared.coherence.read_start(&self.whole)).await;
         let Some(again) = again else { return count - same };
-        let wrong: Vec<K> = samples
+        let said = again.stamp;
+        let wrong: Vec<Wrong<K>> = samples
             .into_iter()
             .zip(now.into_iter().zip(again.answers))
             .filter(|((key, entry), ((now, in_order), again))| {
@@ -99,9 +102,10 @@ impl<K: Key, V: Value> Core<K, V> {
                 let the_same = if *in_order { now == again } else { now.is_alike(again) };
                 the_same && self.still_serves(key, entry, start)
             })
-            .map(|((key, _), _)| key)
+            .map(|((key, entry), _)| Wrong { key, changed: self.changed(&entry.stamp, &said) })
             .collect();
-        self.mend(&wrong, Token { epoch: start.epoch, xid: again.horizon }).await;
+        let last = said.xmax().saturating_sub(1);
+        self.mend(&wrong, Token::of_write(start.epoch, last)).await;
         count - same - wrong.len()
     }
 
@@ -130,7 +134,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut found: HashMap<K, Answer> =
             loaded.found.into_iter().map(|found| (found.key, Answer::of(Some(&found.value)))).collect();
         let answers = keys.iter().map(|key| found.remove(key).unwrap_or(Answer::Absent)).collect();
-        Some(Said { answers, horizon: stamp.snapshot.xmax().saturating_sub(1) })
+        Some(Said { answers, stamp: stamp.snapshot })
     }
 
     /// Waits for a poll that start after this call, within two polls' time.
@@ -156,29 +160,50 @@ impl<K: Key, V: Value> Core<K, V> {
         entry.era == start.era
             && self.shared.coherence.lease.held().era() == start.era
             && entry.cache_epoch == self.whole.epoch()
-            && self.spelled(entry)
+            && self.is_unchanged(entry, self.shared.coherence.lease.held())
             && self.local.peek(key).is_some_and(|held| Arc::ptr_eq(&held, entry))
     }
 
+    /// Caches and topics of which something has changed in between.
+    fn changed(&self, from: &Snapshot, to: &Snapshot) -> Vec<String> {
+        let caches = self.shared.caches();
+        let between = |xid| to.contains(xid) && !from.contains(xid);
+        let changed = caches.iter().filter(|(_, cache)| cache.recent().any(between));
+        let mut changed: Vec<String> = changed.map(|(name, _)| name.clone()).collect();
+        changed.sort_unstable();
+        changed.truncate(NAMED);
+        changed
+    }
+
     /// Tells of violations, and invalidates the keys everywhere: they are wrong in L2 and on other instances too.
-    async fn mend(&self, wrong: &[K], token: Token) {
+    async fn mend(&self, wrong: &[Wrong<K>], token: Token) {
         if wrong.is_empty() {
             return;
         }
         self.audited(wrong.len(), wrong.len());
-        let texts: Vec<String> = wrong.iter().map(K::to_string).collect();
-        for text in texts.iter().take(TOLD) {
-            let (cache, key_hash) = (self.name.to_string(), key_hash(text));
-            self.shared.signals.send(Event::AuditViolation { cache, key_hash });
+        let texts: Vec<String> = wrong.iter().map(|wrong| wrong.key.to_string()).collect();
+        for (text, Wrong { changed, .. }) in texts.iter().zip(wrong).take(TOLD) {
+            let (cache, key_hash, changed) = (self.name.to_string(), key_hash(text), changed.clone());
+            self.shared.signals.send(Event::AuditViolation { cache, key_hash, changed });
         }
-        let why = "values were served that Postgres does not have, and no row of the log explains it; \
-                   they were invalidated everywhere. `perto doctor` looks for the reason";
-        self.shared.signals.begin_for(VIOLATION_LASTS, TroubleKind::AuditViolation.of(&self.name), why);
+        let mut why = "values were served that Postgres does not have, and no row of the log explains it; \
+                       they were invalidated everywhere. `perto doctor` looks for the reason"
+            .to_owned();
+        // What has changed each time.
+        let mut changed = wrong[0].changed.clone();
+        changed.retain(|name| wrong.iter().all(|wrong| wrong.changed.contains(name)));
+        if !changed.is_empty() {
+            let named = changed.join(", ");
+            why += &format!(
+                "; where it finds none, the values depend on rows of one of these, and the loader does not say so: {named}"
+            );
+        }
+        self.shared.signals.begin_for(VIOLATION_LASTS, TroubleKind::AuditViolation.of(&self.name), &why);
         let change = Change { cache: self.name.to_string(), keys: Some(texts) };
         if self.shared.invalidate(change.clone()).await.is_err() {
             // The log can't be written. A hint will do: any transaction that the last load contains.
             self.shared.announce(token, &[change]).await;
-            wrong.iter().for_each(|key| self.local.remove(key));
+            wrong.iter().for_each(|wrong| self.local.remove(&wrong.key));
         }
     }
 }
@@ -187,10 +212,16 @@ fn keys_of<K: Clone, V>(samples: &[Sample<K, V>]) -> Vec<K> {
     samples.iter().map(|(key, _)| key.clone()).collect()
 }
 
-/// What the primary said, and the last transaction that had ended by then.
+/// A key that was served wrong, and the caches and topics of which something has changed since it was loaded.
+struct Wrong<K> {
+    key: K,
+    changed: Vec<String>,
+}
+
+/// What the primary said, and when.
 struct Said {
     answers: Vec<Answer>,
-    horizon: u64,
+    stamp: Snapshot,
 }
 
 /// A value by what it writes, which is all that two of them can be compared by.

@@ -46,8 +46,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
     /// it is looked up by the search path of the log's connection, which need not be the loader's.
     pub fn tables<T: Into<String>>(mut self, tables: impl IntoIterator<Item = T>) -> Self {
-        self.policy.tables = tables.into_iter().map(Into::into).collect();
-        self.policy.declared = true;
+        self.policy.sources.set_tables(tables);
         self
     }
 
@@ -71,9 +70,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         key: &str,
         columns: impl IntoIterator<Item = T>,
     ) -> Self {
-        let columns = columns.into_iter().map(Into::into).collect();
-        self.policy.watched.push((table.to_owned(), key.to_owned(), columns));
-        self.policy.declared = true;
+        self.policy.sources.watch(table, key, columns);
         self
     }
 
@@ -159,11 +156,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         E: Into<BoxError> + 'static,
     {
         self.check()?;
-        for (table, ..) in &self.policy.watched {
-            if !self.policy.tables.contains(table) {
-                self.policy.tables.push(table.clone());
-            }
-        }
+        self.policy.sources = self.policy.sources.completed();
         let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))

@@ -1,7 +1,10 @@
 //! What comes from below: values read from L2, values loaded, and where they go from there.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
+use std::fmt::Display;
+use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,19 +15,23 @@ use futures_util::FutureExt;
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
 use super::{Core, Key, LedKey, Outcome, Value, contains};
-use crate::coherence::ReadStart;
-use crate::coherence::buckets::Slot;
+use crate::coherence::buckets::{Slot, Subject};
+use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::token::Token;
 use crate::coherence::verdict::FlightSource;
+use crate::coherence::{Coherence, ReadStart};
 use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
-use crate::local::Entry;
+use crate::local::{Entry, MadeOf};
 use crate::read::Wish;
 use crate::shared::fills::Fill;
 use crate::shared::polls::Asked;
 use crate::wire::flaw::Flaw;
-use crate::wire::{self, Refused, Stored, read_back, tape};
+use crate::wire::{
+    self, Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, Refused, Stored, read_back, tape,
+};
 
 const LOADED_IN_A_WRITE: &str =
     "the loader read in a transaction that has written; load on a connection of its own";
@@ -50,17 +57,48 @@ impl<K: Key, V: Value> Core<K, V> {
                 self.local.insert(key.clone(), Arc::clone(entry));
             }
         };
-        let accepted = buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert);
+        let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp)
+            && buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert);
         if !accepted {
             self.counters.inserts_refused.add(1);
         }
         accepted
     }
 
-    /// Whether no write is known that has named the key in another spelling. After the lease, as an eviction would be seen.
-    #[inline]
-    pub(super) fn spelled(&self, entry: &Entry<V>) -> bool {
-        entry.slot.is_none_or(|slot| self.shared.coherence.buckets.accepts(slot, &self.whole, &entry.stamp))
+    /// Whether an entry contains all that is known of what it was made of: no eviction tells of that. After its lease.
+    pub(super) fn is_unchanged(&self, entry: &Entry<V>, held: LeaseView) -> bool {
+        let Coherence { buckets, lease, .. } = &*self.shared.coherence;
+        buckets.accepts_held(lease, held, entry.subjects(), &entry.stamp)
+    }
+
+    /// Drops an entry that was just read: what it was made of has changed, and it comes back no more.
+    #[cold]
+    pub(super) fn drop_dependent<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash,
+    {
+        // Whoever has put a newer one there meanwhile loses it, and loads it again.
+        self.local.remove(key);
+        self.counters.dependents_dropped.add(1);
+    }
+
+    /// What each hit of an answer has to judge, where there is something.
+    fn made_of(&self, text: &str, depends: Vec<Dependency>) -> Result<Option<Box<MadeOf>>, Unjudged> {
+        let buckets = &self.shared.coherence.buckets;
+        let spelling = buckets.slot_of_spelling(&self.name, text);
+        if depends.is_empty() && spelling.is_none() {
+            return Ok(None);
+        }
+        if !Dependency::fit(&depends) {
+            return Err(Unjudged::TooMany(depends.len()));
+        }
+        let own = spelling.map(|slot| Ok(Subject { slot, whole: Arc::clone(&self.whole) }));
+        let known = |on: &Dependency| {
+            self.shared.subject(on).ok_or_else(|| Unjudged::Undeclared(Arc::clone(&on.cache)))
+        };
+        let subjects = own.into_iter().chain(depends.iter().map(known)).collect::<Result<_, _>>()?;
+        Ok(Some(Box::new(MadeOf { subjects, depends: depends.into() })))
     }
 
     /// A value from L2, if it can be read and contains every invalidation known here.
@@ -84,8 +122,16 @@ impl<K: Key, V: Value> Core<K, V> {
             }
             Err(Refused::Foreign) => return None,
         };
-        let slot = self.shared.coherence.buckets.slot(&self.name, text);
-        if !self.shared.coherence.buckets.accepts(slot, &self.whole, &stored.stamp) {
+        let Ok(made_of) = self.made_of(text, stored.depends) else {
+            self.counters.l2_undeclared.add(1);
+            return None;
+        };
+        let buckets = &self.shared.coherence.buckets;
+        let subjects = made_of.as_ref().map_or(&[][..], |made_of| &made_of.subjects);
+        let slot = buckets.slot(&self.name, text);
+        if !(buckets.accepts(slot, &self.whole, &stored.stamp)
+            && buckets.accepts_all(subjects, &stored.stamp))
+        {
             self.counters.l2_refused.add(1);
             return None;
         }
@@ -103,8 +149,9 @@ impl<K: Key, V: Value> Core<K, V> {
             era: start.era,
             cache_epoch: start.cache_epoch,
             expires_ms: clock.now_ms().saturating_add(left_ms),
-            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp),
-            slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, text),
+            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp, made_of.as_deref()),
+            token: stored.rank.map(|rank| Token::of_read(start.epoch, rank)),
+            made_of,
             stamp: stored.stamp,
             value,
         })
@@ -117,7 +164,7 @@ impl<K: Key, V: Value> Core<K, V> {
         led: &mut Vec<LedKey<K, V>>,
         start: ReadStart,
         wish: Wish,
-    ) -> Result<Option<(Loaded<K, V>, FlightSource)>, Error> {
+    ) -> Result<Option<Brought<K, V>>, Error> {
         let _place = match self.shared.free_load_place() {
             Some(place) => place,
             None => {
@@ -141,12 +188,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    async fn run_loader(
-        &self,
-        keys: Vec<K>,
-        start: ReadStart,
-        wish: Wish,
-    ) -> Result<(Loaded<K, V>, FlightSource), Error> {
+    async fn run_loader(&self, keys: Vec<K>, start: ReadStart, wish: Wish) -> Result<Brought<K, V>, Error> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
@@ -169,14 +211,18 @@ impl<K: Key, V: Value> Core<K, V> {
                 Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
                 Err(error) => return Err(self.unanswered(error)),
             }
+            let depends = catch_unwind(AssertUnwindSafe(|| loaded.depends(&keys)));
+            let Ok(depends) = depends else {
+                return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) });
+            };
             if loaded.computed {
                 // Without one it contains nothing: then it is not cached.
                 if let Some(ended) = ended {
                     loaded.stamp.snapshot = (*ended).clone();
                 }
-                return Ok((loaded, FlightSource::Computed));
+                return Ok(Brought { loaded, depends, from: FlightSource::Computed });
             }
-            if !self.policy.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
+            if !self.policy.sources.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
                 self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
             }
             if loaded.stamp.wrote {
@@ -188,27 +234,28 @@ impl<K: Key, V: Value> Core<K, V> {
                 // An old primary, or another database: its numbers say nothing here. It is cached nowhere.
                 loaded.stamp.snapshot = Snapshot::all_below(0);
                 loaded.stamp.origin = Origin::Unknown;
+                loaded.stamp.rank = None;
                 // Without a lease the log may have moved there, and nobody knows better.
                 if !self.shared.leased() {
-                    return Ok((loaded, FlightSource::Elsewhere));
+                    return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere });
                 }
             }
             // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
             let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
             if loaded.stamp.origin == Origin::Primary && new {
-                return Ok((loaded, FlightSource::Primary));
+                return Ok(Brought { loaded, depends, from: FlightSource::Primary });
             }
             // A token tells of a write that may not have been heard of here.
             let sufficient = || {
                 !wish.source
-                    && self.all_accepted(&keys, &loaded)
+                    && self.all_accepted(&keys, &depends, &loaded.stamp.snapshot)
                     && contains(&loaded.stamp.snapshot, wish.token_in(start.epoch, start.era))
             };
             if start.era != self.shared.coherence.lease.held().era() || sufficient() {
-                return Ok((loaded, FlightSource::Unknown));
+                return Ok(Brought { loaded, depends, from: FlightSource::Unknown });
             }
             if primary {
-                return Ok((loaded, FlightSource::Behind));
+                return Ok(Brought { loaded, depends, from: FlightSource::Behind });
             }
             self.counters.replica_reloads.add(1);
             primary = true;
@@ -238,21 +285,21 @@ impl<K: Key, V: Value> Core<K, V> {
         error
     }
 
-    fn all_accepted(&self, keys: &[K], loaded: &Loaded<K, V>) -> bool {
+    fn all_accepted(&self, keys: &[K], depends: &[Vec<Dependency>], stamp: &Snapshot) -> bool {
         let buckets = &self.shared.coherence.buckets;
         let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
-        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, &loaded.stamp.snapshot))
+        let is_accepted = |on: &Dependency| {
+            self.shared.subject(on).is_some_and(|subject| buckets.accepts_all(&[subject], stamp))
+        };
+        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, stamp))
+            && depends.iter().flatten().all(is_accepted)
     }
 
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
-    pub(super) fn share(
-        self: &Arc<Self>,
-        led: Vec<LedKey<K, V>>,
-        loaded: Loaded<K, V>,
-        from: FlightSource,
-        start: ReadStart,
-    ) {
+    pub(super) fn share(self: &Arc<Self>, led: Vec<LedKey<K, V>>, brought: Brought<K, V>, start: ReadStart) {
+        let Brought { loaded, depends, from } = brought;
         let stamp = loaded.stamp;
+        let mut depends = depends.into_iter();
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
         let mut loads = Vec::with_capacity(led.len());
@@ -262,24 +309,35 @@ impl<K: Key, V: Value> Core<K, V> {
                 None => (None, self.policy.absent_ttl),
             };
             let size = value.as_ref().map_or(0, tape::weigh);
+            let (made_of, snapshot) = match self.made_of(&text, depends.next().unwrap_or_default()) {
+                Ok(made_of) => (made_of, stamp.snapshot.clone()),
+                Err(unjudged) => {
+                    self.unstorable(&unjudged);
+                    // Nobody accepts what contains nothing.
+                    (None, Snapshot::all_below(0))
+                }
+            };
             let entry = Arc::new(Entry {
                 era: start.era,
                 cache_epoch: start.cache_epoch,
                 expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
-                weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot),
-                slot: self.shared.coherence.buckets.slot_of_spelling(&self.name, &text),
-                stamp: stamp.snapshot.clone(),
+                weight: Entry::<V>::weigh(text.len(), size, &snapshot, made_of.as_deref()),
+                token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
+                made_of,
+                stamp: snapshot,
                 value: value.map(Arc::new),
             });
             if !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
                 // It contains what the last poll does, and there has been an invalidation since.
                 self.shared.polls.ask(Asked::InDoubt);
             }
-            loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
+            // What contains nothing would be refused by all.
+            if entry.stamp.xmax() > 0 {
+                loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
+            }
             leader.finish(Ok(Outcome { entry, from }));
         }
-        // What contains nothing would be refused by all.
-        if !self.policy.local_only && stamp.snapshot.xmax() > 0 {
+        if !self.policy.local_only {
             self.fill(loads, start);
         }
     }
@@ -318,7 +376,9 @@ impl<K: Key, V: Value> Core<K, V> {
                 return None;
             }
             Some(Err(flaw)) => {
-                self.unstorable(flaw);
+                self.unstorable(&format!(
+                    "{flaw}. `perto::Value` has what can be kept; `local_only` says that it shall be so"
+                ));
                 return None;
             }
         };
@@ -326,6 +386,8 @@ impl<K: Key, V: Value> Core<K, V> {
         let name = self.remote_key(start.epoch, &load.text);
         let stored = Stored {
             stamp: load.entry.stamp.clone(),
+            rank: load.entry.token.and_then(Token::rank),
+            depends: load.entry.depends().to_vec(),
             created_unix_ms,
             life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
             payload,
@@ -335,12 +397,9 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     #[cold]
-    fn unstorable(&self, flaw: Flaw) {
+    fn unstorable(&self, why: &dyn Display) {
         self.counters.l2_unstorable.add(1);
-        let detail = format!(
-            "a value stays out of L2, so each instance loads it for itself: {flaw}. `perto::Value` has what can be kept; \
-             `local_only` says that it shall be so"
-        );
+        let detail = format!("a value stays out of L2, so each instance loads it for itself: {why}");
         let trouble = TroubleKind::ValuesUnstorable.of(&self.name);
         self.shared.signals.begin_for(UNSTORABLE_LASTS, trouble, &detail);
     }
@@ -353,6 +412,25 @@ impl<K: Key, V: Value> Core<K, V> {
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
         self.shared.remote_key(epoch, &self.name, self.policy.version, text)
     }
+}
+
+/// What a load has brought, and where from.
+pub(super) struct Brought<K, V> {
+    loaded: Loaded<K, V>,
+    /// For each key that was asked for, in their order; empty where nothing depends on anything.
+    depends: Vec<Vec<Dependency>>,
+    from: FlightSource,
+}
+
+/// Why a value is cached nowhere.
+#[derive(Debug, thiserror::Error)]
+enum Unjudged {
+    #[error(
+        "nor in L1, for it depends on {0} keys; at most {MAX_DEPENDENCIES} of {MAX_DEPENDENCY_BYTES} bytes can be judged at each hit"
+    )]
+    TooMany(usize),
+    #[error("nor in L1, for it depends on {0:?}, which this instance does not declare as a cache or topic")]
+    Undeclared(Arc<str>),
 }
 
 /// What was loaded, on its way to L2.

@@ -8,12 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Cache, Key, Value};
+use crate::coherence::buckets::Subject;
 use crate::coherence::known::{Known, Missing};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::Error;
 use crate::health::{Health, State};
+use crate::shared::Shared;
 use crate::trace::Trace;
-use crate::wire::{self, Refused, Stored};
+use crate::wire::{self, Dependency, Refused, Stored};
 
 /// What an instance holds and knows of one key. Made by [`Cache::inspect`].
 #[derive(Debug, Clone)]
@@ -51,7 +53,19 @@ pub struct InLocal {
     pub absent: bool,
     /// Bytes that it counts for.
     pub weight: u32,
-    /// Why it is not served as fresh now. `None` where it is.
+    /// Why it is not served as fresh now, what it depends on aside. `None` where it is.
+    pub refused: Option<Refusal>,
+    /// What it depends on. One of them that refuses it will do.
+    pub depends: Vec<DependsOn>,
+}
+
+/// A key that a value depends on, and what it says of the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DependsOn {
+    /// The key.
+    pub on: Dependency,
+    /// Why the value is not served because of it. `None` where it is.
     pub refused: Option<Refusal>,
 }
 
@@ -85,6 +99,8 @@ pub struct RemoteValue {
     pub bytes: usize,
     /// Whether it says that there is no such row.
     pub absent: bool,
+    /// What it depends on.
+    pub depends: Vec<Dependency>,
 }
 
 /// Why an entry is not served.
@@ -105,6 +121,8 @@ pub enum Refusal {
     WholeMisses(Missing),
     /// It is not of the cache's type.
     OtherType,
+    /// It depends on a cache that is not declared there.
+    Undeclared,
 }
 
 impl fmt::Display for Refusal {
@@ -117,6 +135,7 @@ impl fmt::Display for Refusal {
             Self::Misses(missing) => missing.fmt(f),
             Self::WholeMisses(missing) => write!(f, "{missing}, of the whole cache"),
             Self::OtherType => f.write_str("not of the cache's type"),
+            Self::Undeclared => f.write_str("of a cache that is not declared here"),
         }
     }
 }
@@ -142,6 +161,7 @@ impl InRemote {
                     left: Duration::from_millis(u64::from(stored.life_ms).saturating_sub(age_ms)),
                     bytes: stored.payload.as_ref().map_or(0, Bytes::len),
                     absent: stored.payload.is_none(),
+                    depends: stored.depends,
                     stamp: stored.stamp,
                 })
             }
@@ -217,17 +237,30 @@ impl<K: Key, V: Value> Cache<K, V> {
         } else if !held.valid_at(now) {
             Some(Refusal::Lease)
         } else {
-            // Where the log may name it in another spelling, which evicts nothing.
-            let known = entry.slot.map(|slot| coherence.buckets.known(slot, &self.0.whole));
-            known.and_then(|(key, _)| key.misses(&entry.stamp)).map(Refusal::Misses)
+            None
         };
+        let misses = |subject: &Subject| missed(&self.0.shared, subject, &entry.stamp);
+        // Where the log may name it in another spelling, its own key is the first of them.
+        let subjects = entry.subjects();
+        let (own, others) = subjects.split_at(subjects.len() - entry.depends().len());
+        let refused = refused.or_else(|| own.iter().find_map(misses));
+        let depends = entry.depends().iter().zip(others);
+        let depends = depends.map(|(on, subject)| DependsOn { on: on.clone(), refused: misses(subject) });
         Some(InLocal {
             stamp: entry.stamp.clone(),
             left: Duration::from_millis(entry.expires_ms.saturating_sub(now)),
             absent: entry.value.is_none(),
             weight: entry.weight,
             refused,
+            depends: depends.collect(),
         })
+    }
+
+    /// Why a value of this stamp is not served, since it depends on that.
+    fn misses(&self, on: &Dependency, stamp: &Snapshot) -> Option<Refusal> {
+        let shared = &self.0.shared;
+        let Some(subject) = shared.subject(on) else { return Some(Refusal::Undeclared) };
+        missed(shared, &subject, stamp)
     }
 
     fn why_not(
@@ -243,6 +276,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(Refusal::Misses(missing))
         } else if let Some(missing) = whole.misses(&value.stamp) {
             Some(Refusal::WholeMisses(missing))
+        } else if let Some(refusal) = value.depends.iter().find_map(|on| self.misses(on, &value.stamp)) {
+            Some(refusal)
         } else if payload().is_some_and(|payload| wire::decode_payload::<V>(&payload).is_err()) {
             Some(Refusal::OtherType)
         } else if value.left.is_zero() {
@@ -253,4 +288,11 @@ impl<K: Key, V: Value> Cache<K, V> {
             (!matches!(state, State::Coherent | State::Isolated)).then_some(Refusal::Lease)
         }
     }
+}
+
+/// Which write a value of this stamp misses.
+fn missed(shared: &Shared, Subject { slot, whole }: &Subject, stamp: &Snapshot) -> Option<Refusal> {
+    let (key, whole) = shared.coherence.buckets.known(*slot, whole);
+    let of_key = key.misses(stamp).map(Refusal::Misses);
+    of_key.or_else(|| whole.misses(stamp).map(Refusal::WholeMisses))
 }

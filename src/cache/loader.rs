@@ -1,6 +1,7 @@
 //! Loads: what a loader is asked for, and what it brings.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +9,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use super::{Key, Value};
-use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::snapshot::{Origin, Rank, Snapshot};
 use crate::error::Error;
+use crate::wire::Dependency;
 use crate::wire::tape::Tape;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -60,8 +62,10 @@ pub struct Stamp {
     pub(crate) origin: Origin,
     /// Whether the transaction that read had written. Such values may roll back and are never cached.
     pub(crate) wrote: bool,
-    /// When the server was started that said so, in microseconds. `None` for a standby, which is another one than the log's.
+    /// Which server said so, since which start or recovery of it. `None` for a standby, which is another one than the log's.
     pub(crate) server: Option<u64>,
+    /// Of the server's snapshot, where that is known: what was read holds nothing beyond.
+    pub(crate) rank: Option<Rank>,
 }
 
 /// The SQL expression whose text [`Stamp::parse`] reads.
@@ -73,7 +77,8 @@ pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \
      case when pg_is_in_recovery() then ' replica' \
           when current_setting('transaction_isolation') like 'read %' then ' primary' else ' old' end, \
      case when pg_current_xact_id_if_assigned() is null then ' clean ' else ' wrote ' end, \
-     (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint)";
+     (extract(epoch from pg_postmaster_start_time()) * 1000000 \
+      + coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0))::bigint)";
 
 impl Stamp {
     /// Reads the text that [`STAMP_SQL`] gives. A bare snapshot is none: it doesn't say whether its transaction had
@@ -87,7 +92,10 @@ impl Stamp {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
-        let snapshot = Snapshot::parse(words.next()?)?;
+        let said = words.next()?;
+        let snapshot = Snapshot::parse(said)?;
+        // One that was collapsed says less than the server's.
+        let exact = said.split(':').nth(1)?.parse() == Ok(snapshot.xmax());
         let (origin, of_the_log) = match words.next()? {
             "primary" => (Origin::Primary, true),
             // In a transaction with one snapshot for all its statements, that may be as old as the transaction.
@@ -102,6 +110,7 @@ impl Stamp {
         };
         let server = words.next()?.parse().ok()?;
         words.next().is_none().then_some(Self {
+            rank: (of_the_log && exact).then(|| snapshot.rank()),
             snapshot,
             origin,
             wrote,
@@ -119,13 +128,18 @@ impl Stamp {
 /// Where one may be absent, a loader that reads a whole table must leave out what nobody asked for: a row of another key may
 /// be the answer under another spelling, and nothing here can tell.
 /// The same key twice is an error too, [`Error::AmbiguousKeys`], unless both values write the same.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Loaded<K, V> {
     pub(crate) stamp: Stamp,
     /// Depends on no row: the stamp says nothing, and the time of the load all.
     pub(crate) computed: bool,
     pub(crate) found: Vec<Found<K, V>>,
+    /// By key and value what the answer depends on besides.
+    pub(crate) depends: Option<Depends<K, V>>,
 }
+
+/// What an answer depends on beside its key, by its key and value.
+pub(crate) type Depends<K, V> = Arc<dyn Fn(&K, Option<&V>) -> Vec<Dependency> + Send + Sync>;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Found<K, V> {
@@ -138,7 +152,7 @@ impl<K, V> Loaded<K, V> {
     /// Nothing found, as of `stamp`.
     #[must_use]
     pub const fn new(stamp: Stamp) -> Self {
-        Self { stamp, computed: false, found: Vec::new() }
+        Self { stamp, computed: false, found: Vec::new(), depends: None }
     }
 
     /// Nothing found, by a loader that reads no row of the database: values that are computed, or that come from somewhere
@@ -157,15 +171,76 @@ impl<K, V> Loaded<K, V> {
     /// ```
     #[must_use]
     pub fn computed() -> Self {
-        let stamp =
-            Stamp { snapshot: Snapshot::all_below(0), origin: Origin::Unknown, wrote: false, server: None };
-        Self { stamp, computed: true, found: Vec::new() }
+        let stamp = Stamp {
+            snapshot: Snapshot::all_below(0),
+            origin: Origin::Unknown,
+            wrote: false,
+            server: None,
+            rank: None,
+        };
+        Self { stamp, computed: true, found: Vec::new(), depends: None }
     }
 
     /// Adds a value.
     #[must_use]
     pub fn with(mut self, key: K, value: V) -> Self {
         self.found.push(Found { key, value, ttl: None });
+        self
+    }
+
+    /// Names what each answer depends on beside the row of its own key: rows of other keys that it was made from, of whatever cache, and
+    /// the sets that it lists or counts, as a [`Topic`](crate::Topic) has them. A change of any of them is seen like one of the key
+    /// itself: within the bound, and after about a millisecond where a hint brings it.
+    ///
+    /// The function is called for each key that was asked for, with `None` where nothing was found. Called several times, all count.
+    ///
+    /// - *A row that was joined*: its key **as this very load has read it**. Where the row may be absent, so that the join finds
+    ///   nothing, take an outer join, or a topic for the set of what may come.
+    /// - *A list or a count*: the topic's key for the set.
+    ///
+    /// What is forgotten here is served as fresh after it has changed, until the time to live. The auditor finds it, and names the caches and
+    /// topics whose changes it may have been ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)).
+    ///
+    /// A value may depend on [`MAX_DEPENDENCIES`](crate::MAX_DEPENDENCIES) keys, of [`MAX_DEPENDENCY_BYTES`](crate::MAX_DEPENDENCY_BYTES) with the
+    /// names of their caches. One of more is loaded by each read; so is one that depends on a cache that this instance
+    /// does not declare. Both are the trouble [`TroubleKind::ValuesUnstorable`](crate::TroubleKind::ValuesUnstorable).
+    ///
+    /// ```
+    /// # use perto::{Cache, Loaded, Topic};
+    /// struct Card {
+    ///     name: String,
+    ///     company_id: i64,
+    ///     company: String,
+    /// }
+    /// # struct Company;
+    /// # impl serde::Serialize for Company { fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> { s.serialize_unit() } }
+    /// # impl<'d> serde::Deserialize<'d> for Company { fn deserialize<D: serde::Deserializer<'d>>(d: D) -> Result<Self, D::Error> { <()>::deserialize(d).map(|()| Self) } }
+    ///
+    /// // A user with the company's name.
+    /// fn cards(loaded: Loaded<i64, Card>, companies: Cache<i64, Company>) -> Loaded<i64, Card> {
+    ///     loaded.depends_on(move |_user, card| card.map(|card| companies.key(&card.company_id)))
+    /// }
+    ///
+    /// // How many contacts a company has: by the topic that `contacts` is watched for.
+    /// fn counts(loaded: Loaded<i64, i64>, of_company: Topic<i64>) -> Loaded<i64, i64> {
+    ///     loaded.depends_on(move |company, _count| [of_company.key(company)])
+    /// }
+    /// ```
+    #[must_use]
+    pub fn depends_on<D: IntoIterator<Item = Dependency>>(
+        mut self,
+        depends: impl Fn(&K, Option<&V>) -> D + Send + Sync + 'static,
+    ) -> Self
+    where
+        K: 'static,
+        V: 'static,
+    {
+        let before = self.depends.take();
+        self.depends = Some(Arc::new(move |key, value| {
+            let mut all = before.as_ref().map_or_else(Vec::new, |before| before(key, value));
+            all.extend(depends(key, value));
+            all
+        }));
         self
     }
 
@@ -178,6 +253,13 @@ impl<K, V> Loaded<K, V> {
 }
 
 impl<K: Key, V: Value> Loaded<K, V> {
+    /// What the answer to each of these keys depends on. Nothing where nothing does.
+    pub(crate) fn depends(&self, keys: &[K]) -> Vec<Vec<Dependency>> {
+        let Some(depends) = &self.depends else { return Vec::new() };
+        let found: HashMap<&K, &V> = self.found.iter().map(|found| (&found.key, &found.value)).collect();
+        keys.iter().map(|key| depends(key, found.get(key).copied())).collect()
+    }
+
     /// Keeps what answers what was asked, and returns how many keys there were besides.
     pub(crate) fn retain_answers(&mut self, asked: &[K], cache: &Arc<str>) -> Result<usize, Error> {
         let asked: HashSet<&K> = asked.iter().collect();
@@ -201,6 +283,16 @@ impl<K: Key, V: Value> Loaded<K, V> {
         } else {
             Ok(unasked)
         }
+    }
+}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Loaded<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("stamp", &self.stamp)
+            .field("computed", &self.computed)
+            .field("found", &self.found)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,19 +1,24 @@
 //! A cache as a member of its instance.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::{Core, Key, Value};
 use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::rules::Learned;
 use crate::log::Source;
-use crate::metrics::CacheStats;
+use crate::metrics::CacheCounters;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
 #[cfg(feature = "otel")]
 use crate::read::Tier;
+use crate::shared::Shared;
 use crate::shared::member::Applied;
+#[cfg(feature = "otel")]
+use crate::shared::member::Measured;
 use crate::shared::polls::Asked;
+use crate::shared::recent::Recent;
 
 impl<K: Key, V: Value> Applied for Core<K, V> {
     fn name(&self) -> &str {
@@ -29,60 +34,76 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
     }
 
     fn tables(&self) -> &[String] {
-        &self.policy.tables
+        &self.policy.sources.tables
     }
 
     fn sources(&self) -> Vec<Source> {
-        let source = |(table, key, columns): &(String, String, Vec<String>)| Source {
-            cache: self.name.to_string(),
-            table: table.clone(),
-            key: key.clone(),
-            columns: columns.clone(),
-        };
-        self.policy.watched.iter().map(source).collect()
+        self.policy.sources.of(&self.name)
     }
 
-    fn whole(&self) -> &WholeCache {
+    fn whole(&self) -> &Arc<WholeCache> {
         &self.whole
     }
 
-    fn stats(&self) -> CacheStats {
-        self.counters.snapshot()
+    fn counters(&self) -> &CacheCounters {
+        &self.counters
+    }
+
+    fn recent(&self) -> &Recent {
+        &self.recent
     }
 
     #[cfg(feature = "otel")]
+    fn measured(&self) -> Option<&dyn Measured> {
+        Some(self)
+    }
+
+    fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool {
+        apply(self, &self.shared, told, key, |key| self.local.evict(key, told.xid))
+    }
+}
+
+#[cfg(feature = "otel")]
+impl<K: Key, V: Value> Measured for Core<K, V> {
     fn size(&self) -> (u64, u64) {
         self.local.size()
     }
 
-    #[cfg(feature = "otel")]
     fn latency(&self, tier: Tier) -> &Timing {
         &self.latencies[tier as usize]
     }
+}
 
-    fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool {
-        let Coherence { buckets, lease, .. } = &*self.shared.coherence;
-        let of_key = |text: &str| {
-            let key: K = text.parse().ok()?;
-            let slot = buckets.slot(&self.name, &key.to_string());
-            Some(buckets.apply(slot, told, lease, || self.local.evict(&key, told.xid)))
-        };
-        let applied = key.and_then(|text| {
-            // The key's type is the application's. A panic in any of it must not end the tail.
-            let applied = catch_unwind(AssertUnwindSafe(|| of_key(text))).ok().flatten();
-            if applied.is_none() {
-                // The trigger's expression and the key's type disagree. Nothing of this cache is safe but
-                // none of it.
-                self.counters.keys_misread.add(1);
-            }
-            applied
-        });
-        let (learned, evicted) =
-            applied.unwrap_or_else(|| (buckets.apply_whole(&self.whole, told, lease), false));
-        if learned == Learned::Coarsely {
-            self.shared.counters.coarse.add(1);
-            self.shared.polls.ask(Asked::InDoubt);
+/// Records what a transaction has invalidated: a key of this member, or all of them. Returns whether something was evicted.
+pub(super) fn apply<K: Key>(
+    member: &impl Applied,
+    shared: &Shared,
+    told: Told<'_>,
+    key: Option<&str>,
+    evict: impl Fn(&K) -> bool,
+) -> bool {
+    let Coherence { buckets, lease, .. } = &*shared.coherence;
+    member.recent().add(told.xid);
+    let of_key = |text: &str| {
+        let key: K = text.parse().ok()?;
+        let slot = buckets.slot(member.name(), &key.to_string());
+        Some(buckets.apply(slot, told, lease, || evict(&key)))
+    };
+    let applied = key.and_then(|text| {
+        // The key's type is the application's. A panic in any of it must not end the tail.
+        let applied = catch_unwind(AssertUnwindSafe(|| of_key(text))).ok().flatten();
+        if applied.is_none() {
+            // The trigger's expression and the key's type disagree. Nothing of this cache is safe but
+            // none of it.
+            member.counters().keys_misread.add(1);
         }
-        evicted
+        applied
+    });
+    let (learned, evicted) =
+        applied.unwrap_or_else(|| (buckets.apply_whole(member.whole(), told, lease), false));
+    if learned == Learned::Coarsely {
+        shared.counters.coarse.add(1);
+        shared.polls.ask(Asked::InDoubt);
     }
+    evicted
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::sources::Sources;
+
 /// What a reader gets while the log has not been read for longer than the bound: Postgres is down or too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,11 +37,7 @@ pub(crate) struct Policy {
     pub(crate) outage: Outage,
     pub(crate) version: u16,
     pub(crate) local_only: bool,
-    pub(crate) tables: Vec<String>,
-    /// Tables that are to be watched, each with the expression of the key and the columns that count.
-    pub(crate) watched: Vec<(String, String, Vec<String>)>,
-    /// Whether it was said which they are, be it none.
-    pub(crate) declared: bool,
+    pub(crate) sources: Sources,
 }
 
 impl Default for Policy {
@@ -53,9 +51,7 @@ impl Default for Policy {
             outage: Outage::default(),
             version: 1,
             local_only: false,
-            tables: Vec::new(),
-            watched: Vec::new(),
-            declared: false,
+            sources: Sources::default(),
         }
     }
 }

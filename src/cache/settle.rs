@@ -35,6 +35,10 @@ impl<K: Key, V: Value> Cache<K, V> {
             polled: asks.and_then(polled),
             within: options.within.filter(|limit| *limit < shared.coherence.bound),
             source: false,
+            floor: options
+                .at_least
+                .filter(|_| asks.and_then(polled).is_some())
+                .and_then(|token| shared.coherence.floor(token)),
         }
     }
 
@@ -51,6 +55,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             let asks = wish.token.map_or(Asks::Nothing, |token| shared.asks(token));
             wish.token = wish.token.filter(|_| asks != Asks::Nothing);
             wish.polled = polled(asks);
+            wish.floor =
+                wish.token.filter(|_| wish.polled.is_some()).and_then(|token| shared.coherence.floor(token));
             // What is cached may have nothing to do with the write. What is not is loaded, and then it contains the write.
             let cached_without = || keys.iter().any(|key| self.holds_without(key, held, wish.token));
             if !(too_old || asks == Asks::Unknown || asks == Asks::Write && cached_without()) {
@@ -97,15 +103,20 @@ impl<K: Key, V: Value> Cache<K, V> {
             // What is fresh from here on has the write, or it was lost.
             Some(token) if !coherence.lease.is_in(token.epoch) => {
                 coherence.tokens.ended(token.epoch);
-                Ok(Wish::NONE)
+                Ok(Wish { floor: coherence.polled_rank(), ..Wish::NONE })
             }
-            Some(token) if coherence.buckets.poll().is_some_and(|poll| !poll.contains(token.xid)) => {
+            Some(token) if coherence.buckets.poll().is_some_and(|poll| !token.mark.is_in(&poll)) => {
                 Err(self.ahead())
             }
             // None where a recovery has begun since: the write is looked for in what is served then.
             Some(token) => {
-                let polled = coherence.buckets.has_polled(&coherence.lease, token.epoch, token.xid);
-                Ok(Wish { token: Some(token), polled, ..Wish::NONE })
+                let polled = coherence.buckets.has_polled(&coherence.lease, token);
+                Ok(Wish {
+                    token: Some(token),
+                    polled,
+                    floor: polled.and_then(|_| coherence.floor(token)),
+                    ..Wish::NONE
+                })
             }
             None => Ok(Wish::NONE),
         }
@@ -116,7 +127,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.local.peek(key).is_some_and(|entry| {
             entry.era == held.era()
                 && entry.cache_epoch == self.0.whole.epoch()
-                && token.is_some_and(|token| !entry.stamp.contains(token.xid))
+                && token.is_some_and(|token| !token.mark.is_in(&entry.stamp))
         })
     }
 }

@@ -8,10 +8,11 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::known::Known;
-use super::lease::Lease;
+use super::lease::{Lease, LeaseView};
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
 use super::spelling::folded;
+use super::token::Token;
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// The knowledge of one instance. See the module's documentation.
@@ -34,6 +35,14 @@ struct Stripe {
 /// Where a key's invalidations are recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot(usize);
+
+/// Something that a value was made of: a key of this cache or of another, or what a topic says of a key.
+#[derive(Clone)]
+pub(crate) struct Subject {
+    pub(crate) slot: Slot,
+    /// Of its cache or topic.
+    pub(crate) whole: Arc<WholeCache>,
+}
 
 /// What somebody says that a transaction has invalidated.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +95,34 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         let known = self.highest[slot.0].load(Ordering::Acquire);
         (stamp.xmin() > known || self.stripe(slot).buckets[slot.0 % PER_STRIPE].accepts(stamp))
             && whole.accepts(stamp)
+    }
+
+    /// Whether a value with this stamp contains every invalidation that this instance knows for any of these.
+    pub(crate) fn accepts_all(&self, subjects: &[Subject], stamp: &Snapshot) -> bool {
+        subjects.iter().all(|subject| self.accepts(subject.slot, &subject.whole, stamp))
+    }
+
+    /// Whether a value with this stamp is what there was at `moment`: see [`Bucket::accepts_at`].
+    pub(crate) fn accept_all_at(&self, subjects: &[Subject], stamp: &Snapshot, moment: &Snapshot) -> bool {
+        subjects.iter().all(|Subject { slot, whole }| {
+            self.stripe(*slot).buckets[slot.0 % PER_STRIPE].accepts_at(stamp, moment)
+                && whole.bucket.lock().accepts_at(stamp, moment)
+        })
+    }
+
+    /// The same for what is held, under a lease that was taken before it was read.
+    ///
+    /// The era is read once more, last. A recovery that has begun since resets the buckets, which know nothing then until its rows
+    /// are replayed, and the lease from before is still good by the clock:
+    /// `in_no_interleaving_does_a_recovery_hide_what_an_entry_misses`.
+    pub(crate) fn accepts_held(
+        &self,
+        lease: &Lease,
+        held: LeaseView,
+        subjects: &[Subject],
+        stamp: &Snapshot,
+    ) -> bool {
+        self.accepts_all(subjects, stamp) && lease.held().era() == held.era()
     }
 
     /// Runs `insert` if the value is accepted, under the stripe, so that no invalidation of the key can come
@@ -158,21 +195,22 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         self.poll.read().is_some()
     }
 
-    /// The era in which a completed poll contains this transaction of this epoch, if one does. Then all that it has invalidated has
+    /// The era in which a completed poll contains what a token stands for, if one does. Then all that this has invalidated has
     /// been applied, and whatever is fresh from here on contains it, of any key. What a recovery has begun anew does not know of
     /// it at first: there only what is fresh does.
     ///
     /// The order is the lease's epoch, then the lease, then the poll. In a recovery the new epoch is there before the old poll is
     /// forgotten, and the old poll may contain a number that is used again. But no lease of the new era is there yet:
     /// `in_no_interleaving_does_an_old_poll_satisfy_a_token_of_a_new_epoch`.
-    pub(crate) fn has_polled(&self, lease: &Lease, epoch: u64, xid: u64) -> Option<u64> {
-        if !lease.is_in(epoch) {
+    pub(crate) fn has_polled(&self, lease: &Lease, token: Token) -> Option<u64> {
+        if !lease.is_in(token.epoch) {
             return None;
         }
         let held = lease.held();
+        let below = || self.polled_below.load(Ordering::Acquire);
         let contained = || {
-            xid < self.polled_below.load(Ordering::Acquire)
-                || self.poll.read().as_ref().is_some_and(|poll| poll.contains(xid))
+            token.xid().is_some_and(|xid| xid < below())
+                || self.poll.read().as_ref().is_some_and(|poll| token.mark.is_in(poll))
         };
         (held.ever_valid() && contained()).then(|| held.era())
     }

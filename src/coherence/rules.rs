@@ -87,6 +87,14 @@ impl<const ROOM: usize> Bucket<ROOM> {
             && self.xids.iter().all(|xid| stamp.contains(*xid))
     }
 
+    /// Whether a value with this stamp is what there was at a later moment of the same primary: whether it reflects every invalidation
+    /// that the moment contains. Only once a poll has completed that ranks as high as the moment, so that all of them are known.
+    pub(crate) fn accepts_at(&self, stamp: &Snapshot, moment: &Snapshot) -> bool {
+        (stamp.xmin() > self.highest || stamp.rank() >= self.floor)
+            && stamp.xmin() > self.coarse_up_to.max(self.hinted)
+            && self.xids.iter().all(|xid| stamp.contains(*xid) || !moment.contains(*xid))
+    }
+
     /// Records that transaction `xid` invalidated a key of this bucket. Idempotent, and any order will do.
     ///
     /// `last` is the snapshot of the last poll whose rows have *all* been applied: what it contains, this bucket

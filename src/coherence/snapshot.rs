@@ -160,6 +160,15 @@ impl Rank {
     pub const fn xmax(self) -> u64 {
         self.0 >> 16
     }
+
+    /// As it is written, in tokens and in L2.
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn after_a_token_that_was_made_up_those_that_no_poll_contains_wait_for_one_for_ten_seconds() {
         let tokens = Tokens::default();
-        let asks = |xid, now_ms| tokens.asks(Token { epoch: 0, xid }, 0, || xid >= 100, now_ms);
+        let asks = |xid, now_ms| tokens.asks(Token::of_write(0, xid), 0, || xid >= 100, now_ms);
         assert_eq!((asks(50, 0), asks(900, 0)), (Asks::Write, Asks::Write));
         tokens.was_untrue(0);
         assert_eq!((asks(50, 0), asks(900, 0)), (Asks::Write, Asks::Unknown));
@@ -125,7 +125,7 @@ mod tests {
             tokens.ended(epoch);
         }
         assert_eq!(tokens.0.lock().ended.len(), EPOCHS);
-        let asks = |epoch| tokens.asks(Token { epoch, xid: 5 }, 1, || false, 0);
+        let asks = |epoch| tokens.asks(Token::of_write(epoch, 5), 1, || false, 0);
         assert_eq!((asks(999), asks(2)), (Asks::Nothing, Asks::Unknown));
         tokens.ended(NO_EPOCH);
         assert_eq!(asks(NO_EPOCH), Asks::Unknown);

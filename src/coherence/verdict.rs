@@ -82,7 +82,7 @@ impl Write {
     pub(crate) fn of(stamp: &Snapshot, token: Option<(Token, u64)>) -> Self {
         match token {
             Some((token, epoch)) if token.epoch != epoch => Self::OfAnotherEpoch,
-            Some((token, _)) if !stamp.contains(token.xid) => Self::Missing,
+            Some((token, _)) if !token.mark.is_in(stamp) => Self::Missing,
             _ => Self::Contained,
         }
     }
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_token_is_compared_in_its_own_epoch_only() {
         let stamp = Snapshot::all_below(10);
-        let write = |epoch, xid| Write::of(&stamp, Some((Token { epoch, xid }, 1)));
+        let write = |epoch, xid| Write::of(&stamp, Some((Token::of_write(epoch, xid), 1)));
         assert_eq!(Write::of(&stamp, None), Write::Contained);
         assert_eq!([write(1, 9), write(1, 10)], [Write::Contained, Write::Missing]);
         assert_eq!([write(2, 9), write(2, 10)], [Write::OfAnotherEpoch; 2]);

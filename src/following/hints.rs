@@ -137,7 +137,7 @@ impl Listener {
             self.lost(lost);
         }
         if hint.publisher == shared.publisher {
-            shared.apply(hint.token(), &hint.changes);
+            shared.apply(hint.epoch, hint.xid, &hint.changes);
             shared.counters.hints.add(1);
             return;
         }
@@ -151,7 +151,7 @@ impl Listener {
             span.link(&trace.origin());
             span
         });
-        let evicted = shared.apply(hint.token(), &hint.changes);
+        let evicted = shared.apply(hint.epoch, hint.xid, &hint.changes);
         // After it has been applied: whoever waits for the count finds all of it gone.
         shared.counters.hints.add(1);
         // Whether or not its poll is complete yet.

@@ -182,7 +182,7 @@ impl Tail {
         }
         let repaired = self.apply(&poll);
         let caches = self.shared.caches();
-        let wholes = caches.values().map(|cache| cache.whole());
+        let wholes = caches.values().map(|cache| &**cache.whole());
         let untrue =
             self.shared.coherence.completed(poll.snapshot.clone(), wholes, self.shared.clock.now_ms());
         self.cursor = Some(poll.snapshot.clone());
@@ -206,7 +206,7 @@ impl Tail {
         let caches = self.shared.caches();
         // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
         coherence.follow(poll.server);
-        coherence.recover(poll.epoch, floor, caches.values().map(|cache| cache.whole()));
+        coherence.recover(poll.epoch, floor, caches.values().map(|cache| &**cache.whole()));
         counters.recoveries.add(1);
         signals.send(Event::Recovered { why: self.lost });
     }
@@ -220,7 +220,7 @@ impl Tail {
         let Shared { clock, coherence, log, polls, settings, .. } = &*self.shared;
         within(READY_LIMIT, log.ready()).await?;
         polls.sending();
-        coherence.sending(self.shared.caches().values().map(|cache| cache.whole()));
+        coherence.sending(self.shared.caches().values().map(|cache| &**cache.whole()));
         // Before the poll is sent: what commits after this moment is not vouched for.
         let (sent_ms, sent) = (clock.now_ms(), Instant::now());
         self.sent = Some(sent);

@@ -141,11 +141,12 @@ impl Event {
             Self::PollFailed { error } => {
                 tracing::warn!(target: TARGET, error, left_out, "the invalidation log can't be read");
             }
-            Self::AuditViolation { cache, key_hash } => tracing::error!(
+            Self::AuditViolation { cache, key_hash, changed } => tracing::error!(
                 name: "perto.audit.violations",
                 target: TARGET,
                 cache,
                 key_hash = format!("{key_hash:016x}"),
+                changed = changed.join(","),
                 left_out,
                 "what was served is not what Postgres says, and nothing in the log explains it: run `perto doctor`"
             ),
@@ -276,7 +277,11 @@ mod tests {
                 signals.send(Event::HintsUntrue { transactions: n });
                 signals.send(Event::PollFailed { error: n.to_string() });
                 signals.send(Event::Recovered { why: Recovery::Trimmed });
-                signals.send(Event::AuditViolation { cache: "user".to_owned(), key_hash: n });
+                signals.send(Event::AuditViolation {
+                    cache: "user".to_owned(),
+                    key_hash: n,
+                    changed: Vec::new(),
+                });
                 for table in ["one", "other"] {
                     let (began, over) = (Event::TroubleBegan, Event::TroubleEnded);
                     signals.send(if n % 2 == 0 { began(trouble(table)) } else { over(trouble(table)) });

@@ -19,7 +19,7 @@ pub(super) async fn judge(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         for (name, cache) in &*shared.caches() {
-            let stats = cache.stats();
+            let stats = cache.counters().snapshot();
             let trouble = TroubleKind::LoadsFailing.of(name);
             match minutes.entry(name.clone()).or_default().add(stats.loads, stats.load_errors) {
                 Some(Failing { failed, of }) => {

@@ -8,9 +8,9 @@ use super::Shared;
 use super::l2::{KEYS_AT_ONCE, NO_ANSWER, redis_span};
 use crate::coherence::buckets::Told;
 use crate::coherence::token::Token;
-use crate::error::{InvalidateError, LogError, RemoteError};
+use crate::error::{Error, InvalidateError, LogError, RemoteError};
 use crate::health::troubles::TroubleKind;
-use crate::log::Appended;
+use crate::log::{Appended, MAX_KEYS_PER_ROW};
 use crate::trace::{Kind, Trace};
 use crate::wire::{Change, Hint};
 
@@ -20,6 +20,20 @@ const TOMBSTONE_TTL: Duration = Duration::from_secs(60);
 const FURTHEST_AHEAD: u64 = 1 << 30;
 
 impl Shared {
+    /// Invalidates keys of a cache or topic; all of them where they are many.
+    pub(crate) async fn invalidate_keys(
+        &self,
+        cache: &str,
+        texts: Result<Vec<String>, Error>,
+    ) -> Result<Token, InvalidateError> {
+        let texts = texts.map_err(|error| match error {
+            Error::KeyTooLong { bytes, .. } => InvalidateError::KeyTooLong { bytes },
+            _ => InvalidateError::Closed,
+        })?;
+        let keys = (texts.len() <= MAX_KEYS_PER_ROW).then_some(texts);
+        self.invalidate(Change { cache: cache.to_owned(), keys }).await
+    }
+
     pub(crate) async fn invalidate(&self, change: Change) -> Result<Token, InvalidateError> {
         if self.is_closed() {
             return Err(InvalidateError::Closed);
@@ -30,25 +44,27 @@ impl Shared {
             Ok(appended) => appended.map_err(InvalidateError::Log)?,
             Err(_elapsed) => return Err(InvalidateError::Log(LogError::Timeout(limit))),
         };
-        let token = Token { epoch, xid };
+        let token = Token::of_write(epoch, xid);
         self.announce(token, &[change]).await;
         Ok(token)
     }
 
     pub(crate) async fn announce(&self, token: Token, changes: &[Change]) {
-        if !self.coherence.lease.is_in(token.epoch) || self.is_closed() || !self.believes(token.xid) {
+        // What a read has answered invalidates nothing.
+        let Some(xid) = token.xid() else { return };
+        if !self.coherence.lease.is_in(token.epoch) || self.is_closed() || !self.believes(xid) {
             return;
         }
         let span = Trace::current().begin(Kind::Internal, format_args!("announce"));
         span.number("perto.changes", changes.len() as u64);
         self.told(token);
         // Here first: a reader on this instance sees the write from now on.
-        let evicted = self.apply(token, changes);
+        let evicted = self.apply(token.epoch, xid, changes);
         span.number("perto.evicted", evicted);
-        self.overtaken(token.xid);
+        self.overtaken(xid);
         let trace = span.trace();
-        let publish = self.publish(token, changes, &trace);
-        let bury = self.bury(token, changes, &trace);
+        let publish = self.publish(token.epoch, xid, changes, &trace);
+        let bury = self.bury(token.epoch, xid, changes, &trace);
         // Both go out on one connection without waiting for each other: one round trip. The hint is first,
         // for with memory full and no eviction the tombstones may be refused.
         let (published, buried) = tokio::join!(publish, bury);
@@ -59,15 +75,21 @@ impl Shared {
         );
     }
 
-    async fn publish(&self, token: Token, changes: &[Change], trace: &Trace) -> Result<(), RemoteError> {
+    async fn publish(
+        &self,
+        epoch: u64,
+        xid: u64,
+        changes: &[Change],
+        trace: &Trace,
+    ) -> Result<(), RemoteError> {
         let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return Ok(()) };
         let span = redis_span(trace, Kind::Producer, "PUBLISH", 1);
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hint = Hint {
-            epoch: token.epoch,
+            epoch,
             publisher: self.publisher,
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            xid: token.xid,
+            xid,
             changes: changes.to_vec(),
             committed_unix_us: u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX),
             traceparent: span.traceparent(),
@@ -100,7 +122,7 @@ impl Shared {
         }
     }
 
-    async fn bury(&self, token: Token, changes: &[Change], trace: &Trace) -> Result<(), RemoteError> {
+    async fn bury(&self, epoch: u64, xid: u64, changes: &[Change], trace: &Trace) -> Result<(), RemoteError> {
         let Some(remote) = self.remote.as_ref().filter(|_| self.breaker.is_closed()) else { return Ok(()) };
         let caches = self.caches();
         let mut names = Vec::new();
@@ -108,13 +130,13 @@ impl Shared {
             let Some(cache) = caches.get(change.cache.as_str()).filter(|cache| !cache.local_only()) else {
                 continue;
             };
-            let name = |key: &String| self.remote_key(token.epoch, &change.cache, cache.version(), key);
+            let name = |key: &String| self.remote_key(epoch, &change.cache, cache.version(), key);
             names.extend(change.keys.iter().flatten().map(name));
         }
         for names in names.chunks(KEYS_AT_ONCE) {
             let span = redis_span(trace, Kind::Client, "EVALSHA", names.len());
             span.text("db.stored_procedure.name", "invalidate");
-            let burying = remote.invalidate(names, token.xid, TOMBSTONE_TTL);
+            let burying = remote.invalidate(names, xid, TOMBSTONE_TTL);
             self.try_for(self.settings.remote_timeout, burying).await.inspect_err(|_| {
                 span.failed(&NO_ANSWER);
                 self.counters.hints_failed.add(1);
@@ -155,9 +177,9 @@ impl Shared {
 
     /// Applies changes of a transaction, from a hint or from a write of this instance. Returns how many
     /// entries went.
-    pub(crate) fn apply(&self, of: Token, changes: &[Change]) -> u64 {
+    pub(crate) fn apply(&self, epoch: u64, xid: u64, changes: &[Change]) -> u64 {
         let caches = self.caches();
-        let told = Told { xid: of.xid, epoch: of.epoch, poll: None };
+        let told = Told { xid, epoch, poll: None };
         let mut evicted = 0;
         for change in changes {
             let Some(cache) = caches.get(change.cache.as_str()) else { continue };

@@ -1,15 +1,18 @@
-//! A cache, as the rest of the instance sees it: something that is invalidated and audited, whatever its
+//! A cache or a topic, as the rest of the instance sees it: something that is invalidated and audited, whatever its
 //! types.
+
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::log::Source;
-use crate::metrics::CacheStats;
+use crate::metrics::CacheCounters;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
 #[cfg(feature = "otel")]
 use crate::read::Tier;
+use crate::shared::recent::Recent;
 
 /// As the tail and hints see it.
 pub(crate) trait Applied: Auditable {
@@ -20,15 +23,22 @@ pub(crate) trait Applied: Auditable {
     fn tables(&self) -> &[String];
     /// Tables that are to be watched for it, each with its key.
     fn sources(&self) -> Vec<Source>;
-    fn whole(&self) -> &WholeCache;
-    fn stats(&self) -> CacheStats;
+    fn whole(&self) -> &Arc<WholeCache>;
+    fn counters(&self) -> &CacheCounters;
+    fn recent(&self) -> &Recent;
+    /// A topic has no values that could be measured.
     #[cfg(feature = "otel")]
-    fn size(&self) -> (u64, u64);
-    #[cfg(feature = "otel")]
-    fn latency(&self, tier: Tier) -> &Timing;
+    fn measured(&self) -> Option<&dyn Measured>;
     /// Records that a transaction invalidated `key` (all keys where it is `None`), and evicts it. Returns
     /// whether something was evicted.
     fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool;
+}
+
+/// As whoever measures it sees it.
+#[cfg(feature = "otel")]
+pub(crate) trait Measured {
+    fn size(&self) -> (u64, u64);
+    fn latency(&self, tier: Tier) -> &Timing;
 }
 
 /// As the auditor sees it.

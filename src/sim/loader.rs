@@ -7,10 +7,9 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::faults::{Down, Faults, Gate};
-use super::postgres::SimPostgres;
+use super::postgres::{Rows, SimPostgres};
 use crate::cache::loader::{Load, Loaded};
 use crate::cache::{Key, Value};
-use crate::wire;
 
 /// A loader that reads the simulated database, and can be held at two points. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
@@ -66,20 +65,31 @@ impl SimLoader {
     /// # Errors
     /// While the faults cut it off, or if values of another type lie in the table.
     pub async fn load<K: Key, V: Value>(&self, load: Load<K>) -> Result<Loaded<K, V>, Down> {
+        let table = &self.0.cache;
+        self.statement(load, |rows, key| rows.get(table, key)).await
+    }
+
+    /// A load by a statement that reads any rows: `value` makes of them what is found for each key.
+    ///
+    /// # Errors
+    /// While the faults cut it off, and those of `value`.
+    pub async fn statement<K: Key, V: Value>(
+        &self,
+        load: Load<K>,
+        value: impl Fn(&Rows<'_>, &K) -> Result<Option<V>, Down>,
+    ) -> Result<Loaded<K, V>, Down> {
         let loading = &*self.0;
-        let texts: Vec<String> = load.keys.iter().map(K::to_string).collect();
-        loading.calls.lock().push(texts.clone());
+        loading.calls.lock().push(load.keys.iter().map(K::to_string).collect());
         loading.before.pass().await;
         loading.faults.pass().await?;
         let replica = loading.replica.load(Ordering::Acquire)
             && (!load.primary || loading.stuck_to_replica.load(Ordering::Acquire));
-        let (stamp, values) = loading.database.select(&loading.cache, &texts, replica).ok_or(Down)?;
-        let mut loaded = Loaded::new(stamp);
-        for (key, bytes) in load.keys.into_iter().zip(values) {
-            if let Some(bytes) = bytes {
-                loaded = loaded.with(key, wire::decode_payload(&bytes).map_err(|_refused| Down)?);
-            }
-        }
+        let values =
+            |rows: &Rows<'_>| load.keys.iter().map(|key| value(rows, key)).collect::<Result<Vec<_>, Down>>();
+        let (stamp, values) = loading.database.statement(replica, values).ok_or(Down)?;
+        let found = load.keys.iter().cloned().zip(values?);
+        let found = found.filter_map(|(key, value)| Some((key, value?)));
+        let loaded = found.fold(Loaded::new(stamp), |loaded, (key, value)| loaded.with(key, value));
         loading.after.pass().await;
         loading.faults.pass().await?;
         Ok(loaded)

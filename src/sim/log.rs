@@ -9,7 +9,6 @@ use parking_lot::Mutex;
 use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
-use crate::coherence::token::Token;
 use crate::error::{LogError, Unwatched};
 use crate::log::{Appended, Log, Poll};
 use crate::wire::Change;
@@ -76,9 +75,10 @@ impl Log for SimLog {
                 None => transaction.clear(&change.cache),
                 Some(keys) => keys.iter().for_each(|key| transaction.touch(&change.cache, key)),
             }
-            let Token { epoch, xid } = transaction.commit().map_err(|_crashed| Down)?.token;
+            let super::postgres::Written { xid, token, .. } =
+                transaction.commit().map_err(|_crashed| Down)?;
             self.faults.pass().await?;
-            Ok(Appended { xid, epoch })
+            Ok(Appended { xid, epoch: token.epoch })
         })
     }
 

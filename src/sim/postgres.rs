@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::faults::Down;
 use crate::cache::loader::{Loaded, Stamp};
 use crate::cache::{Key, Value};
 use crate::coherence::snapshot::Snapshot;
@@ -191,17 +192,35 @@ impl SimPostgres {
         }
     }
 
-    /// One statement: its stamp, and the values in the order of the keys.
-    pub(super) fn select(
+    /// One statement, that reads any rows: its stamp, and what it has made of them. `None` where the stamp makes no sense, which is a
+    /// fault of the simulator.
+    pub(super) fn statement<T>(
         &self,
-        cache: &str,
-        keys: &[String],
         replica: bool,
-    ) -> Option<(Stamp, Vec<Option<Bytes>>)> {
+        read: impl FnOnce(&Rows<'_>) -> T,
+    ) -> Option<(Stamp, T)> {
         let database = self.0.lock();
         let moment = if replica { database.replayed } else { database.ended.len() };
         let stamp = Stamp::parse(&database.stamp_text(moment, replica, None))?;
-        Some((stamp, keys.iter().map(|key| database.read(cache, key, moment, None)).collect()))
+        Some((stamp, read(&Rows { database: &database, moment })))
+    }
+}
+
+/// What a statement sees.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    database: &'a Database,
+    moment: usize,
+}
+
+impl Rows<'_> {
+    /// A row. `None` where there is none.
+    ///
+    /// # Errors
+    /// If a value of another type lies there.
+    pub fn get<K: Key, V: Value>(&self, table: &str, key: &K) -> Result<Option<V>, Down> {
+        let bytes = self.database.read(table, &key.to_string(), self.moment, None);
+        bytes.map(|bytes| wire::decode_payload(&bytes).map_err(|_refused| Down)).transpose()
     }
 }
 
@@ -417,7 +436,7 @@ impl SimTransaction {
                 return Err(Aborted);
             }
             database.end(xid, true);
-            Token { epoch: database.epoch, xid }
+            Token::of_write(database.epoch, xid)
         };
         Ok(Written { token, xid, changes: std::mem::take(&mut self.changes) })
     }

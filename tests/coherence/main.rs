@@ -9,6 +9,7 @@ mod asks;
 mod audits;
 mod computed;
 mod corpus;
+mod dependencies;
 mod documents;
 mod epochs;
 mod forged;

@@ -36,7 +36,7 @@ async fn a_trigger_dropped_by_hand_is_found_within_a_minute_and_what_it_left_beh
         read_all().await;
     }
     let told = std::iter::from_fn(|| events.try_recv().ok()).find_map(|event| match event {
-        Event::AuditViolation { cache, key_hash } => Some((cache, key_hash)),
+        Event::AuditViolation { cache, key_hash, .. } => Some((cache, key_hash)),
         _ => None,
     });
     assert_eq!(told, Some(("item".to_owned(), perto::key_hash("77"))));

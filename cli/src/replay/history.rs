@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use perto::history::{Answer, History, Judge};
-use perto::{Freshness, Read, Tier};
+use perto::{Freshness, Tier};
 
 /// Everything that was read and written.
 #[derive(Debug)]
@@ -161,7 +161,7 @@ impl Answers {
         &mut self,
         row: u32,
         begun: Duration,
-        read: &Read<V>,
+        (value, freshness, tier): (Option<&V>, Freshness, Tier),
         version: impl Fn(&V) -> u32,
     ) -> Duration {
         let took = self.record.now().saturating_sub(begun);
@@ -169,10 +169,10 @@ impl Answers {
             begun,
             took_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX),
             row,
-            version: read.value.as_deref().map_or(ABSENT, version),
+            version: value.map_or(ABSENT, version),
             instance: self.instance,
-            tier: read.tier,
-            fresh: read.freshness == Freshness::Fresh,
+            tier,
+            fresh: freshness == Freshness::Fresh,
         });
         took
     }
@@ -219,9 +219,9 @@ mod tests {
 
     /// Reads one version of row 0 at the end, and judges by a bound of nothing.
     fn violations(record: &Arc<Record>, version: Option<u32>) -> u64 {
-        let read = Read { value: version.map(Arc::new), freshness: Freshness::Fresh, tier: Tier::Local };
+        let read = (version.as_ref(), Freshness::Fresh, Tier::Local);
         let mut answers = Answers::of(record, 0);
-        answers.push(0, record.now() + Duration::from_secs(1), &read, |version| *version);
+        answers.push(0, record.now() + Duration::from_secs(1), read, |version| *version);
         drop(answers);
         let violations = record.judge(Duration::ZERO, std::iter::empty(), |_, _| ()).all.violations;
         record.reads.lock().clear();

@@ -14,6 +14,13 @@ use super::sql::refused;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 
+/// The server's last start or recovery as a number, as [`STAMP_SQL`](crate::STAMP_SQL) ends with it.
+///
+/// A backend that is killed has the server recover without being started anew: what it replayed last tells, and stands still on a
+/// primary.
+const SERVER_SQL: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000000 \
+     + coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0))::bigint";
+
 /// The one statement of a poll. Keys come one a row: a text array would need a parser of its own, and the client's
 /// takes a key `NULL` for none.
 ///
@@ -54,7 +61,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
            pg_snapshot_xmax(b.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
-           (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as server, s.fits, \
+           {SERVER_SQL} as server, s.fits, \
            null as xid, null as cache, null as key, null as traceparent, null as fault \
          from size s left join boot b on true \
          union all \

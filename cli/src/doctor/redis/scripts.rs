@@ -160,7 +160,7 @@ pub(super) async fn scripts(place: &Place<'_>) -> Findings {
 /// A value without a payload, as of a snapshot that contains all transactions below.
 fn value(below: u8) -> Bytes {
     let mut header = [0; 40];
-    header[..3].copy_from_slice(b"P\x01V");
+    header[..3].copy_from_slice(b"P\x02V");
     (header[15], header[23]) = (below, below);
     Bytes::copy_from_slice(&header)
 }
