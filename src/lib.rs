@@ -44,6 +44,7 @@
 //! | read one key or many | [`Cache::get`], [`Cache::get_many`], [`Read`], [`Freshness`], [`Tier`] |
 //! | read back your own write on any instance | [`Perto::write`], [`Token`], [`ReadOptions::at_least`] |
 //! | miss nothing that is visible now, or for less than the bound | [`ReadOptions::latest`], [`ReadOptions::within`] |
+//! | load and write with another client than sqlx | [`STAMP_SQL`], [`Stamp::parse`], [`Perto::pending_sql`], [`postgres::Pending::from_rows`] |
 //! | say what a write changed, where no trigger can | [`Cache::invalidate_in`], [`Cache::invalidate`], [`Cache::clear`] |
 //! | choose what happens while Postgres is down | [`Outage`], [`Perto::health`], [`Perto::events`] |
 //! | know how well it works | [`Cache::stats`], [`Perto::staleness`], [`Perto::audits`] |

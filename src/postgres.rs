@@ -244,6 +244,38 @@ pub struct Pending {
     changes: Vec<Change>,
 }
 
+/// A row of what [`Perto::pending_sql`] selects: `bigint`, `bigint` or null, `text`, `text` or null.
+pub type PendingRow = (i64, Option<i64>, String, Option<String>);
+
+impl Pending {
+    /// Reads the rows of [`Perto::pending_sql`]; `None` where there are none, for the transaction changed no watched table.
+    ///
+    /// Where the database has crashed and nobody has polled since, the token is of no epoch, and each read by it waits for a poll.
+    #[must_use]
+    pub fn from_rows(rows: impl IntoIterator<Item = PendingRow>) -> Option<Self> {
+        let mut token = None;
+        let mut changes: Vec<Change> = Vec::new();
+        for (xid, epoch, cache, key) in rows {
+            // The database's own epoch: this instance may not have heard of a new one yet.
+            let epoch = epoch.map_or(NO_EPOCH, i64::cast_unsigned);
+            token.get_or_insert(Token::of_write(epoch, xid.cast_unsigned()));
+            match (changes.iter_mut().find(|change| change.cache == cache), key) {
+                (Some(Change { keys: Some(keys), .. }), Some(key)) => keys.push(key),
+                (Some(change), None) => change.keys = None,
+                (Some(_), Some(_)) => {}
+                (None, key) => changes.push(Change { cache, keys: key.map(|key| vec![key]) }),
+            }
+        }
+        for change in &mut changes {
+            // Beyond this a hint gets too long, and tombstones too many.
+            if change.keys.as_ref().is_some_and(|keys| keys.len() > MAX_KEYS_PER_ROW) {
+                change.keys = None;
+            }
+        }
+        token.map(|token| Self { token, changes })
+    }
+}
+
 impl Perto {
     /// Writes: runs `work` in a transaction, commits it, and has every instance evict what it changed, within about a
     /// millisecond. Where `work` fails, the transaction is rolled back and its error returned.
@@ -323,40 +355,33 @@ impl Perto {
         span.text("db.system.name", "postgresql");
         span.text("db.operation.name", "SELECT");
         let trace = span.traceparent().map(|text| format!("'{text}'")).unwrap_or_default();
-        let schema = &self.shared().settings.schema;
         // In one round trip, of the simple protocol.
-        let sql = format!(
-            "set constraints all immediate; select xid, epoch, cache, key from {schema}.pending({trace})"
-        );
+        let sql = format!("set constraints all immediate; {}", self.pending_sql_of(&trace));
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
-        let rows: Vec<(String, Option<i64>, String, Option<String>)> =
-            rows.iter().map(FromRow::from_row).collect::<Result<_, _>>()?;
-        let Some((xid, epoch)) = rows.first().and_then(|(xid, epoch, ..)| Some((xid.parse().ok()?, *epoch)))
-        else {
-            return Ok(None);
-        };
-        // The database's own epoch: this instance may not have heard of a new one yet.
-        let epoch = match epoch {
-            Some(epoch) => epoch,
-            None => self.begun_epoch(connection).await?,
-        };
-        let token = Token::of_write(epoch.cast_unsigned(), xid);
-        let mut changes: Vec<Change> = Vec::new();
-        for (_, _, cache, key) in rows {
-            match (changes.iter_mut().find(|change| change.cache == cache), key) {
-                (Some(Change { keys: Some(keys), .. }), Some(key)) => keys.push(key),
-                (Some(change), None) => change.keys = None,
-                (Some(_), Some(_)) => {}
-                (None, key) => changes.push(Change { cache, keys: key.map(|key| vec![key]) }),
-            }
+        let rows = rows.iter().map(FromRow::from_row).collect::<Result<Vec<PendingRow>, _>>()?;
+        let mut pending = Pending::from_rows(rows);
+        if let Some(Pending { token, .. }) = &mut pending
+            && token.epoch == NO_EPOCH
+        {
+            token.epoch = self.begun_epoch(connection).await?.cast_unsigned();
         }
-        for change in &mut changes {
-            // Beyond this a hint gets too long, and tombstones too many.
-            if change.keys.as_ref().is_some_and(|keys| keys.len() > MAX_KEYS_PER_ROW) {
-                change.keys = None;
-            }
-        }
-        Ok(Some(Pending { token, changes }))
+        Ok(pending)
+    }
+
+    /// The query that asks what a transaction of another client than sqlx has invalidated so far, as [`Perto::pending`] asks for sqlx.
+    /// Run it last before the commit, and give its rows to [`Pending::from_rows`]. Give that to [`Perto::announce_pending`]
+    /// after the commit. `examples/clients` does so with tokio-postgres, Diesel and `SeaORM`.
+    ///
+    /// Run `set constraints all immediate` before it. Otherwise deferred triggers run at the commit, and what they write is
+    /// missing from the token and the hint.
+    #[must_use]
+    pub fn pending_sql(&self) -> String {
+        self.pending_sql_of("")
+    }
+
+    fn pending_sql_of(&self, trace: &str) -> String {
+        let schema = &self.shared().settings.schema;
+        format!("select xid::bigint, epoch, cache, key from {schema}.pending({trace})")
     }
 
     /// Nobody has polled since the database crashed: begins the epoch, beside this transaction. One that has a snapshot of its own
