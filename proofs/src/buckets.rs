@@ -6,7 +6,9 @@ use loom::thread;
 use crate::coherence::buckets::{Buckets, Told, WholeCache};
 use crate::coherence::lease::Lease;
 use crate::coherence::snapshot::Snapshot;
-use crate::threads::{BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, stamp};
+use crate::threads::{
+    BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, is_fresh, stamp,
+};
 
 const CLEARED: Told<'static> = Told { xid: 7, epoch: 0, poll: None };
 
@@ -247,5 +249,61 @@ pub fn insert_beside_a_clear(how: Clear) -> usize {
         let now = hit();
         tail.join().expect("the tail ends");
         assert!(now.or_else(hit).is_none(), "a key has survived");
+    })
+}
+
+/// A hit of a value that depends on another key, whose bucket is asked: its invalidation evicts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dependency {
+    AsBuilt,
+    EraNotReadAgain,
+    JudgedBeforeTheLease,
+}
+
+/// What comes beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// A poll that brings the invalidation, and extends the lease.
+    APoll,
+    /// A recovery that has to replay it.
+    ARecovery,
+}
+
+/// Whoever holds a lease serves nothing that misses what was applied before the lease was published, though a recovery
+/// makes the bucket forget it for a while.
+pub fn dependency_beside(how: Dependency, what: Beside) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        world.local.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch: 0 });
+        let poll = stamp("8:8:");
+        let bring = |world: &World, poll: &Snapshot| {
+            let told = Told { xid: 7, epoch: 0, poll: Some(poll) };
+            world.buckets.apply(world.buckets.slot("other", "1"), told, &world.lease, || ());
+            world.complete(poll);
+            world.lease.extend(SENT_MS, BOUND);
+        };
+        if what == Beside::ARecovery {
+            bring(&world, &poll);
+        }
+        let tail = beside(&world, move |world| {
+            if what == Beside::ARecovery {
+                world.lease.begin_era();
+                world.buckets.reset(&stamp("5:5:"), [&world.whole].into_iter());
+                world.lease.begin_era();
+            }
+            bring(world, &poll);
+        });
+        let accepts = |entry: &Entry| {
+            world.buckets.accepts(world.buckets.slot("other", "1"), &world.whole, &entry.stamp)
+        };
+        let early =
+            how == Dependency::JudgedBeforeTheLease && world.local.get().is_some_and(|entry| accepts(&entry));
+        let held = world.lease.held();
+        let entry = world.local.get().filter(|entry| is_fresh(held, entry, NOW_MS));
+        let served = entry
+            .filter(|entry| early || accepts(entry))
+            .filter(|_| how == Dependency::EraNotReadAgain || world.lease.held().era() == held.era());
+        assert!(served.is_none(), "a value that misses what its lease has seen is served");
+        tail.join().expect("the tail ends");
     })
 }

@@ -7,6 +7,9 @@
 pub mod buckets;
 pub mod lease;
 pub mod model;
+mod postgres;
+pub mod rows;
+pub mod search;
 mod sync;
 mod threads;
 

@@ -12,10 +12,10 @@
 //! Not modelled: more than one key to a bucket (which only makes it refuse more), invalidations of a whole cache, and what threads do
 //! between two steps: see [`crate::buckets`] and [`crate::lease`].
 
-use std::fmt;
-use std::time::{Duration, Instant};
+use stateright::{Model, Property};
 
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use crate::postgres::{Fate, Postgres, Seen, Writer, has};
+use crate::search::{Explained, Verdict};
 
 mod explain;
 mod scopes;
@@ -24,7 +24,7 @@ mod step;
 mod variants;
 
 pub use scopes::{LARGER, PROOFS, Scope};
-use state::{Entry, Fate, Instance, Reader, Seen, Step, Stored, Tail, Wish, World, Writer};
+use state::{Entry, Instance, Reader, Step, Stored, Tail, Wish, World};
 use step::Action;
 pub use variants::Variant;
 use variants::{Kind, Known};
@@ -54,59 +54,19 @@ struct Perto {
     variant: Option<Variant>,
 }
 
-/// What a search found.
-#[derive(Debug, Clone)]
-pub struct Verdict {
-    pub states: usize,
-    pub depth: usize,
-    pub took: Duration,
-    /// The property that does not hold, and the steps that lead there.
-    pub found: Option<(String, Vec<String>)>,
-}
-
-impl Verdict {
-    /// The length of the counterexample.
-    pub fn steps(&self) -> usize {
-        self.found.as_ref().map_or(0, |(_, steps)| steps.len())
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} states, depth {}, {:.1} s, ", self.states, self.depth, self.took.as_secs_f32())?;
-        let Some((what, steps)) = &self.found else { return write!(f, "holds") };
-        write!(f, "FAILS: {what}")?;
-        steps.iter().enumerate().try_for_each(|(at, step)| write!(f, "\n{:>3}. {step}", at + 1))
-    }
-}
-
 /// Goes through all states of a scope, or until something is wrong. `progress` is told of the states so far, now and then.
 pub fn search(scope: Scope, variant: Option<Variant>, threads: usize, progress: impl Fn(usize)) -> Verdict {
-    let began = Instant::now();
-    let model = Perto { scope, variant };
-    let checker = model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures).spawn_bfs();
-    let mut told = began;
-    while !checker.is_done() {
-        std::thread::sleep(Duration::from_millis(5));
-        if told.elapsed() > Duration::from_secs(5) {
-            told = Instant::now();
-            progress(checker.unique_state_count());
-        }
+    crate::search::search(Perto { scope, variant }, threads, progress)
+}
+
+impl Explained for Perto {
+    fn explain(&self, before: &World, action: Action, after: &World) -> String {
+        self.step(before, action, after)
     }
-    let checker = checker.join();
-    let found = checker.discoveries().into_iter().next().map(|(property, path)| {
-        let mut steps = Vec::new();
-        let mut what = property.to_owned();
-        for (before, action) in path.into_vec() {
-            if let Some(action) = action {
-                let after = model.next_state(&before, action).unwrap_or_else(|| before.clone());
-                steps.push(model.explain(&before, action, &after));
-                what = after.wrong.map_or(what, str::to_owned);
-            }
-        }
-        (what, steps)
-    });
-    Verdict { states: checker.unique_state_count(), depth: checker.max_depth(), took: began.elapsed(), found }
+
+    fn wrong(world: &World) -> Option<&'static str> {
+        world.wrong
+    }
 }
 
 impl Perto {
@@ -166,10 +126,11 @@ impl Perto {
             let left = self.scope.readers.get(r).map_or(0, |(_, reads)| *reads);
             Reader { left, floor: 0, asked: 0, token: None, wish: Wish::Nothing, step: Step::Idle }
         };
-        let mut writers = [Writer::Waiting; state::WRITERS];
+        let mut db = Postgres::NEW;
         let mut stored = Stored { epoch: 0, holds: 0, stamp: Seen::NOTHING };
         if self.scope.crashed {
-            writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
+            db.writers[0] = Writer::Ended { xid: 1, at: 1, fate: Fate::Vanished };
+            (db.epoch, db.now, db.crashed_at) = (1, 2, Some(2));
             stored = Stored { epoch: 0, holds: 1, stamp: Seen::ended(0b10) };
             for instance in [&mut first, &mut second] {
                 instance.known.apply(1, instance.poll, Some(stored.stamp));
@@ -182,14 +143,8 @@ impl Perto {
         let mut l2 = [None; state::FILLS];
         l2[0] = self.scope.l2.then_some(stored);
         World {
-            next: 1,
-            epoch: self.scope.crashed.into(),
-            now: if self.scope.crashed { 2 } else { 0 },
-            crashed_at: self.scope.crashed.then_some(2),
+            db,
             aged: 0,
-            writers,
-            trimmed: Seen::NOTHING,
-            gone: 0,
             l2,
             instances: [first, second],
             readers: std::array::from_fn(reader),
@@ -249,20 +204,20 @@ impl Perto {
     fn entries_are_good(&self, world: &World) -> bool {
         world.instances.iter().all(|instance| match instance.entry {
             Some(entry) if entry.era == instance.era => (0..self.writers()).all(|k| {
-                let applied = state::has(instance.heard, k);
-                !(applied && world.writers[usize::from(k)].committed_by(world.now))
-                    || state::has(entry.holds, k)
+                let applied = has(instance.heard, k);
+                !(applied && world.db.writers[usize::from(k)].committed_by(world.db.now))
+                    || has(entry.holds, k)
             }),
             _ => true,
         })
     }
 
     fn accepts_at_rest(&self, world: &World) -> bool {
-        let seen = world.seen_at(world.now);
+        let seen = world.db.seen_at(world.db.now);
         world.checked.is_some()
             || world.instances.iter().all(|instance| {
                 let polled = instance.tail == Tail::Idle
-                    && instance.epoch == world.epoch
+                    && instance.epoch == world.db.epoch
                     && instance.poll == Some(seen)
                     && instance.since == 0;
                 !polled || instance.known.accepts(seen)

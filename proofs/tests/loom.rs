@@ -1,8 +1,8 @@
 //! Every interleaving of what threads share, and every broken order.
 
 use perto_proofs::buckets::{
-    Clear, Insert, Of, OldHint, Reset, Serve, hint_beside_a_reset, insert_beside_a_clear,
-    insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
+    Beside, Clear, Dependency, Insert, Of, OldHint, Reset, Serve, dependency_beside, hint_beside_a_reset,
+    insert_beside_a_clear, insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
 };
 use perto_proofs::lease::{
     Beginning, Era, Granted, Hit, Polled, Recovery, Token, beginning_beside_a_recovery,
@@ -80,6 +80,16 @@ fn in_no_interleaving_is_an_old_value_accepted_under_a_new_lease() {
     fails("an old value is served under a new lease", || {
         serve_beside_a_poll(Serve::HintForgottenBeforeTheInvalidation)
     });
+}
+
+#[test]
+fn in_no_interleaving_does_a_recovery_hide_what_an_entry_misses() {
+    for what in [Beside::APoll, Beside::ARecovery] {
+        holds("dependency beside a poll or a recovery", dependency_beside(Dependency::AsBuilt, what));
+    }
+    let promise = "a value that misses what its lease has seen is served";
+    fails(promise, || dependency_beside(Dependency::EraNotReadAgain, Beside::ARecovery));
+    fails(promise, || dependency_beside(Dependency::JudgedBeforeTheLease, Beside::APoll));
 }
 
 #[test]

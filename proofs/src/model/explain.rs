@@ -1,23 +1,24 @@
 //! Counterexamples that people can read.
 
 use super::Perto;
-use super::state::{Names, Step, Tail, Wish, World};
+use super::state::{Step, Tail, Wish, World};
 use super::step::{Action, Source};
+use crate::postgres::Names;
 
 impl Perto {
     /// One step of a counterexample, and what came of it.
-    pub(super) fn explain(&self, before: &World, action: Action, after: &World) -> String {
+    pub(super) fn step(&self, before: &World, action: Action, after: &World) -> String {
         match action {
             Action::Begin(k) => {
                 let touches = if self.touches(k) { "and writes the row" } else { "and writes elsewhere" };
-                format!("W{k} begins as transaction {} {touches}", after.xid(k))
+                format!("W{k} begins as transaction {} {touches}", after.db.xid(k))
             }
             Action::Log(k) => format!("W{k} has its commit record written; nobody sees it yet"),
             Action::Commit(k) => format!("W{k} commits"),
             Action::Abort(k) => format!("W{k} aborts"),
-            Action::Trim => format!("the log is trimmed; horizon {}", after.trimmed),
+            Action::Trim => format!("the log is trimmed; horizon {}", after.db.trimmed),
             Action::Crash { losing } => {
-                format!("Postgres crashes, loses {losing} commits, goes on at number {}", after.next)
+                format!("Postgres crashes, loses {losing} commits, goes on at number {}", after.db.next)
             }
             Action::TimePasses => match before.aged % 2 {
                 0 => format!(

@@ -1,68 +1,20 @@
 //! What a state of the world is.
 //!
-//! Writers are known by their place (`W0`, `W1`), whatever numbers their transactions get: after a crash numbers are used again. A
-//! value is the set of writers whose writes it reflects. Time is counted in *events*: ends of transactions, and a crash.
+//! A value is the set of writers whose writes it reflects.
 
 use std::fmt;
 
 use super::variants::Known;
-use crate::coherence::snapshot::Snapshot;
 use crate::coherence::verdict::FlightSource;
+use crate::postgres::{Postgres, Seen, Set};
 
-pub(super) const WRITERS: usize = 3;
 pub(super) const INSTANCES: usize = 2;
 pub(super) const READERS: usize = 3;
 /// Values that were ever put into L2. One a load at most, and the one that was there.
 pub(super) const FILLS: usize = 6;
 
-/// Writers, or transaction numbers: one bit each.
-pub(super) type Set = u8;
-
 /// What nobody has written.
 pub(super) const FORGED: u8 = 7;
-
-pub(super) const fn bit(n: u8) -> Set {
-    1 << n
-}
-
-pub(super) const fn has(set: Set, n: u8) -> bool {
-    set & bit(n) != 0
-}
-
-/// A [`Snapshot`], small enough to keep by the million.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Seen {
-    /// Numbers of transactions that it contains.
-    pub(super) contained: Set,
-    pub(super) xmax: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Writer {
-    Waiting,
-    Running {
-        xid: u8,
-    },
-    /// Its commit record is written, and nobody sees it yet. Only where a variant tells the difference.
-    Logged {
-        xid: u8,
-    },
-    Ended {
-        xid: u8,
-        at: u8,
-        fate: Fate,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Fate {
-    Committed,
-    Aborted,
-    /// Committed, then lost in a crash. Its number counts as ended in the new epoch.
-    Undone,
-    /// Lost in a crash, and its number is used again.
-    Vanished,
-}
 
 /// A value in L1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -241,17 +193,9 @@ pub(super) struct Outcome {
 /// Everything.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct World {
-    pub(super) next: u8,
-    pub(super) epoch: u8,
-    /// Events so far.
-    pub(super) now: u8,
-    pub(super) crashed_at: Option<u8>,
+    pub(super) db: Postgres,
     /// What is older than the bound: event `e` once this is `2e`, a poll sent between `e` and `e + 1` once it is `2e + 1`.
     pub(super) aged: u8,
-    pub(super) writers: [Writer; WRITERS],
-    pub(super) trimmed: Seen,
-    /// Writers whose rows are trimmed.
-    pub(super) gone: Set,
     /// Every value that was ever put there. A look-up may bring any of them, or none: so L2 loses, delays and rolls
     /// back whatever it likes.
     pub(super) l2: [Option<Stored>; FILLS],
@@ -262,53 +206,6 @@ pub(super) struct World {
     pub(super) checked: Option<(u8, u8)>,
     /// What was served that must not be.
     pub(super) wrong: Option<&'static str>,
-}
-
-impl Seen {
-    pub(super) const NOTHING: Self = Self { contained: 0, xmax: 1 };
-
-    pub(super) fn of(snapshot: &Snapshot) -> Self {
-        let xmax = u8::try_from(snapshot.xmax()).expect("a handful of transactions");
-        let contained = (1..xmax).filter(|xid| snapshot.contains(u64::from(*xid))).map(bit).sum();
-        Self { contained, xmax }
-    }
-
-    /// What Postgres says when these have ended.
-    pub(super) fn ended(contained: Set) -> Self {
-        let xmax = (1..8).rev().find(|xid| has(contained, *xid)).map_or(1, |highest| highest + 1);
-        Self { contained, xmax }
-    }
-
-    pub(super) fn xmin(self) -> u8 {
-        (1..self.xmax).find(|xid| !has(self.contained, *xid)).unwrap_or(self.xmax)
-    }
-
-    pub(super) fn snapshot(self) -> Snapshot {
-        let mut running = [0; 8];
-        let mut count = 0;
-        for xid in (1..self.xmax).filter(|xid| !has(self.contained, *xid)) {
-            running[count] = u64::from(xid);
-            count += 1;
-        }
-        Snapshot::new(u64::from(self.xmin()), u64::from(self.xmax), &running[..count])
-    }
-}
-
-impl Writer {
-    pub(super) const fn xid(self) -> Option<u8> {
-        match self {
-            Self::Waiting => None,
-            Self::Running { xid } | Self::Logged { xid } | Self::Ended { xid, .. } => Some(xid),
-        }
-    }
-
-    pub(super) const fn committed_by(self, moment: u8) -> bool {
-        matches!(self, Self::Ended { at, fate: Fate::Committed, .. } if at <= moment)
-    }
-
-    pub(super) const fn runs(self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Logged { .. })
-    }
 }
 
 impl Step {
@@ -325,25 +222,9 @@ impl Step {
     }
 }
 
-impl fmt::Display for Seen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.snapshot())
-    }
-}
-
 /// States are read in counterexamples only, step by step; see `Model::format_step`.
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("World").field("now", &self.now).finish_non_exhaustive()
-    }
-}
-
-/// Writers, as people write sets.
-pub(super) struct Names(pub(super) Set);
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = (0..8).filter(|n| has(self.0, *n)).map(|n| format!("W{n}")).collect();
-        write!(f, "{{{}}}", names.join(", "))
+        f.debug_struct("World").field("now", &self.db.now).finish_non_exhaustive()
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::state::{
-    Answer, Entry, FILLS, FORGED, Fate, INSTANCES, Instance, Outcome, READERS, ReadStart, Reader, Seen, Set,
-    Step, Stored, Tail, WRITERS, Wish, World, Writer, bit, has,
+    Answer, Entry, FILLS, FORGED, INSTANCES, Instance, Outcome, READERS, ReadStart, Reader, Step, Stored,
+    Tail, Wish, World,
 };
 use super::variants::{Known, Variant};
 use super::{Perto, promise};
@@ -12,6 +12,7 @@ use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
 use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
+use crate::postgres::{Fate, Seen, Set, WRITERS, Writer, bit, has};
 
 /// One step of somebody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +107,7 @@ impl Perto {
             }
             if self.scope.forged && instance.poll.is_some() {
                 // The next one, which a writer will have, and one that nobody will.
-                actions.extend([world.next, FORGED].map(|xid| Action::Forge { xid, to: i }));
+                actions.extend([world.db.next, FORGED].map(|xid| Action::Forge { xid, to: i }));
             }
         }
         actions.extend(world.checked.map(|_| Action::Record));
@@ -117,10 +118,10 @@ impl Perto {
 
     fn of_postgres(&self, world: &World, actions: &mut Vec<Action>) {
         for k in 0..self.writers() {
-            match world.writers[usize::from(k)] {
+            match world.db.writers[usize::from(k)] {
                 Writer::Waiting => {
                     // Of writers that are alike, the first goes first.
-                    let waits = |other: u8| world.writers[usize::from(other)] == Writer::Waiting;
+                    let waits = |other: u8| world.db.writers[usize::from(other)] == Writer::Waiting;
                     if !(0..k).any(|other| waits(other) && self.touches(other) == self.touches(k)) {
                         actions.push(Action::Begin(k));
                     }
@@ -139,11 +140,11 @@ impl Perto {
         if self.scope.trim {
             actions.push(Action::Trim);
         }
-        if self.scope.crash && world.crashed_at.is_none() {
-            let commits = world.writers.iter().filter(|writer| writer.committed_by(world.now)).count();
+        if self.scope.crash && world.db.crashed_at.is_none() {
+            let commits = world.db.writers.iter().filter(|writer| writer.committed_by(world.db.now)).count();
             actions.extend((0..=commits.min(2)).map(|losing| Action::Crash { losing: losing as u8 }));
         }
-        if self.scope.time && world.aged <= 2 * world.now {
+        if self.scope.time && world.aged <= 2 * world.db.now {
             actions.push(Action::TimePasses);
         }
     }
@@ -151,9 +152,9 @@ impl Perto {
     fn of_tail(&self, world: &World, i: u8, instance: &Instance, actions: &mut Vec<Action>) {
         match instance.tail {
             Tail::Idle => {
-                let idle = instance.lease == Some(world.now)
-                    && instance.poll == Some(world.seen_at(world.now))
-                    && instance.epoch == world.epoch
+                let idle = instance.lease == Some(world.db.now)
+                    && instance.poll == Some(world.db.seen_at(world.db.now))
+                    && instance.epoch == world.db.epoch
                     && !(self.scope.lies() && instance.known.is_hinted());
                 // A poll that brings nothing new changes nothing: it is left out, so that there is an end.
                 if !idle || self.variant == Some(Variant::PollOfTwoStatements) {
@@ -216,15 +217,15 @@ impl Perto {
                 let mut load = |from| actions.push(Action::Load { reader: r, from });
                 load(Source::Primary);
                 // Its connection would not outlive a crash.
-                let oldest = world.crashed_at.unwrap_or(0);
+                let oldest = world.db.crashed_at.unwrap_or(0);
                 if self.scope.old_transactions {
-                    (oldest..world.now).for_each(|at| load(Source::OldTransaction(at)));
+                    (oldest..world.db.now).for_each(|at| load(Source::OldTransaction(at)));
                 }
                 if self.scope.replica && !primary {
-                    (0..=world.now).for_each(|at| load(Source::Replica(at)));
+                    (0..=world.db.now).for_each(|at| load(Source::Replica(at)));
                 }
                 if self.scope.in_writers {
-                    let runs = |k: &u8| world.writers[usize::from(*k)].runs() && self.touches(*k);
+                    let runs = |k: &u8| world.db.writers[usize::from(*k)].runs() && self.touches(*k);
                     (0..self.writers()).filter(runs).for_each(|k| load(Source::Writer(k)));
                 }
             }
@@ -242,11 +243,11 @@ impl Perto {
     fn wishes(&self, world: &World, r: u8, actions: &mut Vec<Action>) {
         let mut invoke = |wish| actions.push(Action::Invoke { reader: r, wish });
         if self.scope.within {
-            (world.aged + 1..=2 * world.now).for_each(|moment| invoke(Wish::PollSince(moment)));
+            (world.aged + 1..=2 * world.db.now).for_each(|moment| invoke(Wish::PollSince(moment)));
         }
         if self.scope.tokens {
             // Whoever has a token got it after the commit, whatever became of that since.
-            let told = |k: &u8| match world.writers[usize::from(*k)] {
+            let told = |k: &u8| match world.db.writers[usize::from(*k)] {
                 Writer::Ended { fate: Fate::Committed, .. } => true,
                 Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => at > 0,
                 _ => false,
@@ -257,7 +258,7 @@ impl Perto {
 
     /// Whether a hint of this writer may arrive there and be believed, be it the first or the tenth time.
     fn may_be_hinted(&self, world: &World, instance: &Instance, of: u8) -> bool {
-        let told = match world.writers[usize::from(of)] {
+        let told = match world.db.writers[usize::from(of)] {
             Writer::Waiting => false,
             Writer::Running { .. } | Writer::Logged { .. } => self.scope.false_hints,
             Writer::Ended { fate: Fate::Aborted, .. } => self.scope.false_hints,
@@ -266,24 +267,23 @@ impl Perto {
             Writer::Ended { fate: Fate::Undone | Fate::Vanished, at, .. } => at > 0,
         };
         let any_epoch = self.variant == Some(Variant::EpochOfAHintNotCompared);
-        let of_now = any_epoch || world.epoch_of(of) == instance.epoch;
+        let of_now = any_epoch || world.db.epoch_of(of) == instance.epoch;
         told && self.touches(of) && of_now && instance.poll.is_some()
     }
 
     pub(super) fn take(&self, world: &mut World, action: Action) {
         match action {
             Action::Begin(k) => {
-                world.writers[usize::from(k)] = Writer::Running { xid: world.next };
-                world.next += 1;
+                world.db.begin(k);
             }
             Action::Log(k) => {
-                let xid = world.xid(k);
-                world.writers[usize::from(k)] = Writer::Logged { xid };
+                let xid = world.db.xid(k);
+                world.db.writers[usize::from(k)] = Writer::Logged { xid };
             }
-            Action::Commit(k) => world.end(k, Fate::Committed),
-            Action::Abort(k) => world.end(k, Fate::Aborted),
+            Action::Commit(k) => world.db.end(k, Fate::Committed),
+            Action::Abort(k) => world.db.end(k, Fate::Aborted),
             Action::Trim => self.trim(world),
-            Action::Crash { losing } => world.crash(losing),
+            Action::Crash { losing } => world.db.crash(losing),
             Action::TimePasses => world.aged += 1,
             Action::Hint { of, to } if self.variant == Some(Variant::EpochOfAHintComparedTooEarly) => {
                 world.checked = Some((of, to));
@@ -302,7 +302,7 @@ impl Perto {
             }
             Action::Poll(i) => self.poll(world, i),
             Action::ReadSnapshot(i) => {
-                let seen = world.seen_at(world.now);
+                let seen = world.db.seen_at(world.db.now);
                 if let Tail::Answered(answer) = &mut world.instances[usize::from(i)].tail {
                     *answer = Answer { seen, half: false, ..*answer };
                 }
@@ -375,21 +375,21 @@ impl Perto {
     }
 
     fn trim(&self, world: &mut World) {
-        let seen = world.seen_at(world.now);
-        for (k, writer) in (0..).zip(&world.writers) {
-            if writer.committed_by(world.now) && self.touches(k) {
-                world.gone |= bit(k);
+        let seen = world.db.seen_at(world.db.now);
+        for (k, writer) in (0..).zip(&world.db.writers) {
+            if writer.committed_by(world.db.now) && self.touches(k) {
+                world.db.gone |= bit(k);
             }
         }
         // By age nobody can tell later what is missing.
         if self.variant != Some(Variant::TrimmedByAge) {
-            world.trimmed = seen;
+            world.db.trimmed = seen;
         }
     }
 
     /// Records an invalidation and evicts, as `Applied::apply` does.
     fn apply(&self, world: &mut World, to: u8, of: u8, current: Option<Seen>) {
-        let (xid, epoch) = (world.xid(of), world.epoch_of(of));
+        let (xid, epoch) = (world.db.xid(of), world.db.epoch_of(of));
         let instance = &mut world.instances[usize::from(to)];
         instance.heard |= bit(of);
         // Of what is true each poll has all, and one of another epoch must close nothing.
@@ -404,7 +404,7 @@ impl Perto {
 
     /// Publishes a poll, and forgets what hints had told before it was sent.
     fn complete(&self, world: &mut World, i: u8) {
-        let writers = world.writers;
+        let writers = world.db.writers;
         let instance = &mut world.instances[usize::from(i)];
         let Tail::Applying(answer) = instance.tail else { return };
         if self.variant == Some(Variant::HintForgottenByAnEarlierPoll) {
@@ -429,9 +429,9 @@ impl Perto {
         let all = instance.tail == Tail::Lost;
         let cursor = if all { None } else { instance.poll };
         let mut rows = 0;
-        for k in (0..self.writers()).filter(|k| self.touches(*k) && !has(world.gone, *k)) {
-            if let writer @ Writer::Ended { xid, .. } = world.writers[usize::from(k)]
-                && writer.committed_by(world.now)
+        for k in (0..self.writers()).filter(|k| self.touches(*k) && !has(world.db.gone, *k)) {
+            if let writer @ Writer::Ended { xid, .. } = world.db.writers[usize::from(k)]
+                && writer.committed_by(world.db.now)
             {
                 let new = match self.variant {
                     Some(Variant::IdCursor) => xid > instance.last,
@@ -441,8 +441,8 @@ impl Perto {
             }
         }
         let half = self.variant == Some(Variant::PollOfTwoStatements);
-        let (sent, epoch, seen) = (world.now, world.epoch, world.seen_at(world.now));
-        let answer = Answer { sent, epoch, seen, trimmed: world.trimmed, rows, all, half };
+        let (sent, epoch, seen) = (world.db.now, world.db.epoch, world.db.seen_at(world.db.now));
+        let answer = Answer { sent, epoch, seen, trimmed: world.db.trimmed, rows, all, half };
         let instance = &mut world.instances[usize::from(i)];
         instance.tail = Tail::Answered(answer);
         instance.known.sent();
@@ -458,9 +458,9 @@ impl Perto {
     fn answered(&self, world: &mut World, i: u8) {
         let Tail::Answered(mut answer) = world.instances[usize::from(i)].tail else { return };
         let committed =
-            |k: u8| matches!(world.writers[usize::from(k)], Writer::Ended { fate: Fate::Committed, .. });
+            |k: u8| matches!(world.db.writers[usize::from(k)], Writer::Ended { fate: Fate::Committed, .. });
         let floor: Set = (0..self.writers())
-            .filter(|k| self.touches(*k) && committed(*k) && has(answer.trimmed.contained, world.xid(*k)))
+            .filter(|k| self.touches(*k) && committed(*k) && has(answer.trimmed.contained, world.db.xid(*k)))
             .map(bit)
             .sum();
         let kind = self.kind();
@@ -490,9 +490,9 @@ impl Perto {
             Next::Apply => {}
         }
         // Rows of another cluster are left out.
-        let counts = |k: &u8| polled.counts(world.xid(*k).into());
+        let counts = |k: &u8| polled.counts(world.db.xid(*k).into());
         answer.rows = (0..self.writers()).filter(|k| has(answer.rows, *k)).filter(counts).map(bit).sum();
-        let highest = (0..self.writers()).filter(|k| has(answer.rows, *k)).map(|k| world.xid(k)).max();
+        let highest = (0..self.writers()).filter(|k| has(answer.rows, *k)).map(|k| world.db.xid(k)).max();
         let instance = &mut world.instances[usize::from(i)];
         if self.variant == Some(Variant::IdCursor) {
             instance.last = instance.last.max(highest.unwrap_or(0));
@@ -541,10 +541,10 @@ impl Perto {
     /// ended.
     fn grant(&self, world: &mut World, r: u8) {
         let Wish::Write(k) = world.reader(r).wish else { return };
-        let (instance, epoch) = (*world.instance_of(self, r), world.epoch_of(k));
+        let (instance, epoch) = (*world.instance_of(self, r), world.db.epoch_of(k));
         let any_epoch = self.variant == Some(Variant::TokenOfAnotherEpoch);
         let comparable = instance.lease.is_some() && (any_epoch || epoch == instance.epoch);
-        let contained = instance.poll.is_some_and(|poll| has(poll.contained, world.xid(k)));
+        let contained = instance.poll.is_some_and(|poll| has(poll.contained, world.db.xid(k)));
         if comparable && contained || has(instance.told, k) || (!any_epoch && epoch < instance.epoch) {
             world.readers[usize::from(r)].wish = Wish::Nothing;
         }
@@ -570,13 +570,13 @@ impl Perto {
         };
         match (world.reader(r).wish, entry) {
             (Wish::Write(k), Some(entry))
-                if epoch == world.epoch_of(k) && has(entry.stamp.contained, world.xid(k)) =>
+                if epoch == world.db.epoch_of(k) && has(entry.stamp.contained, world.db.xid(k)) =>
             {
                 self.serve(world, r, entry.holds, lease);
             }
             // Something is there, which the write may not have touched: a poll tells. Of an epoch that is not known here, too.
             (Wish::Write(_), Some(_)) => self.wait(world, r),
-            (Wish::Write(k), None) if world.epoch_of(k) != instance.epoch => self.wait(world, r),
+            (Wish::Write(k), None) if world.db.epoch_of(k) != instance.epoch => self.wait(world, r),
             (Wish::PollSince(moment), _) if !polled(moment) => self.wait(world, r),
             (Wish::Nothing | Wish::PollSince(_), Some(entry)) => self.serve(world, r, entry.holds, lease),
             (Wish::PollSince(_), None) => {
@@ -595,7 +595,7 @@ impl Perto {
 
     /// The lease rests on the poll, and whoever waited for it goes on.
     fn extend(&self, world: &mut World, i: u8) {
-        let now = world.now;
+        let now = world.db.now;
         let instance = &mut world.instances[usize::from(i)];
         let Tail::Completed { sent } = instance.tail else { return };
         instance.lease = Some(sent);
@@ -611,8 +611,8 @@ impl Perto {
             match world.reader(r).wish {
                 // A poll that was sent after the token came, of its epoch, and without it: there is no such write.
                 Wish::Write(k)
-                    if polled.epoch == world.epoch_of(k)
-                        && polled.poll.is_some_and(|poll| !has(poll.contained, world.xid(k))) =>
+                    if polled.epoch == world.db.epoch_of(k)
+                        && polled.poll.is_some_and(|poll| !has(poll.contained, world.db.xid(k))) =>
                 {
                     world.set(r, Step::Idle);
                 }
@@ -660,15 +660,15 @@ impl Perto {
     fn load(&self, world: &mut World, r: u8, from: Source) {
         let Step::Loading { began, primary } = world.reader(r).step else { return };
         let visible = |moment| -> Set {
-            let holds = |k: &u8| self.touches(*k) && world.writers[usize::from(*k)].committed_by(moment);
+            let holds = |k: &u8| self.touches(*k) && world.db.writers[usize::from(*k)].committed_by(moment);
             (0..self.writers()).filter(holds).map(bit).sum()
         };
         let (holds, stamp) = match from {
-            Source::Primary => (visible(world.now), world.seen_at(world.now)),
-            Source::OldTransaction(at) => (visible(at), world.seen_at(at)),
+            Source::Primary => (visible(world.db.now), world.db.seen_at(world.db.now)),
+            Source::OldTransaction(at) => (visible(at), world.db.seen_at(at)),
             Source::Replica(at) => {
                 // A standby lists no running transactions.
-                let seen = world.seen_at(at);
+                let seen = world.db.seen_at(at);
                 let said = Snapshot::new(u64::from(seen.xmin()), u64::from(seen.xmax), &[]);
                 let believed = match self.variant {
                     Some(Variant::StandbysSnapshotAtFaceValue) => {
@@ -685,16 +685,16 @@ impl Perto {
                     world.wake(r, Step::Idle);
                     return;
                 }
-                let mut seen = world.seen_at(world.now);
-                seen.contained |= bit(world.xid(k));
-                seen.xmax = seen.xmax.max(world.xid(k) + 1);
-                (visible(world.now) | bit(k), seen)
+                let mut seen = world.db.seen_at(world.db.now);
+                seen.contained |= bit(world.db.xid(k));
+                seen.xmax = seen.xmax.max(world.db.xid(k) + 1);
+                (visible(world.db.now) | bit(k), seen)
             }
         };
         let stamp = match self.variant {
             Some(Variant::AbsenceWithoutAStamp) if holds == 0 => Seen::of(&Snapshot::all_below(7)),
             Some(Variant::WalPositionAsStamp) => {
-                let logged = world.writers.iter().filter(|writer| matches!(writer, Writer::Logged { .. }));
+                let logged = world.db.writers.iter().filter(|writer| matches!(writer, Writer::Logged { .. }));
                 Seen::ended(stamp.contained | logged.filter_map(|writer| writer.xid()).map(bit).sum::<Set>())
             }
             _ => stamp,
@@ -784,7 +784,7 @@ impl Perto {
     /// Serves as fresh. `lease` is what that rests on, but for what the primary said itself.
     fn serve(&self, world: &mut World, r: u8, holds: Set, lease: Option<u8>) {
         let Reader { floor, asked, token, .. } = *world.reader(r);
-        for (k, writer) in (0..).zip(world.writers).filter(|(k, _)| self.touches(*k)) {
+        for (k, writer) in (0..).zip(world.db.writers).filter(|(k, _)| self.touches(*k)) {
             let held = has(holds, k);
             let wrong = match writer {
                 Writer::Ended { at, fate: Fate::Committed, .. } if !held && 2 * at <= floor => {
@@ -802,7 +802,7 @@ impl Perto {
                     Some(promise::UNSEEN_BY_ITS_POLL)
                 }
                 Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. }
-                    if held && world.crashed_at.is_some_and(|crash| 2 * crash <= floor) =>
+                    if held && world.db.crashed_at.is_some_and(|crash| 2 * crash <= floor) =>
                 {
                     Some(promise::LOST)
                 }
@@ -831,32 +831,9 @@ fn evict(instance: &mut Instance, xid: u8) {
 }
 
 impl World {
-    /// The epoch in which this writer ended, or runs.
-    fn epoch_of(&self, k: u8) -> u8 {
-        match self.writers[usize::from(k)] {
-            Writer::Ended { fate: Fate::Undone | Fate::Vanished, .. } => 0,
-            Writer::Ended { at, .. } => self.crashed_at.is_some_and(|crash| at > crash).into(),
-            _ => self.epoch,
-        }
-    }
-
-    /// What `pg_current_snapshot()` said after this event.
-    pub(super) fn seen_at(&self, moment: u8) -> Seen {
-        let ended = |writer: &Writer| match *writer {
-            Writer::Ended { fate: Fate::Vanished, .. } => None,
-            Writer::Ended { xid, at, .. } if at <= moment => Some(xid),
-            _ => None,
-        };
-        Seen::ended(self.writers.iter().filter_map(ended).fold(0, |set, xid| set | bit(xid)))
-    }
-
     /// Whether a lease is still valid by the clock.
     fn valid(&self, lease: Option<u8>) -> bool {
         lease.is_some_and(|sent| 2 * sent + 1 > self.aged)
-    }
-
-    pub(super) fn xid(&self, k: u8) -> u8 {
-        self.writers[usize::from(k)].xid().unwrap_or(0)
     }
 
     pub(super) const fn reader(&self, r: u8) -> &Reader {
@@ -875,7 +852,7 @@ impl World {
     fn token(&self, r: u8, epoch: u8) -> Option<(Token, u64)> {
         match self.reader(r).wish {
             Wish::Write(k) => {
-                let token = Token { epoch: self.epoch_of(k).into(), xid: self.xid(k).into() };
+                let token = Token { epoch: self.db.epoch_of(k).into(), xid: self.db.xid(k).into() };
                 Some((token, epoch.into()))
             }
             Wish::Nothing | Wish::PollSince(_) | Wish::Source => None,
@@ -909,52 +886,6 @@ impl World {
             if matches!(reader.step, Step::Aboard { leader: of, .. } if of == leader) {
                 reader.step = to;
             }
-        }
-    }
-
-    fn end(&mut self, k: u8, fate: Fate) {
-        self.now += 1;
-        self.writers[usize::from(k)] = Writer::Ended { xid: self.xid(k), at: self.now, fate };
-    }
-
-    /// The server comes back as it was before the last `losing` commits, and uses their numbers again.
-    fn crash(&mut self, losing: u8) {
-        let mut commits: Vec<u8> = self
-            .writers
-            .iter()
-            .filter_map(|writer| match writer {
-                Writer::Ended { at, fate: Fate::Committed, .. } => Some(*at),
-                _ => None,
-            })
-            .collect();
-        commits.sort_unstable();
-        let keep = match losing {
-            0 => self.now,
-            _ => commits[commits.len() - usize::from(losing)] - 1,
-        };
-        self.now += 1;
-        let next = self.seen_at(keep).xmax;
-        for writer in &mut self.writers {
-            let Some(xid) = writer.xid() else { continue };
-            *writer = match *writer {
-                kept @ Writer::Ended { at, .. } if at <= keep => kept,
-                Writer::Ended { fate: Fate::Committed, at, .. } if xid >= next => {
-                    Writer::Ended { xid, at, fate: Fate::Vanished }
-                }
-                Writer::Ended { fate: Fate::Committed, .. } => {
-                    Writer::Ended { xid, at: self.now, fate: Fate::Undone }
-                }
-                // What ran, or aborted after that point, was never there. Below `next`, its number has ended.
-                _ if xid >= next => Writer::Ended { xid, at: 0, fate: Fate::Vanished },
-                _ => Writer::Ended { xid, at: self.now, fate: Fate::Aborted },
-            };
-        }
-        self.next = next;
-        self.epoch += 1;
-        self.crashed_at = Some(self.now);
-        if self.trimmed.xmax > next || self.trimmed.snapshot().rank() > self.seen_at(keep).snapshot().rank() {
-            self.trimmed = Seen::NOTHING;
-            self.gone = 0;
         }
     }
 

@@ -1,9 +1,9 @@
 //! What would go wrong if Perto were built another way. Each must be caught, by a scope of its own.
 
 use super::promise;
-use super::state::Seen;
 use crate::coherence::rules::Bucket;
 use crate::coherence::snapshot::{Rank, Snapshot};
+use crate::postgres::Seen;
 
 /// One mistake that other caches make, or that Perto might have made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
