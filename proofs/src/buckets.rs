@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 
-use crate::coherence::buckets::{Buckets, Told, WholeCache};
+use crate::coherence::buckets::{Buckets, Subject, Told, WholeCache};
 use crate::coherence::lease::Lease;
 use crate::coherence::snapshot::Snapshot;
 use crate::threads::{
@@ -293,16 +293,20 @@ pub fn dependency_beside(how: Dependency, what: Beside) -> usize {
             }
             bring(world, &poll);
         });
-        let accepts = |entry: &Entry| {
-            world.buckets.accepts(world.buckets.slot("other", "1"), &world.whole, &entry.stamp)
-        };
+        let other =
+            Subject { slot: world.buckets.slot("other", "1"), whole: std::sync::Arc::new(WholeCache::new()) };
+        let accepts = |entry: &Entry| world.buckets.accepts_all(std::slice::from_ref(&other), &entry.stamp);
         let early =
             how == Dependency::JudgedBeforeTheLease && world.local.get().is_some_and(|entry| accepts(&entry));
         let held = world.lease.held();
         let entry = world.local.get().filter(|entry| is_fresh(held, entry, NOW_MS));
-        let served = entry
-            .filter(|entry| early || accepts(entry))
-            .filter(|_| how == Dependency::EraNotReadAgain || world.lease.held().era() == held.era());
+        let served = entry.filter(|entry| match how {
+            Dependency::AsBuilt => {
+                world.buckets.accepts_held(&world.lease, held, std::slice::from_ref(&other), &entry.stamp)
+            }
+            Dependency::EraNotReadAgain => accepts(entry),
+            Dependency::JudgedBeforeTheLease => early && world.lease.held().era() == held.era(),
+        });
         assert!(served.is_none(), "a value that misses what its lease has seen is served");
         tail.join().expect("the tail ends");
     })

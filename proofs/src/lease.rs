@@ -5,6 +5,7 @@ use loom::thread;
 
 use crate::coherence::buckets::{Buckets, Told, WholeCache};
 use crate::coherence::lease::Lease;
+use crate::coherence::token;
 use crate::sync::{AtomicU64, Ordering};
 use crate::threads::{
     BOUND, Entry, Local, NOW_MS, SENT_BEFORE_MS, SENT_MS, every_interleaving, is_fresh, stamp,
@@ -248,7 +249,7 @@ pub fn old_poll_beside_a_recovery(how: Polled) -> usize {
         let (lease, buckets) = &*world;
         let contained = || buckets.poll().is_some_and(|poll| poll.contains(7));
         let satisfied = match how {
-            Polled::AsBuilt => buckets.has_polled(lease, 1, 7).is_some(),
+            Polled::AsBuilt => buckets.has_polled(lease, token::Token::of_write(1, 7)).is_some(),
             Polled::LeaseNotAsked => lease.is_in(1) && contained(),
             Polled::LeaseAskedBeforeTheEpoch => {
                 let valid = lease.held().ever_valid();
@@ -294,7 +295,7 @@ pub fn granted_token_beside_a_poll(how: Granted) -> usize {
             })
         };
         let (lease, buckets, local) = &*world;
-        let granted = || buckets.has_polled(lease, 0, 7).is_some();
+        let granted = || buckets.has_polled(lease, token::Token::of_write(0, 7)).is_some();
         let served = if how == Granted::AskedAfterTheHit {
             local.hit(lease).filter(|_| granted())
         } else {

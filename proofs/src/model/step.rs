@@ -852,7 +852,7 @@ impl World {
     fn token(&self, r: u8, epoch: u8) -> Option<(Token, u64)> {
         match self.reader(r).wish {
             Wish::Write(k) => {
-                let token = Token { epoch: self.db.epoch_of(k).into(), xid: self.db.xid(k).into() };
+                let token = Token::of_write(self.db.epoch_of(k).into(), self.db.xid(k).into());
                 Some((token, epoch.into()))
             }
             Wish::Nothing | Wish::PollSince(_) | Wish::Source => None,

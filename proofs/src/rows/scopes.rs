@@ -362,7 +362,7 @@ impl Variant {
             Self::ViewOfARefusedValue => {
                 Scope { writers: &[OF_BOTH], readers: &[Asks::View(&[(0, A), (0, B)])], attempts: 0, ..PLAIN }
             }
-            Self::ViewOfACutStamp => Scope {
+            Self::ViewOfACutStamp | Self::CutStampTakenAsTheMoment => Scope {
                 writers: &[OF_BOTH, ELSEWHERE],
                 readers: &[Asks::Reads(&[(1, B)]), Asks::View(&[(0, A), (0, B)])],
                 l2: true,

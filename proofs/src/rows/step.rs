@@ -12,6 +12,7 @@ use super::{Rowwise, promise};
 use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::rules::Bucket;
 use crate::coherence::snapshot::{Rank, Snapshot};
+use crate::coherence::token;
 use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::postgres::{Fate, Seen, Set, WRITERS, Writer, bit, has};
 
@@ -565,6 +566,18 @@ impl Rowwise {
         })
     }
 
+    /// Whether a value is what there was at a moment; at the last poll, where the moment is not known.
+    fn is_of(&self, i: u8, instance: &Instance, value: Value, moment: Option<Seen>) -> bool {
+        let Some(moment) = moment else { return self.accepts(i, instance, value, value.subjects) };
+        if moment == value.stamp {
+            return true;
+        }
+        let (stamp, moment) = (value.stamp.snapshot(), moment.snapshot());
+        let of_b = has(value.subjects, B).then_some([B, ALL_OF_B]).into_iter().flatten();
+        let mut rows = has(value.subjects, A).then_some(A).into_iter().chain(of_b);
+        rows.all(|row| instance.known[usize::from(row)].accepts_at(&stamp, &moment))
+    }
+
     fn join(&self, world: &mut World, r: u8) {
         let Step::Missed { again } = world.reader(r).step else { return };
         let asked = self.asked(world, r);
@@ -725,11 +738,8 @@ impl Rowwise {
     /// Whether a value with this stamp contains what the reader's token still asks for.
     fn write(&self, world: &World, r: u8, stamp: Seen, epoch: u8) -> Write {
         let reader = world.reader(r);
-        match reader.token.filter(|_| reader.asks) {
-            Some(token) if token.epoch != epoch => Write::OfAnotherEpoch,
-            Some(token) if !contains(world, stamp, token) => Write::Missing,
-            _ => Write::Contained,
-        }
+        let asked = reader.token.filter(|_| reader.asks).map(|token| (world.token(token), epoch.into()));
+        Write::of(&stamp.snapshot(), asked)
     }
 
     /// Flagged, or an error: a view ends with that.
@@ -821,16 +831,20 @@ impl Rowwise {
         let answers = || reader.answers.iter().flatten();
         let of_this_era = answers().all(|answer| answer.era == instance.era);
         let eras_matter = self.variant != Some(Variant::ViewAcrossEras);
-        let accepted = answers().all(|Entry { value, .. }| {
-            self.variant == Some(Variant::ViewOfARefusedValue)
-                || self.accepts(i, &instance, *value, value.subjects)
-        });
         // One whose own snapshot is not known is in no view.
         let unknown = answers().any(|answer| answer.value.ceiling.is_none());
         let highest = answers().filter_map(|answer| answer.value.ceiling).max();
-        let polled = instance.poll.is_some_and(|poll| {
-            self.variant == Some(Variant::ViewWithoutTheRank) || Some(rank(poll)) >= highest
-        });
+        // The moment is the newest answer's. One that was cut is not known itself.
+        let newest = answers().map(|answer| answer.value).find(|value| value.ceiling == highest);
+        let exact = |stamp: &Seen| Some(rank(*stamp)) == highest;
+        let as_exact = self.variant == Some(Variant::CutStampTakenAsTheMoment);
+        let moment = newest.map(|newest| newest.stamp).filter(|stamp| as_exact || exact(stamp));
+        let accepted = self.variant == Some(Variant::ViewOfARefusedValue)
+            || answers().all(|Entry { value, .. }| self.is_of(i, &instance, *value, moment));
+        let polled = instance.lease.is_some()
+            && instance.poll.is_some_and(|poll| {
+                self.variant == Some(Variant::ViewWithoutTheRank) || Some(rank(poll)) >= highest
+            });
         let before = self.variant == Some(Variant::ViewJudgedBeforeThePoll);
         match reader.step {
             Step::Gathered | Step::JudgedBefore if unknown => self.fail(world, r),
@@ -897,10 +911,7 @@ fn complete(instance: &mut Instance) {
 
 /// Whether a snapshot of the token's epoch contains what it stands for.
 fn contains(world: &World, seen: Seen, token: Token) -> bool {
-    match token.mark {
-        Mark::Write(k) => has(seen.contained, world.db.xid(k)),
-        Mark::Read(least) => rank(seen) >= least,
-    }
+    world.token(token).mark.is_in(&seen.snapshot())
 }
 
 impl Instance {
@@ -941,6 +952,14 @@ impl World {
     /// Whether a lease is still valid by the clock.
     fn valid(&self, lease: Option<u8>) -> bool {
         lease.is_some_and(|sent| 2 * sent + 1 > self.aged)
+    }
+
+    /// As Perto has it.
+    fn token(&self, token: Token) -> token::Token {
+        match token.mark {
+            Mark::Write(k) => token::Token::of_write(token.epoch.into(), self.db.xid(k).into()),
+            Mark::Read(rank) => token::Token::of_read(token.epoch.into(), rank),
+        }
     }
 
     fn remember(&mut self) {

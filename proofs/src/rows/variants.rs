@@ -24,11 +24,12 @@ pub enum Variant {
     ViewAcrossEras,
     ViewOfARefusedValue,
     ViewOfACutStamp,
+    CutStampTakenAsTheMoment,
     RestartThatNoLoadTellsOf,
 }
 
 impl Variant {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::DependencyJudgedAtInsertOnly,
         Self::DependencyLostInL2,
         Self::UndeclaredSubjectIgnored,
@@ -46,6 +47,7 @@ impl Variant {
         Self::ViewAcrossEras,
         Self::ViewOfARefusedValue,
         Self::ViewOfACutStamp,
+        Self::CutStampTakenAsTheMoment,
         Self::RestartThatNoLoadTellsOf,
     ];
 
@@ -74,6 +76,7 @@ impl Variant {
             | Self::ViewJudgedBeforeThePoll
             | Self::ViewAcrossEras
             | Self::ViewOfARefusedValue
+            | Self::CutStampTakenAsTheMoment
             | Self::ViewOfACutStamp => promise::OF_NO_MOMENT,
         }
     }
