@@ -370,7 +370,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let same_era = entry.era == coherence.lease.held().era();
         let asked = Demand {
             of_fresh: Write::of(&entry.stamp, wish.token_in(epoch, entry.era)),
-            of_stale: Write::of(&entry.stamp, wish.token.map(|token| (token, epoch))),
+            of_stale: Write::of(&entry.stamp, wish.asked.map(|token| (token, epoch))),
             source: wish.source,
         };
         let freshness = match flight.verdict(judged, same_era, asked) {

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::RwLock;
 
 pub(crate) mod belief;
 pub(crate) mod buckets;
@@ -40,10 +40,16 @@ pub(crate) struct Coherence {
     pub(crate) bound: Duration,
     pub(crate) lease: Lease,
     pub(crate) buckets: Buckets,
-    /// The server that was polled last, since its last start or recovery; 0 before.
-    server: AtomicU64,
+    followed: RwLock<Followed>,
     pub(crate) belief: Belief,
     pub(crate) tokens: Tokens,
+}
+
+/// The server that was polled last, since its last start or recovery, and its epoch. 0 before the first poll.
+#[derive(Debug, Clone, Copy)]
+struct Followed {
+    server: u64,
+    epoch: u64,
 }
 
 /// The state of things before any I/O of a read. What began in another era is dropped at its end.
@@ -62,7 +68,7 @@ impl Coherence {
             bound,
             lease: Lease::default(),
             buckets: Buckets::new(seed),
-            server: AtomicU64::new(0),
+            followed: RwLock::new(Followed { server: 0, epoch: 0 }),
             belief: Belief::default(),
             tokens: Tokens::default(),
         }
@@ -87,15 +93,22 @@ impl Coherence {
         (held.era() == era && held.ever_valid()).then(|| self.buckets.poll()).flatten()
     }
 
-    /// The log is on this server from now on.
-    pub(crate) fn follow(&self, server: u64) {
-        self.server.store(server, Ordering::Release);
+    /// The log is on this server from now on, in this epoch.
+    pub(crate) fn follow(&self, server: u64, epoch: u64) {
+        *self.followed.write() = Followed { server, epoch };
     }
 
     /// Whether the log is on another server than this, as far as is known here: what it says has numbers of another history.
     pub(crate) fn is_elsewhere(&self, server: Option<u64>) -> bool {
-        let polled = self.server.load(Ordering::Acquire);
+        let polled = self.followed.read().server;
         polled != 0 && server.is_some_and(|server| server != polled)
+    }
+
+    /// Whether what the server says that is not elsewhere has numbers of this epoch. Not so for a load that a recovery overtakes: it began in
+    /// the epoch before, and the server is followed already.
+    pub(crate) fn follows_in(&self, epoch: u64) -> bool {
+        let Followed { server, epoch: followed } = *self.followed.read();
+        server != 0 && followed == epoch
     }
 
     pub(crate) fn epoch(&self) -> u64 {

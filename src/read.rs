@@ -150,7 +150,9 @@ impl ReadOptions {
 /// What a read asks for beyond the bound, as far as it is not granted yet.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wish {
-    /// To contain this write.
+    /// What was asked for by a token. What is stale must contain that, whatever epoch it is of.
+    pub(crate) asked: Option<Token>,
+    /// The same, where what is fresh may not contain it.
     pub(crate) token: Option<Token>,
     /// The era in which a poll has: what is fresh, or accepted in that era, contains it by now. What is flagged as stale may not.
     pub(crate) polled: Option<u64>,
@@ -164,7 +166,7 @@ pub(crate) struct Wish {
 
 impl Wish {
     pub(crate) const NONE: Self =
-        Self { token: None, polled: None, within: None, source: false, floor: None };
+        Self { asked: None, token: None, polled: None, within: None, source: false, floor: None };
 
     /// The token that a value of this era must contain, with the epoch that it is compared in.
     ///

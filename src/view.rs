@@ -25,8 +25,11 @@ use crate::shared::polls::Asked;
 const ATTEMPTS: usize = 8;
 
 /// Reads that are of one moment. See [`Perto::view`].
-pub struct View<'a> {
-    shared: &'a Arc<Shared>,
+#[derive(Clone)]
+pub struct View(Arc<Reading>);
+
+struct Reading {
+    shared: Arc<Shared>,
     options: ReadOptions,
     seen: Mutex<Vec<Seen>>,
     /// What was not of the moment, to be read from the source next time: by cache and key.
@@ -63,9 +66,11 @@ impl Perto {
     /// nobody waits; what was loaded since waits for one poll, which all who wait share.
     ///
     /// ```no_run
-    /// # async fn balances(perto: perto::Perto, accounts: perto::Cache<i64, i64>) -> Result<(), perto::Error> {
+    /// # async fn balances(perto: perto::Perto, accounts: &perto::Cache<i64, i64>) -> Result<(), perto::Error> {
     /// let (from, to) = perto
-    ///     .view(async |view| Ok::<_, perto::Error>((view.get(&accounts, &1).await?, view.get(&accounts, &2).await?)))
+    ///     .view(|view| async move {
+    ///         Ok::<_, perto::Error>((view.get(accounts, &1).await?, view.get(accounts, &2).await?))
+    ///     })
     ///     .await?;
     /// # Ok(()) }
     /// ```
@@ -74,10 +79,11 @@ impl Perto {
     /// Those of `work`. [`Error::NoSnapshot`] for values that are of no moment of the database. [`Error::Unsettled`] where what is read
     /// is written so often that eight attempts were overtaken: read such keys by one [`View::get_many`], whose load is one statement.
     /// [`Error::Unverified`] where no poll of the log comes in time; [`Error::Closed`] after shutdown.
-    pub async fn view<T, E: From<Error>>(
-        &self,
-        work: impl AsyncFn(&View<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub async fn view<T, E, Work>(&self, work: impl Fn(View) -> Work + Send) -> Result<T, E>
+    where
+        E: From<Error>,
+        Work: Future<Output = Result<T, E>> + Send,
+    {
         self.view_with(ReadOptions::default(), work).await
     }
 
@@ -85,17 +91,26 @@ impl Perto {
     ///
     /// # Errors
     /// Those of [`Perto::view`], and [`Error::TokenAhead`].
-    pub async fn view_with<T, E: From<Error>>(
+    pub async fn view_with<T, E, Work>(
         &self,
         options: ReadOptions,
-        work: impl AsyncFn(&View<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let view = View { shared: self.shared(), options, seen: Mutex::default(), refused: Mutex::default() };
+        work: impl Fn(View) -> Work + Send,
+    ) -> Result<T, E>
+    where
+        E: From<Error>,
+        Work: Future<Output = Result<T, E>> + Send,
+    {
+        let reading = Arc::new(Reading {
+            shared: Arc::clone(self.shared()),
+            options,
+            seen: Mutex::default(),
+            refused: Mutex::default(),
+        });
         for _attempt in 0..ATTEMPTS {
-            view.seen.lock().clear();
-            let value = work(&view).await?;
-            let seen = std::mem::take(&mut *view.seen.lock());
-            if let Judged::OneMoment = view.judge(&seen).await? {
+            reading.seen.lock().clear();
+            let value = work(View(Arc::clone(&reading))).await?;
+            let seen = std::mem::take(&mut *reading.seen.lock());
+            if let Judged::OneMoment = reading.judge(&seen).await? {
                 return Ok(value);
             }
         }
@@ -103,7 +118,7 @@ impl Perto {
     }
 }
 
-impl View<'_> {
+impl View {
     /// Reads one key. As [`Cache::get`]: what was answered counts only once the view is complete.
     ///
     /// # Errors
@@ -121,19 +136,19 @@ impl View<'_> {
         cache: &Cache<K, V>,
         keys: &[K],
     ) -> Result<Vec<Read<V>>, Error> {
-        let core = &cache.0;
-        if !Arc::ptr_eq(&core.shared, self.shared) {
+        let (core, Reading { shared, options, seen: all, refused }) = (&cache.0, &*self.0);
+        if !Arc::ptr_eq(&core.shared, shared) {
             return Err(Error::NoSnapshot { cache: Arc::clone(&core.name) });
         }
         let texts = cache.texts(keys)?;
         let is_refused = {
-            let refused = self.refused.lock();
+            let refused = refused.lock();
             texts.iter().any(|text| refused.contains(&(Arc::clone(&core.name), text.clone())))
         };
-        let mut reads = cache.read_for_view(keys, self.options, is_refused).await?;
+        let mut reads = cache.read_for_view(keys, *options, is_refused).await?;
         if !is_refused && reads.iter().any(|read| read.held().token.is_none()) {
             // A replica's, by chance. The primary's own answer is of a known snapshot.
-            reads = cache.read_for_view(keys, self.options, true).await?;
+            reads = cache.read_for_view(keys, *options, true).await?;
         }
         let mut seen = Vec::with_capacity(reads.len());
         for (read, text) in reads.iter().zip(texts) {
@@ -141,8 +156,7 @@ impl View<'_> {
             let no_snapshot = || Error::NoSnapshot { cache: Arc::clone(&core.name) };
             let (epoch, rank) =
                 entry.token.and_then(|token| Some((token.epoch, token.rank()?))).ok_or_else(no_snapshot)?;
-            let own =
-                Subject { slot: self.shared.coherence.buckets.slot(&core.name, &text), whole: core.whole() };
+            let own = Subject { slot: shared.coherence.buckets.slot(&core.name, &text), whole: core.whole() };
             seen.push(Seen {
                 cache: Arc::clone(&core.name),
                 text,
@@ -153,10 +167,12 @@ impl View<'_> {
                 subjects: std::iter::once(own).chain(entry.subjects().iter().cloned()).collect(),
             });
         }
-        self.seen.lock().append(&mut seen);
+        all.lock().append(&mut seen);
         Ok(reads)
     }
+}
 
+impl Reading {
     /// Whether all of this is of one moment.
     async fn judge(&self, seen: &[Seen]) -> Result<Judged, Error> {
         let coherence = &self.shared.coherence;
@@ -201,8 +217,8 @@ impl View<'_> {
     }
 }
 
-impl Debug for View<'_> {
+impl Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("View").field("options", &self.0.options).finish_non_exhaustive()
     }
 }

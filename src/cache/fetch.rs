@@ -240,6 +240,9 @@ impl<K: Key, V: Value> Core<K, V> {
                     return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere });
                 }
             }
+            if !self.shared.coherence.follows_in(start.epoch) {
+                loaded.stamp.rank = None;
+            }
             // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
             let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
             if loaded.stamp.origin == Origin::Primary && new {

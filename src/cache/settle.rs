@@ -31,6 +31,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let shared = &self.0.shared;
         let asks = options.at_least.map(|token| shared.asks(token));
         Wish {
+            asked: options.at_least,
             token: options.at_least.filter(|_| asks != Some(Asks::Nothing)),
             polled: asks.and_then(polled),
             within: options.within.filter(|limit| *limit < shared.coherence.bound),
@@ -68,7 +69,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             // Of a token that nobody can place it is not known whether it was made up.
             let until_told = wish.token.filter(|_| asks == Asks::Unknown && !too_old);
             match self.next_poll(until_told, until).await {
-                Waited::Polled => return self.after_a_poll(wish.token),
+                Waited::Polled => return Ok(Wish { asked: wish.asked, ..self.after_a_poll(wish.token)? }),
                 Waited::Told => {}
                 Waited::InVain => break,
                 Waited::Closed => return Err(Error::Closed),

@@ -205,7 +205,7 @@ impl Tail {
         let Shared { coherence, counters, signals, .. } = &*self.shared;
         let caches = self.shared.caches();
         // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
-        coherence.follow(poll.server);
+        coherence.follow(poll.server, poll.epoch);
         coherence.recover(poll.epoch, floor, caches.values().map(|cache| &**cache.whole()));
         counters.recoveries.add(1);
         signals.send(Event::Recovered { why: self.lost });

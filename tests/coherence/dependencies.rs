@@ -330,7 +330,8 @@ async fn the_auditor_finds_a_forgotten_dependency_and_names_it() {
 async fn a_key_of_another_instance_can_be_in_no_view() {
     let sim = Sim::new(1);
     let (one, two) = (Office::open(&sim).await, Office::open(&sim).await);
-    let view = one.perto.view(async |view| view.get(&two.companies, &7).await).await;
+    let (mine, theirs) = (&one.companies, &two.companies);
+    let view = one.perto.view(|view| async move { view.get(theirs, &7).await }).await;
     assert!(matches!(view, Err(Error::NoSnapshot { .. })), "{view:?}");
-    assert!(one.perto.view(async |view| view.get(&one.companies, &7).await).await.is_ok());
+    assert!(one.perto.view(|view| async move { view.get(mine, &7).await }).await.is_ok());
 }

@@ -37,6 +37,8 @@ pub(super) enum Asks {
     Within(Duration),
     Latest,
     LatestByToken,
+    /// To be no older than what the session has seen and written, by the last token that it got.
+    Session,
 }
 
 /// Instances are numbered; open transactions too, modulo how many there are.
@@ -46,6 +48,21 @@ pub(super) enum What {
         who: usize,
         keys: Vec<u64>,
         asks: Asks,
+        patience: Duration,
+    },
+    /// Of two rows in one value, by what it depends on.
+    ReadPair {
+        who: usize,
+        key: u64,
+        asks: Asks,
+        patience: Duration,
+    },
+    /// Of rows and of a pair, at one moment.
+    View {
+        who: usize,
+        keys: Vec<u64>,
+        pair: u64,
+        latest: bool,
         patience: Duration,
     },
     /// Some transactions get their number long before they write here, or write elsewhere alone.
@@ -164,16 +181,22 @@ fn what() -> impl Strategy<Value = What> {
         1 => millis(1..400).prop_map(Asks::Within),
         1 => Just(Asks::Latest),
         1 => Just(Asks::LatestByToken),
+        2 => Just(Asks::Session),
     ];
-    let patience = prop_oneof![17 => Just(Duration::from_mins(1)), 3 => millis(0..60)];
+    let patience = || prop_oneof![17 => Just(Duration::from_mins(1)), 3 => millis(0..60)];
+    let asks_of_pair = asks.clone();
     let announce = prop_oneof![
         4 => Just(None),
         4 => who().prop_map(|who| Some((who, Duration::ZERO))),
         2 => (who(), millis(0..400)).prop_map(Some),
     ];
     prop_oneof![
-        450 => (who(), keys, asks, patience)
+        350 => (who(), keys, asks, patience())
             .prop_map(|(who, keys, asks, patience)| What::Read { who, keys, asks, patience }),
+        100 => (who(), key(), asks_of_pair, patience())
+            .prop_map(|(who, key, asks, patience)| What::ReadPair { who, key, asks, patience }),
+        60 => (who(), vec(key(), 0..=3), key(), any::<bool>(), patience())
+            .prop_map(|(who, keys, pair, latest, patience)| What::View { who, keys, pair, latest, patience }),
         60 => Just(What::Begin),
         90 => put().prop_map(What::Put),
         15 => (0..4_usize).prop_map(What::RollBack),

@@ -10,12 +10,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use perto::history::{Answer, History};
 use perto::sim::{Dice, Dump, Faults, Sim, SimTransaction};
-use perto::{Error, Freshness, Load, Read, ReadOptions, Tier, Token};
+use perto::{Cache, Error, Freshness, Load, Read, ReadOptions, Tier, Token};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, Seam, What};
-use crate::ring::{CACHE, Member, Ring, ms, spawn};
+use crate::ring::{BOUND, CACHE, Member, Ring, ms, spawn};
 
 /// A value that no plan writes.
 const GARBAGE: u64 = u64::MAX;
@@ -31,6 +31,22 @@ pub(super) struct Journal {
     pub(super) wrong: Option<(String, usize)>,
     pub(super) failed: u64,
     pub(super) totals: Totals,
+    /// What all rows were, one commit or crash after the other, and since when.
+    states: Vec<(Duration, Rows)>,
+    /// Crashes that have lost commits.
+    losses: u64,
+}
+
+type Rows = [Option<u64>; KEYS as usize];
+type Pair = (Option<String>, Option<String>);
+
+/// One client that sends the last token that it got, whichever instance it asks.
+#[derive(Debug, Clone, Copy, Default)]
+struct Session {
+    token: Option<Token>,
+    /// The first state that has all that it has seen and written.
+    floor: usize,
+    losses: u64,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -45,6 +61,9 @@ pub(super) struct Totals {
     pub(super) crashes: u64,
     pub(super) audits: u64,
     pub(super) violations: u64,
+    pub(super) pairs: u64,
+    pub(super) views: u64,
+    pub(super) session: u64,
 }
 
 impl Totals {
@@ -59,6 +78,9 @@ impl Totals {
         self.crashes += other.crashes;
         self.audits += other.audits;
         self.violations += other.violations;
+        self.pairs += other.pairs;
+        self.views += other.views;
+        self.session += other.session;
     }
 }
 
@@ -72,7 +94,31 @@ impl Journal {
             wrong: None,
             failed: 0,
             totals: Totals::default(),
+            states: vec![(Duration::ZERO, Rows::default())],
+            losses: 0,
         }
+    }
+
+    /// All rows have become this.
+    fn became(&mut self, change: impl FnOnce(&mut Rows)) {
+        let mut rows = self.states.last().map(|(_, rows)| *rows).unwrap_or_default();
+        change(&mut rows);
+        self.states.push((self.now(), rows));
+    }
+
+    /// The first state from `from` on in which these rows were so.
+    fn was(&self, from: usize, rows: &[(u64, Option<u64>)]) -> Option<usize> {
+        let was =
+            |(_, state): &(Duration, Rows)| rows.iter().all(|(key, value)| state[index(*key)] == *value);
+        self.states[from.min(self.states.len())..].iter().position(was).map(|at| from + at)
+    }
+
+    /// Whether these rows were ever so at once, and for how long that is over.
+    fn were_at_once(&self, rows: &[(u64, Option<u64>)], begun: Duration) -> Option<Duration> {
+        let was =
+            |(_, state): &(Duration, Rows)| rows.iter().all(|(key, value)| state[index(*key)] == *value);
+        let at = self.states.iter().rposition(was)?;
+        Some(self.states.get(at + 1).map_or(Duration::ZERO, |(over, _)| begun.saturating_sub(*over)))
     }
 
     fn now(&self) -> Duration {
@@ -121,6 +167,9 @@ pub(super) struct World {
     announced: Option<Announced>,
     dump: Option<Dump>,
     values: u64,
+    /// By instance.
+    pairs: Vec<Cache<u64, Pair>>,
+    session: Arc<tokio::sync::Mutex<Session>>,
     /// By key: the commits that no crash has taken back.
     kept: BTreeMap<u64, Vec<(u64, Option<u64>)>>,
     /// By key: when its last load ended.
@@ -143,15 +192,18 @@ impl World {
             announced: None,
             dump: None,
             values: 0,
+            pairs: Vec::new(),
+            session: Arc::default(),
             kept: BTreeMap::new(),
             loaded: Arc::default(),
             answered: Arc::default(),
             frozen: std::array::from_fn(|_| Arc::default()),
         };
         for who in 0..INSTANCES {
-            let member = world.member(who);
+            let (member, pairs) = world.member(who);
             member.perto.start().await.unwrap();
             world.ring.members.push(member);
+            world.pairs.push(pairs);
             world.answered.lock().push(Some(0));
         }
         for step in std::mem::take(&mut world.plan.steps) {
@@ -165,7 +217,7 @@ impl World {
         self.journal.lock().note(what);
     }
 
-    fn member(&self, who: usize) -> Member {
+    fn member(&self, who: usize) -> (Member, Cache<u64, Pair>) {
         let node = self.ring.sim.node();
         let perto = node.builder("ring").audit_rate(if self.plan.audited { 32 } else { 0 }).build().unwrap();
         let loader = self.ring.sim.postgres.loader(CACHE);
@@ -182,12 +234,31 @@ impl World {
         let cache =
             perto.cache(CACHE).outage(self.plan.outages[who]).ttl(self.plan.ttl).absent_ttl(self.plan.ttl);
         let users = cache.loader(load).unwrap();
-        Member { node, perto, users, loader }
+        let (loading, on) = (loader.clone(), users.clone());
+        let load = move |load: Load<u64>| {
+            let (loading, on) = (loading.clone(), on.clone());
+            async move {
+                let pair = |rows: &perto::sim::Rows<'_>, key: &u64| {
+                    let (one, other): (Option<String>, _) =
+                        (rows.get(CACHE, key)?, rows.get(CACHE, &next(*key))?);
+                    // That there is neither is an answer too, and depends on both.
+                    Ok((one.is_some() || other.is_some()).then_some((one, other)))
+                };
+                let loaded = loading.statement(load, pair).await?;
+                Ok::<_, perto::sim::Down>(loaded.depends_on(move |key, _| [on.key(key), on.key(&next(*key))]))
+            }
+        };
+        let cache =
+            perto.cache("pair").outage(self.plan.outages[who]).ttl(self.plan.ttl).absent_ttl(self.plan.ttl);
+        let pairs = cache.loader(load).unwrap();
+        (Member { node, perto, users, loader }, pairs)
     }
 
     async fn step(&mut self, what: What) {
         match what {
             What::Read { who, keys, asks, patience } => self.read(who, keys, asks, patience),
+            What::ReadPair { who, key, asks, patience } => self.read_pair(who, key, asks, patience),
+            What::View { who, keys, pair, latest, patience } => self.view(who, keys, pair, latest, patience),
             What::Begin if self.open.len() < 4 => {
                 let mut transaction = self.ring.sim.postgres.begin();
                 transaction.xid();
@@ -240,11 +311,8 @@ impl World {
         let users = self.ring.members[who].users.clone();
         let announced = self.announced.filter(|_| matches!(asks, Asks::Token | Asks::LatestByToken));
         keys.extend(announced.map(|announced| announced.key));
-        let within = match asks {
-            Asks::Nothing | Asks::Token => None,
-            Asks::Within(limit) => Some(limit),
-            Asks::Latest | Asks::LatestByToken => Some(Duration::ZERO),
-        };
+        let within = within(asks);
+        let session = Arc::clone(&self.session);
         let (journal, answered, loaded) =
             (Arc::clone(&self.journal), Arc::clone(&self.answered), Arc::clone(&self.loaded));
         let (ttl, audited) = (self.plan.ttl, self.plan.audited);
@@ -252,6 +320,12 @@ impl World {
             let begun = Instant::now();
             let options = within.map_or(ReadOptions::default(), ReadOptions::within);
             let options = announced.map_or(options, |announced| options.and_at_least(announced.token));
+            let mut session = match asks {
+                Asks::Session => session.try_lock_owned().ok(),
+                _ => None,
+            };
+            let token = session.as_ref().and_then(|session| session.token);
+            let options = token.map_or(options, |token| options.and_at_least(token));
             let reading = async {
                 match (&keys[..], asks) {
                     ([key], Asks::Nothing) => users.get(key).await.map(|read| vec![read]),
@@ -265,6 +339,7 @@ impl World {
             match answer {
                 Ok(Ok(reads)) => {
                     answered[who] = answered[who].map(|count| count + reads.len() as u64);
+                    let mut rows = Vec::new();
                     for (key, read) in keys.into_iter().zip(&reads) {
                         // After a crash the write may be gone, and the token with it.
                         let crashes = journal.totals.crashes;
@@ -278,6 +353,12 @@ impl World {
                         {
                             journal.wrong(format!("key {key} outlived its time to live"));
                         }
+                        rows.push([(key, number(read))]);
+                    }
+                    if let Some(session) = &mut session {
+                        // Those of several answers of one read would have to be kept together.
+                        let token = if let [read] = &reads[..] { read.token() } else { None };
+                        journal.goes_on(session, &rows, token);
                     }
                 }
                 Ok(Err(error)) => {
@@ -289,6 +370,97 @@ impl World {
                     }
                 }
                 Err(_gone) => answered[who] = None,
+            }
+        });
+    }
+
+    fn read_pair(&mut self, who: usize, key: u64, asks: Asks, patience: Duration) {
+        let pairs = self.pairs[who].clone();
+        let (journal, session) = (Arc::clone(&self.journal), Arc::clone(&self.session));
+        let announced = self.announced.filter(|_| matches!(asks, Asks::Token | Asks::LatestByToken));
+        let within = within(asks);
+        self.spawn(who, async move {
+            let begun = Instant::now();
+            let mut session = match asks {
+                Asks::Session => session.try_lock_owned().ok(),
+                _ => None,
+            };
+            let mut options = within.map_or(ReadOptions::default(), ReadOptions::within);
+            if let Some(token) =
+                session.as_ref().and_then(|session| session.token).or(announced.map(|a| a.token))
+            {
+                options = options.and_at_least(token);
+            }
+            let answer = tokio::time::timeout(patience, pairs.get_with(&key, options)).await;
+            let mut journal = journal.lock();
+            let read = match answer {
+                Ok(Ok(read)) => read,
+                Ok(Err(error)) => {
+                    journal.failed += 1;
+                    return journal.note(format_args!("{who} read the pair {key}: {error}"));
+                }
+                Err(_gone) => return,
+            };
+            journal.totals.pairs += 1;
+            let rows = pair_of(key, &read);
+            for (at, (key, value)) in rows.into_iter().enumerate() {
+                let crashes = journal.totals.crashes;
+                let of_key = |a: &Announced| a.crashes == crashes && a.key == key;
+                let at_least = announced.filter(of_key).map(|a| a.place);
+                let demand = Demand { at_least, within };
+                journal.answer_with(who, key, begun, demand, value, (read.freshness, read.tier));
+                if at == 1 && journal.was(0, &rows).is_none() {
+                    journal.wrong(format!("the rows of the pair {rows:?} were never so at once"));
+                }
+            }
+            if let Some(session) = &mut session {
+                journal.goes_on(session, &[rows], read.token());
+            }
+        });
+    }
+
+    fn view(&mut self, who: usize, keys: Vec<u64>, pair: u64, latest: bool, patience: Duration) {
+        let (member, pairs) = (&self.ring.members[who], self.pairs[who].clone());
+        let (perto, users) = (member.perto.clone(), member.users.clone());
+        let (journal, answered) = (Arc::clone(&self.journal), Arc::clone(&self.answered));
+        self.spawn(who, async move {
+            let begun = Instant::now();
+            let options = if latest { ReadOptions::latest() } else { ReadOptions::default() };
+            let (all, users, pairs) = (&keys, &users, &pairs);
+            let viewing = perto.view_with(options, |view| async move {
+                let mut reads = Vec::new();
+                for key in all {
+                    reads.push(view.get(users, key).await?);
+                }
+                Ok::<_, Error>((reads, view.get(pairs, &pair).await?))
+            });
+            let answer = tokio::time::timeout(patience, viewing).await;
+            // How often it was tried is not known.
+            answered.lock()[who] = None;
+            let mut journal = journal.lock();
+            let (reads, of_pair) = match answer {
+                Ok(Ok(seen)) => seen,
+                Ok(Err(error)) => {
+                    journal.failed += 1;
+                    return journal.note(format_args!("{who} views {keys:?} and the pair {pair}: {error}"));
+                }
+                Err(_gone) => return,
+            };
+            journal.totals.views += 1;
+            let mut rows: Vec<_> = keys.iter().zip(&reads).map(|(key, read)| (*key, number(read))).collect();
+            rows.extend(pair_of(pair, &of_pair));
+            journal.note(format_args!("{who} views {rows:?}"));
+            let fresh = reads.iter().all(|read| read.freshness == Freshness::Fresh)
+                && of_pair.freshness == Freshness::Fresh;
+            let limit = if latest { Duration::ZERO } else { BOUND };
+            match journal.were_at_once(&rows, begun - journal.began) {
+                None => journal.wrong(format!("the rows of the view {rows:?} were never so at once")),
+                Some(age) if fresh && age > limit => {
+                    journal.wrong(format!(
+                        "the rows of the view {rows:?} were so {age:?} ago, which is too long"
+                    ));
+                }
+                Some(_) => {}
             }
         });
     }
@@ -317,12 +489,23 @@ impl World {
             let mut journal = self.journal.lock();
             journal.note(format_args!("{} commits {values:?}", written.xid));
             let now = journal.now();
+            journal.became(|rows| values.iter().for_each(|(key, value)| rows[index(*key)] = *value));
             for (key, value) in values {
                 let place = journal.history.wrote(key, value, now, Some(now));
                 self.kept.entry(key).or_default().push((written.xid, value));
                 let crashes = journal.totals.crashes;
                 self.announced = Some(Announced { key, token: written.token, place, crashes });
             }
+        }
+        if announce.is_some()
+            && let Ok(mut session) = self.session.try_lock()
+        {
+            let journal = self.journal.lock();
+            *session = Session {
+                token: Some(written.token),
+                floor: journal.states.len() - 1,
+                losses: journal.losses,
+            };
         }
         if let Some((who, late)) = announce {
             let perto = self.ring.members[who].perto.clone();
@@ -398,6 +581,7 @@ impl World {
         let mut journal = self.journal.lock();
         journal.totals.crashes += 1;
         journal.note(format_args!("Postgres is started again, losing {lost:?}"));
+        journal.losses += u64::from(!lost.is_empty());
         let now = journal.now();
         for (key, commits) in &mut self.kept {
             let before = commits.len();
@@ -407,6 +591,12 @@ impl World {
                 journal.history.wrote(*key, value, now, Some(now));
             }
         }
+        let kept = &self.kept;
+        journal.became(|rows| {
+            for (key, commits) in kept {
+                rows[index(*key)] = commits.last().and_then(|(_, value)| *value);
+            }
+        });
     }
 
     /// The process stands still while the world goes on: nothing that it waits for is answered, and nothing of its
@@ -430,9 +620,10 @@ impl World {
     async fn restart(&mut self, who: usize) {
         self.thaw(who);
         self.note(format_args!("{who} restarts"));
-        let member = self.member(who);
+        let (member, pairs) = self.member(who);
         if member.perto.start().await.is_ok() {
             let old = std::mem::replace(&mut self.ring.members[who], member);
+            self.pairs[who] = pairs;
             self.answered.lock()[who] = None;
             old.perto.shutdown().await;
             self.retired.push(old);
@@ -461,6 +652,12 @@ impl World {
                 let truth = self.journal.lock().history.latest(key);
                 let shown = (number(&read), read.freshness);
                 assert_eq!(shown, (truth, Freshness::Fresh), "instance {who}, key {key}, at rest");
+            }
+            for key in 0..KEYS {
+                let read = self.pairs[who].get(&key).await.unwrap();
+                let truth = [key, next(key)].map(|key| (key, self.journal.lock().history.latest(key)));
+                let shown = (pair_of(key, &read), read.freshness);
+                assert_eq!(shown, (truth, Freshness::Fresh), "instance {who}, pair {key}, at rest");
             }
             let stats = member.users.stats();
             let counted = stats.l1_hits + stats.l2_hits + stats.load_hits;
@@ -497,18 +694,69 @@ const GRAIN: Duration = Duration::from_millis(2);
 
 impl Journal {
     fn answer(&mut self, who: usize, key: u64, begun: Instant, demand: Demand, read: &Read<String>) {
+        self.answer_with(who, key, begun, demand, number(read), (read.freshness, read.tier));
+    }
+
+    fn answer_with(
+        &mut self,
+        who: usize,
+        key: u64,
+        begun: Instant,
+        demand: Demand,
+        value: Option<u64>,
+        (freshness, tier): (Freshness, Tier),
+    ) {
         let answer = Answer {
             instance: u32::try_from(who).unwrap(),
             at_least: demand.at_least,
             within: demand.within,
-            ..Answer::new(key, number(read), read.freshness, read.tier, begun - self.began, self.now())
+            ..Answer::new(key, value, freshness, tier, begun - self.began, self.now())
         };
         self.note(format_args!("{who} read {key}:{answer}"));
         self.answers.push((answer, self.lines.len()));
-        match read.freshness {
+        match freshness {
             Freshness::Fresh => self.totals.fresh += 1,
             _ => self.totals.flagged += 1,
         }
+    }
+
+    /// A session has been answered, by its token: never with what is older than anything that it knows of.
+    fn goes_on<const N: usize>(
+        &mut self,
+        session: &mut Session,
+        answers: &[[(u64, Option<u64>); N]],
+        token: Option<Token>,
+    ) {
+        self.totals.session += 1;
+        // What it has seen may be lost.
+        if session.losses != self.losses || session.token.is_none() {
+            *session = Session { losses: self.losses, ..Session::default() };
+        }
+        let floor = session.floor;
+        for rows in answers {
+            match self.was(floor, rows) {
+                Some(seen) => session.floor = session.floor.max(seen),
+                None => self.wrong(format!("a session went back in time: {rows:?}")),
+            }
+        }
+        session.token = token.or(session.token);
+    }
+}
+
+fn index(key: u64) -> usize {
+    usize::try_from(key).unwrap()
+}
+
+/// The other row of a pair.
+fn next(key: u64) -> u64 {
+    (key + 1) % KEYS
+}
+
+fn within(asks: Asks) -> Option<Duration> {
+    match asks {
+        Asks::Nothing | Asks::Token | Asks::Session => None,
+        Asks::Within(limit) => Some(limit),
+        Asks::Latest | Asks::LatestByToken => Some(Duration::ZERO),
     }
 }
 
@@ -517,8 +765,17 @@ fn text(value: u64) -> String {
 }
 
 fn number(read: &Read<String>) -> Option<u64> {
-    let text = read.value.as_deref()?;
-    Some(text.strip_prefix('v').and_then(|digits| digits.parse().ok()).unwrap_or(GARBAGE))
+    read.value.as_deref().map(|text| number_of(text))
+}
+
+fn number_of(text: &str) -> u64 {
+    text.strip_prefix('v').and_then(|digits| digits.parse().ok()).unwrap_or(GARBAGE)
+}
+
+fn pair_of(key: u64, read: &Read<Pair>) -> [(u64, Option<u64>); 2] {
+    let pair = read.value.as_deref().cloned().unwrap_or_default();
+    let number = |text: Option<String>| text.as_deref().map(number_of);
+    [(key, number(pair.0)), (next(key), number(pair.1))]
 }
 
 /// Keeps tasks from running, as `SIGSTOP` does, wherever they are waiting.
