@@ -82,7 +82,7 @@ const OF_CACHES: [OfCaches; 11] = [
     }),
 ];
 
-const OF_INSTANCE: [OfInstance; 9] = [
+const OF_INSTANCE: [OfInstance; 10] = [
     ("perto.hints", "Hints of writes, sent and received.", |stats| {
         vec![
             (stats.hints_published, &[(OUTCOME, "published")]),
@@ -112,6 +112,17 @@ const OF_INSTANCE: [OfInstance; 9] = [
         "perto.recoveries",
         "Times that the log was read anew: the start, a new epoch, a trimmed log.",
         |stats| vec![(stats.recoveries, &[])],
+    ),
+    (
+        "perto.views",
+        "Views of many keys at one moment, those that waited for a poll, and attempts given up.",
+        |stats| {
+            vec![
+                (stats.views, &[(OUTCOME, "ok")]),
+                (stats.views_awaited, &[(OUTCOME, "awaited")]),
+                (stats.views_again, &[(OUTCOME, "again")]),
+            ]
+        },
     ),
     ("perto.l2.errors", "Operations on Redis that failed or took too long.", |stats| {
         vec![(stats.l2_errors, &[])]

@@ -121,6 +121,12 @@ counters! {
         repairs_overtaken,
         /// Times that the bookkeeping of a bucket was coarse and a poll was asked for.
         coarse,
+        /// Views whose answers were of one moment.
+        views,
+        /// Views that waited for a poll, since something that they had read was newer than the last one.
+        views_awaited,
+        /// Attempts at a view that were given up, since what they had read was of no one moment.
+        views_again,
         /// Recoveries: at the start, in a new epoch, or after the log was trimmed past the cursor.
         recoveries,
         /// L2 operations that failed or took too long.

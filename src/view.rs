@@ -110,9 +110,12 @@ impl Perto {
             reading.seen.lock().clear();
             let value = work(View(Arc::clone(&reading))).await?;
             let seen = std::mem::take(&mut *reading.seen.lock());
+            let counters = &reading.shared.counters;
             if let Judged::OneMoment = reading.judge(&seen).await? {
+                counters.views.add(1);
                 return Ok(value);
             }
+            counters.views_again.add(1);
         }
         Err(Error::Unsettled.into())
     }
@@ -183,6 +186,7 @@ impl Reading {
         let token = Token::of_read(newest.epoch, newest.rank);
         let is_polled = || coherence.buckets.has_polled(&coherence.lease, token) == Some(newest.era);
         if !is_polled() {
+            self.shared.counters.views_awaited.add(1);
             self.next_poll().await?;
             if !is_polled() {
                 return Ok(Judged::Again);

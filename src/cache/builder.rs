@@ -41,7 +41,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// The tables that the loader reads. [`Perto::start`](crate::Perto::start) fails where one is missing or where no trigger
     /// watches it for this cache (`perto watch TABLE --cache NAME --key EXPR` installs one); an instance that runs looks every
     /// minute. Default: none, and nothing is checked, which is told of once ([`Event::Undeclared`](crate::Event::Undeclared)). For what is
-    /// invalidated by hand, say so: `tables([""; 0])`.
+    /// invalidated by hand, or by what its values [depend on](Loaded::depends_on) alone, say so: `tables([""; 0])`. Tables that are watched for
+    /// a topic are the topic's to declare.
     ///
     /// A name may have a schema, `shop.users`, and must have one where several schemas have a table of that name: without one
     /// it is looked up by the search path of the log's connection, which need not be the loader's.

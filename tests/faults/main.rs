@@ -23,6 +23,7 @@ mod keys;
 mod lending;
 mod loads;
 mod lying_redis;
+mod many_rows;
 mod pooler;
 mod postgres_down;
 mod publications;
