@@ -1,4 +1,4 @@
-//! One L1 hit in instructions, for callgrind: `scripts/instructions`. Usage: `instructions moka|perto i64|string COUNT`
+//! One L1 hit in instructions, for callgrind: `scripts/instructions`. Usage: `instructions moka|perto i64|string COUNT DEPENDS`
 //!
 //! With the feature `otel` hits are made within a span that is not sampled, and every figure has its instrument.
 #![allow(
@@ -20,18 +20,19 @@ use setup::{Bed, Id, Message, ROWS, bare_moka, zipf};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let [what, key, count] = arguments.as_slice() else {
+    let [what, key, count, depends] = arguments.as_slice() else {
         // `cargo bench` runs every bench; this one counts only under callgrind.
         return;
     };
     let count: usize = count.parse().expect("COUNT is a number");
+    let depends: i64 = depends.parse().expect("DEPENDS is a number");
     match key.as_str() {
-        "i64" => run::<i64>(what, count),
-        _ => run::<String>(what, count),
+        "i64" => run::<i64>(what, count, depends),
+        _ => run::<String>(what, count, depends),
     }
 }
 
-fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
+fn run<K: perto::Key + From<Id>>(what: &str, count: usize, depends: i64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let keys: Vec<K> = zipf(count).into_iter().map(|id| K::from(Id(id))).collect();
     runtime.block_on(async {
@@ -39,7 +40,7 @@ fn run<K: perto::Key + From<Id>>(what: &str, count: usize) {
             return counted_moka(&bare_moka::<K>(), &keys);
         }
         let bed = Bed::make().await;
-        let (perto, cache) = bed.instance::<K>(64 << 20).await;
+        let (perto, cache) = bed.instance_of::<K>(64 << 20, depends).await;
         #[cfg(feature = "otel")]
         let _unsampled = observed(&perto);
         let all: Vec<K> = (0..ROWS).map(|id| K::from(Id(id))).collect();

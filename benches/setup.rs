@@ -65,6 +65,15 @@ impl Bed {
         &self,
         capacity_bytes: u64,
     ) -> (Perto, Cache<K, Message>) {
+        self.instance_of(capacity_bytes, 0).await
+    }
+
+    /// One whose values depend on so many keys besides their own.
+    pub async fn instance_of<K: perto::Key + From<Id>>(
+        &self,
+        capacity_bytes: u64,
+        depends: i64,
+    ) -> (Perto, Cache<K, Message>) {
         let perto = Perto::builder(&self.schema)
             .schema(&self.schema)
             .bound(Duration::from_secs(30))
@@ -74,6 +83,7 @@ impl Bed {
             .build()
             .expect("settings");
         let (pool, sql) = (self.pool.clone(), self.load_sql());
+        let others = perto.topic::<i64>("others").declare().expect("topic");
         let cache = perto
             .cache::<K, Message>("messages")
             .capacity_bytes(capacity_bytes)
@@ -81,12 +91,19 @@ impl Bed {
                 let ids: Vec<i64> =
                     load.keys.iter().map(|key| key.to_string().parse().unwrap_or(-1)).collect();
                 let query = postgres::query_as::<(i64, String, String)>(&sql).bind(ids);
-                let pool = pool.clone();
+                let (pool, others) = (pool.clone(), others.clone());
                 async move {
                     let rows = query.fetch(&pool).await?;
-                    Ok::<_, sqlx::Error>(
-                        rows.by_key(|(id, author, body)| (K::from(Id(id)), Message { id, author, body })),
-                    )
+                    let loaded =
+                        rows.by_key(|(id, author, body)| (K::from(Id(id)), Message { id, author, body }));
+                    if depends == 0 {
+                        return Ok::<_, sqlx::Error>(loaded);
+                    }
+                    Ok(loaded.depends_on(move |_, message: Option<&Message>| {
+                        let id = message.map_or(0, |message| message.id);
+                        let others = others.clone();
+                        (0..depends).map(move |other| others.key(&(id * depends + other)))
+                    }))
                 }
             })
             .expect("cache");
