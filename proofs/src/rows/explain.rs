@@ -64,6 +64,7 @@ impl Rowwise {
             }
             Action::GiveUpPoll(r) => format!("no poll comes in time for R{r}"),
             Action::Next(r) => match before.reader(r).step {
+                Step::Woken => format!("R{r} goes on after the poll{}", reader(after, r)),
                 Step::Peeked { .. } => format!("R{r} takes the lease{}", reader(after, r)),
                 Step::Leased { .. } => format!("R{r} reads the entry{}", reader(after, r)),
                 Step::EntryRead { .. } => format!("R{r} judges what it depends on{}", reader(after, r)),
@@ -123,6 +124,7 @@ fn reader(world: &World, r: u8) -> String {
     match world.reader(r).step {
         Step::Idle => " -> answered".to_owned(),
         Step::Waiting { .. } => " -> waits for a poll".to_owned(),
+        Step::Woken => " -> has waited".to_owned(),
         Step::Peeked { .. } | Step::Leased { .. } | Step::EntryRead { .. } | Step::SubjectsJudged { .. } => {
             " -> paused in a hit".to_owned()
         }

@@ -120,6 +120,17 @@ pub const PROOFS: &[Scope] = &[
         ..PLAIN
     },
     Scope {
+        name: "rows-hints",
+        about: "a writer of one row and one of the other cache as a whole; hints, L2, the log read anew, a reader paused anywhere",
+        writers: &[OF_B, OF_ALL_OF_B],
+        readers: &[Asks::Reads(&[(0, A), (0, A)])],
+        hints: true,
+        l2: true,
+        recoveries: true,
+        pauses: true,
+        ..PLAIN
+    },
+    Scope {
         name: "rows-recoveries",
         about: "the log read anew, and trimmed at any moment, beside a reader paused anywhere; L2",
         writers: &[OF_B, OF_A],
@@ -161,10 +172,20 @@ pub const PROOFS: &[Scope] = &[
         ..PLAIN
     },
     Scope {
-        name: "sessions-replica",
-        about: "a session whose loads may be of a replica that lags behind",
+        name: "sessions-outage",
+        about: "a session that is answered without a lease too, flagged; L2, time",
         writers: &[OF_B, OF_A],
-        readers: &[Asks::Session(&[(0, B), (1, A)])],
+        readers: &[Asks::Session(&[(0, B), (0, A)])],
+        l2: true,
+        time: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "sessions-replica",
+        about: "a session whose loads may be of a replica that lags behind; the log read anew",
+        writers: &[OF_B, OF_A],
+        readers: &[Asks::Session(&[(0, B), (0, A)])],
+        recoveries: true,
         replica: true,
         ..PLAIN
     },
@@ -187,8 +208,15 @@ pub const PROOFS: &[Scope] = &[
         ..PLAIN
     },
     Scope {
+        name: "views-three",
+        about: "a view beside three writers",
+        writers: &[OF_A, OF_B, OF_BOTH],
+        readers: &[Asks::View(&[(0, A), (0, B)])],
+        ..PLAIN
+    },
+    Scope {
         name: "views-time",
-        about: "a view beside two writers in order, of either row, and one elsewhere; time",
+        about: "a view beside a writer of each row; L2, time",
         writers: &[OF_A, OF_B],
         readers: &[Asks::View(&[(0, B), (0, A)])],
         l2: true,
@@ -201,6 +229,17 @@ pub const PROOFS: &[Scope] = &[
         writers: &[OF_A, OF_B],
         readers: &[Asks::View(&[(0, A), (0, B)])],
         recoveries: true,
+        pauses: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "views-hints",
+        about: "a view paused anywhere, polls row by row; hints, L2",
+        writers: &[OF_BOTH, OF_B],
+        readers: &[Asks::View(&[(0, A), (0, B)])],
+        hints: true,
+        l2: true,
+        wire: 0,
         pauses: true,
         ..PLAIN
     },
@@ -221,10 +260,39 @@ pub const PROOFS: &[Scope] = &[
         crash: true,
         ..PLAIN
     },
+    Scope {
+        name: "views-crash-pauses",
+        about: "`views-crash`, paused anywhere",
+        writers: &[OF_BOTH, ELSEWHERE],
+        readers: &[Asks::View(&[(0, A), (0, B)])],
+        crash: true,
+        pauses: true,
+        ..PLAIN
+    },
 ];
 
 /// What `make prove` adds.
 pub const LARGER: &[Scope] = &[
+    Scope {
+        name: "sessions-writers",
+        about: "a session beside three writers; L2",
+        writers: &[OF_A, OF_B, ELSEWHERE],
+        readers: &[Asks::Session(&[(0, B), (1, A)])],
+        l2: true,
+        wire: 1,
+        ..PLAIN
+    },
+    Scope {
+        name: "rows-three",
+        about: "three writers, the log read anew; hints, L2, time",
+        writers: &[OF_A, OF_B, OF_ALL_OF_B],
+        readers: &[Asks::Reads(&[(0, A)])],
+        hints: true,
+        l2: true,
+        recoveries: true,
+        time: true,
+        ..PLAIN
+    },
     Scope {
         name: "rows-two",
         about: "`rows-whole` at two instances",
@@ -252,6 +320,24 @@ pub const LARGER: &[Scope] = &[
         readers: &[Asks::Session(&[(0, B), (1, A)]), Asks::Reads(&[(0, B)])],
         l2: true,
         wire: 0,
+        ..PLAIN
+    },
+    Scope {
+        name: "sessions-replica-two",
+        about: "`sessions-replica` at two instances",
+        writers: &[OF_B, OF_A],
+        readers: &[Asks::Session(&[(0, B), (1, A)])],
+        recoveries: true,
+        replica: true,
+        ..PLAIN
+    },
+    Scope {
+        name: "sessions-crash-pauses",
+        about: "`sessions-crash` without the other reader, paused anywhere; L2",
+        readers: &[Asks::Session(&[(0, B), (1, B)])],
+        l2: true,
+        crash: true,
+        pauses: true,
         ..PLAIN
     },
     Scope {
@@ -345,6 +431,13 @@ impl Variant {
             Self::ReadTokenCheckedAfterTheEntry => {
                 Scope { readers: &[Asks::Session(&[(0, B), (1, B)])], pauses: true, ..PLAIN }
             }
+            Self::PollOfAnotherEraGrants => Scope {
+                readers: &[Asks::Session(&[(0, B)])],
+                replica: true,
+                recoveries: true,
+                pauses: true,
+                ..PLAIN
+            },
             Self::ViewWithoutTheRank => {
                 Scope { writers: &[OF_BOTH], readers: &[Asks::View(&[(0, A), (0, B)])], attempts: 0, ..PLAIN }
             }

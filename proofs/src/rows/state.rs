@@ -111,10 +111,12 @@ pub(super) struct Reader {
     /// What had become older than the bound when the read began.
     pub(super) floor: u8,
     pub(super) token: Option<Token>,
-    /// Whether the token is yet to be granted.
+    /// Whether the token asks for more than what is fresh.
     pub(super) asks: bool,
-    /// The poll that has granted it.
-    pub(super) granted: Option<Rank>,
+    /// The era in which a poll has granted it.
+    pub(super) polled: Option<u8>,
+    /// The epoch and the rank of such a poll.
+    pub(super) reached: Option<(u8, Rank)>,
     /// All that the session has seen and written. No part of Perto: it is judged by this.
     pub(super) must: Set,
     /// The event after which it was answered last, or its last write. No part of Perto either.
@@ -149,6 +151,8 @@ pub(super) enum Step {
     Waiting {
         sent: bool,
     },
+    /// The poll that it has waited for has completed.
+    Woken,
     /// Has judged an entry and holds no lease yet. Only in the variant that does so.
     Peeked {
         entry: Option<Entry>,

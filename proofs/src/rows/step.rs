@@ -173,7 +173,7 @@ impl Rowwise {
                     return;
                 }
                 actions.push(Action::Invoke { reader: r, wrote: None });
-                if matches!(asks, Asks::Session(_)) {
+                if self.is_session(r) {
                     // Its own write ends after its last answer, and after its last write.
                     let own = |k: &u8| match world.db.writers[usize::from(*k)] {
                         Writer::Ended { fate: Fate::Committed, at, .. } => at > reader.answered,
@@ -184,7 +184,8 @@ impl Rowwise {
                 }
             }
             Step::Waiting { .. } => actions.push(Action::GiveUpPoll(r)),
-            Step::Peeked { .. }
+            Step::Woken
+            | Step::Peeked { .. }
             | Step::Leased { .. }
             | Step::EntryRead { .. }
             | Step::SubjectsJudged { .. }
@@ -360,24 +361,30 @@ impl Rowwise {
         let Tail::Completed { sent } = instance.tail else { return };
         instance.lease = Some(sent);
         instance.tail = Tail::Idle;
-        let (epoch, poll) = (instance.epoch, instance.poll);
         for r in 0..READERS as u8 {
-            if world.reader(r).step != (Step::Waiting { sent: true }) || self.instance(world, r) != i {
-                continue;
+            if world.reader(r).step == (Step::Waiting { sent: true }) && self.instance(world, r) == i {
+                self.go_on(world, r, Step::Woken);
             }
-            let Some(token) = world.reader(r).token else { continue };
-            if token.epoch == epoch && !poll.is_some_and(|poll| contains(world, poll, token)) {
-                // There is no such write.
-                self.fail(world, r);
-                continue;
-            }
-            let reader = &mut world.readers[usize::from(r)];
-            reader.asks = false;
-            if let Some(poll) = poll {
-                reader.granted = Some(rank(poll));
-            }
-            self.begin_hit(world, r);
         }
+    }
+
+    /// A poll has completed that was sent after the read began.
+    fn after_a_poll(&self, world: &mut World, r: u8) {
+        let (i, _) = self.asked(world, r);
+        let Some(token) = world.reader(r).token else { return };
+        let Instance { epoch, poll, .. } = world.instances[usize::from(i)];
+        let reached = poll.map(|poll| (epoch, rank(poll)));
+        if token.epoch != epoch {
+            // What is fresh from here on has what it stands for, or that was lost.
+            let reader = &mut world.readers[usize::from(r)];
+            (reader.asks, reader.reached) = (false, reached);
+        } else if poll.is_some_and(|poll| !contains(world, poll, token)) {
+            // There is no such write.
+            return self.fail(world, r);
+        } else {
+            self.grant(world, r);
+        }
+        self.take_lease(world, r, None);
     }
 
     fn invoke(&self, world: &mut World, r: u8, wrote: Option<u8>) {
@@ -395,7 +402,6 @@ impl Rowwise {
             reader.answered = at;
         }
         reader.asks = reader.token.is_some();
-        reader.granted = None;
         self.begin_hit(world, r);
     }
 
@@ -404,14 +410,14 @@ impl Rowwise {
         if self.variant == Some(Variant::DependencyJudgedBeforeTheLease) && self.peek(world, r) {
             return;
         }
+        if self.variant != Some(Variant::ReadTokenCheckedAfterTheEntry) {
+            self.grant(world, r);
+        }
         self.take_lease(world, r, None);
     }
 
     fn take_lease(&self, world: &mut World, r: u8, peeked: Option<Entry>) {
         let late = self.variant == Some(Variant::ReadTokenCheckedAfterTheEntry);
-        if !late {
-            self.grant(world, r);
-        }
         let (i, key) = self.asked(world, r);
         let Instance { epoch, era, lease, entries, .. } = world.instances[usize::from(i)];
         let held = Held { lease, era, epoch };
@@ -444,7 +450,7 @@ impl Rowwise {
         let (i, _) = self.asked(world, r);
         let Some(token) = world.reader(r).token.filter(|_| world.reader(r).asks) else { return };
         let instance = &world.instances[usize::from(i)];
-        let Instance { epoch, lease, poll, .. } = *instance;
+        let Instance { epoch, era, lease, poll, .. } = *instance;
         let by_xmax = |poll: Seen| match token.mark {
             Mark::Read(rank) if self.variant == Some(Variant::ReadTokenComparedByXmaxAlone) => {
                 u64::from(poll.xmax) >= rank.xmax()
@@ -452,12 +458,17 @@ impl Rowwise {
             _ => contains(world, poll, token),
         };
         let polled = poll.filter(|poll| lease.is_some() && epoch == token.epoch && by_xmax(*poll));
-        let ended = token.epoch < epoch;
-        if polled.is_some() || ended {
-            let reader = &mut world.readers[usize::from(r)];
-            reader.asks = false;
-            reader.granted = polled.map(rank);
-        }
+        let reader = &mut world.readers[usize::from(r)];
+        reader.asks = token.epoch >= epoch;
+        reader.polled = polled.map(|_| era);
+        reader.reached = polled.map(|poll| (epoch, rank(poll)));
+    }
+
+    /// What a value of this era must contain, where that is more than what is fresh.
+    fn asks_of(&self, world: &World, r: u8, era: u8) -> Option<Token> {
+        let reader = world.reader(r);
+        let any_era = self.variant == Some(Variant::PollOfAnotherEraGrants) && reader.polled.is_some();
+        reader.token.filter(|_| reader.asks && reader.polled != Some(era) && !any_era)
     }
 
     /// The next step of a hit, or of what follows a flight.
@@ -465,6 +476,7 @@ impl Rowwise {
         let (i, key) = self.asked(world, r);
         let instance = world.instances[usize::from(i)];
         match world.reader(r).step {
+            Step::Woken => self.after_a_poll(world, r),
             Step::Peeked { entry } => self.take_lease(world, r, entry),
             Step::Leased { held, entry } => {
                 let held_now = instance.entries[usize::from(key)];
@@ -489,6 +501,8 @@ impl Rowwise {
                 let clock = self.variant == Some(Variant::ClockBeforeDependencies) || world.valid(held.lease);
                 if same_era && clock {
                     self.serve(world, r, entry, held.epoch, held.lease);
+                } else if same_era && held.lease.is_some() && self.is_session(r) {
+                    self.flagged(world, r, entry, held.epoch);
                 } else {
                     world.set(r, Step::Missed { again: false });
                 }
@@ -515,9 +529,8 @@ impl Rowwise {
     fn entry_read(&self, world: &mut World, r: u8, held: Held, entry: Option<Entry>) {
         let (i, _) = self.asked(world, r);
         let instance = &world.instances[usize::from(i)];
-        let reader = world.reader(r);
         let Some(entry) = entry else {
-            match reader.token.filter(|_| reader.asks) {
+            match self.asks_of(world, r, instance.era) {
                 // Of an epoch that is not known here.
                 Some(token) if token.epoch != instance.epoch => world.set(r, Step::Waiting { sent: false }),
                 _ => world.set(r, Step::Missed { again: false }),
@@ -526,7 +539,7 @@ impl Rowwise {
         };
         let shown = |token: Token| token.epoch == held.epoch && contains(world, entry.value.stamp, token);
         // Something is there, which the write may not have touched: a poll tells.
-        if reader.asks && !reader.token.is_some_and(shown) {
+        if self.asks_of(world, r, entry.era).is_some_and(|token| !shown(token)) {
             world.set(r, Step::Waiting { sent: false });
             return;
         }
@@ -600,7 +613,7 @@ impl Rowwise {
         let stored = found.and_then(|at| world.l2[usize::from(at)]).filter(|stored| {
             world.valid(instance.lease)
                 && stored.epoch == began.epoch
-                && self.write(world, r, stored.value.stamp, began.epoch) == Write::Contained
+                && self.write(world, r, stored.value.stamp, began.epoch, began.era) == Write::Contained
                 && self.accepts(i, instance, stored.value, stored.value.subjects)
         });
         let step = match stored {
@@ -723,12 +736,23 @@ impl Rowwise {
             LeaseVerdict::Unverified(Duration::ZERO)
         };
         let same_era = era == instance.era;
-        let write = self.write(world, r, value.stamp, epoch);
-        match flight.verdict(judged, same_era, Demand { of_fresh: write, of_stale: write, source: false }) {
-            Verdict::ReadAgain | Verdict::Cached(_) => world.set(r, Step::Missed { again: true }),
+        let token = world.reader(r).token.map(|token| (world.token(token), epoch.into()));
+        let asked = Demand {
+            of_fresh: self.write(world, r, value.stamp, epoch, era),
+            // What is stale may miss what a poll has brought to all that is fresh.
+            of_stale: Write::of(&value.stamp.snapshot(), token),
+            source: false,
+        };
+        match flight.verdict(judged, same_era, asked) {
+            Verdict::ReadAgain => world.set(r, Step::Missed { again: true }),
             Verdict::Fresh => {
                 self.serve(world, r, Entry { value, era }, epoch, lease.filter(|_| !first_hand));
             }
+            Verdict::Stale | Verdict::Unverified(_) | Verdict::Cached(_) if self.is_session(r) => {
+                self.flagged(world, r, Entry { value, era }, epoch);
+            }
+            // The policy that serves least.
+            Verdict::Cached(_) => world.set(r, Step::Missed { again: true }),
             Verdict::TokenUntrue | Verdict::TokenAhead | Verdict::Stale | Verdict::Unverified(_) => {
                 self.fail(world, r);
             }
@@ -736,9 +760,8 @@ impl Rowwise {
     }
 
     /// Whether a value with this stamp contains what the reader's token still asks for.
-    fn write(&self, world: &World, r: u8, stamp: Seen, epoch: u8) -> Write {
-        let reader = world.reader(r);
-        let asked = reader.token.filter(|_| reader.asks).map(|token| (world.token(token), epoch.into()));
+    fn write(&self, world: &World, r: u8, stamp: Seen, epoch: u8, era: u8) -> Write {
+        let asked = self.asks_of(world, r, era).map(|token| (world.token(token), epoch.into()));
         Write::of(&stamp.snapshot(), asked)
     }
 
@@ -756,13 +779,23 @@ impl Rowwise {
         let asks = &self.scope.readers[usize::from(r)];
         let reader = &mut world.readers[usize::from(r)];
         reader.step = Step::Idle;
-        (reader.asks, reader.granted) = (false, None);
+        (reader.asks, reader.polled, reader.reached) = (false, None, None);
         if !matches!(asks, Asks::View(_)) || usize::from(reader.begun) == asks.of().len() {
             reader.floor = 0;
         }
         if usize::from(reader.begun) == asks.of().len() {
             *reader = Reader { begun: reader.begun, ..Reader::new() };
         }
+    }
+
+    fn is_session(&self, r: u8) -> bool {
+        matches!(self.scope.readers[usize::from(r)], Asks::Session(_))
+    }
+
+    /// Serves a session by the policy that serves most. The bound does not count, and what the token stands for does.
+    fn flagged(&self, world: &mut World, r: u8, entry: Entry, epoch: u8) {
+        world.readers[usize::from(r)].floor = 0;
+        self.serve(world, r, entry, epoch, None);
     }
 
     /// Serves as fresh. `lease` is what that rests on, but for what the primary said itself.
@@ -815,11 +848,17 @@ impl Rowwise {
         // Its own snapshot is not known: the session keeps what it has.
         let Some(own) = value.ceiling else { return };
         let asked = match reader.token {
-            Some(Token { epoch: of, mark: Mark::Read(rank) }) if of == epoch => Some(rank),
             _ if self.variant == Some(Variant::TokenForgetsItsWrite) => None,
-            _ => reader.granted,
+            Some(Token { epoch, mark: Mark::Read(rank) }) if reader.polled.is_some() => Some((epoch, rank)),
+            _ => reader.reached,
         };
-        reader.token = Some(Token { epoch, mark: Mark::Read(asked.map_or(own, |asked| asked.max(own))) });
+        let rank = match asked {
+            None => own,
+            Some((of, rank)) if of == epoch => own.max(rank),
+            // Nobody can compare the two.
+            Some(_) => return,
+        };
+        reader.token = Some(Token { epoch, mark: Mark::Read(rank) });
         reader.must |= value.holds;
     }
 
@@ -930,7 +969,8 @@ impl Reader {
             floor: 0,
             token: None,
             asks: false,
-            granted: None,
+            polled: None,
+            reached: None,
             must: 0,
             answered: 0,
             answers: [None; 2],

@@ -19,6 +19,7 @@ pub enum Variant {
     TokenOfAReadOfAReplica,
     TokenForgetsItsWrite,
     ReadTokenCheckedAfterTheEntry,
+    PollOfAnotherEraGrants,
     ViewWithoutTheRank,
     ViewJudgedBeforeThePoll,
     ViewAcrossEras,
@@ -29,7 +30,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::DependencyJudgedAtInsertOnly,
         Self::DependencyLostInL2,
         Self::UndeclaredSubjectIgnored,
@@ -42,6 +43,7 @@ impl Variant {
         Self::TokenOfAReadOfAReplica,
         Self::TokenForgetsItsWrite,
         Self::ReadTokenCheckedAfterTheEntry,
+        Self::PollOfAnotherEraGrants,
         Self::ViewWithoutTheRank,
         Self::ViewJudgedBeforeThePoll,
         Self::ViewAcrossEras,
@@ -70,6 +72,7 @@ impl Variant {
             | Self::CutStampTakenAsExact
             | Self::TokenOfAReadOfAReplica
             | Self::TokenForgetsItsWrite
+            | Self::PollOfAnotherEraGrants
             | Self::RestartThatNoLoadTellsOf
             | Self::ReadTokenCheckedAfterTheEntry => promise::BACK_IN_TIME,
             Self::ViewWithoutTheRank
