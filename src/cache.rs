@@ -361,6 +361,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match flight.is_first_hand() {
             true => LeaseVerdict::Fresh,
+            false if !entry.judged => LeaseVerdict::Refused,
             false => {
                 let now_ms = || self.0.shared.clock.now_ms();
                 coherence.judge(held, slot, &self.0.whole, entry.subjects(), &entry.stamp, now_ms)

@@ -124,6 +124,10 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.begin().await.map_err(StartError::Log)?;
+        for (name, _) in shared.caches().iter().filter(|(_, cache)| cache.is_undeclared()) {
+            // No load would show it.
+            shared.signals.send(Event::Undeclared { cache: name.clone() });
+        }
         let mut watching = Watching::new(Arc::clone(shared));
         watching.begin().await?;
         if let Some(remote) = &shared.remote {

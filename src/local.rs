@@ -32,6 +32,8 @@ pub(crate) struct Entry<V> {
     pub(crate) token: Option<Token>,
     /// Judged by each hit, since no eviction tells of it.
     pub(crate) made_of: Option<Box<MadeOf>>,
+    /// Else it depends on more than can be judged: it is cached nowhere, and nobody joins it.
+    pub(crate) judged: bool,
     pub(crate) expires_ms: u64,
     pub(crate) weight: u32,
     pub(crate) value: Option<Arc<V>>,
@@ -155,7 +157,8 @@ impl<V> Entry<V> {
 
 impl MadeOf {
     fn bytes(&self) -> usize {
-        let texts: usize = self.depends.iter().map(|on| on.key.len()).sum();
+        // With the heads that two texts have on the heap.
+        let texts: usize = self.depends.iter().map(|on| on.cache.len() + on.key.len() + 32).sum();
         size_of::<Self>() + size_of_val(&*self.subjects) + size_of_val(&*self.depends) + texts
     }
 }
@@ -177,6 +180,7 @@ mod tests {
             stamp: Snapshot::all_below(1),
             token: None,
             made_of: None,
+            judged: true,
             expires_ms: 0,
             weight,
             value: value.map(Arc::new),

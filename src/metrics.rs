@@ -63,7 +63,7 @@ counters! {
         l2_unreadable,
         /// Values from L2 left aside because they depend on a cache that this instance does not declare.
         l2_undeclared,
-        /// Entries of L1 that were dropped when they were read: something that they depend on had changed.
+        /// Entries of L1 that were dropped when they were read: something that they depend on had changed, or a key that shares its bucket.
         dependents_dropped,
         /// Loaded values that were not put into L1: an invalidation came while they were loaded.
         inserts_refused,
@@ -123,7 +123,7 @@ counters! {
         coarse,
         /// Views whose answers were of one moment.
         views,
-        /// Views that waited for a poll, since something that they had read was newer than the last one.
+        /// Times that a view waited for a poll, since something that it had read was newer than the last one.
         views_awaited,
         /// Attempts at a view that were given up, since what they had read was of no one moment.
         views_again,

@@ -27,19 +27,17 @@ impl<V> Read<V> {
     }
 
     /// What a later read must contain to be no older than this one, of whatever key and on any instance: give it to
-    /// [`ReadOptions::at_least`]. It contains what this read has asked for by a token, too. So whoever sends the last token that it got,
-    /// of a write or of a read, reads its own writes and never goes back in time.
+    /// [`ReadOptions::at_least`]. It contains what this read has asked for by a token, too. So whoever asks one thing after the other, and sends
+    /// the last token that it got, of a write or of a read, reads its own writes and never goes back in time. Of several answers
+    /// together, [`Token::of_all`] is the last.
     ///
-    /// `None` where nobody knows how new the answer is: it was computed, or is a replica's. Then keep the token that you have.
+    /// `None` where nobody knows how new the answer is: it was computed, or is a replica's, or was read by
+    /// [several statements](crate::Stamp::as_lower_bound). Then keep the token that you have: that answer is left out of the promise.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
-        match (self.held.token?, self.floor) {
-            (token, None) => Some(token),
-            // Of one epoch the higher rank contains the other.
-            (token, Some(floor)) if token.epoch == floor.epoch => {
-                token.rank().max(floor.rank()).map(|rank| Token::of_read(token.epoch, rank))
-            }
-            (_, Some(_)) => None,
+        match self.floor {
+            None => self.held.token,
+            floor => Token::of_all([self.held.token, floor]),
         }
     }
 

@@ -29,7 +29,7 @@ use crate::log::Log;
 use crate::metrics::{InstanceCounters, Timing};
 use crate::nines::Nines;
 use crate::remote::{Breaker, Remote};
-use crate::wire::Dependency;
+use crate::wire::{Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES};
 
 mod announce;
 pub(crate) mod fills;
@@ -78,6 +78,19 @@ pub(crate) struct Shared {
     pub(crate) failed_loads: Mutex<HashMap<String, String>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) ending: CancellationToken,
+}
+
+/// Why a value is cached nowhere.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unjudged {
+    #[error(
+        "nor in L1, for it depends on {0} keys; at most {MAX_DEPENDENCIES} of {MAX_DEPENDENCY_BYTES} bytes can be judged at each hit: take a topic"
+    )]
+    TooMany(usize),
+    #[error("nor in L1, for it depends on {0:?}, which this instance does not declare as a cache or topic")]
+    Undeclared(Arc<str>),
+    #[error("nor in L1, for it depends on a key of {0:?} that is no key of that type")]
+    NotAKey(Arc<str>),
 }
 
 pub(crate) type Caches = HashMap<String, Arc<dyn Applied>>;
@@ -175,11 +188,14 @@ impl Shared {
         Arc::clone(&self.caches.read())
     }
 
-    /// What a value depends on, to be judged. `None` where this instance does not declare the cache: what its rows say is not
-    /// known here.
-    pub(crate) fn subject(&self, on: &Dependency) -> Option<Subject> {
-        let whole = Arc::clone(self.caches.read().get(&*on.cache)?.whole());
-        Some(Subject { slot: self.coherence.buckets.slot(&on.cache, &on.key), whole })
+    /// What a value depends on, to be judged, where what the log says of it is known here.
+    pub(crate) fn subject(&self, on: &Dependency) -> Result<Subject, Unjudged> {
+        let caches = self.caches();
+        let cache = caches.get(&*on.cache).ok_or_else(|| Unjudged::Undeclared(Arc::clone(&on.cache)))?;
+        // As its rows are recorded, whoever has spelled it, on whatever instance.
+        let text = cache.spell(&on.key).ok_or_else(|| Unjudged::NotAKey(Arc::clone(&on.cache)))?;
+        let slot = self.coherence.buckets.slot(&on.cache, &text);
+        Ok(Subject { slot, whole: Arc::clone(cache.whole()) })
     }
 
     pub(crate) fn register(&self, cache: Arc<dyn Applied>) -> Result<(), StartError> {

@@ -24,16 +24,26 @@ use crate::shared::polls::Asked;
 /// How often a view is taken anew, since what it had read changed before it was complete.
 const ATTEMPTS: usize = 8;
 
-/// Reads that are of one moment. See [`Perto::view`].
+/// Reads that are of one moment. See [`Perto::view`]. Once its attempt is over it reads no more: [`Error::Unsettled`].
 #[derive(Clone)]
-pub struct View(Arc<Reading>);
+pub struct View {
+    reading: Arc<Reading>,
+    attempt: usize,
+}
 
 struct Reading {
     shared: Arc<Shared>,
     options: ReadOptions,
-    seen: Mutex<Vec<Seen>>,
+    seen: Mutex<Attempt>,
     /// What was not of the moment, to be read from the source next time: by cache and key.
     refused: Mutex<HashSet<(Arc<str>, String)>>,
+}
+
+/// What was read at an attempt, by its number.
+#[derive(Default)]
+struct Attempt {
+    number: usize,
+    seen: Vec<Seen>,
 }
 
 /// An answer, as far as it matters to what moment it is of.
@@ -47,6 +57,8 @@ struct Seen {
     rank: Rank,
     /// Its own key, and what it depends on.
     subjects: Vec<Subject>,
+    /// Else it depends on more than that.
+    judged: bool,
 }
 
 enum Judged {
@@ -106,10 +118,10 @@ impl Perto {
             seen: Mutex::default(),
             refused: Mutex::default(),
         });
-        for _attempt in 0..ATTEMPTS {
-            reading.seen.lock().clear();
-            let value = work(View(Arc::clone(&reading))).await?;
-            let seen = std::mem::take(&mut *reading.seen.lock());
+        for attempt in 0..ATTEMPTS {
+            let value = work(View { reading: Arc::clone(&reading), attempt }).await?;
+            let next = Attempt { number: attempt + 1, seen: Vec::new() };
+            let Attempt { seen, .. } = std::mem::replace(&mut *reading.seen.lock(), next);
             let counters = &reading.shared.counters;
             if let Judged::OneMoment = reading.judge(&seen).await? {
                 counters.views.add(1);
@@ -139,7 +151,7 @@ impl View {
         cache: &Cache<K, V>,
         keys: &[K],
     ) -> Result<Vec<Read<V>>, Error> {
-        let (core, Reading { shared, options, seen: all, refused }) = (&cache.0, &*self.0);
+        let (core, Reading { shared, options, seen: all, refused }) = (&cache.0, &*self.reading);
         if !Arc::ptr_eq(&core.shared, shared) {
             return Err(Error::NoSnapshot { cache: Arc::clone(&core.name) });
         }
@@ -167,10 +179,16 @@ impl View {
                 epoch,
                 stamp: entry.stamp.clone(),
                 rank,
+                judged: entry.judged,
                 subjects: std::iter::once(own).chain(entry.subjects().iter().cloned()).collect(),
             });
         }
-        all.lock().append(&mut seen);
+        let mut all = all.lock();
+        if all.number != self.attempt {
+            // Nobody would judge it.
+            return Err(Error::Unsettled);
+        }
+        all.seen.append(&mut seen);
         Ok(reads)
     }
 }
@@ -196,6 +214,7 @@ impl Reading {
         let moment = Some(&newest.stamp).filter(|stamp| stamp.rank() == newest.rank);
         let is_of_it = |seen: &&Seen| match moment {
             Some(moment) if *moment == seen.stamp => true,
+            _ if !seen.judged => false,
             Some(moment) => coherence.buckets.accept_all_at(&seen.subjects, &seen.stamp, moment),
             None => coherence.buckets.accepts_all(&seen.subjects, &seen.stamp),
         };
@@ -223,6 +242,6 @@ impl Reading {
 
 impl Debug for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").field("options", &self.0.options).finish_non_exhaustive()
+        f.debug_struct("View").field("options", &self.reading.options).finish_non_exhaustive()
     }
 }

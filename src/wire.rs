@@ -175,13 +175,19 @@ impl Stored {
 /// A key that a value depends on beside its own: of another cache, of its own one, or of a topic.
 ///
 /// Made by [`Cache::key`](crate::Cache::key) and [`Topic::key`](crate::Topic::key), for [`Loaded::depends_on`](crate::Loaded::depends_on).
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dependency {
     pub(crate) cache: Arc<str>,
     pub(crate) key: Box<str>,
 }
 
 impl Dependency {
+    /// A key of the cache or topic of this name: of the loader's own cache, say, which is not there yet when its loader is made.
+    #[must_use]
+    pub fn of(cache: &str, key: &impl ToString) -> Self {
+        Self { cache: cache.into(), key: key.to_string().into() }
+    }
+
     /// The name of the cache or topic.
     #[must_use]
     pub fn cache(&self) -> &str {

@@ -125,7 +125,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
 
     /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
     /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. A test
-    /// that pins the bytes of each cached type tells when it is time. Default: 1.
+    /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
+    /// Default: 1.
     pub const fn version(mut self, version: u16) -> Self {
         self.policy.version = version;
         self

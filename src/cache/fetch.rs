@@ -26,12 +26,11 @@ use crate::health::Event;
 use crate::health::troubles::TroubleKind;
 use crate::local::{Entry, MadeOf};
 use crate::read::Wish;
+use crate::shared::Unjudged;
 use crate::shared::fills::Fill;
 use crate::shared::polls::Asked;
 use crate::wire::flaw::Flaw;
-use crate::wire::{
-    self, Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, Refused, Stored, read_back, tape,
-};
+use crate::wire::{self, Dependency, Refused, Stored, read_back, tape};
 
 const LOADED_IN_A_WRITE: &str =
     "the loader read in a transaction that has written; load on a connection of its own";
@@ -94,9 +93,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return Err(Unjudged::TooMany(depends.len()));
         }
         let own = spelling.map(|slot| Ok(Subject { slot, whole: Arc::clone(&self.whole) }));
-        let known = |on: &Dependency| {
-            self.shared.subject(on).ok_or_else(|| Unjudged::Undeclared(Arc::clone(&on.cache)))
-        };
+        let known = |on: &Dependency| self.shared.subject(on);
         let subjects = own.into_iter().chain(depends.iter().map(known)).collect::<Result<_, _>>()?;
         Ok(Some(Box::new(MadeOf { subjects, depends: depends.into() })))
     }
@@ -152,6 +149,7 @@ impl<K: Key, V: Value> Core<K, V> {
             weight: Entry::<V>::weigh(text.len(), size, &stored.stamp, made_of.as_deref()),
             token: stored.rank.map(|rank| Token::of_read(start.epoch, rank)),
             made_of,
+            judged: true,
             stamp: stored.stamp,
             value,
         })
@@ -292,7 +290,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let buckets = &self.shared.coherence.buckets;
         let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
         let is_accepted = |on: &Dependency| {
-            self.shared.subject(on).is_some_and(|subject| buckets.accepts_all(&[subject], stamp))
+            self.shared.subject(on).is_ok_and(|subject| buckets.accepts_all(&[subject], stamp))
         };
         keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, stamp))
             && depends.iter().flatten().all(is_accepted)
@@ -312,30 +310,33 @@ impl<K: Key, V: Value> Core<K, V> {
                 None => (None, self.policy.absent_ttl),
             };
             let size = value.as_ref().map_or(0, tape::weigh);
-            let (made_of, snapshot) = match self.made_of(&text, depends.next().unwrap_or_default()) {
-                Ok(made_of) => (made_of, stamp.snapshot.clone()),
+            let (made_of, judged) = match self.made_of(&text, depends.next().unwrap_or_default()) {
+                Ok(made_of) => (made_of, true),
                 Err(unjudged) => {
-                    self.unstorable(&unjudged);
-                    // Nobody accepts what contains nothing.
-                    (None, Snapshot::all_below(0))
+                    // At the end nothing is declared any more.
+                    if !self.shared.is_closed() {
+                        self.unstorable(&unjudged);
+                    }
+                    (None, false)
                 }
             };
             let entry = Arc::new(Entry {
                 era: start.era,
                 cache_epoch: start.cache_epoch,
                 expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
-                weight: Entry::<V>::weigh(text.len(), size, &snapshot, made_of.as_deref()),
+                weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot, made_of.as_deref()),
                 token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
                 made_of,
-                stamp: snapshot,
+                judged,
+                stamp: stamp.snapshot.clone(),
                 value: value.map(Arc::new),
             });
-            if !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
+            if judged && !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
                 // It contains what the last poll does, and there has been an invalidation since.
                 self.shared.polls.ask(Asked::InDoubt);
             }
             // What contains nothing would be refused by all.
-            if entry.stamp.xmax() > 0 {
+            if judged && entry.stamp.xmax() > 0 {
                 loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
             }
             leader.finish(Ok(Outcome { entry, from }));
@@ -423,17 +424,6 @@ pub(super) struct Brought<K, V> {
     /// For each key that was asked for, in their order; empty where nothing depends on anything.
     depends: Vec<Vec<Dependency>>,
     from: FlightSource,
-}
-
-/// Why a value is cached nowhere.
-#[derive(Debug, thiserror::Error)]
-enum Unjudged {
-    #[error(
-        "nor in L1, for it depends on {0} keys; at most {MAX_DEPENDENCIES} of {MAX_DEPENDENCY_BYTES} bytes can be judged at each hit"
-    )]
-    TooMany(usize),
-    #[error("nor in L1, for it depends on {0:?}, which this instance does not declare as a cache or topic")]
-    Undeclared(Arc<str>),
 }
 
 /// What was loaded, on its way to L2.

@@ -121,7 +121,7 @@ pub enum Refusal {
     WholeMisses(Missing),
     /// It is not of the cache's type.
     OtherType,
-    /// It depends on a cache that is not declared there.
+    /// It depends on a cache that is not declared there, or on what is no key of it.
     Undeclared,
 }
 
@@ -259,7 +259,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Why a value of this stamp is not served, since it depends on that.
     fn misses(&self, on: &Dependency, stamp: &Snapshot) -> Option<Refusal> {
         let shared = &self.0.shared;
-        let Some(subject) = shared.subject(on) else { return Some(Refusal::Undeclared) };
+        let Ok(subject) = shared.subject(on) else { return Some(Refusal::Undeclared) };
         missed(shared, &subject, stamp)
     }
 

@@ -54,8 +54,9 @@ impl<K> Load<K> {
 
 /// The snapshot that values were read under.
 ///
-/// It must come from the *statement* that read them, or from an earlier one of the same transaction. With the feature
-/// `postgres`, [`postgres::query_as`](crate::postgres::query_as) brings it along.
+/// It must come from the *statement* that read them. With the feature `postgres`,
+/// [`postgres::query_as`](crate::postgres::query_as) brings it along. Where several statements have read, or one that calls a volatile
+/// function which reads tables, take the first one's, and say [`Stamp::as_lower_bound`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
     pub(crate) snapshot: Snapshot,
@@ -81,6 +82,16 @@ pub const STAMP_SQL: &str = "concat(pg_current_snapshot(), \
       + coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0))::bigint)";
 
 impl Stamp {
+    /// For values of which a part was read later than under this stamp: by later statements of the transaction, or by volatile functions.
+    ///
+    /// They are cached and invalidated as ever, for which a lower bound will do. But nobody knows what else they contain, so their
+    /// reads give no token ([`Read::token`](crate::Read::token)), and they are in no [view](crate::Perto::view).
+    #[must_use]
+    pub fn as_lower_bound(mut self) -> Self {
+        self.rank = None;
+        self
+    }
+
     /// Reads the text that [`STAMP_SQL`] gives. A bare snapshot is none: it doesn't say whether its transaction had
     /// written, and what was read after a write may roll back; nor which server it is of.
     ///
@@ -194,9 +205,13 @@ impl<K, V> Loaded<K, V> {
     ///
     /// The function is called for each key that was asked for, with `None` where nothing was found. Called several times, all count.
     ///
-    /// - *A row that was joined*: its key **as this very load has read it**. Where the row may be absent, so that the join finds
-    ///   nothing, take an outer join, or a topic for the set of what may come.
-    /// - *A list or a count*: the topic's key for the set.
+    /// - *A row that was joined*: its key **as this very load has read it**, from the joined row itself where the two may be spelled
+    ///   otherwise. Where the row may be absent, so that the join finds nothing, take an outer join, or a topic for the set of what may come.
+    /// - *A list or a count*: the topic's key for the set. Of many rows take that rather than each row's key.
+    ///
+    /// Each is watched as its own cache or topic says: where that one names [columns](crate::CacheBuilder::watch_columns), they must include
+    /// what this value is made of. Raise the cache's [version](crate::CacheBuilder::version) when this function changes: what lies in L2 names what
+    /// it depended on by then.
     ///
     /// What is forgotten here is served as fresh after it has changed, until the time to live. The auditor finds it, and names the caches and
     /// topics whose changes it may have been ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)).
@@ -257,7 +272,13 @@ impl<K: Key, V: Value> Loaded<K, V> {
     pub(crate) fn depends(&self, keys: &[K]) -> Vec<Vec<Dependency>> {
         let Some(depends) = &self.depends else { return Vec::new() };
         let found: HashMap<&K, &V> = self.found.iter().map(|found| (&found.key, &found.value)).collect();
-        keys.iter().map(|key| depends(key, found.get(key).copied())).collect()
+        let of_key = |key: &K| {
+            let mut depends = depends(key, found.get(key).copied());
+            depends.sort_unstable();
+            depends.dedup();
+            depends
+        };
+        keys.iter().map(of_key).collect()
     }
 
     /// Keeps what answers what was asked, and returns how many keys there were besides.

@@ -45,6 +45,10 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
         &self.whole
     }
 
+    fn spell(&self, text: &str) -> Option<String> {
+        spell::<K>(text)
+    }
+
     fn counters(&self) -> &CacheCounters {
         &self.counters
     }
@@ -72,6 +76,11 @@ impl<K: Key, V: Value> Measured for Core<K, V> {
     fn latency(&self, tier: Tier) -> &Timing {
         &self.latencies[tier as usize]
     }
+}
+
+/// The key's type is the application's: a panic in it makes the text no key.
+pub(super) fn spell<K: Key>(text: &str) -> Option<String> {
+    catch_unwind(|| text.parse::<K>().ok().map(|key| key.to_string())).ok().flatten()
 }
 
 /// Records what a transaction has invalidated: a key of this member, or all of them. Returns whether something was evicted.

@@ -116,6 +116,7 @@ mod tests {
             stamp,
             token: None,
             made_of: None,
+            judged: true,
             expires_ms: 0,
             weight,
             value: Some(Arc::new(())),

@@ -18,7 +18,7 @@ use crate::shared::Shared;
 use crate::shared::member::Measured;
 use crate::shared::member::{Applied, Auditable};
 use crate::shared::recent::Recent;
-use crate::wire::Dependency;
+use crate::wire::{Change, Dependency};
 
 /// A cache without values: keys that tables are watched for, that can be invalidated, and that values of caches depend on.
 ///
@@ -124,6 +124,14 @@ impl<K: Key> Topic<K> {
         self.0.shared.invalidate_keys(&self.0.name, texts(&self.0.name, keys)).await
     }
 
+    /// Invalidates all that depends on any key of the topic. As [`Cache::clear`](crate::Cache::clear).
+    ///
+    /// # Errors
+    /// Those of [`Cache::invalidate`](crate::Cache::invalidate).
+    pub async fn clear(&self) -> Result<Token, InvalidateError> {
+        self.0.shared.invalidate(Change { cache: self.0.name.to_string(), keys: None }).await
+    }
+
     #[cfg(feature = "postgres")]
     pub(crate) fn core(&self) -> &Core<K> {
         &self.0
@@ -153,6 +161,14 @@ impl<K: Key> Applied for Core<K> {
 
     fn whole(&self) -> &Arc<WholeCache> {
         &self.whole
+    }
+
+    fn spell(&self, text: &str) -> Option<String> {
+        member::spell::<K>(text)
+    }
+
+    fn is_undeclared(&self) -> bool {
+        !self.sources.declared
     }
 
     fn counters(&self) -> &CacheCounters {

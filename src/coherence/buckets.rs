@@ -2,7 +2,8 @@
 //!
 //! Invalidations of keys that are *not* held are recorded too: a load of them may be running. Memory is fixed.
 //!
-//! Lock order: a stripe, then the poll, never the other way. A hit takes neither.
+//! Lock order: a stripe, then a whole cache, then the poll, never the other way. A hit takes none of them, but for what it depends on where
+//! a transaction runs that was begun before its last change.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::lease::{Lease, LeaseView};
 use super::rules::{Bucket, Learned};
 use super::snapshot::Snapshot;
 use super::spelling::folded;
-use super::token::Token;
+use super::token::{Mark, Token};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 
 /// The knowledge of one instance. See the module's documentation.
@@ -23,6 +24,8 @@ pub(crate) struct Buckets<const STRIPES: usize = { 1 << 10 }, const PER_STRIPE: 
     poll: RwLock<Option<Arc<Snapshot>>>,
     /// Its `xmin`, readable without the lock; 0 where there is none.
     polled_below: AtomicU64,
+    /// The number of its rank, likewise.
+    polled_rank: AtomicU64,
     hasher: foldhash::fast::FixedState,
 }
 
@@ -72,6 +75,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
             highest: (0..STRIPES * PER_STRIPE).map(|_| AtomicU64::new(0)).collect(),
             poll: RwLock::new(None),
             polled_below: AtomicU64::new(0),
+            polled_rank: AtomicU64::new(0),
             hasher: foldhash::fast::FixedState::with_seed(seed),
         }
     }
@@ -207,10 +211,12 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
             return None;
         }
         let held = lease.held();
-        let below = || self.polled_below.load(Ordering::Acquire);
-        let contained = || {
-            token.xid().is_some_and(|xid| xid < below())
-                || self.poll.read().as_ref().is_some_and(|poll| token.mark.is_in(poll))
+        let contained = || match token.mark {
+            Mark::Write(xid) => {
+                xid < self.polled_below.load(Ordering::Acquire)
+                    || self.poll.read().as_ref().is_some_and(|poll| poll.contains(xid))
+            }
+            Mark::Read(rank) => rank.number() <= self.polled_rank.load(Ordering::Acquire),
         };
         (held.ever_valid() && contained()).then(|| held.era())
     }
@@ -223,9 +229,10 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// Publishes a poll. Only after all its rows have been applied. Forgets what hints told before it was sent.
     pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.each_hinted(wholes, Bucket::forget);
-        let below = poll.xmin();
+        let (below, rank) = (poll.xmin(), poll.rank());
         *self.poll.write() = Some(Arc::new(poll));
         self.polled_below.store(below, Ordering::Release);
+        self.polled_rank.store(rank.number(), Ordering::Release);
     }
 
     /// A thousand locks and what lies under those that hints have touched since: some ten microseconds.
@@ -251,6 +258,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// Forgets everything but that `floor` contains all invalidations so far. See [`Buckets::apply`] for the order.
     pub(crate) fn reset<'a>(&self, floor: &Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.polled_below.store(0, Ordering::Release);
+        self.polled_rank.store(0, Ordering::Release);
         *self.poll.write() = None;
         let fresh = Bucket::at(floor);
         for (at, stripe) in self.stripes.iter().enumerate() {

@@ -8,8 +8,9 @@ use super::snapshot::{Rank, Snapshot};
 /// A committed write, or what a read has answered. [`ReadOptions::at_least`](crate::ReadOptions::at_least) makes a read on any
 /// instance see no less.
 ///
-/// Whoever sends the last token that it got, of a write or of a read, reads its own writes and never goes back in time, whichever
-/// instances it asks, for whatever keys.
+/// Whoever asks one thing after the other and sends the last token that it got, of a write or of a read, reads its own writes and never goes
+/// back in time, whichever instances it asks, for whatever keys. Of several answers at once take [`Token::of_all`]. Answers without
+/// a token are left out of that.
 ///
 /// Its text goes through HTTP headers: `to_string` and `parse` round-trip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,6 +29,23 @@ pub(crate) enum Mark {
 }
 
 impl Token {
+    /// One token for several reads: of many keys, of a view, or of requests that were under way together. `None` where one of them has none,
+    /// or where they are of several epochs, or a write is among them: then keep what you have.
+    ///
+    /// ```
+    /// # fn tokens<V>(reads: &[perto::Read<V>]) {
+    /// let token = perto::Token::of_all(reads.iter().map(|read| read.token()));
+    /// # }
+    /// ```
+    pub fn of_all(tokens: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+        tokens.into_iter().reduce(|one, other| {
+            let (one, other) = (one?, other?);
+            // Of one epoch the higher rank contains the other.
+            let rank = one.rank()?.max(other.rank()?);
+            (one.epoch == other.epoch).then(|| Self::of_read(one.epoch, rank))
+        })?
+    }
+
     pub(crate) const fn of_write(epoch: u64, xid: u64) -> Self {
         Self { epoch, mark: Mark::Write(xid) }
     }

@@ -128,6 +128,8 @@ impl Flight {
             Write::OfAnotherEpoch if first_hand => {}
             // Whoever has a token got it before this read began.
             _ if first_hand && self.from == FlightSource::Computed => {}
+            // Nobody can be asked which server is the primary: that does not make the token untrue.
+            _ if self.from == FlightSource::Elsewhere => return Verdict::TokenAhead,
             _ if first_hand => return Verdict::TokenUntrue,
             _ if self.from == FlightSource::Behind => return Verdict::TokenAhead,
             _ => return Verdict::ReadAgain,
@@ -227,11 +229,10 @@ mod tests {
         for flight in flights() {
             let missing = match flight {
                 Flight { from: FlightSource::Computed, boarded: Boarded::BeforeTakeOff } => Verdict::Fresh,
-                Flight {
-                    from: FlightSource::Primary | FlightSource::Elsewhere,
-                    boarded: Boarded::BeforeTakeOff,
-                } => Verdict::TokenUntrue,
-                Flight { from: FlightSource::Behind, .. } => Verdict::TokenAhead,
+                Flight { from: FlightSource::Primary, boarded: Boarded::BeforeTakeOff } => {
+                    Verdict::TokenUntrue
+                }
+                Flight { from: FlightSource::Behind | FlightSource::Elsewhere, .. } => Verdict::TokenAhead,
                 _ => Verdict::ReadAgain,
             };
             assert_eq!(verdict(flight, Write::Missing), missing, "{flight:?}");

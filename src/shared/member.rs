@@ -24,6 +24,12 @@ pub(crate) trait Applied: Auditable {
     /// Tables that are to be watched for it, each with its key.
     fn sources(&self) -> Vec<Source>;
     fn whole(&self) -> &Arc<WholeCache>;
+    /// The text under which a key is recorded that has this one. `None` where it is no key.
+    fn spell(&self, text: &str) -> Option<String>;
+    /// Whether it should have been said which tables it is watched for, and was not.
+    fn is_undeclared(&self) -> bool {
+        false
+    }
     fn counters(&self) -> &CacheCounters;
     fn recent(&self) -> &Recent;
     /// A topic has no values that could be measured.

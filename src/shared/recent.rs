@@ -17,6 +17,11 @@ impl Recent {
     }
 
     pub(crate) fn add(&self, xid: u64) {
+        // Of many keys in one transaction.
+        let last = self.next.load(Ordering::Relaxed).wrapping_sub(1) % REMEMBERED;
+        if self.xids[last].load(Ordering::Relaxed) == xid {
+            return;
+        }
         let at = self.next.fetch_add(1, Ordering::Relaxed) % REMEMBERED;
         self.xids[at].store(xid, Ordering::Relaxed);
     }

@@ -1,8 +1,9 @@
 //! Values of many rows: joins, lists and counts, by what their loaders say that they depend on.
 
-use perto::sim::{Down, Rows, Sim, SimLoader, Written};
+use perto::sim::{Down, Node, Rows, Sim, SimLoader, Written};
 use perto::{
-    Cache, Dependency, Error, Freshness, MAX_DEPENDENCIES, Perto, Read, Refusal, Tier, Topic, TroubleKind,
+    Cache, Dependency, Error, Freshness, Loaded, MAX_DEPENDENCIES, Perto, Read, ReadOptions, Refusal, Stamp,
+    Tier, Token, Topic, TroubleKind,
 };
 
 use crate::ring::{BOUND, POLL, ms};
@@ -12,6 +13,7 @@ type Card = (String, u64, String);
 
 /// An instance with caches over two tables, `user` and `company`.
 struct Office {
+    node: Node,
     perto: Perto,
     companies: Cache<u64, String>,
     /// Users with the names of their companies: a join.
@@ -45,10 +47,11 @@ impl Office {
 
     /// One whose cards depend on what is said.
     async fn open_that(sim: &Sim, on: fn(&Cache<u64, String>, &Card) -> Vec<Dependency>) -> Self {
-        let perto = sim.node().builder("office").build().unwrap();
+        let node = sim.node();
+        let perto = node.builder("office").build().unwrap();
         let loader = sim.postgres.loader("company");
         let companies = perto.cache("company").loader(loader.function()).unwrap();
-        let staff = perto.topic("staff").declare().unwrap();
+        let staff = perto.topic("staff").tables(["user"]).declare().unwrap();
         let (loads, of) = (loader.clone(), companies.clone());
         let of_card = perto.cache("user").loader(move |load| {
             let (loads, of) = (loads.clone(), of.clone());
@@ -68,8 +71,15 @@ impl Office {
                 )
             }
         });
-        let office =
-            Self { companies, cards: of_card.unwrap(), staff, counts: of_count.unwrap(), loader, perto };
+        let office = Self {
+            companies,
+            cards: of_card.unwrap(),
+            staff,
+            counts: of_count.unwrap(),
+            loader,
+            node,
+            perto,
+        };
         office.perto.start().await.unwrap();
         ms(300).await;
         office
@@ -268,6 +278,13 @@ async fn a_value_that_depends_on_too_much_or_on_a_stranger_is_loaded_by_each_rea
             call(&sim, 7, name);
             assert_eq!(office.card(1).await, (of("Ada", 7, name), Tier::Load));
         }
+        // Nor does it keep anybody from his own write, or from a view.
+        let written = call(&sim, 7, "Acme 4");
+        let by_token = office.cards.get_with(&1, ReadOptions::at_least(written.token)).await.unwrap();
+        assert_eq!(by_token.value.as_deref().cloned(), of("Ada", 7, "Acme 4"));
+        let cards = &office.cards;
+        let view = office.perto.view(|view| async move { view.get(cards, &1).await }).await.unwrap();
+        assert_eq!(view.value.as_deref().cloned(), of("Ada", 7, "Acme 4"));
         ms(20).await;
         assert!(sim.remote.keys().is_empty(), "nor is it in L2");
         let troubles = office.perto.health().troubles;
@@ -334,4 +351,138 @@ async fn a_key_of_another_instance_can_be_in_no_view() {
     let view = one.perto.view(|view| async move { view.get(theirs, &7).await }).await;
     assert!(matches!(view, Err(Error::NoSnapshot { .. })), "{view:?}");
     assert!(one.perto.view(|view| async move { view.get(mine, &7).await }).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_named_twice_counts_once() {
+    let sim = Sim::new(1);
+    call(&sim, 7, "Acme");
+    hire(&sim, 1, "Ada", 7, None);
+    let office = Office::open_that(&sim, |of, card| vec![of.key(&card.1); 40]).await;
+    office.card(1).await;
+    assert_eq!(office.card(1).await, (of("Ada", 7, "Acme"), Tier::Local));
+    office.announce(&call(&sim, 7, "Acme 2")).await;
+    assert_eq!(office.card(1).await.0, of("Ada", 7, "Acme 2"));
+}
+
+/// A number that reads with leading zeros, and writes without.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Plain(u64);
+
+impl std::fmt::Display for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for Plain {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+/// The log's text is parsed before it is recorded. So is that of a dependency, whoever has spelled it.
+#[tokio::test(start_paused = true)]
+async fn a_dependency_is_judged_by_the_key_that_its_text_is_parsed_as() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("office").build().unwrap();
+    let _topic: Topic<Plain> = perto.topic("staff").tables(["user"]).declare().unwrap();
+    let loads = sim.postgres.loader("count");
+    let counts: Cache<u64, u64> = perto
+        .cache("count")
+        .loader(move |load| {
+            let loads = loads.clone();
+            async move {
+                let loaded = loads.statement(load, count).await?;
+                Ok::<_, Down>(
+                    loaded.depends_on(|company, _| [Dependency::of("staff", &format!("00{company}"))]),
+                )
+            }
+        })
+        .unwrap();
+    perto.start().await.unwrap();
+    ms(300).await;
+    let counted = async || *counts.get(&7).await.unwrap().value.unwrap();
+    assert_eq!(counted().await, 0);
+    hire(&sim, 1, "Ada", 7, None);
+    tokio::time::sleep(POLL).await;
+    assert_eq!(counted().await, 1);
+    // A text that is no key at all can't be judged.
+    let other: Dependency = Dependency::of("staff", &"seven");
+    assert_eq!((other.cache(), other.key()), ("staff", "seven"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_names_no_table_is_told_of() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("office").build().unwrap();
+    let _silent: Topic<u64> = perto.topic("silent").declare().unwrap();
+    let _by_hand: Topic<u64> = perto.topic("by_hand").tables([""; 0]).declare().unwrap();
+    let mut events = perto.events();
+    perto.start().await.unwrap();
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let perto::Event::Undeclared { cache } = event {
+            told.push(cache);
+        }
+    }
+    assert_eq!(told, ["silent"]);
+}
+
+/// What a second statement has read is not in the stamp of the first.
+#[tokio::test(start_paused = true)]
+async fn what_several_statements_have_read_gives_no_token_and_is_in_no_view() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("office").build().unwrap();
+    let postgres = sim.postgres.clone();
+    let counts: Cache<u64, u64> = perto
+        .cache("count")
+        .loader(move |_| {
+            let stamp = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
+            async move { Ok::<_, Down>(Loaded::new(stamp.as_lower_bound()).with(7, 1)) }
+        })
+        .unwrap();
+    perto.start().await.unwrap();
+    ms(300).await;
+    let read = counts.get(&7).await.unwrap();
+    assert_eq!((read.freshness, read.token()), (Freshness::Fresh, None));
+    assert_eq!(counts.get(&7).await.unwrap().tier, Tier::Local, "it is cached as ever");
+    let counts = &counts;
+    let view = perto.view(|view| async move { view.get(counts, &7).await }).await;
+    assert!(matches!(view, Err(Error::NoSnapshot { .. })), "{view:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_that_outlives_its_attempt_reads_no_more() {
+    let sim = Sim::new(1);
+    let office = Office::open(&sim).await;
+    let companies = &office.companies;
+    let escaped = office.perto.view(|view| async move { Ok::<_, Error>(view) }).await.unwrap();
+    assert!(matches!(escaped.get(companies, &7).await, Err(Error::Unsettled)));
+}
+
+/// Of many keys the last answer's token is not enough, and one for all is.
+#[tokio::test(start_paused = true)]
+async fn one_token_for_many_answers_contains_them_all() {
+    let sim = Sim::new(1);
+    call(&sim, 7, "Acme");
+    let (one, two) = (Office::open(&sim).await, Office::open(&sim).await);
+    for office in [&one, &two] {
+        office.companies.get_many(&[7, 8]).await.unwrap();
+    }
+    ms(300).await;
+    // One instance sees it by hint, and the other one hears nothing.
+    two.node.bus.faults.lose(100);
+    one.announce(&call(&sim, 7, "Acme 2")).await;
+    let reads = one.companies.get_many(&[7, 8]).await.unwrap();
+    assert_eq!(reads[0].value.as_deref().map(String::as_str), Some("Acme 2"));
+    let all = Token::of_all(reads.iter().map(Read::token)).unwrap();
+    assert_eq!(all, reads[0].token().unwrap(), "the newest of them");
+    assert_ne!(all, reads[1].token().unwrap());
+    let read = two.companies.get_with(&7, ReadOptions::at_least(all)).await.unwrap();
+    assert_eq!(read.value.as_deref().map(String::as_str), Some("Acme 2"));
+    assert_eq!(Token::of_all([Some(all), None]), None);
+    assert_eq!(Token::of_all([]), None);
 }

@@ -53,7 +53,7 @@ counts! {
     l2_unreadable,
     /// Values from L2 left aside: they depend on a cache that the instance does not declare.
     l2_undeclared,
-    /// Entries of L1 dropped when they were read: something that they depend on had changed.
+    /// Entries of L1 dropped when they were read: something that they depend on had changed, or a key that shares its bucket.
     dependents_dropped,
     /// Loaded values not put into L1: an invalidation came while they were loaded.
     inserts_refused,
