@@ -23,6 +23,8 @@ pub(crate) const RESERVED: u32 = 16;
 
 /// How long a client waits for its write.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
+/// A view misses nothing that a read alone would not: the bound of all workers, unless a run has another one.
+const VIEW_WITHIN_MS: u32 = 1_000;
 const READERS: u64 = 4;
 const TICK: Duration = Duration::from_millis(5);
 /// Reads of one reader that wait at a time. More are not begun, and are counted.
@@ -35,10 +37,27 @@ pub(crate) struct Row {
     pub(crate) value: u64,
 }
 
+pub(crate) type Pair = (Row, Row);
+
+/// What a read of one row asks for.
+#[derive(Debug, Clone, Copy)]
+enum Asks {
+    Nothing,
+    Latest,
+    Within,
+    /// The row, and by that answer's token the pair.
+    Session,
+    Pair,
+    /// The row, and the pair of its neighbour, at one moment.
+    View,
+}
+
 /// One worker's instance, and what it writes down.
 pub(crate) struct Load {
     pub(crate) perto: Perto,
     pub(crate) rows: Cache<i64, Row>,
+    /// Each row with its neighbour, by what it depends on.
+    pairs: Cache<i64, Pair>,
     pub(crate) pool: PgPool,
     pub(crate) recorder: Recorder,
     pub(crate) ended: AtomicBool,
@@ -88,6 +107,17 @@ impl Random {
         }
     }
 
+    fn asks(&mut self) -> Asks {
+        match self.below(100) {
+            0..=1 => Asks::Latest,
+            2..=3 => Asks::Within,
+            4..=5 => Asks::Session,
+            6..=9 => Asks::Pair,
+            10..=11 => Asks::View,
+            _ => Asks::Nothing,
+        }
+    }
+
     fn how(&mut self) -> How {
         match self.below(20) {
             0..=5 => How::Perto,
@@ -102,7 +132,7 @@ impl Random {
 impl Load {
     pub(crate) fn new(
         perto: Perto,
-        rows: Cache<i64, Row>,
+        (rows, pairs): (Cache<i64, Row>, Cache<i64, Pair>),
         pool: PgPool,
         recorder: Recorder,
         worker: u32,
@@ -110,6 +140,7 @@ impl Load {
         Arc::new(Self {
             perto,
             rows,
+            pairs,
             pool,
             recorder,
             ended: AtomicBool::new(false),
@@ -162,8 +193,8 @@ impl Load {
                     self.not_begun.fetch_add(1, Ordering::Relaxed);
                     continue;
                 }
-                let load = Arc::clone(&self);
-                let mut reading = Box::pin(async move { load.read(&keys).await });
+                let (load, asks) = (Arc::clone(&self), random.asks());
+                let mut reading = Box::pin(async move { load.read(&keys, asks).await });
                 let first = poll_fn(|context| Poll::Ready(reading.as_mut().poll(context)));
                 if first.await.is_pending() {
                     waiting.spawn(reading);
@@ -173,9 +204,10 @@ impl Load {
         while waiting.join_next().await.is_some() {}
     }
 
-    async fn read(&self, keys: &[u32]) {
+    async fn read(&self, keys: &[u32], asks: Asks) {
         let begun = now_ns();
         match keys {
+            [key] if !matches!(asks, Asks::Nothing) => self.read_more(*key, asks, begun).await,
             [key] => {
                 let read = self.rows.get(&i64::from(*key)).await;
                 let ended = now_ns();
@@ -202,23 +234,104 @@ impl Load {
         }
     }
 
+    /// A stronger read, or one of several rows.
+    async fn read_more(&self, key: u32, asks: Asks, begun: u64) {
+        let (id, within) = (i64::from(key), Duration::from_millis(100));
+        match asks {
+            Asks::Nothing => {}
+            Asks::Latest | Asks::Within => {
+                let options = if matches!(asks, Asks::Latest) {
+                    ReadOptions::latest()
+                } else {
+                    ReadOptions::within(within)
+                };
+                let within_ms =
+                    options.within.map_or(0, |limit| 1 + u32::try_from(limit.as_millis()).expect("short"));
+                match self.rows.get_with(&id, options).await {
+                    Ok(read) => {
+                        let of = (read.value.as_deref(), read.freshness, read.tier);
+                        self.answered_by(
+                            key,
+                            of,
+                            Record { within_ms, ended: now_ns(), ..Record::new(Kind::Answer, key, begun) },
+                        );
+                    }
+                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                }
+            }
+            Asks::Pair | Asks::Session => {
+                let first = match asks {
+                    Asks::Session => self.rows.get(&id).await.ok(),
+                    _ => None,
+                };
+                let demanded = first.as_ref().and_then(|read| read.value.as_ref()).map_or(0, |row| row.value);
+                let token = first.and_then(|read| read.token()).filter(|_| demanded > 0);
+                let begun = now_ns();
+                let options = token.map_or(ReadOptions::default(), ReadOptions::at_least);
+                match self.pairs.get_with(&id, options).await {
+                    Ok(read) => self.answered_pair(key, &read, begun, token.map_or(0, |_| demanded), 0),
+                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                }
+            }
+            Asks::View => {
+                let (rows, pairs, other) = (&self.rows, &self.pairs, id ^ 1);
+                let seen = self.perto.view(|view| async move {
+                    Ok::<_, Error>((view.get(rows, &id).await?, view.get(pairs, &other).await?))
+                });
+                match seen.await {
+                    Ok((row, pair)) => {
+                        // The row is in both.
+                        assert_eq!(
+                            row.value.as_deref().map(|row| row.value),
+                            pair.value.as_deref().map(|(_, row)| row.value),
+                            "a view of {key} is torn"
+                        );
+                        // As late as several loads may be.
+                        self.answered_pair(key ^ 1, &pair, begun, 0, 1 + VIEW_WITHIN_MS);
+                    }
+                    Err(Error::Unsettled) => {}
+                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                }
+            }
+        }
+    }
+
+    fn answered_pair(&self, key: u32, read: &Read<Pair>, begun: u64, demanded: u64, within_ms: u32) {
+        let ended = now_ns();
+        let (one, other) =
+            (read.value.as_deref().map(|pair| &pair.0), read.value.as_deref().map(|pair| &pair.1));
+        let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
+        let first = Record { ended, demanded, within_ms, ..Record::new(kind, key, begun) };
+        self.answered_by(key, (one, read.freshness, read.tier), first);
+        let second = Record { ended, within_ms, ..Record::new(Kind::Answer, key ^ 1, begun) };
+        self.answered_by(key ^ 1, (other, read.freshness, read.tier), second);
+    }
+
     fn answered(&self, key: u32, read: &Read<Row>, begun: u64, ended: u64, demanded: u64) {
-        let flag = match read.freshness {
+        let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
+        let record = Record { ended, demanded, ..Record::new(kind, key, begun) };
+        self.answered_by(key, (read.value.as_deref(), read.freshness, read.tier), record);
+    }
+
+    fn answered_by(
+        &self,
+        key: u32,
+        (value, freshness, tier): (Option<&Row>, Freshness, Tier),
+        record: Record,
+    ) {
+        let flag = match freshness {
             Freshness::Fresh => Flag::Fresh,
             Freshness::Unverified { .. } => Flag::Unverified,
             _ => Flag::Stale,
         };
-        let tier = match read.tier {
+        let tier = match tier {
             Tier::Local => 0,
             Tier::Remote => 1,
             Tier::Load => 2,
         };
         // No row is ever deleted: where one is missing, the history has no such value.
-        let (version, value) =
-            read.value.as_ref().map_or((u64::MAX, u64::MAX), |row| (row.version, row.value));
-        let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
-        let record = Record::new(kind, key, begun);
-        self.recorder.read(Record { flag, tier, version, value, ended, demanded, ..record });
+        let (version, value) = value.map_or((u64::MAX, u64::MAX), |row| (row.version, row.value));
+        self.recorder.read(Record { flag, tier, version, value, key, ..record });
     }
 
     fn not_answered(&self, key: u32, error: &Error, begun: u64, ended: u64) {

@@ -57,6 +57,8 @@ pub(crate) struct Record {
     pub(crate) ended: u64,
     /// Of the server's history: promotions begin another.
     pub(crate) timeline: u32,
+    /// What a read asked for: a poll of at most so many milliseconds ago, plus one. 0 where it asked for none. It may wait for that poll.
+    pub(crate) within_ms: u32,
     /// The value that a read with a token demanded, or something newer.
     pub(crate) demanded: u64,
 }
@@ -64,8 +66,20 @@ pub(crate) struct Record {
 impl Record {
     /// A record to be filled in.
     pub(crate) const fn new(kind: Kind, key: u32, begun: u64) -> Self {
-        let (version, value, ended, timeline, demanded) = (0, 0, 0, 0, 0);
-        Self { kind, flag: Flag::Fresh, tier: 0, key, version, value, begun, ended, timeline, demanded }
+        let (version, value, ended, timeline, within_ms, demanded) = (0, 0, 0, 0, 0, 0);
+        Self {
+            kind,
+            flag: Flag::Fresh,
+            tier: 0,
+            key,
+            version,
+            value,
+            begun,
+            ended,
+            timeline,
+            within_ms,
+            demanded,
+        }
     }
 
     fn to_bytes(self) -> [u8; BYTES] {
@@ -78,6 +92,7 @@ impl Record {
             bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&number.to_le_bytes());
         }
         bytes[40..44].copy_from_slice(&self.timeline.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.within_ms.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.demanded.to_le_bytes());
         bytes
     }
@@ -106,6 +121,7 @@ impl Record {
             begun: number(24)?,
             ended: number(32)?,
             timeline: word(40)?,
+            within_ms: word(44)?,
             demanded: number(48)?,
         })
     }

@@ -72,7 +72,11 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
     for (worker, read) in &reads {
         let (begun, ended) = (Duration::from_nanos(read.begun), Duration::from_nanos(read.ended));
         let inside = read.begun < case.to && read.ended >= case.from;
-        if inside && case.awake.contains(worker) && ended - begun > verdict.longest_read {
+        if inside
+            && read.within_ms == 0
+            && case.awake.contains(worker)
+            && ended - begun > verdict.longest_read
+        {
             verdict.longest_read = ended - begun;
             verdict.longest_was = format!("{:?} of {read:?} on {worker}", read.kind);
         }
@@ -90,6 +94,7 @@ pub(crate) fn judge(folder: &Path, case: &Case) -> Verdict {
         );
         answer.instance = *worker;
         answer.at_least = places.get(&read.demanded).copied().filter(|_| read.kind == Kind::TokenAnswer);
+        answer.within = read.within_ms.checked_sub(1).map(|ms| Duration::from_millis(ms.into()));
         judge.read(&answer);
     }
     let report = judge.report();

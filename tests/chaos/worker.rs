@@ -184,6 +184,27 @@ impl Worker {
                 }
             })
             .unwrap();
+        let (loading, on) = (pool.clone(), rows.clone());
+        let pairs = perto
+            .cache("pair")
+            .tables([""; 0])
+            .load_timeout(LOAD_TIMEOUT)
+            .loader(move |load: perto::Load<i64>| {
+                let (pool, on) = (loading.clone(), on.clone());
+                async move {
+                    let sql = "select a.id, a.version, a.value, b.version, b.value \
+                               from rows a join rows b on b.id = a.id # 1 where a.id = any($1)";
+                    let rows = postgres::query_as::<(i64, i64, i64, i64, i64)>(sql);
+                    let rows = rows.bind(load.keys).fetch(&pool).await?;
+                    let row = |version: i64, value: i64| Row {
+                        version: version.cast_unsigned(),
+                        value: value.cast_unsigned(),
+                    };
+                    let pairs = rows.by_key(|(id, v, value, w, other)| (id, (row(v, value), row(w, other))));
+                    Ok::<_, sqlx::Error>(pairs.depends_on(move |id, _| [on.key(id), on.key(&(id ^ 1))]))
+                }
+            })
+            .unwrap();
         let recorder = Recorder::new(&settings.folder, settings.number, &settings.part).unwrap();
         let mut events = JoinSet::new();
         let said = settings.folder.join(format!("events-{}", settings.number));
@@ -194,7 +215,7 @@ impl Worker {
             tries -= 1;
             assert!(tries > 0, "{error:?}");
         }
-        let load = Load::new(perto, rows, pool, recorder, settings.number);
+        let load = Load::new(perto, (rows, pairs), pool, recorder, settings.number);
         let mut tasks = JoinSet::new();
         let reads = (settings.reads, settings.cold);
         load.start(&mut tasks, reads, settings.writes, u64::from(settings.number));
