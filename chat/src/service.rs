@@ -43,17 +43,20 @@ mod api;
 mod budget;
 mod caches;
 mod companies;
+mod contact_pages;
 mod contacts;
 mod dashboard;
 pub(crate) mod database;
 mod fair;
 mod fleet;
 pub(crate) mod imports;
+mod inbox;
 mod input;
 pub(crate) mod keys;
 mod limits;
 mod listen;
 mod messages;
+mod overview;
 mod preload;
 mod problem;
 mod rules;
@@ -110,10 +113,13 @@ const KEPT_FILES: usize = 64;
 fn resources() -> (Router<Arc<Service>>, OpenApi) {
     OpenApiRouter::with_openapi(api::base())
         .merge(messages::routes())
+        .merge(inbox::routes())
         .merge(tool_results::routes())
         .merge(companies::routes())
         .merge(users::routes())
+        .merge(overview::routes())
         .merge(contacts::routes())
+        .merge(contact_pages::routes())
         .merge(validation::routes())
         .merge(preload::routes())
         .merge(imports::routes())

@@ -222,6 +222,9 @@ async fn figures_have_the_names_that_clients_read() {
         "toolResultCache",
         "overall",
         "contactByPhoneCache",
+        "inboxCache",
+        "contactPageCache",
+        "overviewCache",
         "apiKeyCache",
     ] {
         let shown = fields(&all["cache"][cache]);
@@ -243,7 +246,7 @@ async fn figures_have_the_names_that_clients_read() {
             assert!(shown.contains(name), "{name} of {cache}: {all}");
         }
     }
-    assert_eq!(fields(&all["cache"]).len(), 9, "{all}");
+    assert_eq!(fields(&all["cache"]).len(), 12, "{all}");
     assert_eq!(counted(all, "contactByPhoneCache").2, 1);
     assert_eq!(counted(all, "contactCache").2, 3, "by id and by phone together");
     assert_eq!(counted(all, "apiKeyCache").2, 3, "each request looked its key up");

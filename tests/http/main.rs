@@ -21,6 +21,7 @@ mod fleet;
 mod imports;
 mod inspect;
 mod lines;
+mod lists;
 mod load;
 mod messages;
 mod metrics;

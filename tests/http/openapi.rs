@@ -42,6 +42,9 @@ async fn every_route_that_is_described_answers_and_says_what_may_go_wrong() {
         "PATCH /api/v1/users/{id}",
         "DELETE /api/v1/users/{id}",
         "POST /api/v1/users",
+        "GET /api/v1/companies/{company}/inbox",
+        "GET /api/v1/companies/{company}/overview",
+        "GET /api/v1/companies/{company}/contacts",
         "GET /api/v1/companies/{company}/contacts/{id}",
         "PATCH /api/v1/companies/{company}/contacts/{id}",
         "DELETE /api/v1/companies/{company}/contacts/{id}",
@@ -65,6 +68,43 @@ async fn every_route_that_is_described_answers_and_says_what_may_go_wrong() {
     ] {
         assert!(described.iter().any(|known| known == route), "{route} is not described: {described:#?}");
     }
+}
+
+/// What it says of a read, a read does.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_read_of_a_cache_says_how_new_it_is_to_be_and_how_new_it_is() {
+    let database = seeded();
+    let a = Served::start(&database, "a");
+    let document = request(&a, "GET", "/openapi.json", "", "").await.body;
+    let tool = "/api/v1/chats/00000000-0000-4000-8000-000000000001/tool-results/w";
+    assert_eq!(request(&a, "PUT", tool, "", "1").await.status, 200);
+    let mut read = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let takes = |header: &str| {
+            let parameters = item["get"]["parameters"].as_array();
+            parameters.into_iter().flatten().any(|parameter| parameter["name"] == header)
+        };
+        assert_eq!(takes("perto-at-least"), takes("perto-read"), "{path}");
+        if !takes("perto-read") {
+            continue;
+        }
+        read += 1;
+        let chat = path.replace("{chat}", "00000000-0000-4000-8000-000000000001").replace("{tool}", "w");
+        let there = chat.replace("contacts/{id}", "contacts/20").replace("{phone}", "910000020");
+        let there = numbered(&there);
+        let headers = item["get"]["responses"]["200"]["headers"].as_object().unwrap();
+        for wanted in ["", "perto-read: latest\r\n", "perto-read: within=100ms\r\n"] {
+            let answer = request(&a, "GET", &there, wanted, "").await;
+            assert_eq!(answer.status, 200, "{there}: {}", answer.text);
+            for header in ["perto-token", "perto-tier", "perto-freshness", "etag"] {
+                assert!(headers.contains_key(header), "{path} does not describe {header}");
+                assert!(answer.header(header).is_some(), "{there} has no {header}");
+            }
+            let again = request(&a, "GET", &there, &answer.at_least(), "").await;
+            assert_eq!((again.status, again.header("perto-freshness")), (200, Some("fresh")), "{there}");
+        }
+    }
+    assert!(read >= 9, "only {read} reads");
 }
 
 /// The rest of a path's parameters are numbers.

@@ -30,14 +30,16 @@ struct Invalidated {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 struct CachePath {
-    /// `message`, `company`, `user`, `contact`, `contact_by_phone`, `validation`, `tool_result` or `api_key`.
+    /// `message`, `company`, `user`, `contact`, `contact_by_phone`, `validation`, `tool_result`, `inbox`, `contact_page`,
+    /// `overview` or `api_key`.
     cache: String,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 struct EntryPath {
-    /// `message`, `company`, `user`, `contact`, `contact_by_phone`, `validation`, `tool_result` or `api_key`.
+    /// `message`, `company`, `user`, `contact`, `contact_by_phone`, `validation`, `tool_result`, `inbox`, `contact_page`,
+    /// `overview` or `api_key`.
     cache: String,
     /// As the trigger writes it, like `7` or `7:+351912345678`.
     key: String,
@@ -91,7 +93,7 @@ fn no_key() -> Problem {
 
 fn done(invalidated: Invalidated, token: Token) -> Response {
     let mut response = Json(invalidated).into_response();
-    answer::put_token(response.headers_mut(), Some(token));
+    answer::written(response.headers_mut(), Some(token));
     response
 }
 fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {

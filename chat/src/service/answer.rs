@@ -1,6 +1,6 @@
 //! What a response says of its consistency, and what a request may ask for.
 //!
-//! A write answers with `perto-token`; a read that brings it as `perto-at-least` sees the write, on any instance. A
+//! Writes and reads answer with `perto-token`; a read that brings it as `perto-at-least` is no older, on any instance. A
 //! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
 
 use std::sync::{Arc, OnceLock};
@@ -28,8 +28,8 @@ mod tags;
 pub(crate) use pieces::Pieces;
 
 const AT_LEAST: &str = "perto-at-least";
-const WITHIN: &str = "perto-within";
-/// Longer than any bound.
+const READ: &str = "perto-read";
+/// As long as the longest bound.
 const MAX_WITHIN_MS: u32 = 3_600_000;
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
 const FRESHNESS: HeaderName = HeaderName::from_static("perto-freshness");
@@ -41,6 +41,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 #[derive(Debug)]
 pub(crate) struct Preconditions {
     at_least: Option<Token>,
+    /// None at all for the latest.
     within: Option<Duration>,
     /// As they came, line by line.
     if_none_match: Vec<HeaderValue>,
@@ -51,17 +52,24 @@ pub(crate) struct Preconditions {
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "it says in the API's description what `Preconditions` reads")]
 pub(crate) struct ReadHeaders {
-    /// The `perto-token` of a write that the answer must contain.
+    /// The `perto-token` of an earlier answer: this one is no older.
     #[param(
         rename = "perto-at-least",
-        pattern = "^([0-9a-f]{1,16}-[0-9a-f]{1,16})?$",
+        pattern = "^([0-9a-f]{1,16}-r?[0-9a-f]{1,16})?$",
         required = false,
         nullable = false
     )]
     at_least: Option<String>,
-    /// Milliseconds: the answer misses nothing that was visible longer than this before the request. 0 for the latest.
-    #[param(rename = "perto-within", minimum = 0, maximum = 3_600_000, required = false, nullable = false)]
-    within: Option<u32>,
+    /// `latest`: the answer misses nothing that was visible when the request came. `within=100ms`: nothing that was visible
+    /// 100 ms before.
+    #[param(
+        rename = "perto-read",
+        pattern = "^(latest|within=([0-9]{1,6}|[12][0-9]{6}|3[0-5][0-9]{5}|3600000)ms)$",
+        required = false,
+        nullable = false,
+        example = "within=100ms"
+    )]
+    read: Option<String>,
     /// `ETag`s that the client has: where the answer's is among them, it is `304` without a body.
     #[param(rename = "if-none-match", required = false, nullable = false)]
     if_none_match: Option<String>,
@@ -89,16 +97,31 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
                 None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
             },
         };
-        let within = match input::only(&parts.headers, WITHIN)? {
+        let within = match input::only(&parts.headers, READ)? {
             None => None,
-            Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
-                Some(ms @ 0..=MAX_WITHIN_MS) => Some(Duration::from_millis(ms.into())),
-                _ => return Err(Problem::bad(WITHIN, "is not a number of milliseconds, at most 3600000")),
+            Some(given) => match given.to_str().ok().and_then(within) {
+                Some(within) => Some(within),
+                None => {
+                    return Err(Problem::bad(
+                        READ,
+                        "must be `latest`, or like `within=100ms`: at most 3600000ms",
+                    ));
+                }
             },
         };
         let if_none_match = parts.headers.get_all(IF_NONE_MATCH).iter().cloned().collect();
         Ok(Self { at_least, within, if_none_match })
     }
+}
+
+/// What `perto-read` asks for: no time at all is the latest.
+fn within(text: &str) -> Option<Duration> {
+    if text == "latest" {
+        return Some(Duration::ZERO);
+    }
+    let ms = text.strip_prefix("within=")?.strip_suffix("ms")?;
+    let ms = ms.bytes().all(|byte| byte.is_ascii_digit()).then(|| ms.parse::<u32>().ok())??;
+    (ms <= MAX_WITHIN_MS).then(|| Duration::from_millis(ms.into()))
 }
 
 /// A row as it is cached: with the body that its answers have, made once for as long as it is in L1.
@@ -178,12 +201,13 @@ impl Answer {
             response
         } else {
             let mut response = Response::new(rendered.body.clone().into());
-            response.headers_mut().reserve(6);
+            response.headers_mut().reserve(7);
             response.headers_mut().insert(CONTENT_TYPE, JSON);
             response
         };
         let headers = response.headers_mut();
         consistency(headers, read.freshness, read.tier);
+        put_token(headers, read.token);
         headers.insert(ETAG, rendered.tag.clone());
         Self { parts: response }
     }
@@ -201,19 +225,30 @@ pub(crate) struct Served<V> {
     pub(crate) value: Arc<V>,
     pub(crate) freshness: Freshness,
     pub(crate) tier: Tier,
+    /// What a later answer must contain to be no older. None where nobody knows.
+    pub(crate) token: Option<Token>,
 }
 
 impl<V> Served<V> {
-    /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which.
+    /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which. So it has no token
+    /// either, which would change with another's row and never with none.
     pub(crate) fn new(read: Read<V>, what: &str, theirs: impl FnOnce(&V) -> bool) -> Result<Self, Problem> {
+        let token = read.token();
         match read.value {
-            Some(value) if theirs(&value) => Ok(Self { value, freshness: read.freshness, tier: read.tier }),
+            Some(value) if theirs(&value) => {
+                Ok(Self { value, freshness: read.freshness, tier: read.tier, token })
+            }
             _ => Err(Problem::not_found(format!("there is no such {what}"))),
         }
     }
 }
 
 impl<V> Served<V> {
+    /// An answer that rests on another read too, which had this token.
+    pub(crate) fn and(self, token: Option<Token>) -> Self {
+        Self { token: Token::of_all([self.token, token]), ..self }
+    }
+
     /// As good as the worse of the two.
     pub(crate) fn no_fresher_than(self, other: Freshness) -> Self {
         Self { freshness: worse(self.freshness, other), ..self }
@@ -242,9 +277,24 @@ fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
 }
 
 /// A value that was composed of others: as good as the worst of them.
-pub(crate) fn composed<T: Serialize>(value: T, freshness: Freshness, tier: Tier) -> Response {
-    let mut response = Json(value).into_response();
-    consistency(response.headers_mut(), freshness, tier);
+#[derive(Debug)]
+pub(crate) struct Composed<T> {
+    pub(crate) value: T,
+    pub(crate) freshness: Freshness,
+    pub(crate) tier: Tier,
+    pub(crate) token: Option<Token>,
+}
+
+impl<T> Composed<T> {
+    pub(crate) fn map<U>(self, of: impl FnOnce(T) -> U) -> Composed<U> {
+        Composed { value: of(self.value), freshness: self.freshness, tier: self.tier, token: self.token }
+    }
+}
+
+pub(crate) fn composed<T: Serialize>(read: &Composed<T>) -> Response {
+    let mut response = Json(&read.value).into_response();
+    consistency(response.headers_mut(), read.freshness, read.tier);
+    put_token(response.headers_mut(), read.token);
     response
 }
 
@@ -275,14 +325,56 @@ impl<V> Committed<V> {
 impl<V: Serialize> IntoResponse for Committed<V> {
     fn into_response(self) -> Response {
         let mut response = Json(self.0.value).into_response();
-        put_token(response.headers_mut(), self.0.token);
+        written(response.headers_mut(), self.0.token);
         response
     }
 }
 
-pub(crate) fn put_token(headers: &mut HeaderMap, token: Option<Token>) {
+/// What the answer to a write says.
+pub(crate) fn written(headers: &mut HeaderMap, token: Option<Token>) {
+    put_token(headers, token);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
+fn put_token(headers: &mut HeaderMap, token: Option<Token>) {
     if let Some(token) = token.and_then(|token| HeaderValue::try_from(token.to_string()).ok()) {
         headers.insert(TOKEN, token);
     }
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_is_the_latest_or_a_number_of_milliseconds_up_to_the_longest_bound() {
+        let ms = |ms| Some(Duration::from_millis(ms));
+        for (text, wanted) in [
+            ("latest", ms(0)),
+            ("within=0ms", ms(0)),
+            ("within=100ms", ms(100)),
+            ("within=3600000ms", ms(3_600_000)),
+        ] {
+            assert_eq!(within(text), wanted, "{text}");
+        }
+        for text in [
+            "",
+            "Latest",
+            "latest ",
+            "100ms",
+            "within=",
+            "within=ms",
+            "within=100",
+            "within=+1ms",
+            "within=-1ms",
+            "within=1s",
+            "within=0.5ms",
+            "within=100 ms",
+            "within=3600001ms",
+            "within=4294967296ms",
+            "within=\u{664}ms",
+        ] {
+            assert_eq!(within(text), None, "{text}");
+        }
+    }
 }

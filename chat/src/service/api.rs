@@ -20,8 +20,8 @@ use super::problem::{Document, Problem};
 #[openapi(
     info(
         title = "Perto",
-        description = "The caches of a customer-chat product. A write answers with `perto-token`; a read that brings \
-                       it as `perto-at-least` sees the write, on any instance. An admin, and anybody where no keys are \
+        description = "The caches of a customer-chat product. Writes and reads answer with `perto-token`; a read \
+                       that brings it as `perto-at-least` is no older, on any instance. An admin, and anybody where no keys are \
                        configured, may say `perto-company` to act for one company."
     ),
     tags(
@@ -110,6 +110,8 @@ fn describe(path: &str, method: &str, operation: &mut Value) {
             response["headers"]["perto-tier"] = text("Where it came from: `l1`, `l2` or `load`");
             response["headers"]["perto-freshness"] =
                 text("`fresh`; else it may miss writes: `unverified`, `stale`");
+            response["headers"]["perto-token"] =
+                text("Of this answer, for `perto-at-least`. Not where nobody knows how new it is");
         }
         if tagged {
             response["headers"]["etag"] = text("Of this body, on every instance");

@@ -6,13 +6,15 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use perto::{
     Cache, CacheBuilder, CacheStats, Histogram, Inspection, InvalidateError, Key, Perto, StartError, Tier,
-    Token, Value,
+    Token, Topic, Value,
 };
 
 use super::database::Database;
 use super::problem::Problem;
 use super::settings::Settings;
-use super::{companies, contacts, keys, messages, tool_results, users, validation};
+use super::{
+    companies, contact_pages, contacts, inbox, keys, messages, overview, tool_results, users, validation,
+};
 
 /// Every cache that there is.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub(crate) struct Caches {
     pub(crate) contacts_by_phone: contacts::ContactsByPhone,
     pub(crate) validations: validation::Validations,
     pub(crate) tool_results: tool_results::ToolResults,
+    pub(crate) inboxes: inbox::Inboxes,
+    pub(crate) contact_pages: contact_pages::ContactPages,
+    pub(crate) overviews: overview::Overviews,
     pub(crate) api_keys: keys::ApiKeys,
 }
 
@@ -33,9 +38,10 @@ impl Caches {
         let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
         let l1_bytes = settings.sizes.l1_mib << 20;
         let defaults = Defaults { perto, l1_bytes };
+        let of_company: Topic<i64> = perto.topic(contacts::OF_COMPANY).tables(["contacts"]).declare()?;
+        let companies = companies::cache(defaults.builder(companies::CACHE, ttls.company), database())?;
         Ok(Self {
             messages: messages::cache(defaults.builder(messages::CACHE, ttls.message), database(), window)?,
-            companies: companies::cache(defaults.builder(companies::CACHE, ttls.company), database())?,
             users: users::cache(defaults.builder(users::CACHE, ttls.user), database())?,
             contacts: contacts::cache(defaults.builder(contacts::CACHE, ttls.contact), database())?,
             contacts_by_phone: contacts::cache_by_phone(
@@ -47,11 +53,27 @@ impl Caches {
                 defaults.builder(tool_results::CACHE, ttls.tool_result),
                 database(),
             )?,
+            inboxes: inbox::cache(
+                defaults.builder(inbox::CACHE, ttls.message),
+                database(),
+                of_company.clone(),
+            )?,
+            contact_pages: contact_pages::cache(
+                defaults.builder(contact_pages::CACHE, ttls.contact),
+                database(),
+                of_company,
+            )?,
+            overviews: overview::cache(
+                defaults.builder(overview::CACHE, ttls.company),
+                database(),
+                companies.clone(),
+            )?,
             api_keys: keys::cache(defaults.builder(keys::CACHE, ttls.api_key), database())?,
+            companies,
         })
     }
 
-    pub(crate) fn all(&self) -> [&dyn AnyCache; 8] {
+    pub(crate) fn all(&self) -> [&dyn AnyCache; 11] {
         [
             &self.messages,
             &self.companies,
@@ -60,6 +82,9 @@ impl Caches {
             &self.contacts_by_phone,
             &self.validations,
             &self.tool_results,
+            &self.inboxes,
+            &self.contact_pages,
+            &self.overviews,
             &self.api_keys,
         ]
     }

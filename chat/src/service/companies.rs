@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, ReadOptions, StartError};
+use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, ReadOptions, StartError, Token};
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use utoipa::{IntoParams, ToSchema};
@@ -94,6 +94,8 @@ pub(crate) struct Tenant {
     pub(crate) company: Company,
     /// Of what depends on it.
     pub(crate) freshness: Freshness,
+    /// Of the company's row, which every answer rests on: see [`Served::and`].
+    pub(crate) token: Option<Token>,
     pub(crate) wanted: Preconditions,
 }
 
@@ -109,7 +111,8 @@ impl FromRequestParts<Arc<Service>> for Tenant {
         let PathParams(CompanyParam { company }) = PathParams::from_request_parts(parts, service).await?;
         let wanted = Preconditions::from_request_parts(parts, service).await?;
         let found = find(service, caller, company, wanted.options()).await?;
-        Ok(Self { company: found.value.row.clone(), freshness: found.freshness, wanted })
+        let Served { value, freshness, token, .. } = found;
+        Ok(Self { company: value.row.clone(), freshness, token, wanted })
     }
 }
 

@@ -25,6 +25,8 @@ use super::rules;
 
 pub(crate) const CACHE: &str = "contact";
 pub(crate) const CACHE_BY_PHONE: &str = "contact_by_phone";
+/// The topic of each company's contacts.
+pub(crate) const OF_COMPANY: &str = "contacts_of_company";
 
 pub(crate) type Contacts = Cache<i64, Row<Contact>>;
 pub(crate) type ContactsByPhone = Cache<ByPhone, Row<Contact>>;
@@ -37,8 +39,8 @@ pub(crate) struct Contact {
     pub(crate) company_id: i64,
     /// E.164.
     pub(crate) phone: String,
-    name: Option<String>,
-    email: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) email: Option<String>,
 }
 
 /// A phone of a company's contact.
@@ -181,12 +183,12 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Service>> {
     responses((status = 200, body = Contact)))]
 async fn read(
     State(service): State<Arc<Service>>,
-    Tenant { company, wanted, .. }: Tenant,
+    Tenant { company, token, wanted, .. }: Tenant,
     PathParams(path): PathParams<ContactPath>,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.contacts, &path.id, wanted.options()).await?;
     let found = Served::new(read, "contact", |contact| contact.row.company_id == company.id)?;
-    Ok(Answer::row(&found, &wanted))
+    Ok(Answer::row(&found.and(token), &wanted))
 }
 
 /// A contact by its phone
@@ -194,7 +196,7 @@ async fn read(
     params(PhonePath, ReadHeaders), responses((status = 200, body = Contact)))]
 async fn read_by_phone(
     State(service): State<Arc<Service>>,
-    Tenant { company, freshness, wanted }: Tenant,
+    Tenant { company, freshness, token, wanted }: Tenant,
     PathParams(path): PathParams<PhonePath>,
 ) -> Result<Answer, Problem> {
     let phone = rules::phone(&path.phone, &company.region)?;
@@ -202,7 +204,7 @@ async fn read_by_phone(
     let read = fair::read(&service.caches.contacts_by_phone, &key, wanted.options()).await?;
     // Which number it is depends on the company's region.
     let found = Served::new(read, "contact", |_| true)?.no_fresher_than(freshness);
-    Ok(Answer::row(&found, &wanted))
+    Ok(Answer::row(&found.and(token), &wanted))
 }
 
 /// Makes a contact

@@ -87,6 +87,10 @@ struct NewMessage {
         example = "Hello"
     )]
     body: String,
+    /// Whom the chat is with from now on, as inboxes show it: a contact of its company. What was said before stays where this
+    /// says nothing.
+    #[schema(minimum = 1, nullable = true)]
+    contact: Option<i64>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -258,8 +262,8 @@ async fn older(
     messages.truncate(fitting);
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     fair::fetched(body.len());
-    // The primary has just been asked.
-    let found = Served { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load };
+    // The primary has just been asked. The window's token would not contain what it said.
+    let found = Served { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load, token: None };
     Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))
 }
 
@@ -282,15 +286,40 @@ async fn create(
                 let query = service.database.write::<Message>(sql).bind(path.chat).bind(caller.company());
                 query.bind(new.sender.name()).bind(&new.body)
             };
-            if let Some(message) = insert().fetch_optional(&mut *tx).await? {
-                return Ok(Some(message));
+            let mut message = insert().fetch_optional(&mut *tx).await?;
+            if message.is_none() {
+                begin_chat(&service, tx, path.chat, caller).await?;
+                message = insert().fetch_optional(&mut *tx).await?;
             }
-            begin_chat(&service, tx, path.chat, caller).await?;
-            Ok::<_, Problem>(insert().fetch_optional(&mut *tx).await?)
+            if let Some(contact) = new.contact.filter(|_| message.is_some()) {
+                is_with(&service, tx, path.chat, contact).await?;
+            }
+            Ok::<_, Problem>(message)
         })
         .await?;
     let done = Committed::some(written).ok_or_else(|| Problem::not_found("there is no such chat"))?;
     Ok(done.created(&format!("/api/v1/chats/{}/messages", path.chat)))
+}
+
+/// Says whom a chat is with.
+///
+/// # Errors
+/// 422 where that is no contact of the chat's company.
+async fn is_with(
+    service: &Service,
+    tx: &mut sqlx::PgConnection,
+    chat: Uuid,
+    contact: i64,
+) -> Result<(), Problem> {
+    // It stays until the end of the transaction. A chat that is with it already is not written.
+    let sql = "with its as (select p.id from contacts p join chats c on c.company_id = p.company_id \
+                 where c.id = $1 and p.id = $2 for key share of p), \
+               said as (update chats set contact_id = $2 \
+                 where id = $1 and contact_id is distinct from $2 and exists (select from its)) \
+               select id from its";
+    let query = service.database.write::<(i64,)>(sql).bind(chat).bind(contact);
+    let its = query.fetch_optional(tx).await?;
+    its.map(drop).ok_or_else(|| Problem::invalid("contact", "is no contact of the chat's company"))
 }
 
 /// Makes a chat, unless there is one: then it may be another's.

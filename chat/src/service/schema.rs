@@ -6,22 +6,42 @@ use anyhow::Context;
 use perto::postgres::{self, Watch};
 use sqlx::PgConnection;
 
-use super::{companies, contacts, keys, messages, tool_results, users};
+use super::{companies, contacts, inbox, keys, messages, overview, tool_results, users};
 
 /// The schema of the log.
 pub(crate) const LOG: &str = "perto";
 
-/// Which cache is invalidated by which table, and how its keys are written in SQL.
-pub(crate) const WATCHED: [(&str, &str, &str); 8] = [
+/// Which cache or topic is invalidated by which table, and how its keys are written in SQL.
+pub(crate) const WATCHED: [(&str, &str, &str); 13] = [
     ("chats", messages::CACHE, "id"),
     ("messages", messages::CACHE, "chat_id"),
     ("companies", companies::CACHE, "id"),
     ("users", users::CACHE, "id"),
     ("contacts", contacts::CACHE, "id"),
     ("contacts", contacts::CACHE_BY_PHONE, "company_id || ':' || phone"),
+    ("contacts", contacts::OF_COMPANY, "company_id"),
     ("tool_results", tool_results::CACHE, "chat_id || ':' || tool"),
     ("api_keys", keys::CACHE, "encode(hash, 'hex')"),
+    ("chats", inbox::CACHE, "company_id"),
+    ("users", overview::CACHE, "company_id"),
+    ("contacts", overview::CACHE, "company_id"),
+    ("chats", overview::CACHE, "company_id"),
 ];
+
+/// Of which columns, where not of all: updates of others invalidate nothing.
+const COLUMNS: [(&str, &str, &[&str]); 4] = [
+    // What an inbox shows of a chat changes with each message, which is told of by itself.
+    ("chats", messages::CACHE, &["company_id"]),
+    // What stays where it is, counts as before.
+    ("users", overview::CACHE, &["company_id"]),
+    ("contacts", overview::CACHE, &["company_id"]),
+    ("chats", overview::CACHE, &["company_id"]),
+];
+
+fn columns(table: &str, cache: &str) -> Vec<String> {
+    let own = COLUMNS.iter().filter(|(of, by, _)| (*of, *by) == (table, cache));
+    own.flat_map(|(.., columns)| *columns).map(|&column| column.to_owned()).collect()
+}
 
 /// The version of the service's tables that this program needs.
 pub(crate) fn last_migration() -> i64 {
@@ -43,7 +63,7 @@ pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()>
             table: table.to_owned(),
             cache: cache.to_owned(),
             key: key.to_owned(),
-            columns: Vec::new(),
+            columns: columns(table, cache),
         };
         // The service knows its keys best: those of an older one are replaced.
         postgres::rewatch(connection, &watch)

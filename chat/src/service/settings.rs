@@ -54,16 +54,16 @@ pub(crate) struct AccessSettings {
 /// How long values live in both tiers.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Ttls {
-    /// Message history
+    /// Message histories and inboxes
     #[arg(long = "ttl-message", env = "PERTO_TTL_MESSAGE", default_value = "5m", value_parser = ttl, value_name = "TIME")]
     pub(crate) message: Duration,
-    /// Companies
+    /// Companies, and overviews of them
     #[arg(long = "ttl-company", env = "PERTO_TTL_COMPANY", default_value = "30m", value_parser = ttl, value_name = "TIME")]
     pub(crate) company: Duration,
     /// Users
     #[arg(long = "ttl-user", env = "PERTO_TTL_USER", default_value = "30m", value_parser = ttl, value_name = "TIME")]
     pub(crate) user: Duration,
-    /// Contacts, by id and by phone
+    /// Contacts, by id, by phone and in pages
     #[arg(long = "ttl-contact", env = "PERTO_TTL_CONTACT", default_value = "1h", value_parser = ttl, value_name = "TIME")]
     pub(crate) contact: Duration,
     /// Validations of contacts

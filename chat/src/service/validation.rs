@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use perto::{Cache, CacheBuilder, Freshness, Load, Loaded, MAX_KEY_BYTES, Read, StartError, Tier};
+use perto::{Cache, CacheBuilder, Load, Loaded, MAX_KEY_BYTES, Read, StartError, Tier, Token};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::access::{self, Caller};
-use super::answer::{self, ReadHeaders, Row};
+use super::answer::{self, Composed, ReadHeaders, Row};
 use super::caches::share_of;
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
@@ -159,8 +159,8 @@ async fn validate(
     let json = bytes.trim_ascii_start();
     if !json.starts_with(b"[") {
         let candidate: Candidate = input::object(json)?;
-        let (mut validations, freshness, tier) = validations(&service, &tenant, vec![candidate]).await?;
-        return Ok(answer::composed(validations.pop().map(OneOrMany::One), freshness, tier));
+        let found = validations(&service, &tenant, vec![candidate]).await?;
+        return Ok(answer::composed(&found.map(|mut validations| validations.pop().map(OneOrMany::One))));
     }
     let candidates: Vec<&RawValue> =
         serde_json::from_slice(json).map_err(|error| Problem::bad("body", &error.to_string()))?;
@@ -173,16 +173,16 @@ async fn validate(
         input::object(json.get().as_bytes()).map_err(|problem| problem.inside(&format!("[{at}]")))
     });
     let candidates: Vec<Candidate> = candidates.collect::<Result<_, _>>()?;
-    let (validations, freshness, tier) = validations(&service, &tenant, candidates).await?;
-    Ok(answer::composed(OneOrMany::Many(validations), freshness, tier))
+    let found = validations(&service, &tenant, candidates).await?;
+    Ok(answer::composed(&found.map(OneOrMany::Many)))
 }
 
 /// One look-up of what the rules have said, and one of who exists.
 async fn validations(
     service: &Service,
-    Tenant { company, freshness, wanted }: &Tenant,
+    Tenant { company, freshness, token, wanted }: &Tenant,
     candidates: Vec<Candidate>,
-) -> Result<(Vec<Validation>, Freshness, Tier), Problem> {
+) -> Result<Composed<Vec<Validation>>, Problem> {
     let verdicts = verdicts(service, company, candidates).await?;
     let phone = |verdict: &Verdict| Some(ByPhone { company: company.id, phone: verdict.phone.clone()? });
     let mut phones: Vec<ByPhone> = verdicts.iter().filter_map(|verdict| phone(verdict)).collect();
@@ -192,6 +192,7 @@ async fn validations(
     let reads = service.caches.contacts_by_phone.get_many_with(&phones, wanted.options()).await?;
     drop(turn);
     let freshness = reads.iter().map(|read| read.freshness).fold(*freshness, answer::worse);
+    let token = Token::of_all(reads.iter().map(Read::token).chain([*token]));
     let tier =
         [Tier::Load, Tier::Remote].into_iter().find(|tier| reads.iter().any(|read| read.tier == *tier));
     let known: std::collections::HashMap<ByPhone, Read<Row<Contact>>> =
@@ -207,7 +208,7 @@ async fn validations(
             flaws: verdict.flaws.clone(),
         }
     });
-    Ok((answers.collect(), freshness, tier.unwrap_or(Tier::Local)))
+    Ok(Composed { value: answers.collect(), freshness, tier: tier.unwrap_or(Tier::Local), token })
 }
 
 async fn verdicts(

@@ -12,7 +12,7 @@ import { sleep } from "./fleet.mjs";
 
 const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml" };
 const HOSTILE = `<img src=x onerror="window.hit=1"><script>window.hit=1</script>`;
-const CACHES = ["message", "user", "company", "contact", "contact_by_phone", "validation", "tool_result", "api_key"];
+const CACHES = ["message", "user", "company", "contact", "contact_by_phone", "validation", "tool_result", "inbox", "contact_page", "overview", "api_key"];
 const web = new URL("..", import.meta.url);
 
 let browser, server, url, streaming, full;

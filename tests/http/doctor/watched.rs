@@ -82,6 +82,11 @@ async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
         ("users", "user"),
         ("contacts", "contact"),
         ("contacts", "contact_by_phone"),
+        ("contacts", "contacts_of_company"),
+        ("chats", "inbox"),
+        ("users", "overview"),
+        ("contacts", "overview"),
+        ("chats", "overview"),
         ("tool_results", "tool_result"),
         ("api_keys", "api_key"),
     ] {

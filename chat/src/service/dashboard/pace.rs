@@ -14,7 +14,7 @@ use crate::service::fleet::Instance;
 /// Reads a second of one cache: from L1, from L2, by a load.
 pub(super) type Tiers = [f64; 3];
 /// Caches of the service, in the order of their figures.
-pub(super) const CACHES: usize = 8;
+pub(super) const CACHES: usize = 11;
 
 /// Rates over a span of time.
 #[derive(Debug)]

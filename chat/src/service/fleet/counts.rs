@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::service::Service;
-use crate::service::{companies, contacts, keys, messages, tool_results, users, validation};
+use crate::service::{
+    companies, contact_pages, contacts, inbox, keys, messages, overview, tool_results, users, validation,
+};
 
 macro_rules! counts {
     ($($(#[$help:meta])* $name:ident),* $(,)?) => {
@@ -131,6 +133,12 @@ pub(crate) struct Tallies {
     #[schema(required = true)]
     pub(crate) tool_result: Tally,
     #[schema(required = true)]
+    pub(crate) inbox: Tally,
+    #[schema(required = true)]
+    pub(crate) contact_page: Tally,
+    #[schema(required = true)]
+    pub(crate) overview: Tally,
+    #[schema(required = true)]
     pub(crate) api_key: Tally,
 }
 
@@ -144,6 +152,9 @@ impl Tallies {
             contacts::CACHE_BY_PHONE => &mut self.contact_by_phone,
             validation::CACHE => &mut self.validation,
             tool_results::CACHE => &mut self.tool_result,
+            inbox::CACHE => &mut self.inbox,
+            contact_pages::CACHE => &mut self.contact_page,
+            overview::CACHE => &mut self.overview,
             keys::CACHE => &mut self.api_key,
             _ => return None,
         })
@@ -162,7 +173,7 @@ impl Tallies {
     }
 
     /// By the caches' names.
-    pub(crate) fn each(&self) -> [(&'static str, Tally); 8] {
+    pub(crate) fn each(&self) -> [(&'static str, Tally); 11] {
         [
             (messages::CACHE, self.message),
             (users::CACHE, self.user),
@@ -171,6 +182,9 @@ impl Tallies {
             (contacts::CACHE_BY_PHONE, self.contact_by_phone),
             (validation::CACHE, self.validation),
             (tool_results::CACHE, self.tool_result),
+            (inbox::CACHE, self.inbox),
+            (contact_pages::CACHE, self.contact_page),
+            (overview::CACHE, self.overview),
             (keys::CACHE, self.api_key),
         ]
     }
@@ -184,6 +198,9 @@ impl Tallies {
             contact_by_phone: combine(self.contact_by_phone, other.contact_by_phone),
             validation: combine(self.validation, other.validation),
             tool_result: combine(self.tool_result, other.tool_result),
+            inbox: combine(self.inbox, other.inbox),
+            contact_page: combine(self.contact_page, other.contact_page),
+            overview: combine(self.overview, other.overview),
             api_key: combine(self.api_key, other.api_key),
         }
     }
@@ -203,9 +220,8 @@ impl Tallies {
 
     /// All of the product's: API keys are the service's own business.
     pub(crate) fn overall(&self) -> Tally {
-        [self.user, self.company, self.contacts(), self.validation, self.tool_result]
-            .into_iter()
-            .fold(self.message, Tally::plus)
+        let all = self.each().into_iter().filter(|(name, _)| *name != keys::CACHE);
+        all.map(|(_, tally)| tally).fold(Tally::default(), Tally::plus)
     }
 }
 

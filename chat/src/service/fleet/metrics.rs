@@ -46,6 +46,9 @@ pub(crate) struct CacheMetrics {
     contact_by_phone_cache: CacheFigures,
     validation_cache: CacheFigures,
     tool_result_cache: CacheFigures,
+    inbox_cache: CacheFigures,
+    contact_page_cache: CacheFigures,
+    overview_cache: CacheFigures,
     /// Not in `overall`: each request of a tenant looks its key up.
     api_key_cache: CacheFigures,
     /// All but `apiKeyCache`.
@@ -108,6 +111,9 @@ impl From<Tallies> for CacheMetrics {
             contact_by_phone_cache: caches.contact_by_phone.into(),
             validation_cache: caches.validation.into(),
             tool_result_cache: caches.tool_result.into(),
+            inbox_cache: caches.inbox.into(),
+            contact_page_cache: caches.contact_page.into(),
+            overview_cache: caches.overview.into(),
             api_key_cache: caches.api_key.into(),
             overall: caches.overall().into(),
         }
