@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::coherence::snapshot::Rank;
 use crate::coherence::token::Token;
 use crate::local::Entry;
 
@@ -16,13 +17,22 @@ pub struct Read<V> {
     /// Where it came from.
     pub tier: Tier,
     held: Arc<Entry<V>>,
-    /// What was asked for, where the value itself does not show that it contains it.
-    floor: Option<Token>,
+    /// The rank of what was asked for, where the value itself does not show that it contains it. A hit makes one of these, so it is small.
+    floor: u64,
 }
+
+/// Nothing was asked for but what the value shows.
+const NO_FLOOR: u64 = 0;
+/// It is of another epoch than the value: no token says both.
+const OTHER_EPOCH: u64 = u64::MAX;
 
 impl<V> Read<V> {
     #[inline]
     pub(crate) fn of(held: Arc<Entry<V>>, freshness: Freshness, tier: Tier, floor: Option<Token>) -> Self {
+        let floor = floor.map_or(NO_FLOOR, |floor| match held.token {
+            Some(token) if token.epoch == floor.epoch => floor.rank().map_or(OTHER_EPOCH, Rank::number),
+            _ => OTHER_EPOCH,
+        });
         Self { value: held.value.clone(), freshness, tier, held, floor }
     }
 
@@ -35,9 +45,12 @@ impl<V> Read<V> {
     /// [several statements](crate::Stamp::as_lower_bound). Then keep the token that you have: that answer is left out of the promise.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
+        let token = self.held.token?;
         match self.floor {
-            None => self.held.token,
-            floor => Token::of_all([self.held.token, floor]),
+            NO_FLOOR => Some(token),
+            OTHER_EPOCH => None,
+            // Of one epoch the higher rank contains the other.
+            floor => token.rank().map(|rank| Token::of_read(token.epoch, rank.max(Rank::from_number(floor)))),
         }
     }
 
