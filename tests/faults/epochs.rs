@@ -340,3 +340,42 @@ async fn the_origin_of_an_epoch_is_made_of_whole_numbers() {
     let parts: Vec<&str> = origin.split('/').collect();
     assert!(parts.len() == 4 && parts.iter().all(|part| part.parse::<u64>().is_ok()), "{origin}");
 }
+
+/// The server goes on, and its start is what it was: only what it has replayed last tells of the crash. Nobody has polled since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_backend_was_killed_what_is_loaded_before_the_next_poll_is_of_no_known_snapshot() {
+    let postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    let proxy = FaultProxy::start(place_of(&world.database)).await.unwrap();
+    let through = moved_to(&world.database, &proxy.address().to_string());
+    let a = world
+        .start_with(|perto| perto.postgres(&through).bound(Duration::from_secs(60)), |cache| cache)
+        .await;
+    coherent([&a]).await;
+    for id in 1..=3 {
+        world.put(id, 1).await;
+    }
+    a.polled().await;
+    assert!(a.read(1).await.token().is_some());
+    proxy.set(Fault::BlackHole);
+    let mut victim = PgConnection::connect(&world.database).await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&mut victim).await.unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    eventually("the server is back", async || {
+        let back = PgConnection::connect(&world.database).await;
+        let Ok(mut back) = back else { return false };
+        let recovered = "select pg_last_wal_replay_lsn() is not null";
+        sqlx::query_scalar::<_, bool>(recovered).fetch_one(&mut back).await.unwrap_or(false)
+    })
+    .await;
+    let read = a.read(2).await;
+    assert_eq!((read.freshness, read.tier, read.token()), (Freshness::Stale, Tier::Load, None));
+    assert_eq!(a.read(2).await.tier, Tier::Load, "it is cached nowhere");
+    proxy.set(Fault::None);
+    eventually("the new epoch is known", async || a.read(2).await.token().is_some()).await;
+    assert_eq!(a.fresh_from(2).await, (Some(1), Tier::Local));
+}
