@@ -146,7 +146,7 @@ impl Replay {
         }
         // The library knows what a bound must be; ask it before anything is made.
         let probe =
-            perto::Perto::builder("replay").bound(self.bound).postgres("postgres://localhost").build();
+            perto::Perto::builder("replay").bound(self.bound).postgres("postgres://nobody@localhost").build();
         if let Err(error) = probe {
             bail!("--{error}");
         }

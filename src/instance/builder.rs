@@ -177,7 +177,8 @@ impl PertoBuilder {
     }
 
     /// The URL of Postgres, for the log: the primary. It takes one connection for the tail, and a few at times for
-    /// trimming and invalidations. Required, unless there is a [`PertoBuilder::log`].
+    /// trimming and invalidations. Required, unless there is a [`PertoBuilder::log`]. Where it names no user, `PGUSER`, `USER` or
+    /// `LOGNAME` does.
     ///
     /// Best the server itself, also where loaders and writes go through a pooler: a poll that waits for a place in a pool
     /// is a lease that is extended late. See [`PertoBuilder::prepared_statements`].

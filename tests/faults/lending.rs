@@ -118,7 +118,10 @@ async fn a_log_can_be_where_a_pool_connects_to_and_needs_no_place_in_it() {
     let b = world.start().await;
     // The world's own URL is replaced.
     let a = world
-        .start_with(|perto| perto.postgres("postgres://nowhere:1/none").pool(&world.pool), |cache| cache)
+        .start_with(
+            |perto| perto.postgres("postgres://nobody@nowhere:1/none").pool(&world.pool),
+            |cache| cache,
+        )
         .await;
     coherent([&a, &b]).await;
     assert_eq!(a.fresh(1).await, Some(0));

@@ -145,7 +145,8 @@ fn a_setting_of_its_own_that_makes_no_sense_ends_the_start_and_says_what_to_chan
         ("PERTO_MAX_CONNECTIONS", "0", "--max-connections"),
         ("PERTO_PREPARED_STATEMENTS", "perhaps", "--prepared-statements"),
     ] {
-        let output = perto("postgres://127.0.0.1:1/x", "").arg("serve").env(name, value).output().unwrap();
+        let output =
+            perto("postgres://nobody@127.0.0.1:1/x", "").arg("serve").env(name, value).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(says), "{name}={value}: {said}");
     }

@@ -249,7 +249,7 @@ fn a_report_that_cannot_be_written_is_refused_before_anything_runs() {
     for path in [scratch.0.join("missing/replay.html"), scratch.0.clone()] {
         let begun = Instant::now();
         // Neither server is there: it is said before anybody asks them.
-        let run = perto("postgres://127.0.0.1:1/none", "redis://127.0.0.1:1")
+        let run = perto("postgres://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1")
             .args(["replay", "--accesses", "1000", "--report"])
             .arg(&path)
             .output()

@@ -200,7 +200,7 @@ mod tests {
     async fn the_bytes_of_each_cache_are_those_that_its_version_always_had() {
         let arguments = Settings::augment_args(clap::Command::new("perto")).get_matches_from(["perto"]);
         let settings = Settings::from_arg_matches(&arguments).unwrap();
-        let url = "postgres://localhost/none";
+        let url = "postgres://nobody@localhost/none";
         let perto = Perto::builder("pinned").postgres(url).build().unwrap();
         let database = Database::new(&PgPool::connect_lazy(url).unwrap(), true);
         let caches = Caches::new(&perto, &database, &settings).unwrap();

@@ -71,12 +71,20 @@ const NO_GSS: &str = "leave it out: GSSAPI is not supported";
 const KEEPALIVES: &str = "leave it out: Perto notices by its own limits that a connection is of no use";
 const ONE_HOST: &str = "leave it out, and name one host: the primary";
 
-/// Reads a Postgres URL.
+/// Reads a Postgres URL. Where it names no user, the environment does.
 ///
 /// # Errors
 /// What is wrong with it, without quoting it: it may hold a password.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    options_of(url, ["PGUSER", "USER", "LOGNAME"].into_iter().find_map(set))
+}
+
+/// Takes `user` where the URL names none. sqlx would take "anonymous": it is built without a look at the system's users.
+fn options_of(url: &str, user: Option<String>) -> Result<PgConnectOptions, String> {
     const NONE: &str = "not a Postgres URL; like postgres://user@127.0.0.1:5432/database";
+    const NOBODY: &str = "the URL names no user, and neither PGUSER nor USER is set; like \
+        postgres://user@127.0.0.1:5432/database";
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
     if !matches!(scheme, Some("postgres" | "postgresql")) {
         return Err(NONE.to_owned());
@@ -86,14 +94,37 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, String> {
     }
     let (place, query) = parts(url);
     check(query)?;
-    PgConnectOptions::from_str(url).map(named).map_err(|_quotes_the_url| {
-        match PgConnectOptions::from_str(place) {
-            Ok(_) => "one of its parameters has a value that is none: see sslmode, port, hostaddr and \
+    let options =
+        PgConnectOptions::from_str(url).map(named).map_err(
+            |_quotes_the_url| match PgConnectOptions::from_str(place) {
+                Ok(_) => "one of its parameters has a value that is none: see sslmode, port, hostaddr and \
             statement-cache-capacity"
-                .to_owned(),
-            Err(_) => NONE.to_owned(),
-        }
-    })
+                    .to_owned(),
+                Err(_) => NONE.to_owned(),
+            },
+        )?;
+    if names_a_user(place, query) {
+        return Ok(options);
+    }
+    let user = user.ok_or(NOBODY)?;
+    // In the URL, not afterwards: what `.pgpass` has is that user's password.
+    let as_user = format!("{place}?{query}&user={}", encoded(&user));
+    PgConnectOptions::from_str(&as_user).map(named).map_err(|_quotes_the_url| NONE.to_owned())
+}
+
+fn names_a_user(place: &str, query: &str) -> bool {
+    let rest = place.split_once("://").map_or(place, |(_, rest)| rest);
+    let (address, _) = rest.split_once('/').unwrap_or((rest, ""));
+    let before = address.rsplit_once('@').is_some_and(|(user, _)| !user.is_empty() && !user.starts_with(':'));
+    let is_user = |(name, value): (&str, &str)| decoded(name) == "user" && !value.is_empty();
+    before || query.split('&').filter_map(|parameter| parameter.split_once('=')).any(is_user)
+}
+
+fn encoded(text: &str) -> String {
+    let sign = |b: u8| {
+        if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }
+    };
+    text.bytes().map(sign).collect()
 }
 
 /// The address of IPv6 as the system reads it: a URL has brackets around it.
@@ -183,6 +214,33 @@ mod tests {
             let read = PgConnectOptions::from_str(&format!("{PLACE}?{name}=/odd"));
             assert!(read.is_err() || format!("{:?}", read.unwrap()) != plain, "{name}");
         }
+    }
+
+    #[test]
+    fn where_the_url_names_no_user_the_environment_does_and_else_it_is_refused() {
+        let user = |url: &str, from: Option<&str>| {
+            options_of(url, from.map(str::to_owned)).map(|options| options.get_username().to_owned())
+        };
+        for url in [
+            "postgres://h/db",
+            "postgres://h:5432/db?sslmode=disable",
+            "postgres:///db?host=/var/run",
+            "postgres://@h/db",
+            "postgres://:s3cret@h/db",
+            "postgres://h/db?user=",
+        ] {
+            assert_eq!(user(url, Some("ada of r&d")).as_deref(), Ok("ada of r&d"), "{url}");
+            let refused = user(url, None).unwrap_err();
+            assert!(refused.contains("names no user") && !refused.contains("s3cret"), "{url}: {refused}");
+        }
+        for url in
+            ["postgres://u@h/db", "postgres://u:p@h", "postgres://h/db?user=u", "postgres://h?us%65r=u"]
+        {
+            assert_eq!(user(url, Some("ada")).as_deref(), Ok("u"), "{url}");
+        }
+        let kept = options_of("postgres://h:7/db?application_name=a%26b", Some("ada".to_owned())).unwrap();
+        let asked = (kept.get_host(), kept.get_port(), kept.get_database(), kept.get_application_name());
+        assert_eq!(asked, ("h", 7, Some("db"), Some("a&b")));
     }
 
     #[test]
