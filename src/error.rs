@@ -1,8 +1,10 @@
 //! Errors, by what the caller can do about them.
 //!
 //! Trouble with Redis is never an error of a read: the read goes on to Postgres, and the trouble is counted and
-//! shown in [`Health`](crate::Health). Sources are kept as causes and left out of the message.
+//! shown in [`Health`](crate::Health). Sources are kept as causes and left out of the message. `Debug` has them too, in one line:
+//! it is what `main` shows of the error that it returns.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::wire::MAX_KEY_BYTES;
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// Why a read gave no value.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The loader failed. Nothing was cached; the next read loads again.
@@ -120,7 +122,7 @@ impl Error {
 }
 
 /// Why an invalidation was not recorded.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidateError {
     /// Postgres did not take it. Whether it was recorded is not known if the connection broke.
@@ -138,7 +140,7 @@ pub enum InvalidateError {
 }
 
 /// Why an instance did not start. Each names the setting to change.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// A setting makes no sense.
@@ -219,6 +221,24 @@ pub struct Unwatched {
     pub mark: String,
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for InvalidateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
 /// An error and its causes in one line, for logs and events.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -232,4 +252,28 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_main_returns_is_shown_as_a_sentence_with_its_causes() {
+        let refused: Cause = Arc::new(std::io::Error::other("no such role"));
+        let log = LogError::Refused(refused);
+        assert_eq!(
+            format!("{:?}", StartError::Log(log.clone())),
+            "the invalidation log in Postgres can't be read: Postgres refused: no such role"
+        );
+        assert_eq!(
+            format!("{:?}", InvalidateError::Log(log)),
+            "the invalidation could not be recorded in Postgres: Postgres refused: no such role"
+        );
+        let source: Cause = Arc::new(std::io::Error::other("no such column"));
+        assert_eq!(
+            format!("{:?}", Error::Load { cache: "user".into(), source }),
+            "the loader of cache user failed: no such column"
+        );
+    }
 }
