@@ -102,7 +102,8 @@ pub trait Log: Debug + Send + Sync + 'static {
     /// If Postgres refuses or can't be reached.
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>>;
 
-    /// What is wrong with those of `tables` that are not there, or that no trigger watches for `cache`.
+    /// What is wrong with those of `tables` that are not there, or that no trigger watches for `cache`. `sources` say how some of
+    /// them are to be watched, so that what mends it can be said.
     ///
     /// # Errors
     /// If Postgres can't be read.
@@ -110,6 +111,7 @@ pub trait Log: Debug + Send + Sync + 'static {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
+        sources: &'a [Source],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>>;
 }
 

@@ -52,8 +52,9 @@ impl Watching {
         let limit = self.shared.settings.log_timeout;
         let mut found = Found::new();
         for cache in self.shared.caches().values() {
-            let looking =
-                tokio::time::timeout(limit, self.shared.log.unwatched(cache.name(), cache.tables()));
+            let sources = cache.sources();
+            let looking = self.shared.log.unwatched(cache.name(), cache.tables(), &sources);
+            let looking = tokio::time::timeout(limit, looking);
             let unwatched = looking.await.unwrap_or(Err(LogError::Timeout(limit)))?;
             let subject = |table: &str| TroubleKind::Unwatched.on(cache.name(), table);
             found.extend(unwatched.into_iter().map(|unwatched| (subject(&unwatched.table), unwatched)));

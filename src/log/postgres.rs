@@ -241,13 +241,14 @@ impl Log for PostgresLog {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
+        sources: &'a [Source],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>> {
         Box::pin(async move {
             if tables.is_empty() {
                 return Ok(Vec::new());
             }
             let mut connection = self.pool.lend().await.map_err(refused)?;
-            declared::unwatched(&mut connection, &self.schema, cache, tables)
+            declared::unwatched(&mut connection, &self.schema, cache, tables, sources)
                 .await
                 .map_err(|error| self.explain(error))
         })

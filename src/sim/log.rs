@@ -10,7 +10,7 @@ use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
-use crate::log::{Appended, Log, Poll};
+use crate::log::{Appended, Log, Poll, Source};
 use crate::wire::Change;
 
 /// What a poll costs by its rows: about as much as on real engines, on a busy machine.
@@ -94,6 +94,7 @@ impl Log for SimLog {
         &'a self,
         _: &'a str,
         tables: &'a [String],
+        _: &'a [Source],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>> {
         Box::pin(async {
             self.faults.pass().await?;

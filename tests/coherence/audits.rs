@@ -313,8 +313,9 @@ impl Log for ReadOnly {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
+        sources: &'a [perto::Source],
     ) -> BoxFuture<'a, Result<Vec<perto::Unwatched>, LogError>> {
-        self.0.unwatched(cache, tables)
+        self.0.unwatched(cache, tables, sources)
     }
 }
 

@@ -51,8 +51,9 @@ impl Log for Panicking {
         &'a self,
         cache: &'a str,
         tables: &'a [String],
+        sources: &'a [perto::Source],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>> {
-        self.log.unwatched(cache, tables)
+        self.log.unwatched(cache, tables, sources)
     }
 }
 

@@ -60,6 +60,24 @@ async fn a_start_fails_with_what_mends_it_where_a_declared_table_is_missing_or_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_declares_how_a_table_is_watched_is_told_the_command_with_that_key_also_where_main_fails() {
+    let world = World::new().await;
+    world.sql("create table own (id bigint primary key, v bigint)").await;
+    let schema = &world.name;
+    let perto = Perto::builder(schema).postgres(&world.database).schema(schema).build().unwrap();
+    let table = format!("{schema}.own");
+    let cache = perto.cache("own").watch_columns(&table, "id % 10", ["v"]);
+    let sql = format!("select id, v from {table} where id = any($1)");
+    let _own: Cache<i64, i64> = cache.loader(postgres::by_key(&world.pool, &sql)).unwrap();
+    let error = perto.start().await.unwrap_err();
+    let command = format!("perto watch {table} --cache own --key 'id % 10' --columns v --schema {schema}");
+    let says = format!("writes to {table} are not seen: run `{command}`, or call `Perto::migrate`");
+    assert!(error.to_string().contains(&says), "{error}");
+    // As `main` shows the error that it returns.
+    assert_eq!(format!("{error:?}"), error.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_that_was_refused_succeeds_once_the_table_is_watched() {
     let world = World::new().await;
     let mut connection = PgConnection::connect(&world.database).await.unwrap();
@@ -107,14 +125,14 @@ async fn a_table_that_was_mended_and_lost_again_is_told_from_one_that_was_lost_a
     let mut connection = PgConnection::connect(&world.database).await.unwrap();
     let log = postgres::log(&world.database, &world.name).unwrap();
     let tables = [format!("{}.items", world.name)];
-    let mark = async || log.unwatched("item", &tables).await.unwrap().pop().unwrap().mark;
+    let mark = async || log.unwatched("item", &tables, &[]).await.unwrap().pop().unwrap().mark;
     let drop_one = format!("drop trigger \"{}:item:delete\" on items", world.name);
     world.sql(&drop_one).await;
     let lost = mark().await;
     assert_eq!(mark().await, lost, "nothing has happened");
     let watch = world.watch("items", "item");
     postgres::watch(&mut connection, &watch).await.unwrap();
-    assert_eq!(log.unwatched("item", &tables).await.unwrap(), []);
+    assert_eq!(log.unwatched("item", &tables, &[]).await.unwrap(), []);
     world.sql(&drop_one).await;
     let again = mark().await;
     assert_ne!(again, lost);
@@ -204,6 +222,13 @@ async fn a_role_that_may_not_create_is_told_what_the_owner_runs_and_the_grants_t
     let watch = postgres::Watch { schema: log.clone(), ..world.watch("own", "own") };
     postgres::watch(&mut connection, &watch).await.unwrap();
     assert_eq!(said_of(perto.start().await), format!("this role may not use the log. It needs: {grants}"));
+    let still = format!("the log and its triggers are there. This role still needs: {grants}");
+    assert_eq!(said_of(perto.migrate().await), still);
+    // The commands are still to be run where a trigger is missing.
+    let delete = format!("trigger \"{log}:own:delete\"");
+    world.sql(&format!("alter table own disable {delete}")).await;
+    assert_eq!(said_of(perto.migrate().await), said);
+    world.sql(&format!("alter table own enable always {delete}")).await;
     // Each of them: also those without which the instance would start.
     let all_but_last = grants.trim_end_matches(';').rsplit_once(';').unwrap().0;
     world.sql(all_but_last).await;

@@ -6,15 +6,18 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
 
+use super::rights::{option, watch_command};
 use super::trigger::{EVENTS, trigger_name};
 use crate::error::Unwatched;
+use crate::log::Source;
 
-/// What is wrong with `tables`. Those that are watched are left out.
+/// What is wrong with `tables`. Those that are watched are left out. `sources` have the keys, as far as they are declared.
 pub(super) async fn unwatched(
     connection: &mut PgConnection,
     schema: &str,
     cache: &str,
     tables: &[String],
+    sources: &[Source],
 ) -> Result<Vec<Unwatched>, sqlx::Error> {
     let found = match find(connection, schema, cache, tables).await {
         // One of the names is none, and Postgres does not say which.
@@ -30,7 +33,7 @@ pub(super) async fn unwatched(
         }
         found => found?,
     };
-    Ok(found.into_iter().filter_map(|declared| declared.judge(schema, cache)).collect())
+    Ok(found.into_iter().filter_map(|declared| declared.judge(schema, cache, sources)).collect())
 }
 
 #[derive(Debug)]
@@ -125,7 +128,7 @@ impl Declared {
         }
     }
 
-    fn judge(self, schema: &str, cache: &str) -> Option<Unwatched> {
+    fn judge(self, schema: &str, cache: &str, sources: &[Source]) -> Option<Unwatched> {
         let problem = match (&self.found, &self.namesakes[..]) {
             (None, []) if self.search_path.is_empty() => {
                 format!("{:?} is no name of a table in this database; like shop.users", self.name)
@@ -150,12 +153,18 @@ impl Declared {
             }
             (Some(_), _) if self.lacking.is_empty() => return None,
             (Some(found), _) => {
-                let schema = if schema == "perto" { String::new() } else { format!(" --schema {schema}") };
-                format!(
-                    "writes to {} are not seen: run `perto watch {found} --cache {cache} --key KEY{schema}`, where KEY is the \
-                     key's text as an SQL expression over its columns",
-                    listed(&self.lacking)
-                )
+                let lacking = listed(&self.lacking);
+                match sources.iter().find(|source| source.table == self.name) {
+                    Some(source) => format!(
+                        "writes to {lacking} are not seen: run `{}`, or call `Perto::migrate`",
+                        watch_command(schema, found, source)
+                    ),
+                    None => format!(
+                        "writes to {lacking} are not seen: run `perto watch {found} --cache {cache} --key KEY{}`, where KEY is \
+                         the key's text as an SQL expression over its columns",
+                        option(schema)
+                    ),
+                }
             }
         };
         Some(Unwatched { table: self.name, problem, mark: self.mark })

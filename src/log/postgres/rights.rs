@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
 
-use super::sql::refused;
+use super::sql::{literal, refused};
+use super::trigger::{EVENTS, trigger_name};
 use crate::error::LogError;
 use crate::log::Source;
 
@@ -89,15 +90,16 @@ pub(super) async fn explain(
         return error;
     }
     let Ok(missing) = missing(connection, schema, true).await else { return error };
-    let option = if schema == "perto" { String::new() } else { format!(" --schema {schema}") };
-    let mut commands = format!("`perto migrate{option}`");
-    for Source { cache, table, key, columns } in sources {
-        let (table, key) = (shell(table), shell(key));
-        let columns = match columns[..] {
-            [] => String::new(),
-            _ => format!(" --columns {}", shell(&columns.join(","))),
-        };
-        commands += &format!(", `perto watch {table} --cache {cache} --key {key}{columns}{option}`");
+    // The owner has run the commands, and not the grants: the same commands again would mend nothing.
+    if !missing.is_empty() && is_installed(connection, schema, sources).await.unwrap_or(false) {
+        return LogError::Schema(format!(
+            "the log and its triggers are there. This role still needs: {}",
+            statements(&missing)
+        ));
+    }
+    let mut commands = format!("`perto migrate{}`", option(schema));
+    for source in sources {
+        commands += &format!(", `{}`", watch_command(schema, &source.table, source));
     }
     let mut said =
         format!("this role may not create the log and its triggers. As the tables' owner, run: {commands}");
@@ -105,6 +107,45 @@ pub(super) async fn explain(
         said += &format!(". Then this role needs: {}", statements(&missing));
     }
     LogError::Schema(said)
+}
+
+/// Whether the log's tables and the triggers of all sources are there. By the catalogue: the role may not look into the log.
+async fn is_installed(
+    connection: &mut PgConnection,
+    schema: &str,
+    sources: &[Source],
+) -> Result<bool, sqlx::Error> {
+    let triggers = sources.iter().flat_map(|Source { cache, table, .. }| {
+        EVENTS.map(|event| (literal(table), literal(&trigger_name(schema, cache, event))))
+    });
+    let (tables, names): (Vec<String>, Vec<String>) = triggers.unzip();
+    let sql = format!(
+        "select not exists (select from (values {NEEDED}) w(t, r, at) where not exists ( \
+             select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = '{schema}' and c.relname = w.t)) \
+           and not exists (select from unnest(array[{}]::text[], array[{}]::text[]) s(t, name) where not exists ( \
+             select from pg_trigger g where g.tgrelid = to_regclass(s.t) and g.tgname = s.name and g.tgenabled = 'A'))",
+        tables.join(", "),
+        names.join(", ")
+    );
+    // In one step, as above.
+    sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await?.try_get(0)
+}
+
+/// The command that has `table` watched as `source` says. The table's name may have got its schema since.
+pub(super) fn watch_command(schema: &str, table: &str, source: &Source) -> String {
+    let Source { cache, key, columns, .. } = source;
+    let columns = match columns[..] {
+        [] => String::new(),
+        _ => format!(" --columns {}", shell(&columns.join(","))),
+    };
+    let (table, key) = (shell(table), shell(key));
+    format!("perto watch {table} --cache {cache} --key {key}{columns}{}", option(schema))
+}
+
+/// What the commands of the log in `schema` end with.
+pub(super) fn option(schema: &str) -> String {
+    if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
 }
 
 fn statements(missing: &[MissingRights]) -> String {
