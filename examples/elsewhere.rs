@@ -1,6 +1,6 @@
 //! Values that don't come from Postgres: computed, or asked of another service. Whoever changes them says so.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example elsewhere`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example elsewhere`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! Keys of several columns, and keys of an enum: whatever has a text that the trigger can write.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example keys`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example keys`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use std::fmt;

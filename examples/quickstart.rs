@@ -1,18 +1,19 @@
 //! The README's program, which `tests/examples` compares and runs: SQL typed by hand is seen.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example quickstart`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example quickstart`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use perto::postgres::sqlx::PgPool;
 use perto::{Cache, Perto, Read, postgres};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (database_url, redis_url) = (std::env::var("DATABASE_URL")?, std::env::var("REDIS_URL")?);
-    let pool = PgPool::connect(&database_url).await?;
-    let perto = Perto::builder("shop").postgres(&database_url).redis(&redis_url).build()?;
+    let variable = |name| std::env::var(name).map_err(|why| format!("{name}: {why}"));
+    let pool = PgPool::connect_lazy_with(postgres::options(&variable("DATABASE_URL")?)?);
+    // Programs of one name share what they put into Redis.
+    let perto = Perto::builder("near").pool(&pool).redis(&variable("REDIS_URL")?).build()?;
     let users: Cache<i64, String> = perto
         .cache("user")
         .watch("users", "id") // every SQL write to `users` invalidates the key `id`
@@ -26,15 +27,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     show(&before);
     show(&users.get(&7).await?);
 
-    println!("In psql: update users set name = 'Ada' where id = 7;");
-    for _ in 0..6_000 {
-        let read = users.get(&7).await?;
-        if read.value != before.value {
-            show(&read);
-            break;
-        }
+    println!("In psql: update users set name = name || '!' where id = 7;");
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut read = before.clone();
+    while read.value == before.value && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(10)).await;
+        read = users.get(&7).await?;
     }
+    show(&read);
     perto.shutdown().await;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Two instances of one app, here in one process. A token makes a read on the other instance see the write.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example two_instances`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example two_instances`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use perto::{Cache, Perto, ReadOptions, Token, postgres};

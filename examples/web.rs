@@ -1,6 +1,6 @@
 //! A web service in one file: an item is read from the cache, and written with a token for whoever must read it back.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run --example web`, then
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example web`, then
 //! `curl -i -X PUT -d '"tea"' -H 'content-type: application/json' localhost:3000/items/1` and `curl -i localhost:3000/items/1`.
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 

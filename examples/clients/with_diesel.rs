@@ -1,6 +1,6 @@
 //! With Diesel, by diesel-async.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_diesel`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_diesel`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use diesel::dsl::sql;

@@ -1,6 +1,6 @@
 //! With `SeaORM`.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_sea_orm`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_sea_orm`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use perto::postgres::{Pending, PendingRow};

@@ -1,6 +1,6 @@
 //! With sqlx, in a transaction of your own. Where Perto may make the transaction, `Perto::write` is shorter.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_sqlx`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_sqlx`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use perto::{Cache, Load, Perto, ReadOptions, StartError, Token, postgres};

@@ -1,6 +1,6 @@
 //! With tokio-postgres, and deadpool-postgres for its pool.
 //!
-//! `DATABASE_URL=postgres://localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_tokio_postgres`
+//! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run -p perto-clients --example with_tokio_postgres`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
 
 use deadpool_postgres::{Manager, Pool};
