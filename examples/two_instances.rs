@@ -1,4 +1,5 @@
-//! Two instances of one app, here in one process. A token makes a read on the other instance see the write.
+//! Two instances of one app, here in one process. A token makes a read on the other instance see the write, or what another read has
+//! seen.
 //!
 //! `DATABASE_URL=postgres://postgres@localhost/shop REDIS_URL=redis://localhost cargo run --example two_instances`
 #![expect(clippy::print_stdout, reason = "an example shows something")]
@@ -29,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     )
     .execute(&pool)
     .await?;
-    let (a, _) = instance(&pool).await?;
+    let (a, stock_at_a) = instance(&pool).await?;
     let (b, stock_at_b) = instance(&pool).await?;
     println!("before: {:?}", stock_at_b.get(&1).await?.value);
 
@@ -41,6 +42,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let token: Token = header.parse()?;
     let read = stock_at_b.get_with(&1, ReadOptions::at_least(token)).await?;
     println!("after: {:?}", read.value);
+
+    // A read has a token too. A session that sends the last one it got never goes back in time, on whatever instance.
+    sqlx::query(sell).execute(&pool).await?; // by hand: no write tells of it
+    let seen = stock_at_b.get_with(&1, ReadOptions::latest()).await?;
+    println!("one sells by hand: {:?}", seen.value);
+    let token = seen.token().ok_or("nobody knows how new it is")?;
+    let read = stock_at_a.get_with(&1, ReadOptions::at_least(token)).await?;
+    println!("never older: {:?}", read.value);
     a.shutdown().await;
     b.shutdown().await;
     Ok(())

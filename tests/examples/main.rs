@@ -111,8 +111,23 @@ fn first_line_of_a_second_terminal_ends_with_remote(database: &Database) {
 }
 
 #[tokio::test]
-async fn a_token_carries_a_write_to_the_other_instance() {
-    prints("two_instances", &["before: Some(10)", "after: Some(9)"]).await;
+async fn tokens_carry_a_write_and_what_was_read_to_the_other_instance() {
+    let lines = ["before: Some(10)", "after: Some(9)", "one sells by hand: Some(8)", "never older: Some(8)"];
+    prints("two_instances", &lines).await;
+}
+
+#[tokio::test]
+async fn a_join_a_list_and_a_count_see_sql_typed_by_hand() {
+    let lines = [
+        r#"Bea of Acme; Some(["Bea", "Cid"]) of Some(2)"#,
+        r#"Bea of Acme Ltd; Some(["Ada", "Bea"]) of Some(3)"#,
+    ];
+    prints("many_rows", &lines).await;
+}
+
+#[tokio::test]
+async fn a_view_never_shows_a_transfer_half_done() {
+    prints("view", &["before: [100, 0]", "seen half done: 0", "after: [0, 100]"]).await;
 }
 
 #[tokio::test]
