@@ -35,7 +35,7 @@ pub struct Doctor {
     /// URL of a replica that loaders read, to look at too
     #[arg(long, value_name = "URL")]
     replica: Option<String>,
-    /// What a program's caches declare, to look whether it is watched: JSON, as `Perto::declared()` gives it
+    /// What a program's caches and topics declare, to look whether it is watched: JSON, as `Perto::declared()` gives it
     #[arg(long, value_name = "FILE")]
     declared: Option<PathBuf>,
     /// The app whose keys and channel in Redis to try

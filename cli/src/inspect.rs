@@ -16,6 +16,9 @@ use super::columns::{bytes, table, time, wrapped};
 use super::connect::{Database, check_redis, host_and_port};
 use super::http;
 use crate::shown::{hash, in_remote, ms};
+use judged::Judged;
+
+mod judged;
 
 /// Newest rows of the log that are shown.
 const MAX_ROWS: usize = 10;
@@ -26,7 +29,7 @@ const MOST_SCANS: usize = 100;
 /// See the command's help.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// The cache, or a table that is watched for one
+    /// The cache or topic, or a table that is watched for one
     cache: String,
     /// The key's text
     key: String,
@@ -93,6 +96,12 @@ impl Inspect {
         self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
         let log = self.read_log(&mut connection).await?;
         let remote = self.read_remote(log.epoch).await;
+        let judged = match &remote.holds {
+            Ok(InRemote::Value(value)) => {
+                judged::value(self.subject(), value, &watched, &self.schema, &mut connection).await?
+            }
+            _ => Judged::default(),
+        };
         let mut instances = Vec::with_capacity(self.instances.len());
         for url in &self.instances {
             // Without what may be a password.
@@ -105,9 +114,9 @@ impl Inspect {
             self.is_watched(&watched)?;
         }
         if self.json {
-            super::say(&self.document(&log, &remote, &instances).to_string());
+            super::say(&self.document(&log, &remote, &judged, &instances).to_string());
         } else {
-            self.lines(&log, &remote, &instances).iter().for_each(|line| super::say(line));
+            self.lines(&log, &remote, &judged, &instances).iter().for_each(|line| super::say(line));
         }
         Ok(())
     }
@@ -137,7 +146,7 @@ impl Inspect {
         }
     }
 
-    /// That it is a cache at all, where nobody knows anything of the key: one may be computed, and have no table.
+    /// That it is a cache or topic at all, where nobody knows anything of the key: one may be computed, and have no table.
     fn is_watched(&self, watched: &[Watched]) -> anyhow::Result<()> {
         let mut caches: Vec<&str> = watched.iter().map(|watched| watched.watch.cache.as_str()).collect();
         caches.dedup();
@@ -146,10 +155,14 @@ impl Inspect {
         }
         let caches = if caches.is_empty() { "none".to_owned() } else { caches.join(", ") };
         bail!(
-            "CACHE: nothing is watched for a cache {:?}, and neither Redis nor an instance knows it; watched are: {caches}. Of a \
+            "CACHE: nothing is watched for a cache or topic {:?}, and neither Redis nor an instance knows it; watched are: {caches}. Of a \
              cache without tables, ask an instance by --instance",
             self.cache
         )
+    }
+
+    fn subject(&self) -> (&str, &str) {
+        (&self.cache, &self.key)
     }
 
     async fn read_log(&self, connection: &mut PgConnection) -> anyhow::Result<Log> {
@@ -251,6 +264,8 @@ impl Inspect {
         if !apps.is_empty() {
             let apps: Vec<&str> = apps.iter().map(String::as_str).collect();
             said += &format!(" It holds values of this cache for: {}.", apps.join(", "));
+        } else {
+            said += " Of a topic it never holds any.";
         }
         said
     }
@@ -268,7 +283,13 @@ impl Inspect {
         }
     }
 
-    fn document(&self, log: &Log, remote: &Remote, instances: &[(String, Result<Value, String>)]) -> Value {
+    fn document(
+        &self,
+        log: &Log,
+        remote: &Remote,
+        judged: &Judged,
+        instances: &[(String, Result<Value, String>)],
+    ) -> Value {
         let rows = log.rows.iter().map(|row| {
             json!({ "transaction": row.xid.to_string(), "wholeCache": row.whole_cache, "seenMs": row.seen.map(ms) })
         });
@@ -276,8 +297,8 @@ impl Inspect {
             Err(why) => json!({ "is": "unknown", "why": why }),
             Ok(holds) => {
                 let mut shown = in_remote(holds);
-                if let InRemote::Value(value) = holds {
-                    shown["misses"] = log.misses(&value.stamp).map(|row| row.xid.to_string()).into();
+                if matches!(holds, InRemote::Value(_)) {
+                    judged.put_into(&mut shown);
                 }
                 shown
             }
@@ -303,6 +324,7 @@ impl Inspect {
         &self,
         log: &Log,
         remote: &Remote,
+        judged: &Judged,
         instances: &[(String, Result<Value, String>)],
     ) -> Vec<String> {
         let epoch = log.epoch.map_or("none yet".to_owned(), |epoch| format!("{epoch:016x}"));
@@ -315,7 +337,7 @@ impl Inspect {
         ];
         lines.extend(wrapped(&log.told(), super::columns::WIDTH));
         lines.push(String::new());
-        let mut rows = vec![remote_row(log, remote)];
+        let mut rows = vec![remote_row(log, remote, judged)];
         for (place, seen) in instances {
             match seen {
                 Ok(seen) => rows.extend(instance_rows(seen)),
@@ -326,6 +348,7 @@ impl Inspect {
             &["TIER", "WHERE", "STAMP", "AGE", "LEFT", "SERVED", "WHY NOT, AND WHAT ELSE"],
             &rows,
         ));
+        lines.extend(judged::lines(judged, &remote.place, instances));
         let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
         lines.extend(answers.flat_map(|seen| wrapped(&knows(seen), super::columns::WIDTH)));
         if matches!(remote.holds, Ok(InRemote::Nothing)) {
@@ -345,11 +368,6 @@ impl Remote {
 }
 
 impl Log {
-    /// The newest transaction that a value with this stamp misses.
-    fn misses(&self, stamp: &Snapshot) -> Option<&Row> {
-        self.rows.iter().find(|row| !stamp.contains(row.xid))
-    }
-
     fn told(&self) -> String {
         if self.rows.is_empty() {
             return format!(
@@ -376,7 +394,7 @@ fn row(cells: [&str; 7]) -> Vec<String> {
 }
 
 /// What Redis holds, against what the log says: what an instance that knows all of the log would do.
-fn remote_row(log: &Log, remote: &Remote) -> Vec<String> {
+fn remote_row(log: &Log, remote: &Remote, judged: &Judged) -> Vec<String> {
     let place = remote.place.as_str();
     let value = match &remote.holds {
         Err(why) => return row(["L2", place, "", "", "", "?", why]),
@@ -391,8 +409,8 @@ fn remote_row(log: &Log, remote: &Remote) -> Vec<String> {
     };
     let what =
         if value.absent { "says that there is no such row".to_owned() } else { bytes(value.bytes as u64) };
-    let (served, why) = match log.misses(&value.stamp) {
-        Some(missed) => ("no", format!("misses transaction {}", missed.xid)),
+    let (served, why) = match judged.why_not() {
+        Some(why) => ("no", why),
         None if value.left.is_zero() => ("no", "expired".to_owned()),
         None if value.stamp.rank() < log.horizon.rank() => {
             let why =

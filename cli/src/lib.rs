@@ -33,7 +33,7 @@ pub enum Command {
 /// Commands that are the same for every program that uses Perto.
 #[derive(Debug, Subcommand)]
 pub enum Tools {
-    /// Make every SQL write to a table invalidate a cache, or stop it
+    /// Make every SQL write to a table invalidate a cache or topic, or stop it
     Watch(watch::Watch),
     /// Look at Postgres and Redis, say what is wrong, and how to mend it
     Doctor(Box<doctor::Doctor>),
@@ -57,7 +57,7 @@ pub struct Product {
     pub known_by: &'static str,
     /// Its last migration, by sqlx.
     pub last_migration: i64,
-    /// Each table that its caches read, with the cache and the key.
+    /// Each table that its caches read, with the cache or topic and the key.
     pub watched: &'static [(&'static str, &'static str, &'static str)],
     /// Connections that an instance opens at most, by default.
     pub connections: u32,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::InRemote;
+use perto::{Dependency, InLocal, InRemote};
 use serde_json::{Value, json};
 
 /// As the auditor's event has it in the service's log.
@@ -33,7 +33,41 @@ pub fn in_remote(holds: &InRemote) -> Value {
             "leftMs": ms(value.left),
             "bytes": value.bytes,
             "absent": value.absent,
+            "depends": value.depends.iter().map(key).collect::<Vec<_>>(),
         }),
         _ => json!({ "is": "not used" }),
     }
+}
+
+/// An entry of L1, and which of the keys that it depends on refuse it.
+#[must_use]
+pub fn in_local(entry: &InLocal) -> Value {
+    let mut refused = entry.refused.map(|refused| refused.to_string());
+    let mut depends = Vec::with_capacity(entry.depends.len());
+    for on in &entry.depends {
+        let why = on.refused.map(|refused| refused.to_string());
+        let mut shown = key(&on.on);
+        shown["served"] = why.is_none().into();
+        shown["refused"] = why.clone().into();
+        depends.push(shown);
+        refused = refused.or_else(|| Some(of(&on.on, &why?)));
+    }
+    json!({
+        "stamp": entry.stamp.to_string(),
+        "leftMs": ms(entry.left),
+        "absent": entry.absent,
+        "weight": entry.weight,
+        "served": refused.is_none(),
+        "refused": refused,
+        "depends": depends,
+    })
+}
+
+/// Why a value is refused, where one of the keys that it depends on does it.
+pub(crate) fn of(on: &Dependency, why: &str) -> String {
+    format!("{} {}: {why}", on.cache(), on.key())
+}
+
+fn key(on: &Dependency) -> Value {
+    json!({ "cache": on.cache(), "key": on.key() })
 }

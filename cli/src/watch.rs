@@ -1,5 +1,6 @@
 //! `perto watch TABLE`: triggers that make any SQL write to a table invalidate.
 
+use anyhow::{Context, bail};
 use clap::Args;
 use perto::postgres;
 
@@ -10,12 +11,12 @@ use super::connect::Database;
 pub struct Watch {
     /// The table, with its schema where that is not on the search path. Partitions are watched too
     table: String,
-    /// The cache whose keys a write invalidates
-    #[arg(long)]
-    cache: String,
-    /// A key's text, as an SQL expression over the columns of one row; a set-returning one gives several keys
-    #[arg(long, default_value = "id", value_name = "EXPR")]
-    key: String,
+    #[command(flatten)]
+    target: Target,
+    /// A key's text, as an SQL expression over the columns of one row; a set-returning one gives several keys. Of a topic:
+    /// the set that the row belongs to, like `company_id`. Default, for a cache: id
+    #[arg(long, value_name = "EXPR")]
+    key: Option<String>,
     /// The columns that values are made of, with a comma between. Updates of others invalidate nothing. Name all of
     /// them: of one that is missing, changes are not seen. Default: every update counts
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
@@ -23,7 +24,7 @@ pub struct Watch {
     /// The schema that holds the log
     #[arg(long, default_value = "perto")]
     schema: String,
-    /// Watch it so also where it is watched by another key or other columns for this cache
+    /// Watch it so also where it is watched by another key or other columns for this cache or topic
     #[arg(long)]
     replace: bool,
     /// Print the SQL that would be run, and run nothing
@@ -36,14 +37,43 @@ pub struct Watch {
     database: Database,
 }
 
+/// Whose keys a write invalidates. The log does not tell the two apart: only who asks for it does.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// The cache whose keys a write invalidates
+    #[arg(long, value_name = "NAME")]
+    cache: Option<String>,
+    /// The topic whose keys a write invalidates, and with them the lists and counts that depend on them
+    #[arg(long, value_name = "NAME")]
+    topic: Option<String>,
+}
+
+impl Target {
+    /// What to call it, and its name.
+    fn named(self) -> Option<(&'static str, String)> {
+        self.cache.map(|cache| ("cache", cache)).or_else(|| self.topic.map(|topic| ("topic", topic)))
+    }
+}
+
 impl Watch {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let (kind, name) =
+            self.target.named().context("--cache or --topic: whose keys a write invalidates")?;
+        let key = match self.key {
+            Some(key) => key,
+            // Its rows' own keys name no set: a list that depends on it would see nothing.
+            None if kind == "topic" && !self.remove => {
+                bail!("--key: of a topic, the set that a row belongs to, like company_id")
+            }
+            None => "id".to_owned(),
+        };
         let mut connection = self.database.connect().await?;
         let watch = postgres::Watch {
             schema: self.schema,
             table: self.table,
-            cache: self.cache,
-            key: self.key,
+            cache: name,
+            key,
             columns: self.columns,
         };
         if self.sql {
@@ -59,7 +89,7 @@ impl Watch {
             (postgres::watch(&mut connection, &watch).await?, "watched")
         };
         for table in tables {
-            super::say(&format!("{table} is {done} for cache {}", watch.cache));
+            super::say(&format!("{table} is {done} for {kind} {}", watch.cache));
         }
         Ok(())
     }

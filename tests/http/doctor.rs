@@ -131,7 +131,7 @@ async fn where_all_is_well_it_says_so_and_ends_well() {
     assert!(said.well && said.worst().is_empty(), "{:#?}", said.worst());
     assert!(said.checks.len() > 15, "{}", said.checks.len());
     said.tells("service", "ok", "public.companies, which is watched", "");
-    said.tells("watched tables", "ok", "public.companies (cache company), by id", "");
+    said.tells("watched tables", "ok", "public.companies (cache or topic company), by id", "");
     let output = succeed(perto(&database.url, &redis.url()).arg("doctor"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");

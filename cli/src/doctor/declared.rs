@@ -1,4 +1,4 @@
-//! Tables that caches declare as their sources, against what is watched: of the service, and of any program that wrote
+//! Tables that caches and topics declare as their sources, against what is watched: of the service, and of any program that wrote
 //! down what it declares (`Perto::declared`).
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::tables::command;
 use super::{Doctor, Finding, Findings};
 use crate::Product;
 
-/// A cache, in the file that a program has written.
+/// A cache or topic, in the file that a program has written.
 #[derive(Debug, Deserialize)]
 pub(super) struct Declared {
     cache: String,
@@ -40,7 +40,7 @@ pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[W
         if tables.is_empty() {
             findings.push(Finding::ok(
                 "declared",
-                format!("cache {cache} declares no table: nothing to look at"),
+                format!("cache or topic {cache} declares no table: nothing to look at"),
             ));
         }
         for table in tables {
@@ -49,7 +49,8 @@ pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[W
                     findings.extend(judge("declared", doctor, watched, cache, &name, "EXPR"));
                 }
                 None => {
-                    let found = format!("cache {cache} reads {table}, which is not in this database");
+                    let found =
+                        format!("cache or topic {cache} reads {table}, which is not in this database");
                     findings.push(
                         Finding::wrong("declared", found).mend("create the table, or correct `.tables(…)`"),
                     );
@@ -73,7 +74,7 @@ pub(super) async fn of_product(doctor: &Doctor, watched: &[Watched]) -> Findings
             Some(name) => findings.extend(judge("service", doctor, watched, cache, &name, key)),
             None => {
                 let found =
-                    format!("its table {table} is not in this database: cache {cache} can't be loaded");
+                    format!("its table {table} is not in this database: cache or topic {cache} reads it");
                 findings.push(Finding::wrong("service", found).mend(product.migrate));
             }
         }
@@ -138,12 +139,12 @@ fn judge(
         |watched: &&Watched| watched.watch.cache == cache && watched.tables.iter().any(|table| table == name);
     match watched.iter().find(its_own) {
         Some(watched) if watched.faults.is_empty() => {
-            Some(Finding::ok(check, format!("cache {cache} reads {name}, which is watched")))
+            Some(Finding::ok(check, format!("cache or topic {cache} reads {name}, which is watched")))
         }
         Some(_) => None,
         None => {
             let found = format!(
-                "cache {cache} reads {name}, which nobody watches for it: writes are not seen before the time to live"
+                "cache or topic {cache} reads {name}, which nobody watches for it: writes are not seen before the time to live"
             );
             let watch = Watch {
                 schema: doctor.schema.clone(),

@@ -56,7 +56,7 @@ impl Column {
         }
         let is_plain = column.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         let name = if is_plain { column } else { &quoted };
-        let who = format!("{name} of {table}, in the key of cache {}, is {shape}", watch.cache);
+        let who = format!("{name} of {table}, in the key of cache or topic {}, is {shape}", watch.cache);
         Some(if *padded {
             let found = format!(
                 "{who}: who reads it as it is gets it padded with spaces, and the log names it without. What is loaded is then no \
@@ -66,7 +66,7 @@ impl Column {
                 .mend(format!("alter table {table} alter column {name} type varchar;"))
         } else {
             let found = format!(
-                "{who}: `where {name} = 'ANA'` finds the row `ana`, and only `ana` is evicted when it is written. Key the cache by \
+                "{who}: `where {name} = 'ANA'` finds the row `ana`, and only `ana` is evicted when it is written. Key it by \
                  one spelling, and load by that"
             );
             let key = folded_by(&watch.key, name);

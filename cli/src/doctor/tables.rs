@@ -81,7 +81,7 @@ fn remove(watch: &Watch) -> String {
 
 fn of_table(watched: &Watched) -> Vec<Finding> {
     let watch = &watched.watch;
-    let who = format!("{} (cache {})", watch.table, watch.cache);
+    let who = format!("{} (cache or topic {})", watch.table, watch.cache);
     let mend = command(watch);
     let mut findings = Vec::new();
     if !watched.recorded {
@@ -92,7 +92,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
     }
     let triggers = triggers(&watched.faults);
     if !triggers.is_empty() {
-        let found = format!("cache {}: {}: writes are not seen", watch.cache, triggers.join("; "));
+        let found = format!("cache or topic {}: {}: writes are not seen", watch.cache, triggers.join("; "));
         findings.push(Finding::wrong("triggers", found).mend(&mend));
     }
     let uncovered: Vec<&str> = watched
@@ -117,12 +117,12 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
                 Some(Finding::warn("watched tables", found).mend(remove(watch)))
             }
             Fault::Replaced { table } => {
-                let found = format!("{table} is not the table that was watched for cache {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
+                let found = format!("{table} is not the table that was watched for cache or topic {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
                 Some(Finding::wrong("watched tables", found).mend(&mend))
             }
             Fault::Key { table, error } => {
                 let found = format!(
-                    "the key of {table} for cache {} can't be told any more ({error}): each write clears the whole cache",
+                    "the key of {table} for cache or topic {} can't be told any more ({error}): each write invalidates all its keys",
                     watch.cache
                 );
                 let mend = command(&Watch { key: String::new(), ..watch.clone() });

@@ -57,7 +57,7 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
     doctor(&database.url, "", &[]).await.tells(
         "watched tables",
         "warn",
-        "public.orders (cache order) does not exist any more",
+        "public.orders (cache or topic order) does not exist any more",
         "perto watch public.orders --cache order --remove",
     );
     sql(&database.url, "create table orders (id bigint, shop text)").await;
@@ -96,7 +96,7 @@ async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
     said.tells(
         "service",
         "wrong",
-        "cache company reads public.companies, which nobody watches for it",
+        "cache or topic company reads public.companies, which nobody watches for it",
         "perto watch public.companies --cache company --key id",
     );
     said.tells("watched tables", "warn", "none", "perto watch TABLE");
@@ -166,12 +166,17 @@ async fn a_key_that_cannot_be_told_any_more_is_told_of_with_the_command_that_rep
     sql(&database.url, "alter table shops rename code to sku; insert into shops values (1, 'a')").await;
     let said = doctor(&database.url, "", &[]).await;
     let mend = "perto watch public.shops --cache shop --key EXPR --replace";
-    said.tells("keys", "wrong", "the key of public.shops for cache shop can't be told any more", mend);
+    said.tells(
+        "keys",
+        "wrong",
+        "the key of public.shops for cache or topic shop can't be told any more",
+        mend,
+    );
     said.tells("keys", "wrong", "column \"code\" does not exist", mend);
     run(&database.url, &mend.replace("EXPR", "sku")).await;
     assert_eq!(of_keys().await, 0);
     let said = doctor(&database.url, "", &[]).await;
-    said.tells("watched tables", "ok", "public.shops (cache shop), by sku", "");
+    said.tells("watched tables", "ok", "public.shops (cache or topic shop), by sku", "");
 }
 
 /// What is recorded there is what the doctor tells an admin to run.
@@ -244,21 +249,36 @@ async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
     std::fs::write(&file, serde_json::to_string(&program.declared()).unwrap()).unwrap();
     let look = async || doctor(&database.url, "", &["--declared", file.to_str().unwrap()]).await;
     let said = look().await;
-    said.tells("declared", "ok", "cache user reads public.users, which is watched", "");
-    said.tells("declared", "ok", "cache sum declares no table", "");
+    said.tells("declared", "ok", "cache or topic user reads public.users, which is watched", "");
+    said.tells("declared", "ok", "cache or topic sum declares no table", "");
     said.tells(
         "declared",
         "wrong",
-        "cache order reads prodcts, which is not in this database",
+        "cache or topic order reads prodcts, which is not in this database",
         "correct `.tables(",
     );
-    said.tells("declared", "wrong", "cache order reads no such; table, which is not in this database", "");
+    said.tells(
+        "declared",
+        "wrong",
+        "cache or topic order reads no such; table, which is not in this database",
+        "",
+    );
     let mend = "perto watch public.orders --cache order --key EXPR";
-    said.tells("declared", "wrong", "cache order reads public.orders, which nobody watches for it", mend);
+    said.tells(
+        "declared",
+        "wrong",
+        "cache or topic order reads public.orders, which nobody watches for it",
+        mend,
+    );
     let odd = r#"perto watch 'public."Odd One"' --cache odd --key EXPR"#;
-    said.tells("declared", "wrong", r#"cache odd reads public."Odd One""#, odd);
+    said.tells("declared", "wrong", r#"cache or topic odd reads public."Odd One""#, odd);
     run(&database.url, &odd.replace("EXPR", "id")).await;
-    look().await.tells("declared", "ok", r#"cache odd reads public."Odd One", which is watched"#, "");
+    look().await.tells(
+        "declared",
+        "ok",
+        r#"cache or topic odd reads public."Odd One", which is watched"#,
+        "",
+    );
     for text in ["{}", "[{\"cache\": 1}]", "none"] {
         std::fs::write(&file, text).unwrap();
         let output = perto(&database.url, "").args(["doctor", "--declared"]).arg(&file).output().unwrap();
@@ -284,10 +304,15 @@ async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
         succeed(perto(&database.url, "").args(["watch", "shops", "--cache", cache, "--key", key]));
     }
     let said = doctor(&database.url, "", &[]).await;
-    let padded = "code of public.shops, in the key of cache b, is character(8)";
+    let padded = "code of public.shops, in the key of cache or topic b, is character(8)";
     said.tells("keys", "warn", padded, "alter table public.shops alter column code type varchar;");
     let mend = "perto watch public.shops --cache c --key 'lower(slug::text)'";
-    said.tells("keys", "warn", "slug of public.shops, in the key of cache c, is text collate ci", mend);
+    said.tells(
+        "keys",
+        "warn",
+        "slug of public.shops, in the key of cache or topic c, is text collate ci",
+        mend,
+    );
     let mends = said.mends("keys");
     assert_eq!(mends.len(), 2, "{mends:#?}");
     for mend in mends {
@@ -311,7 +336,7 @@ async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
     said.tells(
         "keys",
         "warn",
-        "email of public.emails, in the key of cache email, is citext",
+        "email of public.emails, in the key of cache or topic email, is citext",
         "lower(email::text)",
     );
 }
@@ -327,7 +352,7 @@ async fn the_sql_that_is_printed_can_be_run_as_it_is() {
     doctor(&database.url, "", &[]).await.tells(
         "watched tables",
         "ok",
-        "public.shops (cache shop), by id",
+        "public.shops (cache or topic shop), by id",
         "",
     );
     let again = perto(&database.url, "").args(watch).output().unwrap();

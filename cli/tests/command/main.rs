@@ -1,10 +1,12 @@
-//! The command `perto` as its users run it, on a real Postgres: `DATABASE_URL`, else its usual place on this machine.
+//! The command `perto` as its users run it, on real engines: `DATABASE_URL` and `REDIS_URL`, else their usual places on this machine.
 #![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
 
 use std::process::{Command, Output, Stdio};
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+
+mod many_rows;
 
 /// The name of a database that the test makes itself, and the URL that leads there.
 fn fresh(name: &str) -> (String, String) {
