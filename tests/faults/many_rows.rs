@@ -1,6 +1,7 @@
 //! Values of many rows, and many values of one moment, on real engines.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,11 @@ use crate::world::{BOUND, POLL_INTERVAL, World, coherent};
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |number| number.parse().unwrap())
+}
+
+/// For whoever runs it for its figures.
+fn shown(figures: std::fmt::Arguments<'_>) {
+    drop(writeln!(std::io::stderr(), "{figures}"));
 }
 
 /// Pairs of rows that are only ever written together, to the same version, by sixteen writers. Redis is cut off and comes back, and hints
@@ -109,7 +115,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
         sum(|stats| stats.views_again),
         commits.iter().sum::<u64>(),
     );
-    println!("{said}");
+    shown(format_args!("{said}"));
     assert!(alone > 0, "nothing was there to be torn: {said}");
     assert!(overtaken * 100 <= views, "{said}");
 }
@@ -147,7 +153,7 @@ async fn where_few_write_a_view_waits_for_no_poll() {
         }
     }
     let waited = a.perto.stats().views_awaited - before.views_awaited;
-    println!("{waited} of {views} views waited for a poll");
+    shown(format_args!("{waited} of {views} views waited for a poll"));
     assert!(waited * 10 <= views, "{waited} of {views}");
 }
 
@@ -395,7 +401,7 @@ async fn joins_lists_and_counts_are_never_older_than_the_bound_under_random_writ
     let (writes, _, ()) =
         tokio::join!(write_at_random(&world.pool, &past, &done), join_all(readers), breaking);
     let (reads, hits) = (reads.into_inner(), hits.into_inner());
-    println!("{reads} reads beside {writes} writes, {hits} of them from L1");
+    shown(format_args!("{reads} reads beside {writes} writes, {hits} of them from L1"));
     assert!(
         writes > 100 && reads > 1_000 && hits > reads / 10,
         "{reads} reads beside {writes} writes, {hits} of them from L1"

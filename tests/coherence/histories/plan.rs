@@ -7,7 +7,8 @@ use perto::Outage;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-pub(super) const KEYS: u64 = 5;
+pub(super) const ROWS: usize = 5;
+pub(super) const KEYS: u64 = ROWS as u64;
 pub(super) const INSTANCES: usize = 3;
 
 #[derive(Debug, Clone)]

@@ -14,7 +14,7 @@ use perto::{Cache, Error, Freshness, Load, Read, ReadOptions, Tier, Token};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, Seam, What};
+use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, ROWS, Seam, What};
 use crate::ring::{BOUND, CACHE, Member, Ring, ms, spawn};
 
 /// A value that no plan writes.
@@ -37,7 +37,7 @@ pub(super) struct Journal {
     losses: u64,
 }
 
-type Rows = [Option<u64>; KEYS as usize];
+type Rows = [Option<u64>; ROWS];
 type Pair = (Option<String>, Option<String>);
 
 /// One client that sends the last token that it got, whichever instance it asks.
