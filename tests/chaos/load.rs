@@ -213,7 +213,7 @@ impl Load {
                 let ended = now_ns();
                 match read {
                     Ok(read) => self.answered(*key, &read, begun, ended, 0),
-                    Err(error) => self.not_answered(*key, &error, begun, ended),
+                    Err(error) => self.not_answered(*key, &error, begun),
                 }
             }
             keys => {
@@ -227,7 +227,7 @@ impl Load {
                             .for_each(|(key, read)| self.answered(*key, read, begun, ended, 0));
                     }
                     Err(error) => {
-                        keys.iter().for_each(|key| self.not_answered(*key, &error, begun, ended));
+                        keys.iter().for_each(|key| self.not_answered(*key, &error, begun));
                     }
                 }
             }
@@ -256,7 +256,7 @@ impl Load {
                             Record { within_ms, ended: now_ns(), ..Record::new(Kind::Answer, key, begun) },
                         );
                     }
-                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                    Err(error) => self.failed(&error, late(key, begun)),
                 }
             }
             Asks::Pair | Asks::Session => {
@@ -270,7 +270,7 @@ impl Load {
                 let options = token.map_or(ReadOptions::default(), ReadOptions::at_least);
                 match self.pairs.get_with(&id, options).await {
                     Ok(read) => self.answered_pair(key, &read, begun, token.map_or(0, |_| demanded), 0),
-                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                    Err(error) => self.failed(&error, late(key, begun)),
                 }
             }
             Asks::View => {
@@ -290,7 +290,7 @@ impl Load {
                         self.answered_pair(key ^ 1, &pair, begun, 0, 1 + VIEW_WITHIN_MS);
                     }
                     Err(Error::Unsettled) => {}
-                    Err(error) => self.not_answered(key, &error, begun, now_ns()),
+                    Err(error) => self.failed(&error, late(key, begun)),
                 }
             }
         }
@@ -334,7 +334,11 @@ impl Load {
         self.recorder.read(Record { flag, tier, version, value, key, ..record });
     }
 
-    fn not_answered(&self, key: u32, error: &Error, begun: u64, ended: u64) {
+    fn not_answered(&self, key: u32, error: &Error, begun: u64) {
+        self.failed(error, Record::new(Kind::NoAnswer, key, begun));
+    }
+
+    fn failed(&self, error: &Error, record: Record) {
         if matches!(error, Error::Closed) {
             return;
         }
@@ -342,7 +346,7 @@ impl Load {
             std::error::Error::source(error)
                 .map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
         });
-        self.recorder.read(Record { ended, ..Record::new(Kind::NoAnswer, key, begun) });
+        self.recorder.read(Record { ended: now_ns(), ..record });
     }
 
     async fn write_on(self: Arc<Self>, writes: u64, mut random: Random) {
@@ -431,9 +435,14 @@ impl Load {
         let ended = now_ns();
         match read {
             Ok(read) => self.answered(key, &read, begun, ended, written),
-            Err(error) => self.not_answered(key, &error, begun, ended),
+            Err(error) => self.not_answered(key, &error, begun),
         }
     }
+}
+
+/// A read that fails after it waited for polls, or for several loads: that takes longer.
+const fn late(key: u32, begun: u64) -> Record {
+    Record { within_ms: 1 + VIEW_WITHIN_MS, ..Record::new(Kind::NoAnswer, key, begun) }
 }
 
 /// What is known of a write under way.
