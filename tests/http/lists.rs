@@ -337,6 +337,99 @@ async fn lists_of_another_company_are_not_there_and_nobody_learns_whether_there_
     }
 }
 
+/// A change costs what it tells of: its chat or its row, and the lists that show it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_invalidates_the_lists_that_show_it_and_no_others() {
+    let database = seeded();
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let newest = format!("(select last_message_id from chats where id = '{CHAT}')");
+    let phone: String = sqlx::query_scalar("select phone from contacts where id = 20")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    let of_contact = |more: &[&str]| {
+        let mut rows = vec![
+            format!("contact 20"),
+            format!("contact_by_phone 1:{phone}"),
+            format!("contacts_of_company 1"),
+        ];
+        rows.extend(more.iter().map(|&row| row.to_owned()));
+        rows
+    };
+    let of_chat = |more: &[&str]| {
+        let mut rows: Vec<String> = more.iter().map(|&row| row.to_owned()).collect();
+        rows.push(format!("message {CHAT}"));
+        rows
+    };
+    for (sql, wanted) in [
+        (
+            format!("insert into messages (chat_id, sender, body) values ('{CHAT}', 'user', 'new')"),
+            of_chat(&["inbox 1"]),
+        ),
+        (format!("update messages set body = 'other' where id = {newest}"), of_chat(&["inbox 1"])),
+        // Beyond the first 200 characters it looks as before, and so does what is not the newest.
+        (
+            format!("update messages set body = rpad('x', 200, 'x') where id = {newest}"),
+            of_chat(&["inbox 1"]),
+        ),
+        (format!("update messages set body = body || 'y' where id = {newest}"), of_chat(&[])),
+        (
+            format!(
+                "update messages set body = 'old' where id = (select min(id) from messages where chat_id = '{CHAT}')"
+            ),
+            of_chat(&[]),
+        ),
+        (
+            format!(
+                "delete from messages where id = (select min(id) from messages where chat_id = '{CHAT}')"
+            ),
+            of_chat(&[]),
+        ),
+        ("update contacts set name = 'Renamed' where id = 20".to_owned(), of_contact(&[])),
+        (
+            "update contacts set company_id = 2 where id = 20".to_owned(),
+            of_contact(&["contact_by_phone 2:", "contacts_of_company 2", "overview 1", "overview 2"]),
+        ),
+        (format!("update chats set contact_id = 40 where id = '{CHAT}'"), vec!["inbox 1".to_owned()]),
+        ("update users set name = 'Renamed' where id = 20".to_owned(), vec!["user 20".to_owned()]),
+    ] {
+        by_hand(&mut connection, &sql).await;
+        let logged: Vec<String> = sqlx::query_scalar(
+            "select distinct cache || ' ' || coalesce(k, 'all') from perto.invalidation left join unnest(keys) k on true \
+             where xid = (select max(xid) from perto.invalidation)",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+        let mut wanted: Vec<String> =
+            wanted.into_iter().map(|row| if row.ends_with(':') { row + &phone } else { row }).collect();
+        wanted.sort_unstable();
+        let mut logged = logged;
+        logged.sort_unstable();
+        assert_eq!(logged, wanted, "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chats_that_were_there_before_inboxes_have_their_newest_messages() {
+    let database = seeded();
+    let mut connection = PgConnection::connect(&database.url).await.unwrap();
+    let before = "drop function chats_last_message cascade; drop index contacts_by_name; create index chats_company on chats (company_id); \
+        alter table chats drop column contact_id, drop column last_message_id, drop column last_message_at, \
+          drop column last_sender, drop column last_body cascade; \
+        delete from _sqlx_migrations where version >= 8";
+    by_hand(&mut connection, before).await;
+    let added = "insert into messages (chat_id, sender, body) select id, 'user', repeat('é', 300) from chats where company_id = 1; \
+        delete from messages where chat_id = (select max(id::text)::uuid from chats)";
+    by_hand(&mut connection, added).await;
+    crate::command::succeed(crate::command::perto(&database.url, "").arg("migrate"));
+    let a = Served::start(&database, "a");
+    for company in 1..=20 {
+        let read = request(&a, "GET", &format!("/api/v1/companies/{company}/inbox"), "", "").await;
+        assert_eq!(read.body, inbox(&mut connection, company).await);
+    }
+}
+
 /// Of several who write one chat at a time, the last one to commit knows of all the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_message_of_a_chat_is_right_after_many_have_written_it_at_once() {

@@ -152,11 +152,12 @@ async fn load_pages(
     let companies: Vec<i64> = load.keys.iter().map(|key| key.company).collect();
     let (pages, sizes): (Vec<i32>, Vec<i32>) =
         load.keys.iter().map(|key| (number(key.page), number(key.size))).unzip();
-    // One more than is shown tells whether there are others.
+    // One more than is shown tells whether there are others. Those before are passed over in the index, without a look at their rows.
     let sql = "select k.company, k.page, k.size, c.id, c.phone, c.name, c.email \
                from unnest($1::bigint[], $2::int[], $3::int[]) with ordinality k(company, page, size, place) left join lateral ( \
-                 select id, phone, name, email from contacts where company_id = k.company \
-                 order by name, id limit k.size + 1 offset (k.page - 1) * k.size \
+                 select id, phone, name, email from contacts where id = any(array( \
+                   select id from contacts where company_id = k.company \
+                   order by name, id limit k.size + 1 offset (k.page - 1) * k.size)) \
                ) c on true order by k.place, c.name, c.id";
     let query = database.read::<Line>(sql).bind(companies).bind(pages).bind(sizes);
     let rows = query.fetch(&database.pool).await?;

@@ -32,9 +32,11 @@ const CONTACTS: &str = "insert into contacts (company_id, phone, name, email) \
     join (select id, region, row_number() over (order by id) - 1 as at from companies order by id limit $3) c \
       on c.at = n % $3 \
     on conflict do nothing";
-const CHATS: &str = "insert into chats (id, company_id) \
-    select ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, c.id from generate_series($1, $2) n \
+/// Each with the contact of its number, where that is of the same company.
+const CHATS: &str = "insert into chats (id, company_id, contact_id) \
+    select ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, c.id, p.id from generate_series($1, $2) n \
     join (select id, row_number() over (order by id) - 1 as at from companies order by id limit $3) c on c.at = n % $3 \
+    left join contacts p on p.id = n and p.company_id = c.id \
     on conflict do nothing";
 const MESSAGES: &str = "insert into messages (chat_id, sender, body, created_at) \
     select ('00000000-0000-4000-8000-' || lpad(to_hex(1 + n % $3), 12, '0'))::uuid, \
