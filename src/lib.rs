@@ -46,6 +46,9 @@
 //! | miss nothing that is visible now, or for less than the bound | [`ReadOptions::latest`], [`ReadOptions::within`] |
 //! | load and write with another client than sqlx | [`STAMP_SQL`], [`Stamp::parse`], [`Perto::pending_sql`], [`postgres::Pending::from_rows`] |
 //! | say what a write changed, where no trigger can | [`Cache::invalidate_in`], [`Cache::invalidate`], [`Cache::clear`] |
+//! | make a value of several rows, a list or a count | [`Loaded::depends_on`], [`Perto::topic`], [`Topic`] |
+//! | read several keys at one moment | [`Perto::view`], [`View`] |
+//! | never go back in time, whichever instance answers | [`Read::token`], [`Token::of_all`] |
 //! | choose what happens while Postgres is down | [`Outage`], [`Perto::health`], [`Perto::events`] |
 //! | know how well it works | [`Cache::stats`], [`Perto::staleness`], [`Perto::audits`] |
 //! | test your own code without engines | the module `sim`, feature `test-util` |

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use perto::{InLocal, InRemote, Inspection, Known, Token};
-use perto_cli::shown::{hash, in_remote, ms};
+use perto::{InRemote, Inspection, Known, Token};
+use perto_cli::shown::{hash, in_local, in_remote, ms};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
@@ -109,7 +109,7 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
         "poll": seen.poll.as_ref().map(ToString::to_string),
         "known": known(&seen.known),
         "knownOfCache": known(&seen.whole),
-        "l1": seen.local.as_ref().map(local),
+        "l1": seen.local.as_ref().map(in_local),
         "l2": remote(seen),
     })
 }
@@ -121,17 +121,6 @@ fn known(known: &Known) -> serde_json::Value {
         "coarseUpTo": known.coarse_up_to.to_string(),
         "floor": known.floor.xmax().to_string(),
         "transactions": known.xids.iter().map(u64::to_string).collect::<Vec<_>>(),
-    })
-}
-
-fn local(entry: &InLocal) -> serde_json::Value {
-    json!({
-        "stamp": entry.stamp.to_string(),
-        "leftMs": ms(entry.left),
-        "absent": entry.absent,
-        "weight": entry.weight,
-        "served": entry.refused.is_none(),
-        "refused": entry.refused.map(|refused| refused.to_string()),
     })
 }
 
