@@ -30,6 +30,7 @@ fn shown(figures: std::fmt::Arguments<'_>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     const PAIRS: i64 = 50;
+    const COMMITS: u64 = 500;
     let views = number("PERTO_VIEWS", 10_000);
     let world = World::new().await;
     world.sql(&format!("insert into items select id, 0 from generate_series(0, {}) id", 2 * PAIRS - 1)).await;
@@ -38,14 +39,20 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     let a = world.start().await;
     let b = world.start_with(|perto| perto.redis(&lossy).subscribe_at(&lossy), |cache| cache).await;
     coherent([&a, &b]).await;
-    let left = AtomicU64::new(views);
+    let (begun, committed) = (AtomicU64::new(0), AtomicU64::new(0));
     let (overtaken, alone) = (AtomicU64::new(0), AtomicU64::new(0));
+    // As many as were asked for, and until something was there to be torn.
+    let until = Instant::now() + Duration::from_secs(60);
+    let goes_on = || {
+        let enough = begun.load(Ordering::Acquire) >= views
+            && committed.load(Ordering::Acquire) >= COMMITS
+            && alone.load(Ordering::Acquire) > 0;
+        !enough && (begun.load(Ordering::Acquire) < views || Instant::now() < until)
+    };
     let took = Mutex::new(Vec::new());
-    let begin = || left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok();
     let writing = async |seed: u64| {
         let mut dice = Dice::new(seed);
-        let mut commits = 0_u64;
-        while left.load(Ordering::Acquire) > 0 {
+        while goes_on() {
             let pair = i64::try_from(dice.below(PAIRS.unsigned_abs())).unwrap();
             let sql = format!("update items set v = v + 1 where id in ({}, {})", 2 * pair, 2 * pair + 1);
             // Half of them through an instance, which tells the others.
@@ -56,14 +63,16 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
                     async |tx: &mut sqlx::PgConnection| sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await;
                 a.perto.write(&world.pool, run).await.unwrap();
             }
-            commits += 1;
-            tokio::time::sleep(Duration::from_millis(dice.below(40))).await;
+            committed.fetch_add(1, Ordering::AcqRel);
+            tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
         }
-        commits
     };
     let reading = async |perto: &Perto, items: &Cache<i64, i64>, seed: u64| {
         let mut dice = Dice::new(seed);
-        while begin() {
+        while goes_on() {
+            begun.fetch_add(1, Ordering::AcqRel);
+            // What is in L1 waits for nothing, and would keep the writers from their turn.
+            tokio::task::yield_now().await;
             let pair = i64::try_from(dice.below(PAIRS.unsigned_abs())).unwrap();
             let began = Instant::now();
             let seen = perto
@@ -85,11 +94,11 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
             // What two reads by themselves show, for comparison: it must be possible to see them torn.
             let (first, second) = (2 * pair, 2 * pair + 1);
             let (one, other) = tokio::join!(items.get(&first), items.get(&second));
-            alone.fetch_add(u64::from(one.unwrap().value != other.unwrap().value), Ordering::Relaxed);
+            alone.fetch_add(u64::from(one.unwrap().value != other.unwrap().value), Ordering::AcqRel);
         }
     };
     let breaking = async {
-        while left.load(Ordering::Acquire) > 0 {
+        while goes_on() {
             for fault in [Fault::DropMessages, Fault::None, Fault::Cut, Fault::None] {
                 proxy.set(fault);
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -98,8 +107,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     };
     let readers = (0..32)
         .map(|n| if n % 2 == 0 { reading(&a.perto, &a.items, n) } else { reading(&b.perto, &b.items, n) });
-    let (commits, (), _) =
-        tokio::join!(join_all((0..16).map(|n| writing(100 + n))), breaking, join_all(readers));
+    let (_, (), _) = tokio::join!(join_all((0..16).map(|n| writing(100 + n))), breaking, join_all(readers));
     let (overtaken, alone) = (overtaken.into_inner(), alone.into_inner());
     let mut took = took.into_inner();
     took.sort_unstable();
@@ -113,11 +121,11 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
         took[took.len() * 99 / 100],
         sum(|stats| stats.views_awaited),
         sum(|stats| stats.views_again),
-        commits.iter().sum::<u64>(),
+        committed.into_inner(),
     );
     shown(format_args!("{said}"));
     assert!(alone > 0, "nothing was there to be torn: {said}");
-    assert!(overtaken * 100 <= views, "{said}");
+    assert!(overtaken * 20 <= begun.into_inner(), "{said}");
 }
 
 /// One write to a hundred views of three rows, as most are read. `PERTO_VIEWS` for more.
