@@ -215,7 +215,7 @@ impl Reading {
         let is_of_it = |seen: &&Seen| match moment {
             Some(moment) if *moment == seen.stamp => true,
             _ if !seen.judged => false,
-            Some(moment) => coherence.buckets.accept_all_at(&seen.subjects, &seen.stamp, moment),
+            Some(moment) => coherence.buckets.accepts_all_at(&seen.subjects, &seen.stamp, moment),
             None => coherence.buckets.accepts_all(&seen.subjects, &seen.stamp),
         };
         let others = seen.iter().filter(|seen| !is_of_it(seen));

@@ -106,14 +106,6 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         subjects.iter().all(|subject| self.accepts(subject.slot, &subject.whole, stamp))
     }
 
-    /// Whether a value with this stamp is what there was at `moment`: see [`Bucket::accepts_at`].
-    pub(crate) fn accept_all_at(&self, subjects: &[Subject], stamp: &Snapshot, moment: &Snapshot) -> bool {
-        subjects.iter().all(|Subject { slot, whole }| {
-            self.stripe(*slot).buckets[slot.0 % PER_STRIPE].accepts_at(stamp, moment)
-                && whole.bucket.lock().accepts_at(stamp, moment)
-        })
-    }
-
     /// The same for what is held, under a lease that was taken before it was read.
     ///
     /// The era is read once more, last. A recovery that has begun since resets the buckets, which know nothing then until its rows
@@ -127,6 +119,17 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         stamp: &Snapshot,
     ) -> bool {
         self.accepts_all(subjects, stamp) && lease.held().era() == held.era()
+    }
+
+    /// Whether a value with this stamp is what there was at `moment`: see [`Bucket::accepts_at`].
+    pub(crate) fn accepts_all_at(&self, subjects: &[Subject], stamp: &Snapshot, moment: &Snapshot) -> bool {
+        let accepts = |Subject { slot, whole }: &Subject| {
+            // What contains all that is known contains what the moment does, and mostly without a lock.
+            self.accepts(*slot, whole, stamp)
+                || (self.stripe(*slot).buckets[slot.0 % PER_STRIPE].accepts_at(stamp, moment)
+                    && whole.bucket.lock().accepts_at(stamp, moment))
+        };
+        subjects.iter().all(accepts)
     }
 
     /// Runs `insert` if the value is accepted, under the stripe, so that no invalidation of the key can come

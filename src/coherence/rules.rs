@@ -82,17 +82,18 @@ impl<const ROOM: usize> Bucket<ROOM> {
 
     /// Whether a value with this stamp reflects every invalidation applied to the bucket.
     pub(crate) fn accepts(&self, stamp: &Snapshot) -> bool {
-        self.gave_up_only(stamp) && self.xids.iter().all(|xid| stamp.contains(*xid))
+        self.contains_given_up(stamp) && self.xids.iter().all(|xid| stamp.contains(*xid))
     }
 
     /// Whether a value with this stamp is what there was at a later moment of the same primary: whether it reflects every invalidation
     /// that the moment contains. Only once a poll has completed that ranks as high as the moment, so that all of them are known.
     pub(crate) fn accepts_at(&self, stamp: &Snapshot, moment: &Snapshot) -> bool {
-        self.gave_up_only(stamp) && self.xids.iter().all(|xid| stamp.contains(*xid) || !moment.contains(*xid))
+        self.contains_given_up(stamp)
+            && self.xids.iter().all(|xid| stamp.contains(*xid) || !moment.contains(*xid))
     }
 
-    /// Whether all that it remembers no more one by one is contained in the stamp.
-    fn gave_up_only(&self, stamp: &Snapshot) -> bool {
+    /// Whether a stamp contains all that the bucket has given up, and remembers no more one by one.
+    fn contains_given_up(&self, stamp: &Snapshot) -> bool {
         (stamp.xmin() > self.highest || stamp.rank() >= self.floor)
             && stamp.xmin() > self.coarse_up_to.max(self.hinted)
     }
