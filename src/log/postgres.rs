@@ -100,7 +100,7 @@ impl PostgresLog {
     ) -> Result<Answer, LogError> {
         let sql = poll::sql(&self.schema, cursor, limit);
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await;
-        Answer::read(&rows.map_err(|error| self.explain(error))?)
+        Answer::read(&rows.map_err(|error| self.explain(error))?, &self.schema)
     }
 
     /// A connection for polls, in an epoch.

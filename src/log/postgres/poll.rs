@@ -82,13 +82,13 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn read(rows: &[PgRow]) -> Result<Self, LogError> {
+    pub(super) fn read(rows: &[PgRow], schema: &str) -> Result<Self, LogError> {
         let is_header =
             |row: &&PgRow| row.try_get::<Option<&str>, _>("snapshot").is_ok_and(|text| text.is_some());
         let header = rows.iter().find(is_header).ok_or_else(|| malformed("answer"))?;
         let version: i32 = header.try_get("version").map_err(refused)?;
         if version != schema::VERSION {
-            return Err(schema::other_version(version));
+            return Err(schema::other_version(schema, version));
         }
         let snapshot: &str = header.try_get("snapshot").map_err(refused)?;
         let trimmed: Option<&str> = header.try_get("trimmed").map_err(refused)?;

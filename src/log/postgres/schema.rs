@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 
 use super::locks::{self, Sql};
+use super::rights::option;
 use super::sql::refused;
 use crate::error::LogError;
 use crate::log::READY_LIMIT;
@@ -107,7 +108,7 @@ pub async fn schema_version(connection: &mut PgConnection, schema: &str) -> Resu
 async fn plan(connection: &mut PgConnection, schema: &str) -> Result<Vec<Sql>, LogError> {
     let version = schema_version(connection, schema).await?.unwrap_or(0);
     let done = usize::try_from(version).ok().filter(|done| *done <= STEPS.len());
-    let Some(done) = done else { return Err(other_version(version)) };
+    let Some(done) = done else { return Err(other_version(schema, version)) };
     let mut plan: Vec<Sql> = STEPS[done..].iter().map(|step| Sql::Script(named(step, schema))).collect();
     if done == STEPS.len() {
         let logged: Vec<String> = sqlx::query_scalar(
@@ -139,10 +140,27 @@ fn named(sql: &str, schema: &str) -> String {
         .replace("on schema perto to", &format!("on schema {schema} to"))
 }
 
-pub(crate) fn other_version(version: i32) -> LogError {
+/// # Errors
+/// Where there is no log in the schema, or that of another version: what mends it.
+pub(super) async fn check_version(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
+    match schema_version(connection, schema).await? {
+        Some(VERSION) => Ok(()),
+        Some(version) => Err(other_version(schema, version)),
+        None => Err(LogError::Schema(format!(
+            "Perto's tables are not in this database, in the schema {schema:?}: run `perto migrate{}`, or call \
+             `perto::postgres::migrate`",
+            option(schema)
+        ))),
+    }
+}
+
+pub(crate) fn other_version(schema: &str, version: i32) -> LogError {
+    let mend = match version > VERSION {
+        true => "use a newer Perto".to_owned(),
+        false => format!("run `perto migrate{}`", option(schema)),
+    };
     LogError::Schema(format!(
-        "the log's schema has version {version}, this is for version {VERSION}: {}",
-        if version > VERSION { "use a newer Perto" } else { "run `perto migrate`" }
+        "Perto's tables in the schema {schema:?} are of version {version}, and this Perto needs {VERSION}: {mend}"
     ))
 }
 
@@ -151,8 +169,9 @@ pub(crate) fn explain(error: sqlx::Error, schema: &str) -> LogError {
     match error.as_database_error().and_then(|error| error.code()).as_deref() {
         // undefined_table, invalid_schema_name, undefined_function, undefined_column
         Some("42P01" | "3F000" | "42883" | "42703") => LogError::Schema(format!(
-            "the schema {schema:?} has no invalidation log, or an older one: run `perto migrate`, or \
-             `perto::postgres::migrate`"
+            "Perto's tables are not in this database, in the schema {schema:?}, or they are older ones: run \
+             `perto migrate{}`, or call `perto::postgres::migrate`",
+            option(schema)
         )),
         _ => refused(error),
     }

@@ -5,10 +5,10 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::locks::{self, Sql};
-use super::schema::{VERSION, check_name, explain, other_version, schema_version};
+use super::schema::{check_name, check_version, explain};
 use super::sql::{literal, refused};
 use super::trigger::{EVENTS, Table, Watch, drop_trigger, trigger_sql};
-use super::watched::{Watched, has_triggers, watched};
+use super::watched::{Watched, has_triggers, recorded};
 use super::{columns, function, key};
 use crate::error::LogError;
 
@@ -96,18 +96,14 @@ struct State {
 }
 
 async fn state(connection: &mut PgConnection, watch: &Watch, replace: bool) -> Result<State, LogError> {
-    match schema_version(connection, &watch.schema).await? {
-        Some(VERSION) => {}
-        Some(version) => return Err(other_version(version)),
-        None => return Err(explain(sqlx::Error::RowNotFound, &watch.schema)),
-    }
+    check_version(connection, &watch.schema).await?;
     let tables = tables(connection, &watch.table).await?;
     let watch = columns::completed(connection, watch, &tables[0]).await?;
     let of_these = |found: &Watched| {
         found.watch.cache == watch.cache && tables.iter().any(|table| table.name == found.watch.table)
     };
     let known: Vec<Watched> =
-        watched(connection, &watch.schema).await?.into_iter().filter(of_these).collect();
+        recorded(connection, &watch.schema).await?.into_iter().filter(of_these).collect();
     let alike =
         |found: &Watched| found.watch.key.trim() == watch.key.trim() && found.watch.columns == watch.columns;
     let other = |found: &&Watched| found.recorded && !alike(found) && has_triggers(found);
@@ -215,6 +211,7 @@ fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool)
 pub async fn unwatch(connection: &mut PgConnection, watch: &Watch) -> Result<Vec<String>, LogError> {
     check_name(&watch.schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
+    check_version(&mut tx, &watch.schema).await?;
     let tables = match tables(&mut tx, &watch.table).await {
         Ok(tables) => tables,
         // A table that was dropped took its triggers along. What is left of it is what is recorded.

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
 use super::function::{SETTINGS, body};
 use super::locks::{PINNED_PATH, run_one};
-use super::schema::{self, check_name};
+use super::schema;
 use super::sql::{identifier, refused};
 use super::trigger::{EVENTS, Watch};
 use crate::error::LogError;
@@ -145,9 +145,14 @@ impl FromRow<'_, PgRow> for Found {
 /// Dropping the future gives it up.
 ///
 /// # Errors
-/// If Postgres refuses or can't be read, or has no such log.
+/// If Postgres refuses or can't be read, or has no such log, or one of another version.
 pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<Watched>, LogError> {
-    check_name(schema).map_err(LogError::Schema)?;
+    schema::check_version(connection, schema).await?;
+    recorded(connection, schema).await
+}
+
+/// The same, of a log that is there and of this version.
+pub(super) async fn recorded(connection: &mut PgConnection, schema: &str) -> Result<Vec<Watched>, LogError> {
     // On one server, whatever is in between: see the log.
     let mut tx = connection.begin().await.map_err(refused)?;
     sqlx::raw_sql(PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
