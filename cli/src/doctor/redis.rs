@@ -32,7 +32,7 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
         Ok(Err(error)) => {
             let said = super::super::one_line(&error);
             let known = scripts::refusal("redis", "it is not used", &place, &said);
-            return with_client(vec![known], url);
+            return with_client(vec![known], url, None);
         }
         Err(_elapsed) => {
             return vec![Finding::wrong("redis", format!("REDIS_URL: no answer within {:?}", super::LIMIT))];
@@ -40,7 +40,7 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     };
     // Where it says nothing of itself, everything else can be looked at all the same.
     let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut *connection).await {
-        Ok(info) => (of_info(&Info(&info)), info),
+        Ok(info) => (of_info(&Info(&info), &place_of(url)), info),
         Err(error) => {
             let found =
                 format!("INFO can't be read, so version, role and memory are not known: {}", said(&error));
@@ -48,6 +48,7 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
             (vec![Finding::warn("redis", found).mend(grant)], String::new())
         }
     };
+    let others = tokio::time::timeout(super::LIMIT, others(&mut connection.clone(), &Info(&info), url)).await;
     findings.extend(limited("buffers", async { Ok(vec![buffers(&mut connection.clone()).await]) }).await);
     findings.extend(
         limited("persistence", async { Ok(vec![persistence(&mut connection.clone(), &Info(&info)).await]) })
@@ -57,22 +58,75 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     findings.extend(limited("scripts", scripts::scripts(&place)).await);
     findings.extend(limited("latency", async { Ok(vec![latency(&mut connection.clone()).await?]) }).await);
     findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
-    with_client(findings, url)
+    with_client(findings, url, others.ok().and_then(Result::ok).flatten().as_deref())
 }
 
-/// The commands that reach this server.
-fn with_client(mut findings: Vec<Finding>, url: &str) -> Vec<Finding> {
-    for how in findings.iter_mut().flat_map(|finding| &mut finding.mend) {
-        *how = how.replace("redis-cli ", &client(url));
+/// `host:port`, or the socket.
+fn place_of(url: &str) -> String {
+    host_and_port(url, 6379).unwrap_or_else(|| "REDIS_URL".to_owned())
+}
+
+/// Calls of `SCAN`, each of about a thousand names, to find out whether somebody else keeps keys there.
+const MOST_SCANS: usize = 20;
+
+/// What is there that is not Perto's: others use the server too, and `CONFIG SET` is for all of them.
+async fn others(
+    connection: &mut MultiplexedConnection,
+    info: &Info<'_>,
+    url: &str,
+) -> redis::RedisResult<Option<String>> {
+    let ours = redis::IntoConnectionInfo::into_connection_info(url)?.redis_settings().db();
+    let databases = info.0.lines().filter_map(|line| line.strip_prefix("db")?.split_once(":keys="));
+    let another = databases.map(|(number, _)| number).find(|number| **number != ours.to_string());
+    if let Some(number) = another {
+        return Ok(Some(format!("keys in its database {number}")));
+    }
+    let mut cursor = 0_u64;
+    for _ in 0..MOST_SCANS {
+        let mut scan = redis::cmd("SCAN");
+        let (next, names): (u64, Vec<Vec<u8>>) =
+            scan.arg(cursor).arg("COUNT").arg(1000).query_async(connection).await?;
+        if names.iter().any(|name| !name.starts_with(b"perto:")) {
+            return Ok(Some("keys that are not Perto's".to_owned()));
+        }
+        cursor = next;
+        if cursor == 0 {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// The commands that reach this server. `CONFIG SET` is for all who use it, so where `others` do, it is no advice.
+fn with_client(mut findings: Vec<Finding>, url: &str, others: Option<&str>) -> Vec<Finding> {
+    for finding in &mut findings {
+        let is_for_all = |how: &String| how.contains(" config set ");
+        if finding.mend.iter().any(is_for_all) {
+            let place = place_of(url);
+            if let Some(what) = others {
+                finding.found += &format!(
+                    ". Others use {place} too (it has {what}), and a setting would be changed for them as well: what they keep \
+                     there may be evicted or lost"
+                );
+                finding.mend.retain(|how| !is_for_all(how));
+                finding.mend.push("point REDIS_URL at a Redis that only Perto uses".to_owned());
+            } else {
+                finding.found += &format!(". The setting is for all who use {place}");
+            }
+        }
+        for how in &mut finding.mend {
+            *how = how.replace("redis-cli ", &client(url));
+        }
     }
     findings
 }
 
 /// The command that reaches this server, without its password.
 fn client(url: &str) -> String {
+    let tls = if url.starts_with("rediss:") { "--tls " } else { "" };
     match host_and_port(url, 6379).as_deref().and_then(|place| place.rsplit_once(':')) {
-        None | Some(("127.0.0.1" | "localhost", "6379")) => "redis-cli ".to_owned(),
-        Some((host, port)) => format!("redis-cli -h {} -p {port} ", shell(host)),
+        None => "redis-cli ".to_owned(),
+        Some((host, port)) => format!("redis-cli -h {} -p {port} {tls}", shell(host)),
     }
 }
 
@@ -81,8 +135,8 @@ fn said(error: &redis::RedisError) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }
 
-fn of_info(info: &Info<'_>) -> Vec<Finding> {
-    vec![version(info), mode(info), role(info), memory(info)]
+fn of_info(info: &Info<'_>, place: &str) -> Vec<Finding> {
+    vec![version(info, place), mode(info), role(info), memory(info)]
 }
 
 struct Info<'a>(&'a str);
@@ -97,15 +151,19 @@ impl<'a> Info<'a> {
     }
 }
 
-fn version(info: &Info<'_>) -> Finding {
+fn version(info: &Info<'_>, place: &str) -> Finding {
     let (redis, valkey) = (info.text("redis_version"), info.text("valkey_version"));
     let name = if valkey.is_empty() { format!("Redis {redis}") } else { format!("Valkey {valkey}") };
     let mut parts = redis.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
     if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
-        return Finding::wrong("redis", format!("{name} is older than 6.2"))
+        return Finding::wrong("redis", format!("{place}, {name}, is older than 6.2"))
             .mend("upgrade it to Redis 6.2 or Valkey");
     }
-    Finding::ok("redis", format!("{name}, {} clients", info.text("connected_clients")))
+    let clients = match info.text("connected_clients") {
+        "1" => "1 client".to_owned(),
+        clients => format!("{clients} clients"),
+    };
+    Finding::ok("redis", format!("{place}, {name}, {clients}"))
 }
 
 fn mode(info: &Info<'_>) -> Finding {
@@ -280,9 +338,9 @@ mod tests {
     #[test]
     fn an_old_redis_a_sentinel_and_a_clock_that_is_wrong_are_told_of() {
         let old = Info("redis_version:6.0.16\r\nconnected_clients:1\r\n");
-        assert_eq!(version(&old).state, State::Wrong);
-        assert_eq!(version(&Info("redis_version:6.2.0\r\n")).state, State::Ok);
-        assert_eq!(version(&Info("redis_version:10.0.0\r\n")).state, State::Ok);
+        assert_eq!(version(&old, "").state, State::Wrong);
+        assert_eq!(version(&Info("redis_version:6.2.0\r\n"), "").state, State::Ok);
+        assert_eq!(version(&Info("redis_version:10.0.0\r\n"), "").state, State::Ok);
         assert_eq!(mode(&Info("redis_mode:sentinel\r\n")).state, State::Wrong);
         let hour = Duration::from_hours(1);
         assert_eq!(difference(hour, hour + Duration::from_secs(6)).state, State::Warn);

@@ -27,6 +27,33 @@ async fn what_is_wrong_with_a_redis_is_told_of_with_the_command_that_mends_it() 
     look().await.tells("role", "wrong", "a replica of 127.0.0.1:1", "point REDIS_URL at 127.0.0.1:1");
 }
 
+/// A command that changes the server would change it for them too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_others_use_is_named_and_no_command_is_said_that_would_harm_them() {
+    let (database, redis) = (migrated(), good_redis().await);
+    let mut connection = redis.connect().await;
+    let url = redis.url();
+    let place = place_of(&url);
+    let look = async || doctor(&database.url, &url, &[]).await;
+    redis.config("maxmemory", "0").await;
+    redis.config("save", "3600 1").await;
+    let said = look().await;
+    said.tells("redis", "ok", &format!("{place}, "), "");
+    said.tells("memory", "warn", &format!("The setting is for all who use {place}"), "config set");
+    let mut own_database = redis.connect().await;
+    for (database_of_theirs, has) in [(0, "keys that are not Perto's"), (3, "keys in its database 3")] {
+        ::redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.unwrap();
+        ::redis::cmd("SELECT").arg(database_of_theirs).query_async::<()>(&mut own_database).await.unwrap();
+        ::redis::cmd("SET").arg("session:1").arg(1).query_async::<()>(&mut own_database).await.unwrap();
+        let said = look().await;
+        for check in ["memory", "persistence"] {
+            let shared = format!("Others use {place} too (it has {has})");
+            said.tells(check, "warn", &shared, "point REDIS_URL at a Redis that only Perto uses");
+        }
+        assert!(!said.text.contains("config set"), "{}", said.text);
+    }
+}
+
 /// As managed services do.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_forbids_config_is_not_wrong_and_one_that_forbids_scripts_is() {
@@ -127,7 +154,7 @@ async fn without_info_everything_else_is_looked_at() {
         said.tells(check, "ok", "", "");
     }
     run("", &said.mends("redis")[0]).await;
-    doctor(&database.url, &as_user, &[]).await.tells("redis", "ok", "clients", "");
+    doctor(&database.url, &as_user, &[]).await.tells("redis", "ok", "client", "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
