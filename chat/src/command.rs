@@ -52,6 +52,7 @@ impl Command {
 
 fn product() -> Product {
     Product {
+        program: NAME,
         app: "service",
         schema: schema::LOG,
         known_by: "figures_reset",
@@ -59,6 +60,7 @@ fn product() -> Product {
         watched: &schema::WATCHED,
         connections: serve::CONNECTIONS,
         migrate: "perto-chat migrate",
+        migrate_log: "perto-chat migrate --log-only",
     }
 }
 

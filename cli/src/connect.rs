@@ -58,17 +58,18 @@ impl Database {
         }
     }
 
-    /// Connects, and makes the database first where the server has none of that name.
+    /// Connects, and makes the database first where the server has none of that name. With the name of the one that was made.
     ///
     /// # Errors
     /// As [`Database::connect`].
-    pub async fn connect_or_create(&self) -> anyhow::Result<PgConnection> {
+    pub async fn connect_or_create(&self) -> anyhow::Result<(PgConnection, Option<String>)> {
         let options = self.options()?;
         let missing = match tokio::time::timeout(LIMIT, PgConnection::connect_with(&options)).await {
             Ok(Err(sqlx::Error::Database(error))) => error.code().as_deref() == Some("3D000"),
             _ => false,
         };
-        if let Some(name) = options.get_database().filter(|_| missing) {
+        let made = options.get_database().filter(|_| missing);
+        if let Some(name) = made {
             let postgres = options.clone().database("postgres");
             let mut server = match tokio::time::timeout(LIMIT, PgConnection::connect_with(&postgres)).await {
                 Ok(connected) => connected.map_err(|error| explain(error, &options))?,
@@ -80,7 +81,7 @@ impl Database {
                 .await
                 .context("DATABASE_URL: create the database")?;
         }
-        self.connect().await
+        Ok((self.connect().await?, made.map(str::to_owned)))
     }
 
     pub(crate) async fn pool(&self, options: PgPoolOptions) -> anyhow::Result<PgPool> {

@@ -75,11 +75,14 @@ struct Finding {
     found: String,
     /// Commands or SQL, to be run as they are.
     mend: Vec<String>,
+    /// It could not be looked at: Postgres refused for want of a right.
+    #[serde(skip)]
+    refused: bool,
 }
 
 impl Finding {
     fn new(check: &'static str, state: State, found: impl Into<String>) -> Self {
-        Self { check, state, found: found.into(), mend: Vec::new() }
+        Self { check, state, found: found.into(), mend: Vec::new(), refused: false }
     }
 
     fn ok(check: &'static str, found: impl Into<String>) -> Self {
@@ -108,10 +111,21 @@ async fn limited(check: &'static str, looking: impl Future<Output = Findings>) -
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             let text = super::one_line(&error);
-            vec![Finding::wrong(check, format!("can't be looked at: {text}"))]
+            let found = Finding::wrong(check, format!("can't be looked at: {text}"));
+            vec![Finding { refused: is_for_want_of_a_right(&error), ..found }]
         }
         Err(_elapsed) => vec![Finding::wrong(check, format!("no answer within {LIMIT:?}"))],
     }
+}
+
+fn is_for_want_of_a_right(error: &anyhow::Error) -> bool {
+    let of_log = error.downcast_ref::<perto::LogError>().and_then(|error| match error {
+        perto::LogError::Refused(cause) => cause.downcast_ref::<sqlx::Error>(),
+        _ => None,
+    });
+    let of_sql = of_log.or_else(|| error.downcast_ref()).and_then(sqlx::Error::as_database_error);
+    // insufficient_privilege
+    of_sql.and_then(sqlx::error::DatabaseError::code).as_deref() == Some("42501")
 }
 
 impl Doctor {
@@ -144,12 +158,17 @@ impl Doctor {
     fn app(&self) -> &str {
         self.app.as_deref().or_else(|| self.product.map(|product| product.app)).unwrap_or("doctor")
     }
+
+    /// What the commands begin with that are printed.
+    fn program(&self) -> &'static str {
+        self.product.map_or("perto", |product| product.program)
+    }
 }
 
 fn lines(findings: &[Finding]) -> Vec<String> {
     let indent = 7 + findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0) + 2;
     let mut lines = Vec::new();
-    for Finding { check, state, found, mend } in findings {
+    for Finding { check, state, found, mend, .. } in findings {
         let state = match state {
             State::Ok => "ok",
             State::Warn => "warn",

@@ -14,7 +14,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::columns::{bytes, table, time, wrapped};
 use super::connect::{Database, check_redis, host_and_port};
-use super::http;
+use super::{http, migrate};
+use crate::Product;
 use crate::shown::{hash, in_remote, ms};
 use judged::Judged;
 
@@ -39,9 +40,9 @@ pub struct Inspect {
     /// The admin's key, where the instances have one
     #[arg(long, env = "PERTO_ADMIN_KEY", hide_env_values = true, value_name = "KEY")]
     admin_key: Option<String>,
-    /// The app whose keys to look for in Redis
-    #[arg(long, default_value = "service")]
-    app: String,
+    /// The app whose keys to look for in Redis. Default: the one for which Redis has the cache, where there is one
+    #[arg(long)]
+    app: Option<String>,
     /// The version of the cache's values
     #[arg(long, default_value_t = 1, value_name = "N")]
     value_version: u16,
@@ -66,12 +67,14 @@ struct Log {
     horizon: Snapshot,
     /// The newest first.
     rows: Vec<Row>,
+    /// How long ago an instance looked after the log. What none of them has seen is newer.
+    looked_after: Option<Duration>,
 }
 
 struct Row {
     xid: u64,
     whole_cache: bool,
-    /// Between two ticks: it was visible so long ago, and not a minute earlier.
+    /// It was visible so long ago, and not a minute earlier: an instance looks each minute.
     seen: Option<Duration>,
 }
 
@@ -79,23 +82,28 @@ struct Row {
 struct Remote {
     place: String,
     holds: Result<InRemote, String>,
-    /// Where it holds nothing: the apps for which it holds values of the cache.
+    /// The apps for which it holds values of the cache, where that was looked at.
     apps: BTreeSet<String>,
+    /// The one that was looked at.
+    app: Option<String>,
 }
 
 impl Inspect {
-    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, product: Option<Product>) -> anyhow::Result<()> {
         // Before it stands in any SQL.
         perto::postgres::log(self.database.url()?, &self.schema)?;
         if self.key.len() > MAX_KEY_BYTES {
             bail!("KEY: longer than {MAX_KEY_BYTES} bytes");
         }
         let mut connection = self.database.connect().await?;
+        migrate::needs_log(&mut connection, &self.schema, product).await?;
+        self.app = self.app.or_else(|| product.map(|product| product.app.to_owned()));
         let watched =
             perto::postgres::watched(&mut connection, &self.schema).await.context("DATABASE_URL")?;
         self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
         let log = self.read_log(&mut connection).await?;
         let remote = self.read_remote(log.epoch).await;
+        self.app = self.app.or_else(|| remote.app.clone());
         let judged = match &remote.holds {
             Ok(InRemote::Value(value)) => {
                 judged::value(self.subject(), value, &watched, &self.schema, &mut connection).await?
@@ -172,12 +180,13 @@ impl Inspect {
                pg_snapshot_xmax(coalesce((select trimmed from {schema}.boot), pg_current_snapshot()))::text, \
                {schema}.epoch(), r.xid::text, r.keys is null, \
                extract(epoch from clock_timestamp() - (select min(t.at) from {schema}.tick t \
-                 where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8 \
+                 where pg_visible_in_snapshot(r.xid, t.snapshot)))::float8, \
+               extract(epoch from clock_timestamp() - (select max(at) from {schema}.tick))::float8 \
              from (select) one left join (select xid, keys from {schema}.invalidation \
                where cache = $1 and (keys is null or $2 = any(keys)) order by xid desc limit {MAX_ROWS}) r on true \
              order by r.xid desc"
         );
-        type Found = (String, String, Option<i64>, Option<String>, Option<bool>, Option<f64>);
+        type Found = (String, String, Option<i64>, Option<String>, Option<bool>, Option<f64>, Option<f64>);
         let found: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql))
             .persistent(false)
             .bind(&self.cache)
@@ -189,12 +198,10 @@ impl Inspect {
             Some((now, horizon, epoch, ..)) => (Snapshot::parse(now), horizon.parse().ok(), *epoch),
             None => (None, None, None),
         };
-        let row = |(_, _, _, xid, whole_cache, seen): Found| {
-            Some(Row {
-                xid: xid?.parse().ok()?,
-                whole_cache: whole_cache?,
-                seen: seen.and_then(|seen| Duration::try_from_secs_f64(seen).ok()),
-            })
+        let time = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+        let looked_after = found.first().and_then(|(.., looked_after)| *looked_after).and_then(time);
+        let row = |(_, _, _, xid, whole_cache, seen, _): Found| {
+            Some(Row { xid: xid?.parse().ok()?, whole_cache: whole_cache?, seen: seen.and_then(time) })
         };
         Ok(Log {
             now: now.context("DATABASE_URL: its snapshot can't be read")?,
@@ -203,6 +210,7 @@ impl Inspect {
                 .context("DATABASE_URL: the log's horizon can't be read")?,
             epoch: epoch.map(i64::cast_unsigned),
             rows: found.into_iter().filter_map(row).collect(),
+            looked_after,
         })
     }
 
@@ -214,27 +222,43 @@ impl Inspect {
         let Some(epoch) = epoch else {
             return Remote::unknown(place, "no instance has read the log since Postgres was started");
         };
-        let name = InRemote::name(&self.app, epoch, &self.cache, self.value_version, &self.key);
         let reading = async {
             let mut connection = check_redis(url).await?;
+            let (app, mut apps) = match &self.app {
+                Some(app) => (app.clone(), BTreeSet::new()),
+                None => {
+                    let apps = self.apps(epoch, &mut connection).await?;
+                    match (apps.first(), apps.len()) {
+                        (Some(app), 1) => (app.clone(), apps),
+                        (None, _) => return Ok(Remote::nothing(place.clone())),
+                        _ => bail!("it has the cache for several apps: name one by --app: {}", listed(&apps)),
+                    }
+                }
+            };
+            let name = InRemote::name(&app, epoch, &self.cache, self.value_version, &self.key);
             let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
             let holds = InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms());
-            let apps = match holds {
+            if matches!(holds, InRemote::Nothing) && self.app.is_some() {
                 // A user may lack the right to look.
-                InRemote::Nothing => self.apps(&mut connection).await.unwrap_or_default(),
-                _ => BTreeSet::new(),
-            };
-            anyhow::Ok((holds, apps))
+                apps = self.apps(epoch, &mut connection).await.unwrap_or_default();
+            }
+            anyhow::Ok(Remote { place: place.clone(), holds: Ok(holds), apps, app: Some(app) })
         };
         match reading.await {
-            Ok((holds, apps)) => Remote { place, holds: Ok(holds), apps },
+            Ok(remote) => remote,
             Err(error) => Remote::unknown(place, &super::one_line(&error)),
         }
     }
 
-    /// The apps for which Redis has values of the cache, among as many names as are looked at.
-    async fn apps(&self, connection: &mut MultiplexedConnection) -> redis::RedisResult<BTreeSet<String>> {
+    /// The apps for which Redis has values of the cache, of this database, among as many names as are looked at.
+    async fn apps(
+        &self,
+        epoch: u64,
+        connection: &mut MultiplexedConnection,
+    ) -> redis::RedisResult<BTreeSet<String>> {
         let (mut cursor, mut apps) = (0_u64, BTreeSet::new());
+        let like = InRemote::name("", epoch, "", 0, "");
+        let ours = like.split(':').nth(2);
         for _ in 0..MOST_SCANS {
             let (next, names): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
                 .arg(cursor)
@@ -243,8 +267,8 @@ impl Inspect {
                 .await?;
             let app = |name: &Vec<u8>| {
                 let mut parts = std::str::from_utf8(name).ok()?.split(':').skip(1);
-                let (app, _epoch, cache) = (parts.next()?, parts.next()?, parts.next()?);
-                (cache.rsplit_once('.')?.0 == self.cache).then(|| app.to_owned())
+                let (app, of, cache) = (parts.next()?, parts.next(), parts.next()?);
+                (of == ours && cache.rsplit_once('.')?.0 == self.cache).then(|| app.to_owned())
             };
             apps.extend(names.iter().filter_map(app));
             cursor = next;
@@ -257,13 +281,15 @@ impl Inspect {
 
     /// Where Redis was looked in vain.
     fn looked(&self, apps: &BTreeSet<String>) -> String {
-        let mut said = format!(
-            "Redis holds nothing of it for the app {:?} and version {} of the values: see --app and --value-version.",
-            self.app, self.value_version
-        );
+        let mut said = match &self.app {
+            Some(app) => format!(
+                "Redis holds nothing of it for the app {app:?} and version {} of the values: see --app and --value-version.",
+                self.value_version
+            ),
+            None => "Redis holds nothing of this cache, for any app.".to_owned(),
+        };
         if !apps.is_empty() {
-            let apps: Vec<&str> = apps.iter().map(String::as_str).collect();
-            said += &format!(" It holds values of this cache for: {}.", apps.join(", "));
+            said += &format!(" It holds values of this cache for: {}.", listed(apps));
         } else {
             said += " Of a topic it never holds any.";
         }
@@ -330,8 +356,11 @@ impl Inspect {
         let epoch = log.epoch.map_or("none yet".to_owned(), |epoch| format!("{epoch:016x}"));
         let mut lines = vec![
             format!(
-                "cache {}, key {}, app {}: epoch {epoch}, snapshot now {}",
-                self.cache, self.key, self.app, log.now
+                "cache {}, key {}{}: epoch {epoch}, snapshot now {}",
+                self.cache,
+                self.key,
+                self.app.as_ref().map(|app| format!(", app {app}")).unwrap_or_default(),
+                log.now
             ),
             format!("The key's hash, as an auditor's event has it: {}.", hash(&self.key)),
         ];
@@ -345,7 +374,7 @@ impl Inspect {
             }
         }
         lines.extend(table(
-            &["TIER", "WHERE", "STAMP", "AGE", "LEFT", "SERVED", "WHY NOT, AND WHAT ELSE"],
+            &["TIER", "WHERE", "STAMP", "AGE", "LEFT", "MAY BE SERVED", "WHY NOT, AND WHAT ELSE"],
             &rows,
         ));
         lines.extend(judged::lines(judged, &remote.place, instances));
@@ -363,7 +392,12 @@ impl Inspect {
 
 impl Remote {
     fn unknown(place: String, why: &str) -> Self {
-        Self { place, holds: Err(why.to_owned()), apps: BTreeSet::new() }
+        Self { place, holds: Err(why.to_owned()), apps: BTreeSet::new(), app: None }
+    }
+
+    /// It has the cache for no app, so nothing of the key either.
+    const fn nothing(place: String) -> Self {
+        Self { place, holds: Ok(InRemote::Nothing), apps: BTreeSet::new(), app: None }
     }
 }
 
@@ -379,7 +413,11 @@ impl Log {
             let whole = if row.whole_cache { " (whole cache)" } else { "" };
             let seen = match row.seen {
                 Some(seen) => format!("about {} ago", time(seen)),
-                None => "since the last tick".to_owned(),
+                // Nobody has looked since it was written.
+                None => match self.looked_after {
+                    Some(looked_after) => format!("less than {} ago", time(looked_after)),
+                    None => "since an instance last ran".to_owned(),
+                },
             };
             format!("{}{whole}, {seen}", row.xid)
         };
@@ -387,6 +425,10 @@ impl Log {
         let more = if rows.len() == MAX_ROWS { "; and perhaps more" } else { "" };
         format!("The log's transactions that wrote it, the newest first: {}{more}.", rows.join("; "))
     }
+}
+
+fn listed(apps: &BTreeSet<String>) -> String {
+    apps.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn row(cells: [&str; 7]) -> Vec<String> {

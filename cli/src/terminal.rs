@@ -59,12 +59,24 @@ pub fn complain(program: &str, error: &anyhow::Error) {
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
-        let cause = cause.to_string().replace('\n', " ");
+        let of_server = said(cause);
+        let is_last = of_server.is_some();
+        let cause = of_server.unwrap_or_else(|| cause.to_string()).replace('\n', " ");
         if !text.contains(&cause) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
+        if is_last {
+            break;
+        }
     }
     text
+}
+
+/// What Postgres said, without the client's words around it: that a server refused, and on which line of its own source code.
+fn said(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let cause = cause.downcast_ref::<perto::Cause>().map_or(cause, |shared| &**shared);
+    let of_server = cause.downcast_ref().and_then(sqlx::Error::as_database_error);
+    of_server.map(|error| error.message().to_owned())
 }
 
 /// Writes a line to standard output. That nobody reads any more is no reason to fail.

@@ -2,9 +2,11 @@
 
 use anyhow::{Context, bail};
 use clap::Args;
-use perto::postgres;
+use perto::postgres::{self, Watched};
 
 use super::connect::Database;
+use super::migrate;
+use crate::Product;
 
 /// See [`postgres::watch`].
 #[derive(Debug, Args)]
@@ -57,7 +59,7 @@ impl Target {
 }
 
 impl Watch {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, product: Option<Product>) -> anyhow::Result<()> {
         let (kind, name) =
             self.target.named().context("--cache or --topic: whose keys a write invalidates")?;
         let key = match self.key {
@@ -68,7 +70,10 @@ impl Watch {
             }
             None => "id".to_owned(),
         };
+        // Before it stands in any SQL.
+        postgres::log(self.database.url()?, &self.schema)?;
         let mut connection = self.database.connect().await?;
+        migrate::needs_log(&mut connection, &self.schema, product).await?;
         let watch = postgres::Watch {
             schema: self.schema,
             table: self.table,
@@ -81,16 +86,38 @@ impl Watch {
             sql.as_deref().unwrap_or("-- nothing to do").lines().for_each(super::say);
             return Ok(());
         }
-        let (tables, done) = if self.remove {
-            (postgres::unwatch(&mut connection, &watch).await?, "no longer watched")
-        } else if self.replace {
-            (postgres::rewatch(&mut connection, &watch).await?, "watched")
+        let before = postgres::watched(&mut connection, &watch.schema).await?;
+        let of_it = before.iter().filter(|watched| watched.watch.cache == watch.cache).collect::<Vec<_>>();
+        let for_it = format!("for {kind} {}", watch.cache);
+        if self.remove {
+            for table in postgres::unwatch(&mut connection, &watch).await? {
+                super::say(&if of_it.iter().any(|watched| is_of(watched, &table)) {
+                    format!("{table} is no longer watched {for_it}")
+                } else {
+                    format!("{table} was not watched {for_it}: nothing to do")
+                });
+            }
+            return Ok(());
+        }
+        let is_done = postgres::watch_sql(&mut connection, &watch, self.replace).await?.is_none();
+        let tables = if self.replace {
+            postgres::rewatch(&mut connection, &watch).await?
         } else {
-            (postgres::watch(&mut connection, &watch).await?, "watched")
+            postgres::watch(&mut connection, &watch).await?
         };
-        for table in tables {
-            super::say(&format!("{table} is {done} for {kind} {}", watch.cache));
+        for table in &tables {
+            let by = &watch.key;
+            super::say(&match of_it.iter().find(|watched| is_of(watched, table)) {
+                _ if is_done => format!("{table} is watched {for_it} already, by {by}: nothing to do"),
+                // By another key or other columns, or something of it was missing.
+                Some(_) => format!("{table} was watched {for_it}, and is now watched anew, by {by}"),
+                None => format!("{table} is now watched {for_it}, by {by}"),
+            });
         }
         Ok(())
     }
+}
+
+fn is_of(watched: &Watched, table: &str) -> bool {
+    watched.watch.table == table || watched.tables.iter().any(|of_it| of_it == table)
 }

@@ -67,9 +67,9 @@ async fn doctor(postgres: &str, redis: &str, options: &[&str]) -> Said {
     Said { checks: checks.collect(), well: output.status.success(), text }
 }
 
-/// Runs what a finding says, as it is: SQL, `perto`, or `redis-cli`, of which there may be none here.
+/// Runs what a finding says, as it is: SQL, `perto-chat`, or `redis-cli`, of which there may be none here.
 async fn run(url: &str, mend: &str) {
-    if let Some(arguments) = mend.strip_prefix("perto ") {
+    if let Some(arguments) = mend.strip_prefix("perto-chat ") {
         let arguments = words(arguments);
         let url = url.to_owned();
         let running = tokio::task::spawn_blocking(move || succeed(perto(&url, "").args(arguments)));
@@ -145,7 +145,7 @@ async fn a_server_that_cannot_be_reached_stops_no_other_check_and_shows_no_passw
     let said = doctor(nobody, &redis.url(), &["--replica", nobody]).await;
     said.tells("postgres", "wrong", "127.0.0.1:1 can't be reached", "");
     said.tells("replica", "wrong", "--replica: 127.0.0.1:1 can't be reached", "");
-    said.tells("redis", "ok", "clients", "");
+    said.tells("redis", "ok", "client", "");
     assert!(!said.text.contains("s3cret"), "{}", said.text);
     let said = doctor(&database.url, "redis://:s3cret@127.0.0.1:1", &[]).await;
     said.tells("redis", "wrong", "127.0.0.1:1 can't be reached", "");
@@ -177,7 +177,12 @@ async fn a_server_that_hangs_costs_its_limit_and_no_other_check() {
 async fn a_missing_or_other_schema_is_told_of() {
     let database = migrated();
     let said = doctor(&database.url, "", &["--schema", "other"]).await;
-    said.tells("schema", "wrong", "no invalidation log in the schema other", "perto migrate --schema other");
+    said.tells(
+        "schema",
+        "wrong",
+        "not in this database, in the schema other",
+        "perto-chat migrate --log-only --schema other",
+    );
     said.tells("connections", "ok", "", "");
     let version = |version: i32| {
         format!(
@@ -185,9 +190,9 @@ async fn a_missing_or_other_schema_is_told_of() {
         )
     };
     sql(&database.url, &version(1)).await;
-    doctor(&database.url, "", &[]).await.tells("schema", "wrong", "version 1", "perto migrate");
+    doctor(&database.url, "", &[]).await.tells("schema", "wrong", "of version 1", "perto-chat migrate");
     sql(&database.url, &version(99)).await;
-    doctor(&database.url, "", &[]).await.tells("schema", "wrong", "version 99", "newer Perto");
+    doctor(&database.url, "", &[]).await.tells("schema", "wrong", "of version 99", "newer Perto");
     let output = perto(&database.url, "").args(["doctor", "--schema", "No Schema"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("No Schema"), "refused by its name");
 }
@@ -231,7 +236,7 @@ async fn a_log_that_nobody_trims_or_that_is_too_long_is_told_of() {
         "insert into perto.tick (at) values (now() - interval '2 hours'), (now() - interval '20 minutes')",
     )
     .await;
-    doctor(&database.url, "", &[]).await.tells("log", "warn", "last tick 20 min", "start an instance");
+    doctor(&database.url, "", &[]).await.tells("log", "warn", "looked after it 20 min", "start an instance");
     sql(&database.url, "insert into perto.tick default values; insert into perto.invalidation (cache, keys) select 'company', array[n::text] from generate_series(1, 100001) n").await;
     doctor(&database.url, "", &[]).await.tells("log", "warn", "more than 100000 rows", "group by cache");
 }

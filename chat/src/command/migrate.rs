@@ -13,7 +13,7 @@ pub(crate) struct Migrate {
     #[arg(long)]
     log_only: bool,
     #[command(flatten)]
-    log: perto_cli::Migrate,
+    log: perto_cli::migrate::Migrate,
 }
 
 impl Migrate {
@@ -24,9 +24,12 @@ impl Migrate {
         if self.log.sql || self.log.schema != schema::LOG {
             anyhow::bail!("--sql and --schema are for the log: they need --log-only");
         }
-        let mut connection = self.log.database.connect_or_create().await?;
-        schema::migrate(&mut connection).await?;
-        super::say("the tables are up to date");
+        let mut connection = self.log.connect().await?;
+        let done = schema::migrate(&mut connection).await?;
+        if done.is_empty() {
+            super::say("the tables and triggers are there already: nothing to do");
+        }
+        done.iter().for_each(|line| super::say(line));
         Ok(())
     }
 }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use perto::postgres::{self, Watch};
+use perto::postgres;
+use perto_cli::Source;
+use perto_cli::migrate::log;
 use sqlx::PgConnection;
 
 use super::{companies, contacts, inbox, keys, messages, overview, tool_results, users};
@@ -12,35 +14,31 @@ use super::{companies, contacts, inbox, keys, messages, overview, tool_results, 
 pub(crate) const LOG: &str = "perto";
 
 /// Which cache or topic is invalidated by which table, and how its keys are written in SQL.
-pub(crate) const WATCHED: [(&str, &str, &str); 13] = [
-    ("chats", messages::CACHE, "id"),
-    ("messages", messages::CACHE, "chat_id"),
-    ("companies", companies::CACHE, "id"),
-    ("users", users::CACHE, "id"),
-    ("contacts", contacts::CACHE, "id"),
-    ("contacts", contacts::CACHE_BY_PHONE, "company_id || ':' || phone"),
-    ("contacts", contacts::OF_COMPANY, "company_id"),
-    ("tool_results", tool_results::CACHE, "chat_id || ':' || tool"),
-    ("api_keys", keys::CACHE, "encode(hash, 'hex')"),
-    ("chats", inbox::CACHE, "company_id"),
-    ("users", overview::CACHE, "company_id"),
-    ("contacts", overview::CACHE, "company_id"),
-    ("chats", overview::CACHE, "company_id"),
-];
-
-/// Of which columns, where not of all: updates of others invalidate nothing.
-const COLUMNS: [(&str, &str, &[&str]); 4] = [
+pub(crate) const WATCHED: [Source; 13] = [
     // What an inbox shows of a chat changes with each message, which is told of by itself.
-    ("chats", messages::CACHE, &["company_id"]),
+    of("chats", messages::CACHE, "id", &["company_id"]),
+    of("messages", messages::CACHE, "chat_id", &[]),
+    of("companies", companies::CACHE, "id", &[]),
+    of("users", users::CACHE, "id", &[]),
+    of("contacts", contacts::CACHE, "id", &[]),
+    of("contacts", contacts::CACHE_BY_PHONE, "company_id || ':' || phone", &[]),
+    of("contacts", contacts::OF_COMPANY, "company_id", &[]),
+    of("tool_results", tool_results::CACHE, "chat_id || ':' || tool", &[]),
+    of("api_keys", keys::CACHE, "encode(hash, 'hex')", &[]),
+    of("chats", inbox::CACHE, "company_id", &[]),
     // What stays where it is, counts as before.
-    ("users", overview::CACHE, &["company_id"]),
-    ("contacts", overview::CACHE, &["company_id"]),
-    ("chats", overview::CACHE, &["company_id"]),
+    of("users", overview::CACHE, "company_id", &["company_id"]),
+    of("contacts", overview::CACHE, "company_id", &["company_id"]),
+    of("chats", overview::CACHE, "company_id", &["company_id"]),
 ];
 
-fn columns(table: &str, cache: &str) -> Vec<String> {
-    let own = COLUMNS.iter().filter(|(of, by, _)| (*of, *by) == (table, cache));
-    own.flat_map(|(.., columns)| *columns).map(|&column| column.to_owned()).collect()
+const fn of(
+    table: &'static str,
+    cache: &'static str,
+    key: &'static str,
+    columns: &'static [&'static str],
+) -> Source {
+    Source { table, cache, key, columns }
 }
 
 /// The version of the service's tables that this program needs.
@@ -53,24 +51,43 @@ const LIMIT: Duration = Duration::from_secs(20);
 const ATTEMPT: &str = "set lock_timeout = '300ms'";
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Makes or upgrades everything. What is as it should be is left alone.
-pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<()> {
+/// Makes or upgrades everything. What is as it should be is left alone. What was done, for a person, a line each.
+pub(crate) async fn migrate(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
+    let mut done = Vec::new();
+    let before = version(connection).await?;
     tables(connection).await.context("DATABASE_URL: migrate the service's tables")?;
-    postgres::migrate(connection, LOG).await.context("DATABASE_URL: migrate the invalidation log")?;
-    for (table, cache, key) in WATCHED {
-        let watch = Watch {
-            schema: LOG.to_owned(),
-            table: table.to_owned(),
-            cache: cache.to_owned(),
-            key: key.to_owned(),
-            columns: columns(table, cache),
-        };
-        // The service knows its keys best: those of an older one are replaced.
-        postgres::rewatch(connection, &watch)
-            .await
-            .with_context(|| format!("DATABASE_URL: watch {table}"))?;
+    match (before, version(connection).await?) {
+        (before, now) if before == now => {}
+        (0, now) => done.push(format!("made the service's tables, version {now}")),
+        (before, now) => done.push(format!("upgraded the service's tables from version {before} to {now}")),
     }
-    Ok(())
+    let log = log(connection, LOG).await;
+    done.extend(log.context("DATABASE_URL: migrate the invalidation log")?);
+    let mut watched = Vec::new();
+    for source in WATCHED {
+        let Source { table, cache, .. } = source;
+        let watch = source.watch(LOG);
+        let watching = async {
+            let is_done = postgres::watch_sql(connection, &watch, true).await?.is_none();
+            // The service knows its keys best: those of an older one are replaced.
+            postgres::rewatch(connection, &watch).await.map(|_tables| is_done)
+        };
+        if !watching.await.with_context(|| format!("DATABASE_URL: watch {table}"))? {
+            watched.push(format!("{table} for {cache}"));
+        }
+    }
+    if !watched.is_empty() {
+        done.push(format!("now watched: {}", watched.join(", ")));
+    }
+    Ok(done)
+}
+
+/// Of the service's tables, as they are; 0 where there are none.
+async fn version(connection: &mut PgConnection) -> anyhow::Result<i64> {
+    let there = "select to_regclass('_sqlx_migrations') is not null";
+    let there: bool = sqlx::query_scalar(there).fetch_one(&mut *connection).await?;
+    let version = "select coalesce(max(version), 0) from _sqlx_migrations where success";
+    Ok(if there { sqlx::query_scalar(version).fetch_one(connection).await? } else { 0 })
 }
 
 async fn tables(connection: &mut PgConnection) -> anyhow::Result<()> {

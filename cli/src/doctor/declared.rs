@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use super::postgres::reading;
 use super::tables::command;
 use super::{Doctor, Finding, Findings};
-use crate::Product;
+use crate::{Product, Source};
 
 /// A cache or topic, in the file that a program has written.
 #[derive(Debug, Deserialize)]
@@ -46,7 +46,11 @@ pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[W
         for table in tables {
             match name(&mut connection, table).await? {
                 Some(name) => {
-                    findings.extend(judge("declared", doctor, watched, cache, &name, "EXPR"));
+                    // The file names no key.
+                    let key = "EXPR".to_owned();
+                    let (schema, cache) = (doctor.schema.clone(), cache.clone());
+                    let watch = Watch { schema, table: name, cache, key, columns: Vec::new() };
+                    findings.extend(judge("declared", doctor, watched, &watch));
                 }
                 None => {
                     let found =
@@ -69,9 +73,13 @@ pub(super) async fn of_product(doctor: &Doctor, watched: &[Watched]) -> Findings
         return Ok(Vec::new());
     }
     let mut findings = vec![migrations(&product, &mut connection).await?];
-    for (table, cache, key) in product.watched {
+    for source in product.watched {
+        let Source { table, cache, .. } = source;
         match name(&mut connection, table).await? {
-            Some(name) => findings.extend(judge("service", doctor, watched, cache, &name, key)),
+            Some(name) => {
+                let watch = Watch { table: name, ..source.watch(&doctor.schema) };
+                findings.extend(judge("service", doctor, watched, &watch));
+            }
             None => {
                 let found =
                     format!("its table {table} is not in this database: cache or topic {cache} reads it");
@@ -127,16 +135,11 @@ async fn name(connection: &mut PgConnection, table: &str) -> Result<Option<Strin
 }
 
 /// Nothing where it is watched and something is wrong with that: it has been told of.
-fn judge(
-    check: &'static str,
-    doctor: &Doctor,
-    watched: &[Watched],
-    cache: &str,
-    name: &str,
-    key: &str,
-) -> Option<Finding> {
-    let its_own =
-        |watched: &&Watched| watched.watch.cache == cache && watched.tables.iter().any(|table| table == name);
+fn judge(check: &'static str, doctor: &Doctor, watched: &[Watched], declared: &Watch) -> Option<Finding> {
+    let Watch { table: name, cache, .. } = declared;
+    let its_own = |watched: &&Watched| {
+        watched.watch.cache == *cache && watched.tables.iter().any(|table| table == name)
+    };
     match watched.iter().find(its_own) {
         Some(watched) if watched.faults.is_empty() => {
             Some(Finding::ok(check, format!("cache or topic {cache} reads {name}, which is watched")))
@@ -146,14 +149,7 @@ fn judge(
             let found = format!(
                 "cache or topic {cache} reads {name}, which nobody watches for it: writes are not seen before the time to live"
             );
-            let watch = Watch {
-                schema: doctor.schema.clone(),
-                table: name.to_owned(),
-                cache: cache.to_owned(),
-                key: key.to_owned(),
-                columns: Vec::new(),
-            };
-            Some(Finding::wrong(check, found).mend(command(&watch)))
+            Some(Finding::wrong(check, found).mend(command(doctor, declared)))
         }
     }
 }

@@ -41,13 +41,13 @@ pub(super) async fn columns(doctor: &Doctor, watched: &[Watched]) -> Findings {
     let findings = watched.iter().flat_map(|watched| {
         let watch = &watched.watch;
         let of_it = columns.iter().filter(|column| column.name == watch.table);
-        of_it.filter_map(move |column| column.judged(watch))
+        of_it.filter_map(move |column| column.judged(doctor, watch))
     });
     Ok(findings.collect())
 }
 
 impl Column {
-    fn judged(&self, watch: &Watch) -> Option<Finding> {
+    fn judged(&self, doctor: &Doctor, watch: &Watch) -> Option<Finding> {
         let Self { table, column, shape, padded, .. } = self;
         let quoted = format!("\"{}\"", column.replace('"', "\"\""));
         let folded = ["lower(", "upper("].iter().any(|fold| watch.key.to_lowercase().contains(fold));
@@ -70,7 +70,7 @@ impl Column {
                  one spelling, and load by that"
             );
             let key = folded_by(&watch.key, name);
-            let mend = command(&Watch { key, ..watch.clone() });
+            let mend = command(doctor, &Watch { key, ..watch.clone() });
             Finding::warn("keys", found).mend(format!("{mend} --replace"))
         })
     }

@@ -6,9 +6,9 @@ use anyhow::Context;
 use perto::postgres::SCHEMA_VERSION;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
-use super::super::OF_THE_LOG;
 use super::super::columns::{bytes, time};
 use super::super::connect::Database;
+use super::super::{OF_THE_LOG, migrate};
 use super::declared::{self, Declared};
 use super::{Doctor, Finding, Findings, State, limited, replication, settings, tables};
 
@@ -39,19 +39,7 @@ pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<
     };
     if reached {
         findings.extend(limited("settings", settings::look(doctor)).await);
-        let log_is_there = limited("schema", there(doctor)).await;
-        if log_is_there.is_empty() {
-            findings.extend(limited("rights", rights(doctor)).await);
-            let version = limited("schema", log_version(doctor)).await;
-            let usable = version.iter().all(|finding| finding.state == State::Ok);
-            findings.extend(version);
-            findings.extend(limited("publications", replication::publications(doctor, usable)).await);
-            if usable {
-                findings.extend(tables::look(doctor, declared).await);
-                findings.extend(limited("log", log(doctor)).await);
-            }
-        }
-        findings.extend(log_is_there);
+        findings.extend(of_log(doctor, declared).await);
         findings.extend(limited("transactions", transactions(doctor)).await);
         findings.extend(limited("connections", connections(doctor)).await);
     }
@@ -59,6 +47,27 @@ pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<
         findings.extend(limited("replica", replica(database, url)).await);
     }
     findings
+}
+
+/// What there is to say of the log. A right that is missing is told of once, and is no second fault of what it keeps from being
+/// looked at.
+async fn of_log(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> {
+    let mut findings = limited("schema", schema(doctor)).await;
+    let is_usable = findings.iter().all(|finding| finding.state == State::Ok);
+    let is_there = is_usable || findings.iter().any(|finding| finding.refused);
+    let rights = if is_there { limited("rights", rights(doctor)).await } else { Vec::new() };
+    findings.extend(limited("publications", replication::publications(doctor, is_usable)).await);
+    if is_usable {
+        findings.extend(tables::look(doctor, declared).await);
+        findings.extend(limited("log", log(doctor)).await);
+    }
+    if rights.iter().any(|finding| finding.state != State::Ok) {
+        for finding in findings.iter_mut().filter(|finding| finding.refused) {
+            finding.state = State::Warn;
+            "not looked at: that takes the rights that are missing above".clone_into(&mut finding.found);
+        }
+    }
+    [rights, findings].concat()
 }
 
 #[derive(FromRow)]
@@ -117,39 +126,14 @@ fn seconds(seconds: Option<f64>) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds?.max(0.0)).ok()
 }
 
-/// An option of our own commands, where it is not the default.
-pub(super) fn schema_option(schema: &str) -> String {
-    if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
-}
-
-pub(super) fn migrate(schema: &str) -> String {
-    format!("perto migrate{}", schema_option(schema))
-}
-
-/// Nothing where it is there.
-async fn there(doctor: &Doctor) -> Findings {
+/// Whether the log is there, and of this version: else nothing else of it can be looked at.
+async fn schema(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let there: bool = sqlx::query_scalar(
-        "select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace \
-         where n.nspname = $1 and c.relname = 'invalidation')",
-    )
-    .persistent(false)
-    .bind(schema)
-    .fetch_one(&mut connection)
-    .await?;
-    let found = format!("there is no invalidation log in the schema {schema}: no instance starts");
-    Ok(if there { Vec::new() } else { vec![Finding::wrong("schema", found).mend(migrate(schema))] })
-}
-
-async fn log_version(doctor: &Doctor) -> Findings {
-    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
-    let version = perto::postgres::schema_version(&mut connection, schema).await?.unwrap_or_default();
-    Ok(vec![if version == SCHEMA_VERSION {
-        Finding::ok("schema", format!("{schema}, version {version}"))
-    } else {
-        let found = format!("{schema} has version {version}, this Perto needs {SCHEMA_VERSION}");
-        let mend = if version < SCHEMA_VERSION { migrate(schema) } else { "use a newer Perto".to_owned() };
-        Finding::wrong("schema", found).mend(mend)
+    Ok(vec![match migrate::unusable(&mut connection, schema, doctor.product).await? {
+        None => Finding::ok("schema", format!("{schema}, version {SCHEMA_VERSION}")),
+        Some(unusable) => {
+            Finding::wrong("schema", format!("{}: no instance starts", unusable.found)).mend(unusable.mend())
+        }
     }])
 }
 
@@ -161,7 +145,7 @@ async fn rights(doctor: &Doctor) -> Findings {
     };
     let lacks: Vec<String> =
         missing.iter().map(|missing| format!("{} on {}", missing.rights, missing.on)).collect();
-    let finding = Finding::wrong("rights", format!("{} may not {}", first.role, lacks.join("; ")));
+    let finding = Finding::wrong("rights", format!("{} lacks: {}", first.role, lacks.join("; ")));
     Ok(vec![missing.iter().fold(finding, |finding, missing| finding.mend(format!("{missing};")))])
 }
 
@@ -188,9 +172,13 @@ async fn log(doctor: &Doctor) -> Findings {
     let mut found = format!("{rows}, {size}");
     match (newest, oldest) {
         (Some(newest), Some(oldest)) => {
-            found += &format!("; last tick {} ago, oldest {} ago", time(newest), time(oldest));
+            found += &format!(
+                "; an instance looked after it {} ago; what is older than {} may be gone",
+                time(newest),
+                time(oldest)
+            );
         }
-        _ => found += "; no tick: no instance has run here yet",
+        _ => found += "; no instance has run here yet",
     }
     let mut findings = Vec::new();
     if newest.is_some_and(|newest| newest > TICK_OVERDUE) {

@@ -2,7 +2,8 @@
 
 use perto::postgres::Watched;
 
-use super::postgres::{migrate, reading};
+use super::super::migrate;
+use super::postgres::reading;
 use super::{Doctor, Finding, Findings};
 
 /// The one table of the log whose rows may go elsewhere: they harm nobody.
@@ -47,7 +48,7 @@ pub(super) async fn publications(doctor: &Doctor, usable: bool) -> Findings {
             )
         };
         if !usable {
-            finding = finding.mend(migrate(&doctor.schema));
+            finding = finding.mend(migrate::command(&doctor.schema, doctor.product));
         } else if *stops {
             for table in tables {
                 finding = finding.mend(format!("alter table {table} replica identity full;"));
@@ -95,7 +96,7 @@ pub(super) async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findi
                 found,
                 format!(
                     "{} # with DATABASE_URL of the publisher: its log is then in no publication",
-                    migrate(&doctor.schema)
+                    migrate::command(&doctor.schema, doctor.product)
                 ),
             )
         } else {

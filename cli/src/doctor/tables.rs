@@ -3,8 +3,9 @@
 use perto::postgres::{self, Fault, FunctionChange, Watch, Watched};
 
 use super::super::columns::shell;
+use super::super::schema_option;
 use super::declared::{self, Declared};
-use super::postgres::{reading, schema_option};
+use super::postgres::reading;
 use super::{Doctor, Finding, Findings, keys, limited, replication};
 
 pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> {
@@ -13,10 +14,17 @@ pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<
         let mut connection = reading(&doctor.database).await?;
         let all = watched.insert(postgres::watched(&mut connection, &doctor.schema).await?);
         let none = || {
-            Finding::warn("watched tables", "none: no SQL write invalidates anything")
-                .mend(format!("perto watch TABLE --cache NAME --key EXPR{}", schema_option(&doctor.schema)))
+            Finding::warn("watched tables", "none: no SQL write invalidates anything").mend(format!(
+                "{} watch TABLE --cache NAME --key EXPR{}",
+                doctor.program(),
+                schema_option(&doctor.schema)
+            ))
         };
-        Ok(if all.is_empty() { vec![none()] } else { all.iter().flat_map(of_table).collect() })
+        Ok(if all.is_empty() {
+            vec![none()]
+        } else {
+            all.iter().flat_map(|watched| of_table(doctor, watched)).collect()
+        })
     })
     .await;
     findings.extend(limited("record", writers(doctor)).await);
@@ -58,7 +66,7 @@ async fn writers(doctor: &Doctor) -> Findings {
 }
 
 /// The command that makes it right.
-pub(super) fn command(watch: &Watch) -> String {
+pub(super) fn command(doctor: &Doctor, watch: &Watch) -> String {
     let Watch { schema, table, cache, key, columns } = watch;
     let key = if key.is_empty() { "EXPR".to_owned() } else { shell(key) };
     let columns = match &columns[..] {
@@ -66,7 +74,8 @@ pub(super) fn command(watch: &Watch) -> String {
         columns => format!(" --columns {}", shell(&columns.join(","))),
     };
     format!(
-        "perto watch {} --cache {} --key {key}{columns}{}",
+        "{} watch {} --cache {} --key {key}{columns}{}",
+        doctor.program(),
         shell(table),
         shell(cache),
         schema_option(schema)
@@ -74,15 +83,16 @@ pub(super) fn command(watch: &Watch) -> String {
 }
 
 /// The command that takes the triggers away.
-fn remove(watch: &Watch) -> String {
+fn remove(doctor: &Doctor, watch: &Watch) -> String {
     let Watch { schema, table, cache, .. } = watch;
-    format!("perto watch {} --cache {} --remove{}", shell(table), shell(cache), schema_option(schema))
+    let program = doctor.program();
+    format!("{program} watch {} --cache {} --remove{}", shell(table), shell(cache), schema_option(schema))
 }
 
-fn of_table(watched: &Watched) -> Vec<Finding> {
+fn of_table(doctor: &Doctor, watched: &Watched) -> Vec<Finding> {
     let watch = &watched.watch;
     let who = format!("{} (cache or topic {})", watch.table, watch.cache);
-    let mend = command(watch);
+    let mend = command(doctor, watch);
     let mut findings = Vec::new();
     if !watched.recorded {
         let found = format!(
@@ -114,7 +124,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
         findings.extend(match fault {
             Fault::Gone => {
                 let found = format!("{who} does not exist any more");
-                Some(Finding::warn("watched tables", found).mend(remove(watch)))
+                Some(Finding::warn("watched tables", found).mend(remove(doctor, watch)))
             }
             Fault::Replaced { table } => {
                 let found = format!("{table} is not the table that was watched for cache or topic {}: that one was dropped or renamed, and this one has no triggers", watch.cache);
@@ -125,7 +135,7 @@ fn of_table(watched: &Watched) -> Vec<Finding> {
                     "the key of {table} for cache or topic {} can't be told any more ({error}): each write invalidates all its keys",
                     watch.cache
                 );
-                let mend = command(&Watch { key: String::new(), ..watch.clone() });
+                let mend = command(doctor, &Watch { key: String::new(), ..watch.clone() });
                 Some(Finding::wrong("keys", found).mend(format!("{mend} --replace")))
             }
             Fault::Function { table, function, change } => Some(of_function(watch, table, function, *change, &mend)),

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
+mod first_use;
 mod many_rows;
 
 /// The name of a database that the test makes itself, and the URL that leads there.
@@ -25,6 +26,10 @@ async fn drop_database(name: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await.unwrap();
 }
 
+fn redis_url() -> String {
+    std::env::var("REDIS_URL").unwrap_or_else(|_unset| "redis://127.0.0.1:6379".to_owned())
+}
+
 fn perto(url: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_perto"));
     command.env("DATABASE_URL", url).env_remove("REDIS_URL").stdin(Stdio::null()).args(arguments);
@@ -35,6 +40,13 @@ fn succeed(url: &str, arguments: &[&str]) -> String {
     let output = perto(url, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What is refused says so.
+fn refused(url: &str, arguments: &[&str]) -> String {
+    let output = perto(url, arguments);
+    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
 }
 
 #[test]

@@ -27,13 +27,6 @@ async fn prepared(name: &str) -> (String, String, PgPool) {
     (name, url, pool)
 }
 
-/// What is refused says so in one line.
-fn refused(url: &str, arguments: &[&str]) -> String {
-    let output = perto(url, arguments);
-    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8(output.stderr).unwrap()
-}
-
 /// What the last transaction wrote into the log: names with their keys.
 async fn logged(pool: &PgPool) -> Vec<(String, Vec<String>)> {
     sqlx::query_as(
@@ -52,7 +45,7 @@ async fn a_table_is_watched_for_several_caches_and_topics_and_each_goes_by_itsel
     watch(&["--cache", "contact"]);
     watch(&["--cache", "contact_by_name", "--key", "name"]);
     let said = watch(&["--topic", "of_company", "--key", "company_id"]);
-    assert_eq!(said, "public.contacts is watched for topic of_company\n");
+    assert_eq!(said, "public.contacts is now watched for topic of_company, by company_id\n");
     watch(&["--topic", "heads", "--key", "company_id", "--columns", "company_id"]);
     // Who moves is seen by those who lose him and by those who get him.
     sqlx::raw_sql("update contacts set company_id = 8 where id = 1").execute(&pool).await.unwrap();
@@ -186,10 +179,6 @@ impl Crm {
         crm.perto.ready().await.unwrap();
         crm
     }
-}
-
-fn redis_url() -> String {
-    std::env::var("REDIS_URL").unwrap_or_else(|_unset| "redis://127.0.0.1:6379".to_owned())
 }
 
 /// Reads until both tiers hold what is served.

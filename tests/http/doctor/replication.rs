@@ -158,7 +158,7 @@ async fn a_subscription_into_the_log_is_told_of() {
     sql(&to.url, &subscribe).await;
     let said = doctor(&to.url, "", &[]).await;
     sql(&to.url, "drop subscription s").await;
-    let mend = "perto migrate # with DATABASE_URL of the publisher";
+    let mend = "perto-chat migrate # with DATABASE_URL of the publisher";
     said.tells(
         "subscriptions",
         "wrong",

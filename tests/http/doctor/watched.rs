@@ -21,7 +21,7 @@ async fn triggers_that_are_missing_disabled_or_not_always_on_are_told_of_by_tabl
     sql(&database.url, &format!("alter table companies disable trigger {}", trigger("update"))).await;
     sql(&database.url, &format!("alter table companies enable trigger {}", trigger("delete"))).await;
     let said = doctor(&database.url, "", &[]).await;
-    let mend = "perto watch public.companies --cache company --key id";
+    let mend = "perto-chat watch public.companies --cache company --key id";
     said.tells("triggers", "wrong", "public.companies has no trigger for insert, truncate", mend);
     said.tells("triggers", "wrong", "public.companies has its trigger disabled for update", mend);
     said.tells("triggers", "wrong", "not `enable always` for delete", mend);
@@ -46,7 +46,7 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
     watch(&mut connection, &orders).await.unwrap();
     doctor(&database.url, "", &[]).await.tells("watched tables", "ok", "with a partition", "");
     sql(&database.url, "create table high partition of orders for values from (9) to (99)").await;
-    let mend = r"perto watch public.orders --cache order --key 'shop || '\'':'\'' || id'";
+    let mend = r"perto-chat watch public.orders --cache order --key 'shop || '\'':'\'' || id'";
     doctor(&database.url, "", &[]).await.tells(
         "partitions",
         "wrong",
@@ -58,7 +58,7 @@ async fn partitions_that_came_later_and_tables_that_went_are_told_of() {
         "watched tables",
         "warn",
         "public.orders (cache or topic order) does not exist any more",
-        "perto watch public.orders --cache order --remove",
+        "perto-chat watch public.orders --cache order --remove",
     );
     sql(&database.url, "create table orders (id bigint, shop text)").await;
     doctor(&database.url, "", &[]).await.tells(
@@ -97,9 +97,9 @@ async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
         "service",
         "wrong",
         "cache or topic company reads public.companies, which nobody watches for it",
-        "perto watch public.companies --cache company --key id",
+        "perto-chat watch public.companies --cache company --key id",
     );
-    said.tells("watched tables", "warn", "none", "perto watch TABLE");
+    said.tells("watched tables", "warn", "none", "perto-chat watch TABLE");
     sql(&database.url, "delete from perto.watched").await;
     succeed(perto(&database.url, "").args(["watch", "companies", "--cache", "company"]));
     sql(&database.url, "delete from perto.watched").await;
@@ -107,7 +107,7 @@ async fn a_table_that_the_service_reads_and_nobody_watches_is_told_of() {
         "watched tables",
         "warn",
         "before there was a record",
-        "perto watch public.companies",
+        "perto-chat watch public.companies",
     );
 }
 
@@ -128,7 +128,7 @@ async fn trigger_functions_that_were_changed_are_told_of() {
     )
     .await;
     let said = doctor(&url, "", &[]).await;
-    said.tells("functions", "wrong", "not `security definer`", "perto watch");
+    said.tells("functions", "wrong", "not `security definer`", "perto-chat watch");
     said.tells(
         "functions",
         "wrong",
@@ -139,7 +139,7 @@ async fn trigger_functions_that_were_changed_are_told_of() {
         "create or replace function {function} returns trigger language plpgsql as 'begin return null; end'"
     );
     sql(&url, &body).await;
-    doctor(&url, "", &[]).await.tells("functions", "wrong", "is not the one", "perto watch");
+    doctor(&url, "", &[]).await.tells("functions", "wrong", "is not the one", "perto-chat watch");
     sql(
         &url,
         &format!(
@@ -165,7 +165,7 @@ async fn a_key_that_cannot_be_told_any_more_is_told_of_with_the_command_that_rep
     assert_eq!(of_keys().await, 0);
     sql(&database.url, "alter table shops rename code to sku; insert into shops values (1, 'a')").await;
     let said = doctor(&database.url, "", &[]).await;
-    let mend = "perto watch public.shops --cache shop --key EXPR --replace";
+    let mend = "perto-chat watch public.shops --cache shop --key EXPR --replace";
     said.tells(
         "keys",
         "wrong",
@@ -227,6 +227,37 @@ async fn a_service_whose_tables_are_of_an_older_version_or_gone_is_told_to_migra
     said.tells("service", "wrong", "its tables are of version 1, this Perto needs", "perto-chat migrate");
 }
 
+/// Of all columns it would invalidate with each write to a chat, where the service declares one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_watches_for_the_service_is_mended_by_the_command_as_it_is_said() {
+    let database = migrated();
+    let names = async || {
+        let mut connection = PgConnection::connect(&database.url).await.unwrap();
+        let all = perto::postgres::watched(&mut connection, "perto").await.unwrap();
+        assert!(all.iter().all(|watched| watched.faults.is_empty()), "{all:?}");
+        all.into_iter().map(|watched| watched.watch).collect::<Vec<_>>()
+    };
+    let before = names().await;
+    for watch in &before {
+        let remove = ["watch", &watch.table, "--cache", &watch.cache, "--remove"];
+        succeed(perto(&database.url, "").args(remove));
+    }
+    let said = doctor(&database.url, "", &[]).await;
+    let mends = said.mends("service");
+    assert_eq!(mends.len(), before.len(), "{mends:#?}");
+    let of_chats = "perto-chat watch public.chats --cache message --key id --columns company_id";
+    assert!(mends.iter().any(|mend| mend == of_chats), "{mends:#?}");
+    for mend in &mends {
+        run(&database.url, mend).await;
+    }
+    assert_eq!(names().await, before);
+    let said = succeed(perto(&database.url, "").arg("migrate"));
+    assert_eq!(
+        String::from_utf8_lossy(&said.stdout),
+        "the tables and triggers are there already: nothing to do\n"
+    );
+}
+
 /// What a program's caches declare, as it writes it down.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
@@ -263,14 +294,14 @@ async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
         "cache or topic order reads no such; table, which is not in this database",
         "",
     );
-    let mend = "perto watch public.orders --cache order --key EXPR";
+    let mend = "perto-chat watch public.orders --cache order --key EXPR";
     said.tells(
         "declared",
         "wrong",
         "cache or topic order reads public.orders, which nobody watches for it",
         mend,
     );
-    let odd = r#"perto watch 'public."Odd One"' --cache odd --key EXPR"#;
+    let odd = r#"perto-chat watch 'public."Odd One"' --cache odd --key EXPR"#;
     said.tells("declared", "wrong", r#"cache or topic odd reads public."Odd One""#, odd);
     run(&database.url, &odd.replace("EXPR", "id")).await;
     look().await.tells(
@@ -306,7 +337,7 @@ async fn key_columns_whose_texts_compare_otherwise_than_keys_are_told_of() {
     let said = doctor(&database.url, "", &[]).await;
     let padded = "code of public.shops, in the key of cache or topic b, is character(8)";
     said.tells("keys", "warn", padded, "alter table public.shops alter column code type varchar;");
-    let mend = "perto watch public.shops --cache c --key 'lower(slug::text)'";
+    let mend = "perto-chat watch public.shops --cache c --key 'lower(slug::text)'";
     said.tells(
         "keys",
         "warn",
