@@ -8,28 +8,10 @@
 //!
 //! # Quick start
 //!
+//! With a table `users` of an `id` and a `name`. The user of the URL has to be one who may create triggers on it.
+//!
 //! ```no_run
-//! use perto::postgres::sqlx::{self, PgPool};
-//! use perto::{Cache, Perto, postgres};
-//!
-//! # async fn quick_start(database_url: &str, redis_url: &str) -> Result<(), Box<dyn std::error::Error>> {
-//! let pool = PgPool::connect(database_url).await?;
-//! let perto = Perto::builder("shop").postgres(database_url).redis(redis_url).build()?;
-//! let users: Cache<i64, String> = perto
-//!     .cache("user")
-//!     .watch("users", "id") // every SQL write to `users` invalidates the key `id`
-//!     .loader(postgres::by_key(&pool, "select id, name from users where id = any($1)"))?;
-//! perto.migrate().await?; // the log's tables and the triggers; safe when ten instances start at once
-//! perto.start().await?;
-//!
-//! let read = users.get(&7).await?;
-//! println!("{:?}, {:?} from {:?}", read.value, read.freshness, read.tier);
-//!
-//! // A write: every instance evicts what it changed, whichever rows those are.
-//! let rename = "update users set name = 'Ada' where id = 7";
-//! perto.write(&pool, async |tx| sqlx::query(rename).execute(tx).await).await?;
-//! # perto.shutdown().await;
-//! # Ok(()) }
+#![cfg_attr(doc, doc = include_str!("../examples/quickstart.rs"))]
 //! ```
 //!
 //! Where the application's role may create neither tables nor triggers, their owner runs `perto migrate` and
