@@ -40,51 +40,65 @@ macro_rules! counters {
     };
 }
 
-counters! {
-    /// What one cache has done since the start of its instance.
-    CacheCounters => CacheStats {
-        /// Reads answered from L1.
-        l1_hits,
-        /// Reads answered from L2.
-        l2_hits,
-        /// Reads answered by a load.
-        load_hits,
-        /// Calls of the loader.
-        loads,
-        /// Keys asked of the loader.
-        keys_loaded,
-        /// Reads that waited for what another reader had asked for already.
-        flights_joined,
-        /// Loads that failed, panicked or took too long.
-        load_errors,
-        /// Values from L2 refused because they miss an invalidation.
-        l2_refused,
-        /// Values from L2 refused because they are corrupt, foreign or of another type.
-        l2_unreadable,
-        /// Values from L2 left aside because they depend on a cache that this instance does not declare.
-        l2_undeclared,
-        /// Entries of L1 that were dropped when they were read: something that they depend on had changed, or a key that shares its bucket.
-        dependents_dropped,
-        /// Loaded values that were not put into L1: an invalidation came while they were loaded.
-        inserts_refused,
-        /// Values too large for L2.
-        too_large,
-        /// Values kept out of L2 because it can't bring them back as they are: see [`Value`](crate::Value).
-        l2_unstorable,
-        /// Keys that loaders brought and nobody had asked for.
-        keys_unasked,
-        /// Loads repeated because the loader had read a lagging replica.
-        replica_reloads,
-        /// Log rows whose key is not one of this cache's keys. Each invalidates the whole cache.
-        keys_misread,
-        /// Answers given without a valid lease, flagged as unverified.
-        unverified,
-        /// Values served from L1 that were loaded again and compared.
-        audits,
-        /// Audits that could not be made: no answer from the primary in time, or one that is never the same.
-        audits_skipped,
-        /// Values that differed from what the primary says, while no invalidation came in between.
-        audit_violations,
+/// What a cache counts, with the help of each: handed to another macro, behind what that is given besides. The service makes a
+/// type of its own of it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! cache_counters {
+    ($then:ident! { $($head:tt)* }) => {
+        $then! {
+            $($head)* {
+                /// Reads answered from L1.
+                l1_hits,
+                /// Reads answered from L2.
+                l2_hits,
+                /// Reads answered by a load.
+                load_hits,
+                /// Calls of the loader. Reads that wait for the same key share one.
+                loads,
+                /// Keys asked of the loader.
+                keys_loaded,
+                /// Reads that waited for what another reader had asked for already.
+                flights_joined,
+                /// Loads that failed, panicked or took too long. Reads that failed are in no other figure.
+                load_errors,
+                /// Values from L2 refused because they miss an invalidation.
+                l2_refused,
+                /// Values from L2 refused because they are corrupt, foreign or of another type.
+                l2_unreadable,
+                /// Values from L2 left aside because they depend on a cache that this instance does not declare.
+                l2_undeclared,
+                /// Entries of L1 that were dropped when they were read: something that they depend on had changed, or a key that shares its bucket.
+                dependents_dropped,
+                /// Loaded values that were not put into L1: an invalidation came while they were loaded.
+                inserts_refused,
+                /// Values too large for L2.
+                too_large,
+                /// Values kept out of L2 because it can't bring them back as they are.
+                l2_unstorable,
+                /// Keys that loaders brought and nobody had asked for.
+                keys_unasked,
+                /// Loads repeated because the loader had read a lagging replica.
+                replica_reloads,
+                /// Log rows whose key is not one of this cache's keys. Each invalidates the whole cache.
+                keys_misread,
+                /// Answers given without a valid lease, flagged as unverified.
+                unverified,
+                /// Values served from L1 that were loaded again and compared.
+                audits,
+                /// Audits that could not be made: no answer from the primary in time, or one that is never the same.
+                audits_skipped,
+                /// Values that differed from what the primary says, while no invalidation came in between.
+                audit_violations,
+            }
+        }
+    };
+}
+
+cache_counters! {
+    counters! {
+        /// What one cache has done since the start of its instance.
+        CacheCounters => CacheStats
     }
 }
 

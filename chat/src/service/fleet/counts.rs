@@ -10,7 +10,7 @@ use crate::service::{
 };
 
 macro_rules! counts {
-    ($($(#[$help:meta])* $name:ident),* $(,)?) => {
+    ({ $($(#[$help:meta])* $name:ident),* $(,)? }) => {
         /// Since the last reset.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
         #[serde(rename_all = "camelCase", default)]
@@ -34,50 +34,7 @@ macro_rules! counts {
     };
 }
 
-counts! {
-    /// Reads answered from L1.
-    l1_hits,
-    /// Reads answered from L2.
-    l2_hits,
-    /// Reads answered by a load.
-    load_hits,
-    /// Calls of the loader. Reads that wait for the same key share one.
-    loads,
-    /// Keys asked of the loader.
-    keys_loaded,
-    /// Reads that waited for what another one had asked for already.
-    flights_joined,
-    /// Loads that failed or took too long. Reads that failed are in no other figure.
-    load_errors,
-    /// Values from L2 refused because they miss an invalidation.
-    l2_refused,
-    /// Values from L2 refused because they are corrupt, foreign or of another type.
-    l2_unreadable,
-    /// Values from L2 left aside: they depend on a cache that the instance does not declare.
-    l2_undeclared,
-    /// Entries of L1 dropped when they were read: something that they depend on had changed, or a key that shares its bucket.
-    dependents_dropped,
-    /// Loaded values not put into L1: an invalidation came while they were loaded.
-    inserts_refused,
-    /// Values too large for L2.
-    too_large,
-    /// Values kept out of L2 because it can't bring them back as they are.
-    l2_unstorable,
-    /// Keys that loaders brought and nobody had asked for.
-    keys_unasked,
-    /// Loads repeated because the loader had read a lagging replica.
-    replica_reloads,
-    /// Rows of the log whose key is none of this cache's. Each invalidates the whole cache.
-    keys_misread,
-    /// Answers flagged as unverified.
-    unverified,
-    /// Values served from L1 that were loaded again and compared.
-    audits,
-    /// Audits that could not be made.
-    audits_skipped,
-    /// Values that were not what the primary says, and no invalidation explains it.
-    audit_violations,
-}
+perto::cache_counters! { counts! {} }
 
 impl Counts {
     pub(crate) const fn hits(&self) -> u64 {
