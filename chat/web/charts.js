@@ -5,7 +5,12 @@ import { $, attr, at, count, el, percent, rate, say, share, time } from "./forma
 import { t } from "./language.js";
 
 const styles = getComputedStyle(document.documentElement);
-const color = (name) => styles.getPropertyValue(`--${name}`).trim();
+// A canvas takes no `light-dark(…)`, which is what the property itself has.
+const probe = document.body.appendChild(Object.assign(document.createElement("i"), { hidden: true }));
+const color = (name) => {
+  probe.style.color = `var(--${name})`;
+  return getComputedStyle(probe).color;
+};
 const rem = () => Number.parseFloat(styles.fontSize);
 const letter = () => Math.round(0.75 * rem());
 const font = (px = letter()) => `${px}px system-ui, sans-serif`;
