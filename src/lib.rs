@@ -120,3 +120,8 @@ pub use wire::{Change, Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, MAX_K
 #[cfg(all(doctest, feature = "postgres", feature = "redis"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// And so does the guide's.
+#[cfg(all(doctest, feature = "postgres", feature = "redis"))]
+#[doc = include_str!("../docs/GUIDE.md")]
+struct Guide;
