@@ -6,7 +6,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
 
-use super::rights::{option, watch_command};
+use super::rights::watch_command;
+use super::sql::option;
 use super::trigger::{EVENTS, trigger_name};
 use crate::error::Unwatched;
 use crate::log::Source;

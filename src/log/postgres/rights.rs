@@ -4,7 +4,7 @@ use std::fmt;
 
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row as _};
 
-use super::sql::{literal, refused};
+use super::sql::{literal, option, refused};
 use super::trigger::{EVENTS, trigger_name};
 use crate::error::LogError;
 use crate::log::Source;
@@ -141,11 +141,6 @@ pub(super) fn watch_command(schema: &str, table: &str, source: &Source) -> Strin
     };
     let (table, key) = (shell(table), shell(key));
     format!("perto watch {table} --cache {cache} --key {key}{columns}{}", option(schema))
-}
-
-/// What the commands of the log in `schema` end with.
-pub(super) fn option(schema: &str) -> String {
-    if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
 }
 
 fn statements(missing: &[MissingRights]) -> String {

@@ -5,8 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _};
 
 use super::locks::{self, Sql};
-use super::rights::option;
-use super::sql::refused;
+use super::sql::{option, refused};
 use crate::error::LogError;
 use crate::log::READY_LIMIT;
 

@@ -1,4 +1,4 @@
-//! What SQL is put together from, and what becomes of its errors.
+//! What SQL and commands are put together from, and what becomes of their errors.
 
 use crate::error::LogError;
 
@@ -10,6 +10,11 @@ pub(super) fn identifier(name: &str) -> String {
 pub(super) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', r"\\")) } else { format!("'{quoted}'") }
+}
+
+/// What the commands of the log in `schema` end with.
+pub(super) fn option(schema: &str) -> String {
+    if schema == "perto" { String::new() } else { format!(" --schema {schema}") }
 }
 
 pub(super) fn refused(error: sqlx::Error) -> LogError {
