@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::coherence::ReadStart;
 use crate::coherence::buckets::WholeCache;
 use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::Snapshot;
@@ -28,10 +27,13 @@ use crate::trace::{self, Kind, Span, Trace};
 use crate::wire::{Change, Dependency, MAX_KEY_BYTES};
 
 pub(crate) mod audit;
+mod batches;
 pub(crate) mod builder;
 mod fetch;
 pub(crate) mod flight;
+mod gather;
 pub(crate) mod inspect;
+mod led;
 pub(crate) mod loader;
 mod member;
 mod pace;
@@ -42,7 +44,9 @@ mod sources;
 pub(crate) mod topic;
 pub(crate) mod types;
 
-use flight::{Flights, Leader, Waiter};
+use flight::{Flights, Waiter};
+use gather::{FEW_LOADS, FEW_LOOK_UPS, Gather};
+use led::{Led, LedKey};
 use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
@@ -67,6 +71,8 @@ pub(crate) struct Core<K: Key, V: Value> {
     loader: Loader<K, V>,
     sampler: Sampler<K, V>,
     pace: Pace,
+    look_ups: Arc<Gather<Led<K, FlightResult<V>>>>,
+    loads: Arc<Gather<Led<K, FlightResult<V>>>>,
     /// Whether it was told of that it declares no tables.
     undeclared: AtomicBool,
     counters: CacheCounters,
@@ -318,7 +324,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
-                self.look_up(led, start, wish, &trace).await?;
+                self.look_up(Led::new(led, start, wish, &trace)).await?;
             }
             refused += usize::from(self.land(waiting, keys, texts, wish, &mut answers).await?);
             again = true;
@@ -438,82 +444,18 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
     }
 
-    /// Looks into L2 for the keys that this reader leads, in one round trip, and has the rest loaded.
-    async fn look_up(
-        &self,
-        led: Vec<LedKey<K, V>>,
-        start: ReadStart,
-        wish: Wish,
-        trace: &Trace,
-    ) -> Result<(), Error> {
+    /// Looks into L2 for the keys that this reader leads, and has the rest loaded.
+    async fn look_up(&self, led: Led<K, FlightResult<V>>) -> Result<(), Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         let now_ms = core.shared.clock.now_ms();
-        let unused = core.policy.local_only || wish.source || !core.pace.is_worth_a_look(now_ms);
+        let unused = core.policy.local_only || led.wish.source || !core.pace.is_worth_a_look(now_ms);
         if !self.may_use_cached(held)? || unused {
-            self.load(led, start, wish, trace);
-            return Ok(());
-        }
-        let names: Vec<String> = led.iter().map(|led| core.remote_key(start.epoch, &led.text)).collect();
-        let (asked, usable) = (tokio::time::Instant::now(), core.shared.remote_usable());
-        let found = core.shared.remote_get(&names, core.most_stored(), trace).await;
-        if usable {
-            core.looked_up(asked.elapsed());
-        }
-        // From here on nothing waits: nobody needs to give up this leader.
-        led.iter().for_each(|led| led.leader.loads());
-        let mut missing = Vec::new();
-        for ((led, name), bytes) in
-            led.into_iter().zip(&names).zip(found.into_iter().chain(std::iter::repeat(None)))
-        {
-            let outcome = bytes.and_then(|bytes| core.read_remote(name, &bytes, &led.text, start));
-            match outcome {
-                Some(entry) if contains(&entry.stamp, wish.token_in(start.epoch, start.era)) => {
-                    let entry = Arc::new(entry);
-                    let _accepted_a_moment_ago = core.insert(&led.leader.key, &led.text, &entry);
-                    led.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
-                }
-                _ => missing.push(led),
-            }
-        }
-        if !missing.is_empty() {
-            self.load(missing, start, wish, trace);
+            core.load([led]);
+        } else {
+            core.look_up(led).await;
         }
         Ok(())
-    }
-
-    /// Loads, in a task of the instance: it ends with an outcome for each key within the load timeout. Whoever waits; but where all
-    /// places were taken, only if somebody does.
-    fn load(&self, led: Vec<LedKey<K, V>>, start: ReadStart, wish: Wish, trace: &Trace) {
-        let span = trace.begin(Kind::Internal, format_args!("load {}", self.0.name));
-        span.text("perto.cache", &self.0.name);
-        span.number("perto.keys", led.len() as u64);
-        led.iter().for_each(|led| led.leader.loads());
-        let core = Arc::clone(&self.0);
-        let shared = Arc::clone(&core.shared);
-        let trace = span.trace();
-        shared.spawn(trace.within(async move {
-            let (mut led, asked) = (led, tokio::time::Instant::now());
-            let loading = core.load_awaited(&mut led, start, wish);
-            let loaded = tokio::select! {
-                biased;
-                loaded = tokio::time::timeout(core.policy.load_timeout, loading) => loaded.unwrap_or_else(|_elapsed| {
-                    Err(Error::LoadTimeout { cache: Arc::clone(&core.name), limit: core.policy.load_timeout })
-                }),
-                () = core.shared.closing() => Err(Error::Closed),
-            };
-            core.pace.loaded(asked.elapsed());
-            match loaded {
-                Err(error) => {
-                    core.counters.load_errors.add(1);
-                    core.shared.load_failed(&core.name, &error);
-                    span.failed(&error);
-                    led.into_iter().for_each(|led| led.leader.finish(Err(error.clone())));
-                }
-                Ok(Some(brought)) => core.share(led, brought, start),
-                Ok(None) => {}
-            }
-        }));
     }
 
     pub(crate) fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
@@ -611,12 +553,6 @@ fn contains(stamp: &Snapshot, token: Option<(Token, u64)>) -> bool {
     Write::of(stamp, token) == Write::Contained
 }
 
-/// A key that this reader leads.
-struct LedKey<K: Key, V> {
-    text: String,
-    leader: Leader<K, FlightResult<V>>,
-}
-
 impl<K: Key, V: Value> Core<K, V> {
     pub(crate) fn whole(&self) -> Arc<WholeCache> {
         Arc::clone(&self.whole)
@@ -662,6 +598,8 @@ impl<K: Key, V: Value> Core<K, V> {
             loader,
             sampler: Sampler::new(),
             pace: Pace::default(),
+            look_ups: Gather::new(FEW_LOOK_UPS),
+            loads: Gather::new(FEW_LOADS),
             undeclared: AtomicBool::new(false),
             counters: CacheCounters::default(),
             recent: Recent::new(),

@@ -33,7 +33,7 @@ use crate::wire::{Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES};
 
 mod announce;
 pub(crate) mod fills;
-mod l2;
+pub(crate) mod l2;
 pub(crate) mod member;
 pub(crate) mod polls;
 pub(crate) mod recent;

@@ -42,7 +42,7 @@ const WRITINGS: usize = 64;
 
 impl<K: Key, V: Value> Auditable for Core<K, V> {
     fn sample(&self, most: usize) {
-        self.sampler.arm(most, self.counters.l1_hits.get());
+        self.sampler.arm(most.min(self.policy.max_batch), self.counters.l1_hits.get());
     }
 
     fn audit(&self) -> BoxFuture<'_, ()> {

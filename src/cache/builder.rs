@@ -117,6 +117,13 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
+    /// Most keys of one call of the loader, whether one read asks for them or several do: for a loader that takes no list of any
+    /// length. Default: as many as one read asks for, and at most 1,000 of several reads together.
+    pub const fn max_batch(mut self, keys: usize) -> Self {
+        self.policy.max_batch = keys;
+        self
+    }
+
     /// What readers get while the log can't be read. Default: what is cached, flagged, for 5 minutes.
     pub const fn outage(mut self, outage: Outage) -> Self {
         self.policy.outage = outage;
@@ -172,6 +179,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("ttl", "must be at least a millisecond".to_owned())
         } else if policy.load_timeout.is_zero() {
             ("load_timeout", "must be more than nothing".to_owned())
+        } else if policy.max_batch == 0 {
+            ("max_batch", "must be at least one key".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
         } else {

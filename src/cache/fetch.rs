@@ -13,8 +13,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::loader::{self, Load, Loaded};
+use super::led::{Led, LedKey};
 use super::pace::Slow;
-use super::{Core, Key, LedKey, Outcome, Value, contains};
+use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::buckets::{Slot, Subject};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::{Origin, Snapshot};
@@ -155,38 +156,13 @@ impl<K: Key, V: Value> Core<K, V> {
         })
     }
 
-    /// Loads, once there is a place. Where one had to be waited for, only what somebody still waits for: the rest of `led` is
-    /// dropped, and `None` comes where that is all.
-    pub(super) async fn load_awaited(
+    /// Calls the loader; once more for the primary if it read a replica that lags behind.
+    pub(super) async fn run_loader(
         &self,
-        led: &mut Vec<LedKey<K, V>>,
+        keys: Vec<K>,
         start: ReadStart,
         wish: Wish,
-    ) -> Result<Option<Brought<K, V>>, Error> {
-        let _place = match self.shared.free_load_place() {
-            Some(place) => place,
-            None => {
-                // Whoever got a place with little time left would waste it, and a connection: when Postgres comes back with many
-                // waiting, every load would be such a one.
-                let limit = self.policy.load_timeout / 2;
-                let place = match tokio::time::timeout(limit, self.shared.load_place()).await {
-                    Ok(place) => place?,
-                    Err(_elapsed) => return Err(Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
-                };
-                // And clients that give up early would have places go to those who have left.
-                led.retain(|led| led.leader.is_awaited());
-                place
-            }
-        };
-        if led.is_empty() {
-            return Ok(None);
-        }
-        let keys = led.iter().map(|led| led.leader.key.clone()).collect();
-        self.run_loader(keys, start, wish).await.map(Some)
-    }
-
-    /// Calls the loader; once more for the primary if it read a replica that lags behind.
-    async fn run_loader(&self, keys: Vec<K>, start: ReadStart, wish: Wish) -> Result<Brought<K, V>, Error> {
+    ) -> Result<Brought<K, V>, Error> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
@@ -297,14 +273,16 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
-    pub(super) fn share(self: &Arc<Self>, led: Vec<LedKey<K, V>>, brought: Brought<K, V>, start: ReadStart) {
+    pub(super) fn share(self: &Arc<Self>, led: Vec<Led<K, FlightResult<V>>>, brought: Brought<K, V>) {
         let Brought { loaded, depends, from } = brought;
         let stamp = loaded.stamp;
         let mut depends = depends.into_iter();
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
-        let mut loads = Vec::with_capacity(led.len());
-        for LedKey { text, leader } in led {
+        let mut loads = Vec::new();
+        let Some(Led { start: of_all, .. }) = led.first() else { return };
+        let of_all = *of_all;
+        for (LedKey { text, leader }, start) in led.into_iter().flat_map(Led::each) {
             let (value, ttl) = match found.remove(&leader.key) {
                 Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                 None => (None, self.policy.absent_ttl),
@@ -342,7 +320,7 @@ impl<K: Key, V: Value> Core<K, V> {
             leader.finish(Ok(Outcome { entry, from }));
         }
         if !self.policy.local_only {
-            self.fill(loads, start);
+            self.fill(loads, of_all);
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Policy {
     pub(crate) capacity_bytes: u64,
     pub(crate) max_value_bytes: usize,
     pub(crate) load_timeout: Duration,
+    /// Keys of one call of the loader.
+    pub(crate) max_batch: usize,
     pub(crate) outage: Outage,
     pub(crate) version: u16,
     pub(crate) local_only: bool,
@@ -48,6 +50,7 @@ impl Default for Policy {
             capacity_bytes: 64 << 20,
             max_value_bytes: 1 << 20,
             load_timeout: Duration::from_secs(5),
+            max_batch: usize::MAX,
             outage: Outage::default(),
             version: 1,
             local_only: false,

@@ -11,7 +11,7 @@ use crate::wire;
 
 /// Keys that are looked up, or buried, in one round trip. More take several: each has the L2 timeout to
 /// itself.
-pub(super) const KEYS_AT_ONCE: usize = 1_000;
+pub(crate) const KEYS_AT_ONCE: usize = 1_000;
 
 impl Shared {
     pub(crate) fn remote_usable(&self) -> bool {

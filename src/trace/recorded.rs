@@ -90,6 +90,17 @@ impl Trace {
         Span(Self(is_recorded(&context).then_some(context)))
     }
 
+    pub(crate) const fn is_recorded(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Says of the span that it ends in so far that it has to do with another one.
+    pub(crate) fn link(&self, origin: &Origin) {
+        if let (Some(context), Some(origin)) = (&self.0, &origin.0) {
+            context.span().add_link(origin.clone(), Vec::new());
+        }
+    }
+
     /// The span that it ends in so far.
     pub(crate) fn origin(&self) -> Origin {
         Origin(self.0.as_ref().map(|context| context.span().span_context().clone()))
@@ -124,9 +135,7 @@ impl Span {
 
     /// Says that it has to do with another one.
     pub(crate) fn link(&self, origin: &Origin) {
-        if let (Some(context), Some(origin)) = (&self.0.0, &origin.0) {
-            context.span().add_link(origin.clone(), Vec::new());
-        }
+        self.0.link(origin);
     }
 
     pub(crate) fn failed(&self, error: &dyn Display) {

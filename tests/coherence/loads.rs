@@ -428,7 +428,7 @@ async fn many_keys_take_one_look_up_and_one_load_of_what_is_missing() {
 #[tokio::test(start_paused = true)]
 async fn loads_at_once_are_limited_and_the_wait_counts_against_the_timeout() {
     let mut ring = Ring::of(0).await;
-    ring.join_with(|builder| builder.max_loads(2), |cache| cache).await;
+    ring.join_with(|builder| builder.max_loads(2), |cache| cache.max_batch(1)).await;
     let member = &ring.members[0];
     member.loader.before().close();
     let readers: Vec<_> = (0..5).map(|key| member.reading(key)).collect();
@@ -446,7 +446,7 @@ async fn loads_at_once_are_limited_and_the_wait_counts_against_the_timeout() {
 #[tokio::test(start_paused = true)]
 async fn no_load_begins_without_half_of_its_time() {
     let mut ring = Ring::of(0).await;
-    ring.join_with(|builder| builder.max_loads(1), |cache| cache).await;
+    ring.join_with(|builder| builder.max_loads(1), |cache| cache.max_batch(1)).await;
     let member = &ring.members[0];
     // 2 s each, of 5.
     member.loader.faults().delay(Duration::from_secs(1), Duration::from_secs(1));

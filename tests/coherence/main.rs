@@ -13,6 +13,7 @@ mod dependencies;
 mod documents;
 mod epochs;
 mod forged;
+mod gathered;
 mod hints;
 mod histories;
 mod holes;

@@ -1,0 +1,291 @@
+//! Look-ups into L2 and loads, of one read or of several together.
+//!
+//! A read takes its start before it waits, so each key keeps its own: nothing of it is newer than what its batch asks. What one
+//! call of the loader has in common are its [`Terms`](super::led).
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
+
+use super::gather::{Fits, Worker};
+use super::led::{Led, LedKey};
+use super::{Core, FlightResult, Key, Outcome, Value, contains};
+use crate::coherence::ReadStart;
+use crate::coherence::verdict::FlightSource;
+use crate::error::Error;
+use crate::read::Wish;
+use crate::shared::l2::KEYS_AT_ONCE;
+use crate::trace::{Kind, Span, Trace};
+
+/// How long loads that are under way may hold others up.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Calls of the loader that fail for one batch, and none that doesn't, before it is given up: the whole, its halves and its quarters.
+const CALLS_IN_VAIN: usize = 7;
+
+/// The span of what reads do together: a part of one of them, and linked to by the others.
+fn together<K: Key, V: Value>(led: &[Led<K, FlightResult<V>>], begin: impl FnOnce(&Trace) -> Span) -> Option<Span> {
+    let of = led.iter().position(|led| led.trace.is_recorded()).unwrap_or_default();
+    let span = begin(&led.get(of)?.trace);
+    if led.len() > 1 {
+        span.number("perto.reads", led.len() as u64);
+        let origin = span.trace().origin();
+        led.iter().skip(of + 1).for_each(|led| led.trace.link(&origin));
+    }
+    Some(span)
+}
+
+impl<K: Key, V: Value> Core<K, V> {
+    /// Looks into L2, at once where few look-ups are under way, and has loaded what is missing. Else the keys are looked up together
+    /// with others', which this doesn't wait for.
+    pub(super) async fn look_up(self: &Arc<Self>, led: Led<K, FlightResult<V>>) {
+        if led.keys.len() > KEYS_AT_ONCE {
+            // Several round trips, that nobody else should wait for.
+            return self.look_up_all(vec![led]).await;
+        }
+        if let Some(_place) = self.look_ups.alone() {
+            return self.look_up_all(vec![led]).await;
+        }
+        // A task of the instance looks it up: nobody needs to give up this leader.
+        led.keys.iter().for_each(|led| led.leader.loads());
+        if let Some(worker) = self.look_ups.add([led], Led::is_awaited) {
+            self.spawn_look_ups(worker);
+        }
+    }
+
+    fn spawn_look_ups(self: &Arc<Self>, worker: Worker<Led<K, FlightResult<V>>>) {
+        let core = Arc::clone(self);
+        self.shared.spawn(async move {
+            let closing = core.shared.closing();
+            tokio::select! {
+                biased;
+                () = closing => {}
+                () = core.look_up_waiting(worker) => {}
+            }
+        });
+    }
+
+    async fn look_up_waiting(self: &Arc<Self>, mut worker: Worker<Led<K, FlightResult<V>>>) {
+        loop {
+            // Whoever can go on now comes along.
+            tokio::task::yield_now().await;
+            let mut keys = 0;
+            let fits = |led: &Led<K, FlightResult<V>>| {
+                let before = keys;
+                keys += led.keys.len();
+                if before == 0 || keys <= KEYS_AT_ONCE { Fits::Yes } else { Fits::Full }
+            };
+            let Some((mut batch, another)) = worker.take(fits) else { return };
+            if let Some(another) = another {
+                self.spawn_look_ups(another);
+            }
+            batch.retain_mut(Led::retain_awaited);
+            self.look_up_all(batch).await;
+            worker.again();
+        }
+    }
+
+    /// In one round trip, and has the rest loaded.
+    async fn look_up_all(self: &Arc<Self>, all: Vec<Led<K, FlightResult<V>>>) {
+        let span = match all.len() {
+            0 => return,
+            1 => None,
+            _ => together(&all, |trace| trace.begin(Kind::Internal, format_args!("look up {}", self.name))),
+        };
+        let trace = span.as_ref().map_or_else(|| all[0].trace.clone(), Span::trace);
+        let name = |led: &LedKey<K, FlightResult<V>>, epoch| self.remote_key(epoch, &led.text);
+        let names: Vec<String> =
+            all.iter().flat_map(|led| led.keys.iter().map(|key| name(key, led.start.epoch))).collect();
+        let (asked, usable) = (Instant::now(), self.shared.remote_usable());
+        let found = self.shared.remote_get(&names, self.most_stored(), &trace).await;
+        if usable {
+            self.looked_up(asked.elapsed());
+        }
+        // From here on nothing waits: nobody needs to give up these leaders.
+        all.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
+        let mut found = names.iter().zip(found.into_iter().chain(std::iter::repeat(None)));
+        let mut missing = Vec::new();
+        for mut led in all {
+            let (start, token) = (led.start, led.wish.token_in(led.start.epoch, led.start.era));
+            let mut loads = Vec::new();
+            for (key, (name, bytes)) in led.keys.drain(..).zip(&mut found) {
+                let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key.text, start));
+                match entry {
+                    Some(entry) if contains(&entry.stamp, token) => {
+                        let entry = Arc::new(entry);
+                        let _accepted_a_moment_ago = self.insert(&key.leader.key, &key.text, &entry);
+                        key.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
+                    }
+                    _ => loads.push(key),
+                }
+            }
+            if !loads.is_empty() {
+                missing.push(Led { keys: loads, ..led });
+            }
+        }
+        self.load(missing);
+    }
+
+    /// Has these loaded by tasks of the instance, each of which calls the loader for all that waits: at once where few loads are under
+    /// way. Each key has an outcome within the load timeout. Whoever waits; but where it had to wait for others, only if somebody
+    /// does.
+    pub(super) fn load(self: &Arc<Self>, led: impl IntoIterator<Item = Led<K, FlightResult<V>>>) {
+        let asked = Instant::now();
+        let pieces: Vec<Led<K, FlightResult<V>>> =
+            led.into_iter().flat_map(|led| Led { asked, ..led }.cut(self.policy.max_batch)).collect();
+        pieces.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
+        if let Some(worker) = self.loads.add(pieces, Led::is_awaited) {
+            self.spawn_loads(worker);
+        }
+    }
+
+    fn spawn_loads(self: &Arc<Self>, worker: Worker<Led<K, FlightResult<V>>>) {
+        let core = Arc::clone(self);
+        self.shared.spawn(async move { core.load_waiting(worker).await });
+    }
+
+    async fn load_waiting(self: Arc<Self>, mut worker: Worker<Led<K, FlightResult<V>>>) {
+        loop {
+            // Whoever can go on now comes along.
+            tokio::task::yield_now().await;
+            let Some(_place) = self.load_place().await else {
+                if worker.ends() {
+                    return;
+                }
+                continue;
+            };
+            let (mut terms, mut keys) = (None, HashSet::new());
+            let fits = |led: &Led<K, FlightResult<V>>| {
+                if !keys.is_empty() && keys.len() + led.keys.len() > self.policy.max_batch.min(KEYS_AT_ONCE) {
+                    return Fits::Full;
+                }
+                // One that was given up may come back to its key, which is another's by now.
+                let again = led.keys.iter().any(|led| keys.contains(&led.leader.key));
+                if again || *terms.get_or_insert_with(|| led.terms()) != led.terms() {
+                    return Fits::No;
+                }
+                keys.extend(led.keys.iter().map(|led| led.leader.key.clone()));
+                Fits::Yes
+            };
+            let Some((mut batch, another)) = worker.take(fits) else { return };
+            if let Some(another) = another {
+                self.spawn_loads(another);
+            }
+            batch.retain_mut(Led::retain_awaited);
+            let loading = self.load_batch(batch);
+            tokio::pin!(loading);
+            while tokio::time::timeout(PATIENCE, &mut loading).await.is_err() {
+                if let Some(another) = self.loads.hurry() {
+                    self.spawn_loads(another);
+                }
+            }
+            worker.again();
+        }
+    }
+
+    /// A place among the loads of the instance, for what waits. `None` where nothing does any more.
+    ///
+    /// Whoever got a place with little time left would waste it, and a connection: when Postgres comes back with many waiting, every
+    /// load would be such a one.
+    async fn load_place(&self) -> Option<SemaphorePermit<'_>> {
+        let limit = self.policy.load_timeout / 2;
+        loop {
+            if let Some(place) = self.shared.free_load_place() {
+                return Some(place);
+            }
+            let waited = self.loads.first(|led| led.asked.elapsed())?;
+            let closed = tokio::select! {
+                biased;
+                place = tokio::time::timeout(limit.saturating_sub(waited), self.shared.load_place()) => match place {
+                    Ok(Ok(place)) => return Some(place),
+                    Ok(Err(_closed)) => true,
+                    Err(_elapsed) => false,
+                },
+                () = self.shared.closing() => true,
+            };
+            let (is_over, error): (&(dyn Fn(&Led<K, FlightResult<V>>) -> bool + Sync), _) = match closed {
+                true => (&|_| true, Error::Closed),
+                false => (&|led| led.asked.elapsed() >= limit, Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
+            };
+            let over = self.loads.take_first(is_over);
+            self.fail(over, &error);
+        }
+    }
+
+    /// Calls the loader for a batch, and gives each key its outcome.
+    async fn load_batch(self: &Arc<Self>, batch: Vec<Led<K, FlightResult<V>>>) {
+        let Some(asked) = batch.iter().map(|led| led.asked).min() else { return };
+        let begin = |trace: &Trace| trace.begin(Kind::Internal, format_args!("load {}", self.name));
+        let Some(span) = together(&batch, begin) else { return };
+        span.text("perto.cache", &self.name);
+        span.number("perto.keys", batch.iter().map(|led| led.keys.len() as u64).sum());
+        let limit = self.policy.load_timeout;
+        let mut pieces = VecDeque::from([batch]);
+        let loading = span.trace().within(self.load_pieces(&mut pieces, &span));
+        let loaded = tokio::select! {
+            biased;
+            loaded = tokio::time::timeout(limit.saturating_sub(asked.elapsed()), loading) =>
+                loaded.map_err(|_elapsed| Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
+            () = self.shared.closing() => Err(Error::Closed),
+        };
+        self.pace.loaded(asked.elapsed());
+        if let Err(error) = loaded {
+            span.failed(&error);
+            self.fail(pieces.into_iter().flatten(), &error);
+        }
+    }
+
+    /// Calls the loader, and where that fails, for each half of the reads. So one key that can't be loaded fails nobody who has not
+    /// asked for it, at the cost of two calls for each halving. Where all calls fail, so do all reads: it is the source's fault then,
+    /// and a source that is down is not asked again and again.
+    async fn load_pieces(self: &Arc<Self>, pieces: &mut VecDeque<Vec<Led<K, FlightResult<V>>>>, span: &Span) {
+        let (mut failed, mut succeeded) = (0, false);
+        while let Some(piece) = pieces.front() {
+            let loaded = match combined(piece) {
+                Some((keys, start, wish)) => self.run_loader(keys, start, wish).await,
+                None => Err(Error::Closed),
+            };
+            let mut piece = pieces.pop_front().unwrap_or_default();
+            match loaded {
+                Ok(brought) => {
+                    succeeded = true;
+                    self.share(piece, brought);
+                }
+                Err(error) => {
+                    failed += 1;
+                    let in_vain = failed >= CALLS_IN_VAIN && !succeeded;
+                    if piece.len() > 1 && !in_vain {
+                        let half = piece.split_off(piece.len() / 2);
+                        pieces.extend([piece, half]);
+                        continue;
+                    }
+                    span.failed(&error);
+                    self.fail(piece, &error);
+                    if in_vain {
+                        self.fail(pieces.drain(..).flatten(), &error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends flights by an error.
+    fn fail(&self, led: impl IntoIterator<Item = Led<K, FlightResult<V>>>, error: &Error) {
+        let mut failed = led.into_iter().flat_map(Led::each).peekable();
+        if failed.peek().is_some() {
+            self.counters.load_errors.add(1);
+            self.shared.load_failed(&self.name, error);
+            failed.for_each(|(led, _)| led.leader.finish(Err(error.clone())));
+        }
+    }
+}
+
+/// What is asked of the loader for all of them. The terms are theirs; what the primary says must be as new as the newest of them needs.
+fn combined<K: Key, V: Value>(piece: &[Led<K, FlightResult<V>>]) -> Option<(Vec<K>, ReadStart, Wish)> {
+    let first = piece.first()?;
+    let poll = piece.iter().filter_map(|led| led.start.poll).max();
+    let keys = piece.iter().flat_map(|led| &led.keys).map(|led| led.leader.key.clone()).collect();
+    Some((keys, ReadStart { poll, ..first.start }, first.wish))
+}
