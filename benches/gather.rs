@@ -33,27 +33,82 @@ use tokio::task::JoinSet;
 const ROUNDS: usize = 7;
 /// Of each side in each round.
 const TURN: Duration = Duration::from_millis(700);
+/// Tasks that read what is cached nowhere.
+const COLD_TASKS: i64 = 64;
 /// Reads of one task in a round, each of which is timed.
 const ALONE: usize = 3_000;
 
 /// Reads that L2 did not answer.
 static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
 
-fn main() {
-    let workers = std::env::var("WORKERS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    let mut builder = match workers {
-        0 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
-    };
-    builder.worker_threads(workers.max(1)).enable_all().build().expect("runtime").block_on(bench());
-}
-
-async fn bench() {
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
     let bed = Bed::make().await;
     bed.watch().await;
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     look_ups(&bed, rounds).await;
+    cold(&bed, rounds).await;
     bed.clean_up().await;
+}
+
+/// Every row read once, with nothing cached anywhere, by tasks that ask for one at a time.
+async fn cold(bed: &Bed, rounds: usize) {
+    let sql: &'static str = bed.load_sql().leak();
+    let mut both = Vec::new();
+    let (mut calls, mut round_trips) = (0, 0);
+    for _ in 0..rounds {
+        let pool = bed.pool.clone();
+        let bare = once(move |id| query_bare(pool.clone(), sql, id)).await;
+        bed.forget().await;
+        let (perto, cache) = bed.instance::<i64>(64 << 20).await;
+        let before = bed.redis_calls().await;
+        let ours = once({
+            let cache = cache.clone();
+            move |id| get_cold(cache.clone(), id)
+        })
+        .await;
+        calls += cache.stats().loads;
+        round_trips += bed.redis_calls().await - before;
+        perto.shutdown().await;
+        both.push((bare, ours));
+    }
+    let (bare, ours, ratio) = medians(&both);
+    let per_round = rounds as u64;
+    println!(
+        "\n| {ROWS} misses by {COLD_TASKS} tasks | single queries | Perto | ratio |\n| --- | ---: | ---: | ---: |"
+    );
+    println!("| rows a second | {bare:.0} | {ours:.0} | {ratio:.2} × |");
+    println!(
+        "\n{} calls of the loader and {} commands to Redis a round.",
+        calls / per_round,
+        round_trips / per_round
+    );
+}
+
+async fn query_bare(pool: sqlx::PgPool, sql: &'static str, id: i64) {
+    let query = sqlx::query_as::<_, (i64, String, String)>(sql).bind(vec![id]);
+    black_box(query.fetch_all(&pool).await.expect("query"));
+}
+
+async fn get_cold(cache: Cache<i64, Message>, id: i64) {
+    black_box(cache.get(&id).await.expect("read"));
+}
+
+/// Each row once, in a second.
+async fn once<F: Future<Output = ()> + Send + 'static>(
+    read: impl Fn(i64) -> F + Clone + Send + 'static,
+) -> f64 {
+    let (began, mut all) = (Instant::now(), JoinSet::new());
+    for task in 0..COLD_TASKS {
+        let read = read.clone();
+        all.spawn(async move {
+            for id in (task..ROWS).step_by(COLD_TASKS as usize) {
+                read(id).await;
+            }
+        });
+    }
+    all.join_all().await;
+    ROWS as f64 / began.elapsed().as_secs_f64()
 }
 
 async fn look_ups(bed: &Bed, rounds: usize) {

@@ -123,9 +123,22 @@ impl Bed {
         client.get_multiplexed_async_connection().await.expect("REDIS_URL")
     }
 
+    /// Commands that the server has run, for whomever.
+    pub async fn redis_calls(&self) -> u64 {
+        let info: String =
+            redis::cmd("INFO").arg("stats").query_async(&mut self.connection().await).await.expect("INFO");
+        let calls = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        calls.and_then(|calls| calls.trim().parse().ok()).expect("a number")
+    }
+
     pub async fn clean_up(&self) {
         let sql = format!("drop schema {} cascade", self.schema);
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.expect("drop the schema");
+        self.forget().await;
+    }
+
+    /// Empties L2 of what is ours.
+    pub async fn forget(&self) {
         let mut redis = self.connection().await;
         let pattern = format!("perto:{}:*", self.schema);
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await.expect("KEYS");

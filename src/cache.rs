@@ -243,9 +243,9 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(answers.into_iter().flatten().collect());
         }
         let limit = self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys.len()));
-        let (began, span) = (Instant::now(), self.span(keys.len()));
-        let reading = self.read_within(keys, &texts, answers, wish, &span);
-        let answers = match tokio::time::timeout(limit, reading).await {
+        let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
+        let reading = self.read_within(keys, &texts, answers, wish, &span, began);
+        let answers = match timeout_from(began, limit, reading).await {
             Ok(read) => read,
             Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
         };
@@ -281,6 +281,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         mut answers: Vec<Option<Read<V>>>,
         wish: Wish,
         span: &Span,
+        mut now: tokio::time::Instant,
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
         let look_up = self.0.shared.remote_limit(keys.len());
@@ -288,6 +289,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         while refused < ATTEMPTS {
             if self.0.shared.is_closed() {
                 return Err(Error::Closed);
+            }
+            if again {
+                now = tokio::time::Instant::now();
             }
             let start = self.0.shared.coherence.read_start(&self.0.whole);
             let mut led = Vec::new();
@@ -297,7 +301,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 if answers[at].is_some() {
                     continue;
                 }
-                let (leader, waiter) = self.0.flights.join(key, &trace.origin(), look_up);
+                let (leader, waiter) = self.0.flights.join(key, &trace.origin(), now, look_up);
                 // From the second attempt on, any flight of the key took off after this read began.
                 let boarded =
                     if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
@@ -308,7 +312,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                             answers[at] = Some(read);
                             continue;
                         }
-                        own.insert(key);
+                        if keys.len() > 1 {
+                            own.insert(key);
+                        }
                         led.push(LedKey { text: texts[at].clone(), leader });
                     }
                     // A key that was asked for twice.
@@ -324,7 +330,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
-                self.look_up(Led::new(led, start, wish, &trace)).await?;
+                self.look_up(Led::new(led, start, wish, &trace, now)).await?;
             }
             refused += usize::from(self.land(waiting, keys, texts, wish, &mut answers).await?);
             again = true;
@@ -542,6 +548,18 @@ pub(crate) fn texts<K: Key>(of: &Arc<str>, keys: &[K]) -> Result<Vec<String>, Er
         }
     };
     keys.iter().map(text).collect()
+}
+
+/// A timeout that was counted from a moment that is known already: to ask for the time takes a good part of a read's.
+fn timeout_from<F: Future>(
+    began: tokio::time::Instant,
+    limit: Duration,
+    of: F,
+) -> impl Future<Output = Result<F::Output, tokio::time::error::Elapsed>> {
+    match began.checked_add(limit) {
+        Some(end) => tokio::time::timeout_at(end, of),
+        None => tokio::time::timeout(limit, of),
+    }
 }
 
 /// Every so many hits one is timed.

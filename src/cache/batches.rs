@@ -20,13 +20,18 @@ use crate::read::Wish;
 use crate::shared::l2::KEYS_AT_ONCE;
 use crate::trace::{Kind, Span, Trace};
 
+/// Keys of several reads in one look-up. While one batch is decoded, the server has the next.
+const LOOKED_UP_AT_ONCE: usize = 256;
 /// How long loads that are under way may hold others up.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Calls of the loader that fail for one batch, and none that doesn't, before it is given up: the whole, its halves and its quarters.
 const CALLS_IN_VAIN: usize = 7;
 
 /// The span of what reads do together: a part of one of them, and linked to by the others.
-fn together<K: Key, V: Value>(led: &[Led<K, FlightResult<V>>], begin: impl FnOnce(&Trace) -> Span) -> Option<Span> {
+fn together<K: Key, V: Value>(
+    led: &[Led<K, FlightResult<V>>],
+    begin: impl FnOnce(&Trace) -> Span,
+) -> Option<Span> {
     let of = led.iter().position(|led| led.trace.is_recorded()).unwrap_or_default();
     let span = begin(&led.get(of)?.trace);
     if led.len() > 1 {
@@ -75,7 +80,7 @@ impl<K: Key, V: Value> Core<K, V> {
             let fits = |led: &Led<K, FlightResult<V>>| {
                 let before = keys;
                 keys += led.keys.len();
-                if before == 0 || keys <= KEYS_AT_ONCE { Fits::Yes } else { Fits::Full }
+                if before == 0 || keys <= LOOKED_UP_AT_ONCE { Fits::Yes } else { Fits::Full }
             };
             let Some((mut batch, another)) = worker.take(fits) else { return };
             if let Some(another) = another {
@@ -207,7 +212,10 @@ impl<K: Key, V: Value> Core<K, V> {
             };
             let (is_over, error): (&(dyn Fn(&Led<K, FlightResult<V>>) -> bool + Sync), _) = match closed {
                 true => (&|_| true, Error::Closed),
-                false => (&|led| led.asked.elapsed() >= limit, Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
+                false => (
+                    &|led| led.asked.elapsed() >= limit,
+                    Error::LoadTimeout { cache: Arc::clone(&self.name), limit },
+                ),
             };
             let over = self.loads.take_first(is_over);
             self.fail(over, &error);

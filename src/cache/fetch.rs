@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 
-use super::loader::{self, Load, Loaded};
 use super::led::{Led, LedKey};
+use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::buckets::{Slot, Subject};

@@ -64,20 +64,20 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
         Arc::new(Self { running: Mutex::default() })
     }
 
-    /// Joins the key's flight, or begins one and leads it, as a part of the read `origin`. Its look-up takes no longer than
+    /// Joins the key's flight, or begins one and leads it `now`, as a part of the read `origin`. Its look-up takes no longer than
     /// `look_up`.
     pub(crate) fn join(
         self: &Arc<Self>,
         key: &K,
         origin: &Origin,
+        now: Instant,
         look_up: Duration,
     ) -> (Option<Leader<K, T>>, Waiter<T>) {
         match self.running.lock().entry(key.clone()) {
             Entry::Occupied(flight) => (None, Waiter(Arc::clone(flight.get()))),
             Entry::Vacant(place) => {
                 let state = Watched::new(State::LookingUp);
-                let began = Instant::now();
-                let flight = Arc::new(Flight { state, origin: origin.clone(), began, look_up });
+                let flight = Arc::new(Flight { state, origin: origin.clone(), began: now, look_up });
                 place.insert(Arc::clone(&flight));
                 let leader =
                     Leader { flights: Arc::clone(self), key: key.clone(), flight: Arc::clone(&flight) };
@@ -93,9 +93,9 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) async fn outcome(&self, key: &K, waiter: Waiter<T>) -> Option<T> {
         let flight = &waiter.0;
         let looked_up = |state: &State<T>| (!matches!(state, State::LookingUp)).then_some(());
-        let left = flight.look_up.saturating_add(LATE).saturating_sub(flight.began.elapsed());
+        let left = || flight.look_up.saturating_add(LATE).saturating_sub(flight.began.elapsed());
         if flight.state.look(looked_up).is_none()
-            && tokio::time::timeout(left, flight.state.wait_for(looked_up)).await.is_err()
+            && tokio::time::timeout(left(), flight.state.wait_for(looked_up)).await.is_err()
         {
             // Under the lock: whoever finds the key free then finds this flight abandoned, and a load that has just begun is kept.
             let mut running = self.running.lock();
@@ -139,11 +139,17 @@ fn remove<K: Hash + Eq, T>(running: &mut HashMap<K, Arc<Flight<T>>>, key: &K, fl
 impl<K: Hash + Eq, T> Leader<K, T> {
     /// From now on the flight needs nobody who polls its leader.
     pub(crate) fn loads(&self) {
-        self.flight.state.update(|state| *state = State::Loading);
+        if self.flight.state.look(|state| matches!(state, State::LookingUp)) {
+            self.flight.state.update(|state| *state = State::Loading);
+        }
     }
 
     /// Whether somebody waits for the outcome. If not, the key is free from now on: drop this.
     pub(crate) fn is_awaited(&self) -> bool {
+        // Besides this leader and the list.
+        if Arc::strong_count(&self.flight) > 2 {
+            return true;
+        }
         let mut running = self.flights.running.lock();
         let listed = running.get(&self.key).is_some_and(|of_key| Arc::ptr_eq(of_key, &self.flight));
         // Who joins does so under the lock. This leader has it too.
@@ -191,8 +197,8 @@ mod tests {
     #[tokio::test]
     async fn those_who_come_later_share_the_outcome() {
         let flights = Flights::new();
-        let (leader, first) = flights.join(&7, &origin(), LOOK_UP);
-        let (none, second) = flights.join(&7, &origin(), LOOK_UP);
+        let (leader, first) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let (none, second) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         assert!(none.is_none());
         leader.unwrap().finish("value");
         assert_eq!(
@@ -200,25 +206,25 @@ mod tests {
             (Some("value"), Some("value"))
         );
         assert_eq!(flights.len(), 0);
-        assert!(flights.join(&7, &origin(), LOOK_UP).0.is_some());
+        assert!(flights.join(&7, &origin(), Instant::now(), LOOK_UP).0.is_some());
     }
 
     #[tokio::test]
     async fn a_cancelled_leader_hands_over() {
         let flights = Flights::new();
-        let (leader, _own) = flights.join(&7, &origin(), LOOK_UP);
-        let (_, waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let (leader, _own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         drop(leader);
         assert_eq!(flights.outcome(&7, waiter).await, None::<u8>);
-        assert!(flights.join(&7, &origin(), LOOK_UP).0.is_some());
+        assert!(flights.join(&7, &origin(), Instant::now(), LOOK_UP).0.is_some());
     }
 
     #[test]
     fn a_finished_leader_does_not_end_its_successors_flight() {
         let flights = Flights::new();
-        let (first, _) = flights.join(&7, &origin(), LOOK_UP);
+        let (first, _) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         first.unwrap().finish(1);
-        let (second, _) = flights.join(&7, &origin(), LOOK_UP);
+        let (second, _) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         assert!(second.is_some());
         assert_eq!(flights.len(), 1);
     }
@@ -226,12 +232,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_leader_that_nobody_polls_is_given_up_by_those_who_wait() {
         let flights = Flights::new();
-        let (parked, own) = flights.join(&7, &origin(), LOOK_UP);
-        let (_, waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let (parked, own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let began = Instant::now();
         assert_eq!(flights.outcome(&7, waiter).await, None);
         assert!(began.elapsed() <= LOOK_UP + 2 * LATE);
-        let (next, _) = flights.join(&7, &origin(), LOOK_UP);
+        let (next, _) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         assert!(next.is_some());
         // Polled after all, it has its outcome for itself, and ends nobody else's flight.
         parked.unwrap().finish("late");
@@ -242,14 +248,14 @@ mod tests {
     #[tokio::test]
     async fn a_flight_that_nobody_waits_for_frees_its_key() {
         let flights = Flights::<_, u8>::new();
-        let (leader, own) = flights.join(&7, &origin(), LOOK_UP);
-        let (_, waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let (leader, own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let leader = leader.unwrap();
         drop(own);
         assert!(leader.is_awaited());
         drop(waiter);
         assert!(!leader.is_awaited());
-        let (next, _waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let (next, _waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         drop(leader);
         assert!(next.unwrap().is_awaited(), "its successor's is another one");
         assert_eq!(flights.len(), 0);
@@ -258,8 +264,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_load_is_waited_for_however_long_it_takes() {
         let flights = Flights::new();
-        let (leader, _own) = flights.join(&7, &origin(), LOOK_UP);
-        let (_, waiter) = flights.join(&7, &origin(), LOOK_UP);
+        let (leader, _own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let leader = leader.unwrap();
         leader.loads();
         let landing = async {

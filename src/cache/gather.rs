@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// Look-ups of a cache that are under way before others wait.
-pub(super) const FEW_LOOK_UPS: usize = 2;
+pub(super) const FEW_LOOK_UPS: usize = 4;
 /// Loads of a cache that are under way before others wait.
 pub(super) const FEW_LOADS: usize = 4;
 /// More than that may wait only if somebody waits for it.
@@ -62,20 +62,15 @@ pub(super) struct Alone<'a, T>(&'a Gather<T>);
 impl<T> Gather<T> {
     /// So many may be under way before others wait. At least one.
     pub(super) fn new(few: usize) -> Arc<Self> {
-        let state = State {
-            waiting: VecDeque::new(),
-            workers: 0,
-            coming: 0,
-            alone: 0,
-            look_at: MOST_UNLOOKED,
-        };
+        let state =
+            State { waiting: VecDeque::new(), workers: 0, coming: 0, alone: 0, look_at: MOST_UNLOOKED };
         Arc::new(Self { few, state: Mutex::new(state) })
     }
 
     /// Whether to go out at once.
     pub(super) fn alone(&self) -> Option<Alone<'_, T>> {
         let mut state = self.state.lock();
-        let at_once = state.waiting.is_empty() && state.workers + state.alone < self.few;
+        let at_once = state.waiting.is_empty() && state.workers == 0 && state.alone < self.few;
         at_once.then(|| {
             state.alone += 1;
             Alone(self)
@@ -104,7 +99,7 @@ impl<T> Gather<T> {
     }
 
     fn another(self: &Arc<Self>, state: &mut State<T>, most: usize) -> Option<Worker<T>> {
-        let missing = state.workers == 0 || state.workers + state.alone < most;
+        let missing = state.workers == 0 || state.workers < most;
         if state.waiting.is_empty() || state.coming > 0 || !missing {
             return None;
         }

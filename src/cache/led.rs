@@ -38,8 +38,14 @@ pub(super) struct Terms {
 }
 
 impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
-    pub(super) fn new(keys: Vec<LedKey<K, T>>, start: ReadStart, wish: Wish, trace: &Trace) -> Self {
-        Self { keys, start, wish, trace: trace.clone(), asked: Instant::now() }
+    pub(super) fn new(
+        keys: Vec<LedKey<K, T>>,
+        start: ReadStart,
+        wish: Wish,
+        trace: &Trace,
+        asked: Instant,
+    ) -> Self {
+        Self { keys, start, wish, trace: trace.clone(), asked }
     }
 
     /// Each key, with the start of its read.
@@ -57,7 +63,11 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
         let mut pieces = Vec::new();
         while self.keys.len() > most {
             let rest = self.keys.split_off(most);
-            pieces.push(Self { keys: std::mem::replace(&mut self.keys, rest), trace: self.trace.clone(), ..self });
+            pieces.push(Self {
+                keys: std::mem::replace(&mut self.keys, rest),
+                trace: self.trace.clone(),
+                ..self
+            });
         }
         pieces.push(self);
         pieces

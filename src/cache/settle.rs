@@ -46,6 +46,9 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Waits for a poll, where only that grants what a read asks for: one for all who wait. Without a lease there may be no poll:
     /// the source decides then.
     pub(super) async fn settle(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
+        if wish.token.is_none() && wish.within.is_none() {
+            return Ok(Wish { polled: None, floor: None, ..wish });
+        }
         let shared = &self.0.shared;
         let until = Instant::now() + shared.settings.poll_timeout.min(self.0.policy.load_timeout);
         let mut too_old = false;

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script};
+use redis::{Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::Remote;
 use crate::error::RemoteError;
@@ -31,6 +32,8 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long an existing connection may take to answer before another is made.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// For how long values are asked for by their first bytes after an answer with whole ones did not come.
+const DOUBTED_FOR: Duration = Duration::from_secs(60);
 /// Longest text in an answer to a fill: the hash of a script, an error.
 const MAX_FILL_ANSWER: usize = 64 << 10;
 /// Damaged values are told apart by so many bytes: the header with its checksum is among them. Megabytes would have to go back.
@@ -47,6 +50,8 @@ pub(crate) struct Link {
     fill: Script,
     invalidate: Script,
     discard: Script,
+    /// When an answer with whole values did not come.
+    doubted: parking_lot::Mutex<Option<Instant>>,
     /// A key of the app's that nothing is ever under.
     probe: String,
 }
@@ -95,6 +100,7 @@ impl Link {
             fill: Script::new(SCRIPTS[0]),
             invalidate: Script::new(SCRIPTS[1]),
             discard: Script::new(SCRIPTS[2]),
+            doubted: parking_lot::Mutex::default(),
             probe: format!("perto:{app}:probe"),
         }))
     }
@@ -221,6 +227,29 @@ impl RedisRemote {
         }
     }
 
+    /// All values at once, whatever their length: that is half the work for both sides. `None` where it must not be tried.
+    ///
+    /// A server that is asked for something huge sends it, though nobody keeps it, and all else waits. Who gave that up finds it by
+    /// its first bytes, and has it removed. So for a while after an answer that did not come nothing is asked for whole.
+    async fn whole(
+        &self,
+        connection: &mut MultiplexedConnection,
+        keys: &[String],
+    ) -> Result<Option<Vec<Option<Bytes>>>, RemoteError> {
+        let doubted = &self.link.doubted;
+        if doubted.lock().is_some_and(|since| since.elapsed() < DOUBTED_FOR) {
+            return Ok(None);
+        }
+        let mut doubt = Doubt { doubted, answered: false };
+        let values = redis::cmd("MGET").arg(keys).query_async(connection).await;
+        doubt.answered = values.as_ref().map_or_else(|error| error.code().is_none(), |_| true);
+        match values {
+            // A user that may read single values only.
+            Err(error) if error.code() == Some("NOPERM") => Ok(None),
+            values => values.map(Some).map_err(failed),
+        }
+    }
+
     fn add_fill(&self, pipeline: &mut Pipeline, key: &str, value: &Bytes, ttl: Duration) {
         let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
         pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]).arg(ttl_ms);
@@ -229,6 +258,38 @@ impl RedisRemote {
     async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
         self.run(pipeline, self.link.connections()?.fills.connection.clone()).await
     }
+}
+
+/// An answer that is waited for. Dropped without one, or with a refusal, it was one too many.
+struct Doubt<'a> {
+    doubted: &'a parking_lot::Mutex<Option<Instant>>,
+    answered: bool,
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            *self.doubted.lock() = Some(Instant::now());
+        }
+    }
+}
+
+/// What lies under keys, but not all of whatever somebody has put there: a client keeps an answer in memory.
+async fn begins(
+    connection: &mut MultiplexedConnection,
+    keys: &[&String],
+    most: usize,
+) -> Result<Vec<Option<Bytes>>, RemoteError> {
+    let mut pipeline = Pipeline::with_capacity(keys.len());
+    let last = most.to_string();
+    for key in keys {
+        let mut get = Cmd::with_capacity(4, "GETRANGE".len() + key.len() + 1 + last.len());
+        get.arg("GETRANGE").arg(key).arg("0").arg(&last);
+        pipeline.add_command(get);
+    }
+    let values: Vec<Bytes> = pipeline.query_async(connection).await.map_err(failed)?;
+    // Nothing there, or a text of no length, which is no value either.
+    Ok(values.into_iter().map(|value| Some(value).filter(|value| !value.is_empty())).collect())
 }
 
 fn is_forgotten(error: &RedisError) -> bool {
@@ -243,14 +304,31 @@ impl Remote for RedisRemote {
     ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>> {
         Box::pin(async move {
             let mut connection = self.link.connection()?;
-            let mut pipeline = Pipeline::with_capacity(keys.len());
-            for key in keys {
-                // Not all of whatever somebody has put there: a client keeps an answer in memory.
-                pipeline.cmd("GETRANGE").arg(key).arg(0).arg(most.min(MAX_STORED));
+            let most = most.min(MAX_STORED);
+            let names: Vec<&String> = keys.iter().collect();
+            let whole = match keys.len() {
+                0 | 1 => None,
+                _ => self.whole(&mut connection, keys).await?,
+            };
+            let Some(mut values) = whole else { return begins(&mut connection, &names, most).await };
+            // Too much for one answer, or no value of ours: a text of no length comes in its place.
+            let cut = |value: &Option<Bytes>| value.as_ref().is_some_and(Bytes::is_empty);
+            let (at, again): (Vec<usize>, Vec<&String>) = values
+                .iter()
+                .zip(keys)
+                .enumerate()
+                .filter(|(_, (value, _))| cut(value))
+                .map(|(at, (_, key))| (at, key))
+                .unzip();
+            if !again.is_empty() {
+                for (at, value) in at.into_iter().zip(begins(&mut connection, &again, most).await?) {
+                    values[at] = value;
+                }
             }
-            let values: Vec<Bytes> = pipeline.query_async(&mut connection).await.map_err(failed)?;
-            // Nothing there, or a text of no length, which is no value either.
-            Ok(values.into_iter().map(|value| Some(value).filter(|value| !value.is_empty())).collect())
+            for value in values.iter_mut().flatten() {
+                value.truncate(most + 1);
+            }
+            Ok(values)
         })
     }
 

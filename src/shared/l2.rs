@@ -40,7 +40,8 @@ impl Shared {
             Some(remote) if self.breaker.is_closed() => {
                 let mut found = Vec::with_capacity(names.len());
                 for names in names.chunks(KEYS_AT_ONCE) {
-                    let span = redis_span(trace, Kind::Client, "GETRANGE", names.len());
+                    let operation = if names.len() == 1 { "GETRANGE" } else { "MGET" };
+                    let span = redis_span(trace, Kind::Client, operation, names.len());
                     match self.guard(remote.get(names, most)).await {
                         Some(values) => {
                             let hits = values.iter().filter(|value| value.is_some()).count();

@@ -133,6 +133,39 @@ async fn a_value_that_is_far_too_large_does_not_keep_an_instance_from_l2() {
     coherent([&b]).await;
 }
 
+/// Several keys are asked for in one command, which has no limit for a value: the server sends all of it. Who has given that up
+/// finds it by its first bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_is_far_too_large_among_others_does_not_keep_an_instance_from_l2() {
+    let world = World::new().await;
+    world.put(1, 1).await;
+    world.put(2, 2).await;
+    let a = world.start().await;
+    let b = world.start_with(|perto| perto.remote_timeout(Duration::from_millis(50)), |cache| cache).await;
+    coherent([&a, &b]).await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    let mut redis = redis_at(&world.redis).await;
+    let pattern = format!("perto:{}:*:1", world.name);
+    eventually("it is in L2", async || keys(&mut redis, &pattern).await.unwrap().len() == 1).await;
+    let key = keys(&mut redis, &pattern).await.unwrap().remove(0);
+    let mut large: Vec<u8> = redis.get(&key).await.unwrap();
+    large[8..24].fill(0x7F);
+    large.resize(256 << 20, b'x');
+    let () = redis.set(&key, &large).await.unwrap();
+    eventually("it is gone", async || {
+        b.items.invalidate_many(&[1, 2]).await.unwrap();
+        let reads = b.items.get_many(&[1, 2]).await.unwrap();
+        assert_eq!(
+            reads.iter().map(|read| read.value.as_deref().copied()).collect::<Vec<_>>(),
+            [Some(1), Some(2)]
+        );
+        redis.strlen::<_, usize>(&key).await.unwrap() < large.len()
+    })
+    .await;
+    assert!(b.perto.stats().l2_errors <= 4, "{:?}", b.perto.stats());
+    coherent([&b]).await;
+}
+
 /// A value of another kind altogether under the key: a list.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_kind_of_thing_under_a_key_fails_no_read() {

@@ -37,14 +37,15 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     // Half of them are there.
     world.sql("insert into items select n, n from generate_series(1, 500) n").await;
     a.polled().await;
-    let (gets, scripts) = (calls(&redis, "getrange").await, calls(&redis, "evalsha").await);
+    let (gets, scripts) = (calls(&redis, "mget").await, calls(&redis, "evalsha").await);
+    let looks = calls(&redis, "getrange").await;
 
     proxy.set(Fault::BlackHoleToClient);
     a.gate.close();
     let items = a.items.clone();
     let reading = tokio::runtime::Handle::current()
         .spawn(async move { items.get_many(&(1..=1_000).collect::<Vec<i64>>()).await });
-    eventually("all is looked up at once", async || calls(&redis, "getrange").await == gets + 1_000).await;
+    eventually("all is looked up at once", async || calls(&redis, "mget").await == gets + 1).await;
     assert_eq!(a.loads(), 0, "it waits for the answer");
     proxy.set(Fault::None);
     a.gate.holds(1).await;
@@ -59,7 +60,8 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     let pattern = format!("perto:{}:*", world.name);
     assert_eq!(keys(&mut redis.connect().await, &pattern).await.unwrap().len(), 1_000);
     // Each fill looks once at what is there, in its script.
-    assert_eq!((a.loads(), calls(&redis, "getrange").await), (1, gets + 2_000));
+    assert_eq!((a.loads(), calls(&redis, "mget").await), (1, gets + 1));
+    assert_eq!(calls(&redis, "getrange").await, looks + 1_000);
 
     proxy.set(Fault::None);
     coherent([&a]).await;
@@ -68,6 +70,42 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     let reads = ends("a read of what is there", b.items.get_many(&all)).await.unwrap();
     assert!(reads.iter().all(|read| read.tier == Tier::Remote));
     assert_eq!(calls(&redis, "evalsha").await, scripts + 1_000, "nothing is filled again");
+}
+
+/// One answer has a limit. What is beyond it comes with another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_are_too_many_for_one_answer_are_all_brought_and_no_more_of_any_than_was_asked_for() {
+    let redis = PrivateRedis::start().await;
+    let tiers = perto::redis::tiers(&redis.url(), "many").unwrap();
+    tiers.remote.ping().await.unwrap();
+    let names: Vec<String> = (0..40).map(|n| format!("perto:many:{n}")).collect();
+    let mut setting = redis.connect().await;
+    for (n, name) in names.iter().enumerate() {
+        // One that is not there, one of no length, one that is longer than a value may be.
+        let bytes = match n {
+            3 => continue,
+            5 => 0,
+            7 => 2 << 20,
+            _ => 1 << 20,
+        };
+        let mut set = redis::cmd("SET");
+        set.arg(name)
+            .arg(vec![u8::try_from(n).unwrap(); bytes])
+            .query_async::<()>(&mut setting)
+            .await
+            .unwrap();
+    }
+    let values = ends("a look-up", tiers.remote.get(&names, 1 << 20)).await.unwrap();
+    for (n, value) in values.iter().enumerate() {
+        let length = value.as_ref().map(|value| (value.len(), usize::from(value[0])));
+        let expected = match n {
+            3 | 5 => None,
+            7 => Some(((1 << 20) + 1, 7)),
+            n => Some((1 << 20, n)),
+        };
+        assert_eq!(length, expected, "{n}");
+    }
+    assert_eq!(calls(&redis, "mget").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
