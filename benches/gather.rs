@@ -139,7 +139,6 @@ async fn look_ups(bed: &Bed, rounds: usize) {
                 move |id| get_l2(cache.clone(), id)
             })
             .await;
-            eprintln!("{tasks} tasks: {bare:.0} {ours:.0} {:.2}", ours / bare);
             both.push((bare, ours));
         }
         let (bare, ours, ratio) = medians(&both);

@@ -210,14 +210,11 @@ impl<K: Key, V: Value> Core<K, V> {
                 },
                 () = self.shared.closing() => true,
             };
-            let (is_over, error): (&(dyn Fn(&Led<K, FlightResult<V>>) -> bool + Sync), _) = match closed {
-                true => (&|_| true, Error::Closed),
-                false => (
-                    &|led| led.asked.elapsed() >= limit,
-                    Error::LoadTimeout { cache: Arc::clone(&self.name), limit },
-                ),
+            let error = match closed {
+                true => Error::Closed,
+                false => Error::LoadTimeout { cache: Arc::clone(&self.name), limit },
             };
-            let over = self.loads.take_first(is_over);
+            let over = self.loads.take_first(|led| closed || led.asked.elapsed() >= limit);
             self.fail(over, &error);
         }
     }

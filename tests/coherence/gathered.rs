@@ -88,9 +88,9 @@ async fn a_thousand_tasks_that_miss_a_thousand_keys_cost_a_handful_of_look_ups_a
             assert_eq!(read.freshness, Freshness::Fresh);
         }
         let lookups = ring.sim.remote.lookups() - lookups;
-        assert!(lookups <= 5, "{lookups} look-ups");
+        assert!(lookups <= 8, "{lookups} look-ups");
         let calls = member.loader.calls().len();
-        assert!(calls <= if tier == Tier::Load { 5 } else { 0 }, "{calls} calls of the loader");
+        assert!(calls <= if tier == Tier::Load { 8 } else { 0 }, "{calls} calls of the loader");
         assert_eq!(member.users.stats().flights_joined, 0);
         ms(50).await;
     }
@@ -236,21 +236,20 @@ async fn who_leaves_while_waiting_is_neither_looked_up_nor_loaded() {
     let ring = member_with(|cache| cache).await;
     let member = &ring.members[0];
     member.node.remote.faults.delay(Duration::from_millis(5), Duration::from_millis(5));
-    let first: Vec<_> = (0..2).map(|key| member.reading(key)).collect();
-    ms(1).await;
+    // Four go out alone, and as many workers have a batch each.
+    let mut stay = Vec::new();
+    for key in 0..8 {
+        stay.push(member.reading(key));
+        ms(1).await;
+    }
     let (gone, stays) = (member.reading(10), member.reading(11));
-    // Both wait behind the first two, and the worker that would take them has a batch.
-    let batch = member.reading(12);
-    ms(1).await;
-    let late = member.reading(13);
     ms(1).await;
     gone.abort();
-    late.abort();
-    for reader in first.into_iter().chain([stays, batch]) {
+    for reader in stay.into_iter().chain([stays]) {
         assert_eq!(text(&reader.await.unwrap().unwrap()), None);
     }
     let calls: Vec<String> = member.loader.calls().into_iter().flatten().collect();
-    assert!(!calls.contains(&"13".to_owned()), "{calls:?}");
+    assert!(calls.contains(&"11".to_owned()) && !calls.contains(&"10".to_owned()), "{calls:?}");
     assert_eq!(member.users.flights(), 0);
     ring.end().await;
 }

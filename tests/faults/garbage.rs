@@ -150,7 +150,7 @@ async fn a_value_that_is_far_too_large_among_others_does_not_keep_an_instance_fr
     let key = keys(&mut redis, &pattern).await.unwrap().remove(0);
     let mut large: Vec<u8> = redis.get(&key).await.unwrap();
     large[8..24].fill(0x7F);
-    large.resize(256 << 20, b'x');
+    large.resize(64 << 20, b'x');
     let () = redis.set(&key, &large).await.unwrap();
     eventually("it is gone", async || {
         b.items.invalidate_many(&[1, 2]).await.unwrap();

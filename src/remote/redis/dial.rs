@@ -13,6 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::frames::{Limited, Waiting};
 
+/// How long a server may say nothing before the kernel asks whether it is there, and how long it may confirm nothing.
+#[cfg(target_os = "linux")]
+const SILENT_FOR: Duration = Duration::from_secs(10);
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
@@ -84,7 +88,25 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let (stream, _others) = select_ok(connecting).await?;
     // A look-up does not wait for the answer to the one before.
     stream.set_nodelay(true)?;
+    #[cfg(unix)]
+    watch_peer(&stream)?;
     Ok(stream)
+}
+
+/// Has the kernel end a connection whose other side is gone without a word, whether or not something is sent.
+#[cfg(unix)]
+fn watch_peer(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+
+    sockopt::set_socket_keepalive(stream, true)?;
+    #[cfg(target_os = "linux")]
+    {
+        sockopt::set_tcp_keepidle(stream, SILENT_FOR)?;
+        sockopt::set_tcp_keepintvl(stream, SILENT_FOR / 5)?;
+        sockopt::set_tcp_keepcnt(stream, 3)?;
+        sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENT_FOR.as_millis()).unwrap_or(u32::MAX))?;
+    }
+    Ok(())
 }
 
 #[cfg(feature = "tls")]

@@ -108,6 +108,7 @@ async fn each_right_that_a_user_lacks_is_named_and_the_command_that_gives_it_is_
     for (without, check, names) in [
         (&["-ping"][..], "redis", "refuses"),
         (&["-get"], "commands", "GET ("),
+        (&["-mget"], "commands", "MGET ("),
         (&["-script|load"], "commands", "SCRIPT LOAD ("),
         (&["-evalsha"], "commands", "EVALSHA ("),
         (&["-publish"], "commands", "PUBLISH ("),
@@ -130,7 +131,7 @@ async fn each_right_that_a_user_lacks_is_named_and_the_command_that_gives_it_is_
         assert!(said.well, "{without:?}: {:#?}", said.worst());
     }
     // Just what it says, and no more.
-    let grant = "acl setuser careful reset on '>s3cret' '~perto:*' '&perto:*' +ping +select +get +getrange +set +unlink +evalsha '+script|load' \
+    let grant = "acl setuser careful reset on '>s3cret' '~perto:*' '&perto:*' +ping +select +get +getrange +mget +set +unlink +evalsha '+script|load' \
         +publish +subscribe +unsubscribe +info";
     run("", &format!("redis-cli -h 127.0.0.1 -p {} {grant}", redis.url().rsplit(':').next().unwrap())).await;
     let as_user = redis.url().replace("redis://", "redis://careful:s3cret@");

@@ -19,7 +19,7 @@ const MOST: usize = 1 << 10;
 /// How long a message to ourselves may take.
 const ARRIVAL: Duration = Duration::from_secs(2);
 /// What the commands and the scripts need, for who makes a user for Perto alone.
-const RIGHTS: &str = "+ping +select +get +getrange +set +unlink +evalsha '+script|load' +publish +subscribe +unsubscribe +info";
+const RIGHTS: &str = "+ping +select +get +getrange +mget +set +unlink +evalsha '+script|load' +publish +subscribe +unsubscribe +info";
 
 /// Where it looks.
 pub(super) struct Place<'a> {
@@ -49,6 +49,7 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
     for words in [
         &["PING"][..],
         &["GETRANGE", &key, "0", "0"],
+        &["MGET", &key],
         // For `perto inspect`.
         &["GET", &key],
         // It does nothing, and can be run by its hash.
