@@ -6,10 +6,10 @@
 //! only after a proof that it comes back as it was: `wire/read_back.rs`.
 //!
 //! ```text
-//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5 m  6..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 crc32
+//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5 m  6..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 checksum
 //!        40 n × u32 (running transaction - xmin)  then, where a flag says so, u64: the rank of the whole snapshot
 //!        then m × (u8, u16, cache, key): what it depends on, with the lengths of both texts
-//!        then the payload                                                       all big endian; crc over key and rest
+//!        then the payload                                                       all big endian; checksum (xxh3) over key and rest
 //! ```
 
 use std::fmt::Write as _;
@@ -20,6 +20,7 @@ use bincode::config::{Configuration, Limit};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::coherence::snapshot::{MAX_XID, Rank, Snapshot};
 use crate::coherence::token::Token;
@@ -29,7 +30,7 @@ pub(crate) mod read_back;
 pub(crate) mod tape;
 
 /// Of values in L2.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Of hints.
 pub(crate) const HINT_VERSION: u8 = 1;
 const HEADER: usize = 40;
@@ -123,8 +124,8 @@ impl Stored {
             out.put_slice(key.as_bytes());
         }
         out.put_slice(payload);
-        let crc = checksum(key, &out);
-        out[36..40].copy_from_slice(&crc.to_be_bytes());
+        let sum = checksum(key, &out);
+        out[36..40].copy_from_slice(&sum.to_be_bytes());
         out.freeze()
     }
 
@@ -244,11 +245,12 @@ pub(crate) fn buried(bytes: &[u8]) -> Option<[u64; 2]> {
 
 /// Over the key, so that a value under another's key is refused, and all bytes but the checksum's own.
 fn checksum(key: &str, bytes: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(key.as_bytes());
-    crc.update(&bytes[..36]);
-    crc.update(&bytes[HEADER..]);
-    crc.finalize()
+    let seeded = |sum, bytes: &[u8]| xxh3_64_with_seed(bytes, sum);
+    let sum = [key.as_bytes(), &bytes[..36], &bytes[HEADER..]].into_iter().fold(0, seeded);
+    #[expect(clippy::cast_possible_truncation, reason = "any bits of it will do")]
+    {
+        sum as u32
+    }
 }
 
 /// Bytes with the head and the checksum of a value under `key`, whatever they were. `None` where they are too few.
@@ -256,8 +258,8 @@ fn checksum(key: &str, bytes: &[u8]) -> u32 {
 pub(crate) fn seal(key: &str, bytes: &[u8]) -> Option<Bytes> {
     let mut bytes = BytesMut::from(bytes);
     bytes.get_mut(..HEADER)?[..3].copy_from_slice(&[b'P', VERSION, b'V']);
-    let crc = checksum(key, &bytes);
-    bytes[36..40].copy_from_slice(&crc.to_be_bytes());
+    let sum = checksum(key, &bytes);
+    bytes[36..40].copy_from_slice(&sum.to_be_bytes());
     Some(bytes.freeze())
 }
 
@@ -575,13 +577,13 @@ mod tests {
             Bytes::from(kept)
         };
         let stored = value(&[1_000, 1_002]);
-        let kept = golden("value-v2.bin", &stored.encode(KEY));
+        let kept = golden("value-v3.bin", &stored.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(stored)));
         let absent = Stored { payload: None, ..value(&[]) };
-        let kept = golden("absent-v2.bin", &absent.encode(KEY));
+        let kept = golden("absent-v3.bin", &absent.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(absent)));
         let many = Stored { depends: depends(), rank: Some(Rank::from_number(1 << 60)), ..value(&[1_000]) };
-        let kept = golden("of-many-v2.bin", &many.encode(KEY));
+        let kept = golden("of-many-v3.bin", &many.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(many)));
         let kept = golden("hint-v1.bin", &hint().encode().unwrap());
         assert_eq!(Hint::decode(&kept), Ok(hint()));

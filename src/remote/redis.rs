@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script};
+use redis::{Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -39,17 +39,25 @@ const MAX_FILL_ANSWER: usize = 64 << 10;
 /// Damaged values are told apart by so many bytes: the header with its checksum is among them. Megabytes would have to go back.
 const TOLD_APART_BY: usize = 1 << 10;
 
-const SCRIPTS: [&str; 3] =
-    [include_str!("fill.lua"), include_str!("invalidate.lua"), include_str!("discard.lua")];
+/// A script of ours, and the hash that servers know it by: the SHA-1 of its text.
+struct Script {
+    text: &'static str,
+    hash: &'static str,
+}
+
+const FILL: Script =
+    Script { text: include_str!("fill.lua"), hash: "aca6c2de6a0109e7ec75683cd28c329c1a978e21" };
+const INVALIDATE: Script =
+    Script { text: include_str!("invalidate.lua"), hash: "3b08bb3e1f09c2d7a35c9bce319c108371edde37" };
+const DISCARD: Script =
+    Script { text: include_str!("discard.lua"), hash: "bb5fb6c670e8568473dade47e1b5bb7a864c54ab" };
+const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];
 
 /// The multiplexed connections for L2 and for publishing.
 pub(crate) struct Link {
     server: ConnectionInfo,
     connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
-    fill: Script,
-    invalidate: Script,
-    discard: Script,
     /// When an answer with whole values did not come.
     doubted: parking_lot::Mutex<Option<Instant>>,
     /// A key of the app's that nothing is ever under.
@@ -97,9 +105,6 @@ impl Link {
             server: connection_info(url)?,
             connections: RwLock::default(),
             connecting: Mutex::default(),
-            fill: Script::new(SCRIPTS[0]),
-            invalidate: Script::new(SCRIPTS[1]),
-            discard: Script::new(SCRIPTS[2]),
             doubted: parking_lot::Mutex::default(),
             probe: format!("perto:{app}:probe"),
         }))
@@ -121,7 +126,7 @@ impl Link {
         let mut pipeline = Pipeline::with_capacity(SCRIPTS.len());
         for script in SCRIPTS {
             // Not by the client's own way, which panics where the server has another hash for it.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
         }
         pipeline.query_async(connection).await.map_err(failed)
     }
@@ -252,7 +257,7 @@ impl RedisRemote {
 
     fn add_fill(&self, pipeline: &mut Pipeline, key: &str, value: &Bytes, ttl: Duration) {
         let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
-        pipeline.cmd("EVALSHA").arg(self.link.fill.get_hash()).arg(1).arg(key).arg(&value[..]).arg(ttl_ms);
+        pipeline.cmd("EVALSHA").arg(FILL.hash).arg(1).arg(key).arg(&value[..]).arg(ttl_ms);
     }
 
     async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
@@ -368,13 +373,7 @@ impl Remote for RedisRemote {
             let mut pipeline = Pipeline::with_capacity(keys.len());
             let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
             for key in keys {
-                pipeline
-                    .cmd("EVALSHA")
-                    .arg(self.link.invalidate.get_hash())
-                    .arg(1)
-                    .arg(key)
-                    .arg(xid)
-                    .arg(ttl_ms);
+                pipeline.cmd("EVALSHA").arg(INVALIDATE.hash).arg(1).arg(key).arg(xid).arg(ttl_ms);
             }
             self.run(&pipeline, self.link.connection()?).await.map(drop)
         })
@@ -384,7 +383,7 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(1);
             let begins = &seen[..seen.len().min(TOLD_APART_BY)];
-            pipeline.cmd("EVALSHA").arg(self.link.discard.get_hash()).arg(1).arg(key).arg(begins);
+            pipeline.cmd("EVALSHA").arg(DISCARD.hash).arg(1).arg(key).arg(begins);
             self.run(&pipeline, self.link.connections()?.fills.connection.clone()).await.map(drop)
         })
     }
