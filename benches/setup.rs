@@ -200,3 +200,19 @@ pub fn bare_moka<K: perto::Key + From<Id>>() -> moka::sync::Cache<K, Arc<Message
     cache.run_pending_tasks();
     cache
 }
+
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// A ratio with its samples, for who reads it by machine: a line of JSON in the file `BENCH_JSON`.
+pub fn report(name: &str, samples: &[f64]) {
+    use std::io::Write as _;
+    println!("{name}: {:.2}", median(samples));
+    let Ok(path) = std::env::var("BENCH_JSON") else { return };
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("BENCH_JSON");
+    let line = serde_json::json!({ "name": name, "median": median(samples), "samples": samples });
+    writeln!(file, "{line}").expect("BENCH_JSON");
+}

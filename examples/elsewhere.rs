@@ -33,12 +33,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         })?;
     perto.migrate().await?;
     perto.start().await?;
-    println!("{:?}", cache.get(&"EUR/BRL".to_owned()).await?.value);
+    println!("{:?}", cache.get(&"EUR/BRL".to_owned()).await?.value());
 
     // It changes there. Then every instance is told.
     rates.lock().expect("nobody panics with it").insert("EUR/BRL".to_owned(), 6.4);
     cache.invalidate(&"EUR/BRL".to_owned()).await?;
-    println!("{:?}", cache.get(&"EUR/BRL".to_owned()).await?.value);
+    println!("{:?}", cache.get(&"EUR/BRL".to_owned()).await?.value());
     perto.shutdown().await;
     Ok(())
 }

@@ -95,7 +95,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     perto.start().await?;
     let places = [Currency::Brl, Currency::Eur].map(|currency| Place { tenant: 1, currency });
     for (place, read) in places.iter().zip(balances.get_many(&places).await?) {
-        println!("{place}: {:?}", read.value);
+        println!("{place}: {:?}", read.value());
     }
     perto.shutdown().await;
     Ok(())

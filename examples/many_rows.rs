@@ -70,9 +70,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     perto.start().await?;
     perto.ready().await?;
     let show = async || {
-        let card = cards.get(&1).await?.value.ok_or("no card")?;
-        let (first, count) = (first.get(&7).await?.value, counts.get(&7).await?.value);
-        println!("{} of {}; {first:?} of {count:?}", card.name, card.company);
+        let (card, first, count) = (cards.get(&1).await?, first.get(&7).await?, counts.get(&7).await?);
+        let card = card.value().ok_or("no card")?;
+        println!("{} of {}; {:?} of {:?}", card.name, card.company, first.value(), count.value());
         Ok::<_, Box<dyn std::error::Error>>(())
     };
     show().await?;

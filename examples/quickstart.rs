@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     perto.start().await?;
     perto.ready().await?;
 
-    let show = |read: &Read<String>| println!("{:?}, {:?}, {:?}", read.value, read.freshness, read.tier);
+    let show = |read: &Read<String>| println!("{:?}, {:?}, {:?}", read.value(), read.freshness, read.tier);
     let before = users.get(&7).await?;
     show(&before);
     show(&users.get(&7).await?);
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("In psql: update users set name = name || '!' where id = 7;");
     let end = Instant::now() + Duration::from_secs(60);
     let mut read = before.clone();
-    while read.value == before.value && Instant::now() < end {
+    while read.value() == before.value() && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(10)).await;
         read = users.get(&7).await?;
     }

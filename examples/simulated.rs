@@ -9,7 +9,7 @@ use perto::{Cache, Freshness};
 /// One's own code: it greets by name, and must not greet by a name that is long changed.
 async fn greeting(users: &Cache<u64, String>, id: u64) -> Result<String, perto::Error> {
     let read = users.get(&id).await?;
-    let name = read.value.as_deref().map_or("stranger", String::as_str);
+    let name = read.value().map_or("stranger", String::as_str);
     Ok(match read.freshness {
         Freshness::Fresh => format!("Hello {name}"),
         _ => format!("Hello, I think, {name}"),

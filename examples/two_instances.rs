@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     .await?;
     let (a, stock_at_a) = instance(&pool).await?;
     let (b, stock_at_b) = instance(&pool).await?;
-    println!("before: {:?}", stock_at_b.get(&1).await?.value);
+    println!("before: {:?}", stock_at_b.get(&1).await?.value());
 
     let sell = "update stock set count = count - 1 where item = 1";
     let written = a.write(&pool, async |tx| sqlx::query(sell).execute(tx).await).await?;
@@ -41,15 +41,15 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let token: Token = header.parse()?;
     let read = stock_at_b.get_with(&1, ReadOptions::at_least(token)).await?;
-    println!("after: {:?}", read.value);
+    println!("after: {:?}", read.value());
 
     // A read has a token too. A session that sends the last one it got never goes back in time, on whatever instance.
     sqlx::query(sell).execute(&pool).await?; // by hand: no write tells of it
     let seen = stock_at_b.get_with(&1, ReadOptions::latest()).await?;
-    println!("one sells by hand: {:?}", seen.value);
+    println!("one sells by hand: {:?}", seen.value());
     let token = seen.token().ok_or("nobody knows how new it is")?;
     let read = stock_at_a.get_with(&1, ReadOptions::at_least(token)).await?;
-    println!("never older: {:?}", read.value);
+    println!("never older: {:?}", read.value());
     a.shutdown().await;
     b.shutdown().await;
     Ok(())

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let both = async || {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let both = perto.view(|view| async move { view.get_many(accounts, &[1, 2]).await }).await?;
-        Ok::<_, Error>([0, 1].map(|at| both[at].value.as_deref().copied().unwrap_or_default()))
+        Ok::<_, Error>([0, 1].map(|at| both[at].value().copied().unwrap_or_default()))
     };
     println!("before: {:?}", both().await?);
     let mut transfers = std::pin::pin!(async {

@@ -56,7 +56,7 @@ async fn read(
     let token = headers.get(TOKEN).and_then(|token| token.to_str().ok()?.parse().ok());
     let options = token.map_or_else(ReadOptions::default, ReadOptions::at_least);
     match app.items.get_with(&id, options).await {
-        Ok(read) => read.value.map(|name| Json((*name).clone())).ok_or(StatusCode::NOT_FOUND),
+        Ok(read) => read.value().map(|name| Json(name.clone())).ok_or(StatusCode::NOT_FOUND),
         Err(_error) => Err(StatusCode::SERVICE_UNAVAILABLE),
     }
 }

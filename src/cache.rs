@@ -18,7 +18,7 @@ use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
 use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::error::{Error, InvalidateError};
-use crate::local::{Entry, GroupOf, Local};
+use crate::local::{Entry, GroupOf, Local, TOUCHES};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
 use crate::read::{Freshness, Read, ReadOptions, Tier, Wish};
 use crate::shared::Shared;
@@ -50,7 +50,7 @@ use led::{Led, LedKey};
 use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
-use sampler::Sampler;
+use sampler::{Chance, Sampler};
 
 pub use types::{Key, Value};
 
@@ -168,6 +168,30 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.noted_hit(key, self.wish(options))
     }
 
+    /// Looks at what L1 holds and may serve as fresh, in place: the cheapest hit there is, for it counts no reference. `None` where it
+    /// holds nothing for the key; `look` is given `None` where it holds that the source has no such row.
+    ///
+    /// While `look` runs, what this cache lets go on this instance is not freed: it should be short.
+    ///
+    /// ```
+    /// # async fn length(names: perto::Cache<i64, String>) -> Result<usize, perto::Error> {
+    /// Ok(match names.get_ref(&7, |name| name.map_or(0, String::len)) {
+    ///     Some(length) => length,
+    ///     None => names.get(&7).await?.value().map_or(0, String::len),
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn get_ref<Q, T>(&self, key: &Q, look: impl FnOnce(Option<&V>) -> T) -> Option<T>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
+    {
+        let looked = self.hit_ref(key, Wish::NONE, |entry| look(entry.value.as_ref()))?;
+        trace::hits(&self.0.name, 1);
+        Some(looked)
+    }
+
     #[inline]
     fn noted_hit<Q>(&self, key: &Q, wish: Wish) -> Option<Read<V>>
     where
@@ -179,9 +203,20 @@ impl<K: Key, V: Value> Cache<K, V> {
         Some(read)
     }
 
-    /// L1. The order is what makes it safe, so it is the lease's.
     #[inline]
     fn hit<Q>(&self, key: &Q, wish: Wish) -> Option<Read<V>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
+    {
+        self.hit_ref(key, wish, |entry| {
+            Read::of(Arc::clone(entry), Freshness::Fresh, Tier::Local, wish.floor)
+        })
+    }
+
+    /// L1. The order is what makes it safe, so it is the lease's. Writes to no line that other cores write, but for what is sampled.
+    #[inline]
+    fn hit_ref<Q, T>(&self, key: &Q, wish: Wish, answer: impl FnOnce(&Arc<Entry<V>>) -> T) -> Option<T>
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + ToOwned<Owned = K>,
@@ -189,28 +224,35 @@ impl<K: Key, V: Value> Cache<K, V> {
         if wish.source {
             return None;
         }
-        let coherence = &self.0.shared.coherence;
-        let timed = self.0.counters.l1_hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
+        let core = &*self.0;
+        let coherence = &core.shared.coherence;
+        let hits = core.counters.l1_hits.here();
+        let timed = hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
         // Before the lease.
         let epoch = wish.token.map(|_| coherence.epoch());
+        let pinned = core.local.pin();
         let (held, entry, now) =
-            coherence.lease.read_in_order(|| self.0.local.get(key), || self.0.shared.clock.now_ms())?;
+            coherence.lease.read_in_order(|| pinned.get(key), || core.shared.clock.now_ms())?;
         let live =
-            entry.era == held.era() && entry.cache_epoch == self.0.whole.epoch() && now < entry.expires_ms;
+            entry.era == held.era() && entry.cache_epoch == core.whole.epoch() && now < entry.expires_ms;
         let token = epoch.and_then(|epoch| wish.token_in(epoch, entry.era));
         let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
         if !(live && held.valid_at(now) && young && contains(&entry.stamp, token)) {
             return None;
         }
-        if entry.made_of.is_some() && !self.0.is_unchanged(&entry, held) {
-            self.0.drop_dependent(key);
+        if entry.made_of.is_some() && !core.is_unchanged(entry, held) {
+            core.drop_dependent(key, entry);
             return None;
         }
-        self.0.sampler.hit(self.0.counters.l1_hits.increment(), key, &entry);
+        let chance = Chance::of(hits.increment());
+        if chance.is_one_in(TOUCHES) {
+            core.local.touch(key);
+        }
+        core.sampler.hit(chance, key, entry);
         if let Some(began) = timed {
             self.record_sampled_hit(began, held, now);
         }
-        Some(Read::of(entry, Freshness::Fresh, Tier::Local, wish.floor))
+        Some(answer(entry))
     }
 
     #[cold]
@@ -235,6 +277,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let wish = Wish { source: settled.source || wish.source, ..settled };
         let in_l1 = |key| self.hit(key, wish).or_else(|| self.outage_hit(key, wish));
         let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
+        let missing = keys.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
+        missing.for_each(|(key, _)| self.0.local.touch(key));
         match answers.iter().flatten().count() {
             0 => {}
             hits => trace::hits(&self.0.name, hits),
@@ -402,7 +446,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     fn answer(&self, entry: Arc<Entry<V>>, freshness: Freshness, tier: Tier, wish: Wish) -> Read<V> {
         let counters = &self.0.counters;
         match tier {
-            Tier::Local => counters.l1_hits.add(1),
+            Tier::Local => counters.l1_hits.here().add(1),
             Tier::Remote => counters.l2_hits.add(1),
             Tier::Load => counters.load_hits.add(1),
         }
@@ -425,7 +469,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         else {
             return None;
         };
-        let entry = self.0.local.get(key)?;
+        let entry = self.0.local.peek(key)?;
         let live = entry.era == held.era()
             && held.ever_valid()
             && since <= max
@@ -588,7 +632,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         if let [read] = answers {
             span.text("perto.tier", read.tier.name());
-            span.text("perto.outcome", if read.value.is_some() { "found" } else { "absent" });
+            span.text("perto.outcome", if read.value().is_some() { "found" } else { "absent" });
             span.text("perto.freshness", read.freshness.name());
         }
         if answers.iter().any(|read| read.freshness == Freshness::Fresh) {

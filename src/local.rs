@@ -1,12 +1,21 @@
-//! L1: the values that this process holds, in moka, bounded in bytes.
+//! L1: the values that this process holds, bounded in bytes.
 //!
-//! moka bounds memory and chooses what to keep. Everything else about an entry (whether it may be served, and for
-//! how long) is in the entry and is judged at each hit: moka's own `get_with`, `invalidate_all` and time to live
-//! can't be used, for they let a value in that was invalidated while it was loaded.
+//! Hits are served from an index without locks. moka bounds memory and chooses what to keep: it is told of each insert, removal
+//! and miss, and of one hit in [`TOUCHES`]. A hit that moka is told of writes to lines that all cores share.
+//!
+//! What is in the index is in moka too, or on its way there, so memory stays bounded: an entry is put into the index first, and
+//! what moka lets go leaves the index by its listener, if it is still that very entry:
+//! `in_no_interleaving_does_the_index_keep_what_moka_has_let_go`. moka may hold what the index does not: that is read by nobody.
+//!
+//! Whether an entry may be served, and for how long, is in the entry and is judged at each hit: moka's own `get_with`,
+//! `invalidate_all` and time to live can't be used, for they let a value in that was invalidated while it was loaded.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use papaya::{HashMapRef, LocalGuard};
 
 use crate::coherence::buckets::Subject;
 use crate::coherence::snapshot::Snapshot;
@@ -19,6 +28,8 @@ mod shares;
 
 /// A group may take this part of L1.
 const SHARE: u64 = 4;
+/// moka is told of one hit in so many. On recorded traffic it keeps as much of what is asked for as if it were told of each.
+pub(crate) const TOUCHES: u64 = 16;
 
 /// One value, or the knowledge that there is none.
 #[derive(Debug)]
@@ -36,7 +47,7 @@ pub(crate) struct Entry<V> {
     pub(crate) judged: bool,
     pub(crate) expires_ms: u64,
     pub(crate) weight: u32,
-    pub(crate) value: Option<Arc<V>>,
+    pub(crate) value: Option<V>,
 }
 
 /// What an entry was made of that may change without its key being evicted.
@@ -51,9 +62,18 @@ pub(crate) struct MadeOf {
 const ENTRY_BYTES: usize = 300;
 
 pub(crate) struct Local<K, V> {
-    entries: moka::sync::Cache<K, Arc<Entry<V>>, foldhash::fast::RandomState>,
+    index: Arc<Index<K, V>>,
+    /// What bounds the index. Nothing is served from here.
+    policy: moka::sync::Cache<K, Arc<Entry<V>>, RandomState>,
     shares: Option<Grouped<K, V>>,
+    /// moka drops at once what it has no room for at all, and tells nobody.
+    holds_nothing: bool,
 }
+
+type Index<K, V> = papaya::HashMap<K, Arc<Entry<V>>, RandomState>;
+
+/// L1 while one looks at what it holds: what is looked at is freed only after. Made without a write that another core sees.
+pub(crate) struct Pinned<'a, K, V>(HashMapRef<'a, K, Arc<Entry<V>>, RandomState, LocalGuard<'a>>);
 
 /// Which group an entry is of, and what the groups hold.
 struct Grouped<K, V> {
@@ -63,55 +83,76 @@ struct Grouped<K, V> {
 
 impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Local<K, V> {
     pub(crate) fn new(name: &str, capacity_bytes: u64, group: Option<GroupOf<K, V>>) -> Self {
+        let index = Arc::new(Index::with_hasher(RandomState::default()));
         let held = Arc::new(Shares::new(capacity_bytes / SHARE));
         let shares = group.map(|group| Grouped { group, held });
-        let mut builder = moka::sync::Cache::builder()
+        let let_go = {
+            let index = Arc::clone(&index);
+            let shares = shares.as_ref().map(|Grouped { group, held }| (Arc::clone(group), Arc::clone(held)));
+            move |key: Arc<K>, entry: Arc<Entry<V>>, _cause| {
+                let _gone_already = remove_exactly(&index, &*key, &entry);
+                if let Some((group, held)) = &shares {
+                    held.went(group(&key, entry.value.as_ref()), entry.weight);
+                }
+            }
+        };
+        let policy = moka::sync::Cache::builder()
             .name(name)
             .max_capacity(capacity_bytes)
-            .weigher(|_, entry: &Arc<Entry<V>>| entry.weight);
-        if let Some(Grouped { group, held }) = &shares {
-            let (group, held) = (Arc::clone(group), Arc::clone(held));
-            builder = builder.eviction_listener(move |key: Arc<K>, entry: Arc<Entry<V>>, _| {
-                held.went(group(&key, entry.value.as_deref()), entry.weight);
-            });
-        }
-        Self { entries: builder.build_with_hasher(foldhash::fast::RandomState::default()), shares }
+            .weigher(|_, entry: &Arc<Entry<V>>| entry.weight)
+            .eviction_listener(let_go)
+            .build_with_hasher(RandomState::default());
+        Self { index, policy, shares, holds_nothing: capacity_bytes == 0 }
     }
 
-    pub(crate) fn get<Q>(&self, key: &Q) -> Option<Arc<Entry<V>>>
+    /// To look at what is held.
+    #[inline]
+    pub(crate) fn pin(&self) -> Pinned<'_, K, V> {
+        Pinned(self.index.pin())
+    }
+
+    /// The entry, for who only looks: it leaves no trace.
+    pub(crate) fn peek(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        self.pin().get(key).cloned()
+    }
+
+    /// Tells moka of a use: of one hit in [`TOUCHES`], and of each read that finds nothing.
+    pub(crate) fn touch<Q>(&self, key: &Q)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash,
     {
-        self.entries.get(key)
-    }
-
-    /// The entry, for who only looks. moka counts it as a use, for it has no other way to one that is held.
-    pub(crate) fn peek(&self, key: &K) -> Option<Arc<Entry<V>>> {
-        if self.entries.contains_key(key) { self.get(key) } else { None }
+        // Only told: what it returns may be what the index has let go.
+        let _told = self.policy.get(key);
     }
 
     /// Only under the key's stripe, and only if the stamp is accepted there.
     pub(crate) fn insert(&self, key: K, entry: Arc<Entry<V>>) {
-        let Some(Grouped { group, held }) = &self.shares else { return self.entries.insert(key, entry) };
-        let group = group(&key, entry.value.as_deref());
-        held.came(group, key.clone(), entry.weight);
-        self.entries.insert(key, entry);
-        // What goes may go without its key's stripe: nothing is wrong without it.
-        while let Some(oldest) = held.over(group) {
-            self.entries.invalidate(&oldest);
+        if self.holds_nothing {
+            return;
         }
-        held.tidy(group, |key| self.entries.contains_key(key));
+        let group = self.shares.as_ref().map(|shares| (shares, (shares.group)(&key, entry.value.as_ref())));
+        if let Some((Grouped { held, .. }, group)) = &group {
+            held.came(*group, key.clone(), entry.weight);
+        }
+        // In this order: what moka lets go at once would stay in the index for good.
+        self.index.pin().insert(key.clone(), Arc::clone(&entry));
+        self.policy.insert(key, entry);
+        if let Some((Grouped { held, .. }, group)) = group {
+            // What goes may go without its key's stripe: nothing is wrong without it.
+            while let Some(oldest) = held.over(group) {
+                self.remove(&oldest);
+            }
+            held.tidy(group, |key| self.policy.contains_key(key));
+        }
     }
 
     /// Evicts the key unless what is held contains `xid`. Always, also for duplicates: that is what keeps an entry
     /// that came in between from being older than an invalidation known here. Returns whether something went.
     pub(crate) fn evict(&self, key: &K, xid: u64) -> bool {
-        // `contains_key` first: most invalidations are of keys not held, and it leaves no trace in moka's policy.
-        let stale =
-            self.entries.contains_key(key) && self.get(key).is_some_and(|entry| !entry.stamp.contains(xid));
+        let stale = self.pin().get(key).is_some_and(|entry| !entry.stamp.contains(xid));
         if stale {
-            self.entries.invalidate(key);
+            self.remove(key);
         }
         stale
     }
@@ -121,14 +162,46 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash,
     {
-        self.entries.invalidate(key);
+        self.index.pin().remove(key);
+        self.policy.invalidate(key);
+    }
+
+    /// Removes an entry that was just looked at; what has come in its place stays.
+    pub(crate) fn remove_exactly<Q>(&self, key: &Q, entry: &Arc<Entry<V>>)
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash,
+    {
+        if remove_exactly(&self.index, key, entry) {
+            self.policy.invalidate(key);
+        }
     }
 
     /// Entries and bytes held, after moka's pending work.
     pub(crate) fn size(&self) -> (u64, u64) {
-        self.entries.run_pending_tasks();
-        (self.entries.entry_count(), self.entries.weighted_size())
+        self.policy.run_pending_tasks();
+        (self.policy.entry_count(), self.policy.weighted_size())
     }
+}
+
+impl<K: Hash + Eq, V> Pinned<'_, K, V> {
+    #[inline]
+    pub(crate) fn get<Q>(&self, key: &Q) -> Option<&Arc<Entry<V>>>
+    where
+        K: Borrow<Q>,
+        Q: ?Sized + Eq + Hash,
+    {
+        self.0.get(key)
+    }
+}
+
+/// Removes an entry, and none that has come in its place.
+fn remove_exactly<K, Q, V>(index: &Index<K, V>, key: &Q, entry: &Arc<Entry<V>>) -> bool
+where
+    K: Borrow<Q> + Hash + Eq,
+    Q: ?Sized + Eq + Hash,
+{
+    matches!(index.pin().remove_if(key, |_, held| Arc::ptr_eq(held, entry)), Ok(Some(_)))
 }
 
 impl<V> Entry<V> {
@@ -171,19 +244,25 @@ impl std::fmt::Debug for MadeOf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use super::*;
 
     fn entry(value: Option<u64>, weight: u32) -> Arc<Entry<u64>> {
+        entry_of(Snapshot::all_below(1), value, weight)
+    }
+
+    fn entry_of(stamp: Snapshot, value: Option<u64>, weight: u32) -> Arc<Entry<u64>> {
         Arc::new(Entry {
             era: 0,
             cache_epoch: 0,
-            stamp: Snapshot::all_below(1),
+            stamp,
             token: None,
             made_of: None,
             judged: true,
             expires_ms: 0,
             weight,
-            value: value.map(Arc::new),
+            value,
         })
     }
 
@@ -201,7 +280,7 @@ mod tests {
             (2_000..2_900).for_each(|key| local.insert(key, entry(Some(round), 100)));
             (3_000..3_900).for_each(|key| local.insert(key, entry(None, 100)));
         }
-        local.entries.run_pending_tasks();
+        local.policy.run_pending_tasks();
         assert!((1_000..1_010).all(|key| local.peek(&key).is_some()), "the quiet one's");
         let held = (2_000..2_900).filter(|key| local.peek(key).is_some()).count();
         assert!((90..=100).contains(&held), "{held}");
@@ -221,15 +300,112 @@ mod tests {
             local.insert(1_999, entry(Some(3), 300));
             local.remove(&key);
         }
-        local.entries.run_pending_tasks();
+        local.policy.run_pending_tasks();
         let (bytes, order) = local.shares.as_ref().unwrap().held.held(1);
         assert_eq!(bytes, 300);
         assert!(order <= 70, "{order}");
         local.remove(&1_999);
-        local.entries.run_pending_tasks();
+        local.policy.run_pending_tasks();
         assert_eq!(local.shares.as_ref().unwrap().held.held(1), (0, 0));
         // One that is larger than a share stays, alone.
         local.insert(1_001, entry(Some(1), 15_000));
         assert!(local.peek(&1_001).is_some());
+    }
+
+    /// Keys that are put and evicted under a lock of theirs, as under a stripe; the number is what was evicted last.
+    struct Racing {
+        local: Local<u64, u64>,
+        evicted: Vec<(parking_lot::Mutex<()>, AtomicU64)>,
+        clock: AtomicU64,
+    }
+
+    impl Racing {
+        fn step(&self, number: u64) {
+            let key = number % KEYS;
+            let (stripe, evicted) = &self.evicted[usize::try_from(key).unwrap()];
+            match number / KEYS % 8 {
+                0..4 => {
+                    let _stripe = stripe.lock();
+                    let stamp = Snapshot::all_below(self.clock.load(Ordering::Relaxed));
+                    self.local.insert(key, entry_of(stamp, Some(key), 100));
+                }
+                4 => {
+                    let _stripe = stripe.lock();
+                    let xid = self.clock.fetch_add(1, Ordering::Relaxed);
+                    self.local.evict(&key, xid);
+                    evicted.store(xid, Ordering::Release);
+                }
+                5 => self.local.remove(&key),
+                6 => drop(self.local.peek(&key).map(|entry| self.local.remove_exactly(&key, &entry))),
+                _ => self.local.touch(&key),
+            }
+            let evicted = evicted.load(Ordering::Acquire);
+            let contains = |entry: &Arc<Entry<u64>>| entry.stamp.contains(evicted);
+            assert!(self.local.pin().get(&key).is_none_or(contains), "what was evicted is there again");
+        }
+    }
+
+    const KEYS: u64 = 2_000;
+
+    #[test]
+    fn whatever_races_the_index_holds_nothing_that_was_evicted_and_nothing_that_moka_does_not_hold() {
+        let racing = Racing {
+            // A tenth of the keys fit.
+            local: Local::new("racing", 20_000, None),
+            evicted: (0..KEYS).map(|_| (parking_lot::Mutex::new(()), AtomicU64::new(0))).collect(),
+            clock: AtomicU64::new(1),
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let racing = &racing;
+                scope.spawn(move || {
+                    let mut number = thread + 1;
+                    for _ in 0..100_000 {
+                        number = number
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        racing.step(number >> 33);
+                    }
+                });
+            }
+        });
+        let Racing { local, .. } = racing;
+        let (entries, bytes) = local.size();
+        assert!(bytes <= 20_000 && entries > 0);
+        let index = local.index.pin();
+        for (key, entry) in &index {
+            let held = local.policy.get(key).expect("moka holds it too");
+            assert!(Arc::ptr_eq(&held, entry), "moka holds that very entry");
+        }
+        assert!(index.len() as u64 <= entries && index.len() > 50, "{} of {entries}", index.len());
+    }
+
+    /// Also what moka has let go before the insert that has brought it is over.
+    #[test]
+    fn what_is_too_large_to_be_held_or_held_nowhere_leaves_the_index() {
+        for capacity in [0, 1_000] {
+            let local = Local::<u64, u64>::new("small", capacity, None);
+            let ended = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !ended.load(Ordering::Relaxed) {
+                        local.policy.run_pending_tasks();
+                    }
+                });
+                (0..100_000).for_each(|key| local.insert(key, entry(Some(key), 1_001)));
+                ended.store(true, Ordering::Relaxed);
+            });
+            assert_eq!((local.size(), local.index.len()), ((0, 0), 0));
+        }
+    }
+
+    #[test]
+    fn a_newer_entry_survives_the_removal_of_the_one_before_it() {
+        let local = local();
+        let (old, new) = (entry(Some(1), 100), entry(Some(2), 100));
+        local.insert(1, Arc::clone(&old));
+        local.insert(1, new);
+        local.remove_exactly(&1, &old);
+        assert_eq!(local.peek(&1).and_then(|entry| entry.value), Some(2));
     }
 }

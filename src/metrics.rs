@@ -1,6 +1,6 @@
 //! What an instance counts. Names here are the names in documents, reports and tests.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A counter.
@@ -22,10 +22,42 @@ impl Counter {
     }
 }
 
+/// A counter of what all threads count all the time. Each adds to a line of its own, as long as there are no more than [`STRIPES`].
+#[derive(Debug, Default)]
+pub(crate) struct Striped([Stripe; STRIPES]);
+
+const STRIPES: usize = 32;
+
+/// Two lines: the processor fetches them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Stripe(Counter);
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static STRIPE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % STRIPES;
+}
+
+impl Striped {
+    /// The part of it that this thread adds to.
+    #[inline]
+    pub(crate) fn here(&self) -> &Counter {
+        &self.0[STRIPE.with(|stripe| *stripe)].0
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.iter().map(|stripe| stripe.0.get()).sum()
+    }
+}
+
 macro_rules! counters {
+    // The only one that is counted by hits.
+    (@kind l1_hits) => { Striped };
+    (@kind $name:ident) => { Counter };
     ($(#[$doc:meta])* $live:ident => $snapshot:ident { $($(#[$help:meta])* $name:ident),* $(,)? }) => {
         #[derive(Debug, Default)]
-        pub(crate) struct $live { $(pub(crate) $name: Counter),* }
+        pub(crate) struct $live { $(pub(crate) $name: counters!(@kind $name)),* }
 
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -331,6 +363,18 @@ mod tests {
         let (last, _) = histogram.counts().last().unwrap();
         assert_eq!(histogram.counts().map(|(_, count)| count).sum::<u64>(), 10_000);
         assert!((1.0..1.07).contains(&(last.as_secs_f64() * 100.0)), "{last:?}");
+    }
+
+    #[test]
+    fn threads_add_to_lines_of_their_own_and_nothing_is_lost() {
+        let counter = Striped::default();
+        std::thread::scope(|scope| {
+            for _ in 0..2 * STRIPES {
+                scope.spawn(|| (0..1_000).for_each(|_| counter.here().add(1)));
+            }
+        });
+        assert_eq!(counter.get(), 2_000 * STRIPES as u64);
+        assert!(counter.0.iter().all(|stripe| stripe.0.get() == 2_000), "each thread has the next line");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a read asks for and what it answers.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,11 +8,9 @@ use crate::coherence::snapshot::Rank;
 use crate::coherence::token::Token;
 use crate::local::Entry;
 
-/// The answer to a read.
+/// The answer to a read. Dereferences to its [value](Read::value), and shares it with the cache: to keep the value, keep this. Cheap to clone.
 #[derive(Debug)]
 pub struct Read<V> {
-    /// The value, or `None` where the source has no such row: that is an answer like any other.
-    pub value: Option<Arc<V>>,
     /// How far it can be trusted.
     pub freshness: Freshness,
     /// Where it came from.
@@ -33,7 +32,13 @@ impl<V> Read<V> {
             Some(token) if token.epoch == floor.epoch => floor.rank().map_or(OTHER_EPOCH, Rank::number),
             _ => OTHER_EPOCH,
         });
-        Self { value: held.value.clone(), freshness, tier, held, floor }
+        Self { freshness, tier, held, floor }
+    }
+
+    /// The value, or `None` where the source has no such row: that is an answer like any other.
+    #[must_use]
+    pub fn value(&self) -> Option<&V> {
+        self.held.value.as_ref()
     }
 
     /// What a later read must contain to be no older than this one, of whatever key and on any instance: give it to
@@ -188,15 +193,17 @@ impl Wish {
     }
 }
 
+impl<V> Deref for Read<V> {
+    type Target = Option<V>;
+
+    fn deref(&self) -> &Option<V> {
+        &self.held.value
+    }
+}
+
 impl<V> Clone for Read<V> {
     fn clone(&self) -> Self {
-        Self {
-            value: self.value.clone(),
-            freshness: self.freshness,
-            tier: self.tier,
-            held: Arc::clone(&self.held),
-            floor: self.floor,
-        }
+        Self { freshness: self.freshness, tier: self.tier, held: Arc::clone(&self.held), floor: self.floor }
     }
 }
 

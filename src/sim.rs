@@ -16,11 +16,11 @@
 //! let names: Cache<u64, String> = perto.cache("name").loader(sim.postgres.loader("name").function())?;
 //! perto.start().await?;
 //!
-//! assert_eq!(names.get(&7).await?.value, None);
+//! assert_eq!(names.get(&7).await?.value(), None);
 //! let written = sim.postgres.write("name", &7, &"Ada")?;
 //! perto.announce(written.token, &written.changes).await;
 //! let read = names.get(&7).await?;
-//! assert_eq!((read.value.as_deref().map(String::as_str), read.freshness), (Some("Ada"), Freshness::Fresh));
+//! assert_eq!((read.value().map(String::as_str), read.freshness), (Some("Ada"), Freshness::Fresh));
 //!
 //! node.remote.faults.cut(); // reads go on, by loads
 //! # perto.shutdown().await;

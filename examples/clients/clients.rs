@@ -113,7 +113,7 @@ fn redis_url() -> String {
 }
 
 fn name_of(read: &Read<String>) -> Option<&str> {
-    read.value.as_deref().map(String::as_str)
+    read.value().map(String::as_str)
 }
 
 async fn prints(example: &str, lines: &[&str]) {

@@ -101,10 +101,10 @@ async fn main() -> Result<(), Error> {
     pool.get().await?.batch_execute(tables).await?;
     let (a, _) = instance(&database_url, &redis_url, &pool).await?;
     let (b, users_at_b) = instance(&database_url, &redis_url, &pool).await?;
-    println!("before: {:?}", users_at_b.get(&7).await?.value);
+    println!("before: {:?}", users_at_b.get(&7).await?.value());
 
     let token = rename(&a, &pool, 7, "Ada").await?.ok_or("nothing was written")?;
-    println!("after: {:?}", users_at_b.get_with(&7, ReadOptions::at_least(token)).await?.value);
+    println!("after: {:?}", users_at_b.get_with(&7, ReadOptions::at_least(token)).await?.value());
     a.shutdown().await;
     b.shutdown().await;
     Ok(())

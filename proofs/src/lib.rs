@@ -5,6 +5,7 @@
 //! share through every interleaving. `docs/PROOFS.md`, "Model and small-scope proofs", has the list.
 
 pub mod buckets;
+pub mod index;
 pub mod lease;
 pub mod model;
 mod postgres;

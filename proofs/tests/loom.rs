@@ -4,6 +4,7 @@ use perto_proofs::buckets::{
     Beside, Clear, Dependency, Insert, Of, OldHint, Reset, Serve, dependency_beside, hint_beside_a_reset,
     insert_beside_a_clear, insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
 };
+use perto_proofs::index::{Gone, Put, puts_beside};
 use perto_proofs::lease::{
     Beginning, Era, Granted, Hit, Polled, Recovery, Token, beginning_beside_a_recovery,
     era_ends_beside_an_extension, granted_token_beside_a_poll, hit_beside_a_poll, load_beside_a_recovery,
@@ -147,5 +148,14 @@ fn in_no_interleaving_does_a_hint_of_an_old_epoch_outlive_a_reset() {
         fails("a new value is refused", move || {
             old_hint_beside_a_reset(OldHint::EpochComparedOutsideOfTheStripe, of)
         });
+    }
+}
+
+#[test]
+fn in_no_interleaving_does_the_index_keep_what_moka_has_let_go() {
+    for gone in [Gone::ForItsSize, Gone::Removed, Gone::RemovedExactly] {
+        holds("puts beside what goes", puts_beside(gone, Put::AsBuilt));
+        fails("the index keeps what moka has let go", move || puts_beside(gone, Put::MokaFirst));
+        fails("the index keeps what moka has let go", move || puts_beside(gone, Put::ReplacedUntold));
     }
 }

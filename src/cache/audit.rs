@@ -65,7 +65,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut differ = Vec::new();
         let mut same = 0;
         for (sample, now) in samples.into_iter().zip(now.answers) {
-            match (Answer::of(sample.1.value.as_deref()), now) {
+            match (Answer::of(sample.1.value.as_ref()), now) {
                 // What can't be written to its end can't be compared.
                 (Answer::Unwritable, _) | (_, Answer::Unwritable) => {}
                 (served, now) if served == now => same += 1,

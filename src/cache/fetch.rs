@@ -73,13 +73,12 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Drops an entry that was just read: what it was made of has changed, and it comes back no more.
     #[cold]
-    pub(super) fn drop_dependent<Q>(&self, key: &Q)
+    pub(super) fn drop_dependent<Q>(&self, key: &Q, entry: &Arc<Entry<V>>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash,
     {
-        // Whoever has put a newer one there meanwhile loses it, and loads it again.
-        self.local.remove(key);
+        self.local.remove_exactly(key, entry);
         self.counters.dependents_dropped.add(1);
     }
 
@@ -135,14 +134,14 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let value = match &stored.payload {
             None => None,
-            Some(payload) => Some(Arc::new(wire::decode_payload(payload).map_err(unreadable).ok()?)),
+            Some(payload) => Some(wire::decode_payload(payload).map_err(unreadable).ok()?),
         };
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
         let clock = &self.shared.clock;
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
         let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
-        let size = value.as_deref().map_or(0, tape::weigh);
+        let size = weigh(value.as_ref());
         Some(Entry {
             era: start.era,
             cache_epoch: start.cache_epoch,
@@ -287,7 +286,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                 None => (None, self.policy.absent_ttl),
             };
-            let size = value.as_ref().map_or(0, tape::weigh);
+            let size = weigh(value.as_ref());
             let (made_of, judged) = match self.made_of(&text, depends.next().unwrap_or_default()) {
                 Ok(made_of) => (made_of, true),
                 Err(unjudged) => {
@@ -307,7 +306,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 made_of,
                 judged,
                 stamp: stamp.snapshot.clone(),
-                value: value.map(Arc::new),
+                value,
             });
             if judged && !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
                 // It contains what the last poll does, and there has been an invalidation since.
@@ -350,7 +349,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return None;
         }
         let most = self.policy.max_value_bytes;
-        let payload = match load.entry.value.as_deref().map(|value| read_back::payload(value, most)) {
+        let payload = match load.entry.value.as_ref().map(|value| read_back::payload(value, most)) {
             None => None,
             Some(Ok(bytes)) => Some(bytes),
             Some(Err(Flaw::TooLarge)) => {
@@ -409,6 +408,11 @@ struct ForRemote<V> {
     text: String,
     entry: Arc<Entry<V>>,
     ttl: Duration,
+}
+
+/// The bytes of a value: an entry has room for one, also where there is none.
+fn weigh<V: Value>(value: Option<&V>) -> usize {
+    value.map_or(size_of::<V>(), tape::weigh)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,7 +1,6 @@
 //! Which hits the auditor looks at: some, spread over time by chance, at the cost of one load for a hit that is not kept.
 
 use std::borrow::Borrow;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,19 +16,36 @@ const REMEMBERED: usize = 4;
 /// A sampled key, and what was served for it.
 pub(super) type Sample<K, V> = (K, Arc<Entry<V>>);
 
+/// A number by chance, for each hit another one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chance(u64);
+
+impl Chance {
+    /// Of the so-manieth hit of a thread. Numbers in a row have nothing in common: reads in a circle would otherwise sample the
+    /// same keys each time.
+    #[inline]
+    pub(super) const fn of(number: u64) -> Self {
+        let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Self((spread ^ (spread >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93))
+    }
+
+    #[inline]
+    pub(super) const fn is_one_in(self, so_many: u64) -> bool {
+        self.0 <= u64::MAX / so_many
+    }
+}
+
 /// Keeps some of the hits of an interval, spread over all of it: the first ones would be the same keys again and again
 /// wherever reads come in bursts.
 pub(super) struct Sampler<K, V> {
-    /// The number of the hit that is kept next; `MAX` where none is.
-    next: AtomicU64,
+    /// A hit is kept if its chance is below this; 0 where none is.
+    below: AtomicU64,
     kept: Mutex<Kept<K, V>>,
 }
 
 struct Kept<K, V> {
     most: usize,
     bytes: u64,
-    /// Hits until the next that is kept, on average.
-    stride: u64,
     /// Hits by the beginning of the interval.
     begun: u64,
     /// Of the last intervals.
@@ -39,66 +55,60 @@ struct Kept<K, V> {
 
 impl<K: Clone + Eq, V> Sampler<K, V> {
     pub(super) const fn new() -> Self {
-        let kept =
-            Kept { most: 0, bytes: 0, stride: 0, begun: 0, hits: [0; REMEMBERED], samples: Vec::new() };
-        Self { next: AtomicU64::new(u64::MAX), kept: Mutex::new(kept) }
+        let kept = Kept { most: 0, bytes: 0, begun: 0, hits: [0; REMEMBERED], samples: Vec::new() };
+        Self { below: AtomicU64::new(0), kept: Mutex::new(kept) }
     }
 
     /// Keeps up to `most` keys from now on. `hits` have been counted so far.
     pub(super) fn arm(&self, most: usize, hits: u64) {
         let mut kept = self.kept.lock();
-        kept.hits.rotate_right(1);
-        kept.hits[0] = hits.saturating_sub(kept.begun);
+        let mut remembered = kept.hits;
+        remembered.rotate_right(1);
+        remembered[0] = hits.saturating_sub(kept.begun);
         // The busiest of the last ones: a quiet one tells nothing of the next burst.
-        let expected = kept.hits.iter().copied().max().unwrap_or_default();
-        let stride = expected / (most as u64).max(1);
-        let hits_before = kept.hits;
-        *kept = Kept { most, bytes: 0, stride, begun: hits, hits: hits_before, samples: Vec::new() };
-        self.next.store(hits + step(hits, stride), Ordering::Relaxed);
+        let expected = remembered.iter().copied().max().unwrap_or_default();
+        let one_in = 1 + expected / (most as u64).max(1);
+        *kept = Kept { most, bytes: 0, begun: hits, hits: remembered, samples: Vec::new() };
+        self.below.store(u64::MAX / one_in, Ordering::Relaxed);
     }
 
     /// What was kept. Nothing is until the next [`Sampler::arm`].
     pub(super) fn take(&self) -> Vec<Sample<K, V>> {
-        self.next.store(u64::MAX, Ordering::Relaxed);
+        self.below.store(0, Ordering::Relaxed);
         std::mem::take(&mut self.kept.lock().samples)
     }
 
-    /// For each hit, with its number.
+    /// For each hit.
     #[inline]
-    pub(super) fn hit<Q>(&self, number: u64, key: &Q, entry: &Arc<Entry<V>>)
+    pub(super) fn hit<Q>(&self, chance: Chance, key: &Q, entry: &Arc<Entry<V>>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + ToOwned<Owned = K>,
     {
-        if number >= self.next.load(Ordering::Relaxed) {
-            self.keep(number, key, entry);
+        if chance.0 < self.below.load(Ordering::Relaxed) {
+            self.keep(key, entry);
         }
     }
 
     #[cold]
-    fn keep<Q>(&self, number: u64, key: &Q, entry: &Arc<Entry<V>>)
+    fn keep<Q>(&self, key: &Q, entry: &Arc<Entry<V>>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + ToOwned<Owned = K>,
     {
         // A hit waits for nobody.
         let Some(mut kept) = self.kept.try_lock() else { return };
-        if number < self.next.load(Ordering::Relaxed) {
+        if self.below.load(Ordering::Relaxed) == 0 {
             return;
         }
         if kept.samples.iter().all(|(sampled, _)| sampled.borrow() != key) {
             kept.samples.push((key.to_owned(), Arc::clone(entry)));
             kept.bytes += u64::from(entry.weight);
         }
-        let full = kept.samples.len() >= kept.most || kept.bytes >= MAX_BYTES;
-        let next = if full { u64::MAX } else { number + 1 + step(number, kept.stride) };
-        self.next.store(next, Ordering::Relaxed);
+        if kept.samples.len() >= kept.most || kept.bytes >= MAX_BYTES {
+            self.below.store(0, Ordering::Relaxed);
+        }
     }
-}
-
-/// A number from 0 to twice the stride, by chance.
-fn step(number: u64, stride: u64) -> u64 {
-    foldhash::fast::FixedState::default().hash_one(number) % (2 * stride + 1)
 }
 
 #[cfg(test)]
@@ -119,7 +129,7 @@ mod tests {
             judged: true,
             expires_ms: 0,
             weight,
-            value: Some(Arc::new(())),
+            value: Some(()),
         })
     }
 
@@ -131,7 +141,7 @@ mod tests {
             sampler.arm(64, hits);
             if interval % every == 0 {
                 for key in (0..1_000).cycle().take(5_000) {
-                    sampler.hit(hits, &key, &entry);
+                    sampler.hit(Chance::of(hits), &key, &entry);
                     hits += 1;
                 }
             }
@@ -152,9 +162,9 @@ mod tests {
     fn samples_end_by_their_bytes() {
         let (sampler, entry) = (Sampler::<u64, ()>::new(), entry(400_000));
         sampler.arm(64, 0);
-        (0..1_000).for_each(|number| sampler.hit(number, &number, &entry));
+        (0..1_000).for_each(|number| sampler.hit(Chance::of(number), &number, &entry));
         assert_eq!(sampler.take().len(), 3);
-        sampler.hit(2_000, &7, &entry);
+        sampler.hit(Chance::of(2_000), &7, &entry);
         assert!(sampler.take().is_empty(), "it is not armed");
     }
 }

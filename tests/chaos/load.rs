@@ -249,7 +249,7 @@ impl Load {
                     options.within.map_or(0, |limit| 1 + u32::try_from(limit.as_millis()).expect("short"));
                 match self.rows.get_with(&id, options).await {
                     Ok(read) => {
-                        let of = (read.value.as_deref(), read.freshness, read.tier);
+                        let of = (read.value(), read.freshness, read.tier);
                         self.answered_by(
                             key,
                             of,
@@ -282,8 +282,8 @@ impl Load {
                     Ok((row, pair)) => {
                         // The row is in both.
                         assert_eq!(
-                            row.value.as_deref().map(|row| row.value),
-                            pair.value.as_deref().map(|(_, row)| row.value),
+                            row.value().map(|row| row.value),
+                            pair.value().map(|(_, row)| row.value),
                             "a view of {key} is torn"
                         );
                         // As late as several loads may be.
@@ -298,8 +298,7 @@ impl Load {
 
     fn answered_pair(&self, key: u32, read: &Read<Pair>, begun: u64, demanded: u64, within_ms: u32) {
         let ended = now_ns();
-        let (one, other) =
-            (read.value.as_deref().map(|pair| &pair.0), read.value.as_deref().map(|pair| &pair.1));
+        let (one, other) = (read.value().map(|pair| &pair.0), read.value().map(|pair| &pair.1));
         let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
         let first = Record { ended, demanded, within_ms, ..Record::new(kind, key, begun) };
         self.answered_by(key, (one, read.freshness, read.tier), first);
@@ -310,7 +309,7 @@ impl Load {
     fn answered(&self, key: u32, read: &Read<Row>, begun: u64, ended: u64, demanded: u64) {
         let kind = if demanded == 0 { Kind::Answer } else { Kind::TokenAnswer };
         let record = Record { ended, demanded, ..Record::new(kind, key, begun) };
-        self.answered_by(key, (read.value.as_deref(), read.freshness, read.tier), record);
+        self.answered_by(key, (read.value(), read.freshness, read.tier), record);
     }
 
     fn answered_by(

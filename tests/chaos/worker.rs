@@ -295,7 +295,7 @@ impl Worker {
             match self.load.rows.get(&i64::try_from(key).unwrap()).await {
                 Ok(read)
                     if read.freshness == Freshness::Fresh
-                        && read.value.as_ref().is_some_and(|row| row.value == value) =>
+                        && read.value().is_some_and(|row| row.value == value) =>
                 {
                     return Ok(now_ns().to_string());
                 }

@@ -83,7 +83,7 @@ impl Member {
     async fn fresh_with(&self, key: u64, options: ReadOptions) -> (Option<u64>, Tier) {
         let read = self.rules.get_with(&key, options).await.unwrap();
         assert_eq!(read.freshness, Freshness::Fresh);
-        (read.value.as_deref().copied(), read.tier)
+        (read.value().copied(), read.tier)
     }
 
     fn loads(&self) -> u64 {
@@ -157,9 +157,9 @@ async fn a_value_computed_before_an_invalidation_outlives_it_nowhere() {
         let joined = spawn(async move { rules.get(&7).await });
         ms(1).await;
         reader.gates.after().open();
-        assert_eq!(reading.await.unwrap().unwrap().value.as_deref(), Some(&1_007), "begun before");
+        assert_eq!(reading.await.unwrap().unwrap().value(), Some(&1_007), "begun before");
         let joined = joined.await.unwrap().unwrap();
-        assert_eq!((joined.value.as_deref(), joined.freshness), (Some(&2_007), Freshness::Fresh));
+        assert_eq!((joined.value(), joined.freshness), (Some(&2_007), Freshness::Fresh));
         assert_eq!(reader.fresh(7).await.0, Some(2_007));
         tokio::time::sleep(POLL).await;
         for member in &calculator.members {
@@ -224,7 +224,7 @@ async fn what_was_being_computed_in_a_crash_is_dropped() {
     calculator.change();
     member.gates.after().open();
     let read = reading.await.unwrap().unwrap();
-    assert_eq!((read.value.as_deref(), read.freshness), (Some(&2_007), Freshness::Fresh), "computed anew");
+    assert_eq!((read.value(), read.freshness), (Some(&2_007), Freshness::Fresh), "computed anew");
     ms(1).await;
     assert_eq!(member.loads(), 2);
     calculator.end().await;

@@ -88,13 +88,13 @@ impl Office {
     async fn card(&self, user: u64) -> (Option<Card>, Tier) {
         let read = self.cards.get(&user).await.unwrap();
         assert_eq!(read.freshness, Freshness::Fresh);
-        (read.value.as_deref().cloned(), read.tier)
+        (read.value().cloned(), read.tier)
     }
 
     async fn count(&self, company: u64) -> (u64, Tier) {
         let read = self.counts.get(&company).await.unwrap();
         assert_eq!(read.freshness, Freshness::Fresh);
-        (*read.value.unwrap(), read.tier)
+        (*read.value().unwrap(), read.tier)
     }
 
     async fn announce(&self, written: &Written) {
@@ -251,7 +251,7 @@ async fn a_load_in_the_air_is_given_to_nobody_who_knows_that_what_it_joined_has_
     let second = reading(&office);
     ms(1).await;
     office.loader.after().open();
-    let name = |read: Read<Card>| read.value.unwrap().2.clone();
+    let name = |read: Read<Card>| read.value().unwrap().2.clone();
     assert_eq!(name(first.await.unwrap()), "Acme", "it began before");
     assert_eq!(name(second.await.unwrap()), "Acme 2");
     assert_eq!(office.card(1).await.0, of("Ada", 7, "Acme 2"));
@@ -281,10 +281,10 @@ async fn a_value_that_depends_on_too_much_or_on_a_stranger_is_loaded_by_each_rea
         // Nor does it keep anybody from his own write, or from a view.
         let written = call(&sim, 7, "Acme 4");
         let by_token = office.cards.get_with(&1, ReadOptions::at_least(written.token)).await.unwrap();
-        assert_eq!(by_token.value.as_deref().cloned(), of("Ada", 7, "Acme 4"));
+        assert_eq!(by_token.value().cloned(), of("Ada", 7, "Acme 4"));
         let cards = &office.cards;
         let view = office.perto.view(|view| async move { view.get(cards, &1).await }).await.unwrap();
-        assert_eq!(view.value.as_deref().cloned(), of("Ada", 7, "Acme 4"));
+        assert_eq!(view.value().cloned(), of("Ada", 7, "Acme 4"));
         ms(20).await;
         assert!(sim.remote.keys().is_empty(), "nor is it in L2");
         let troubles = office.perto.health().troubles;
@@ -404,7 +404,7 @@ async fn a_dependency_is_judged_by_the_key_that_its_text_is_parsed_as() {
         .unwrap();
     perto.start().await.unwrap();
     ms(300).await;
-    let counted = async || *counts.get(&7).await.unwrap().value.unwrap();
+    let counted = async || *counts.get(&7).await.unwrap().value().unwrap();
     assert_eq!(counted().await, 0);
     hire(&sim, 1, "Ada", 7, None);
     tokio::time::sleep(POLL).await;
@@ -477,12 +477,12 @@ async fn one_token_for_many_answers_contains_them_all() {
     two.node.bus.faults.lose(100);
     one.announce(&call(&sim, 7, "Acme 2")).await;
     let reads = one.companies.get_many(&[7, 8]).await.unwrap();
-    assert_eq!(reads[0].value.as_deref().map(String::as_str), Some("Acme 2"));
+    assert_eq!(reads[0].value().map(String::as_str), Some("Acme 2"));
     let all = Token::of_all(reads.iter().map(Read::token)).unwrap();
     assert_eq!(all, reads[0].token().unwrap(), "the newest of them");
     assert_ne!(all, reads[1].token().unwrap());
     let read = two.companies.get_with(&7, ReadOptions::at_least(all)).await.unwrap();
-    assert_eq!(read.value.as_deref().map(String::as_str), Some("Acme 2"));
+    assert_eq!(read.value().map(String::as_str), Some("Acme 2"));
     assert_eq!(Token::of_all([Some(all), None]), None);
     assert_eq!(Token::of_all([]), None);
 }

@@ -265,7 +265,7 @@ async fn a_panicking_loader_fails_its_waiters_and_frees_the_key() {
         assert!(matches!(reader.await.unwrap(), Err(Error::LoadPanicked { .. })));
     }
     assert_eq!(fragile.flights(), 0);
-    assert_eq!(fragile.get(&1).await.unwrap().value, None);
+    assert_eq!(fragile.get(&1).await.unwrap().value(), None);
     assert_eq!((calls.load(Ordering::SeqCst), fragile.stats().load_errors), (2, 1));
     perto.shutdown().await;
     ring.end().await;
@@ -622,7 +622,7 @@ async fn a_key_that_is_too_long_is_refused() {
     perto.start().await.unwrap();
     let long = "k".repeat(perto::MAX_KEY_BYTES + 1);
     assert!(matches!(texts.get(&long).await, Err(Error::KeyTooLong { .. })));
-    assert_eq!(texts.get(&long[1..].to_owned()).await.unwrap().value, None);
+    assert_eq!(texts.get(&long[1..].to_owned()).await.unwrap().value(), None);
     perto.shutdown().await;
     ring.end().await;
 }
@@ -637,8 +637,8 @@ async fn caches_of_one_instance_share_no_key() {
     perto.start().await.unwrap();
     sim.postgres.write("one", &1_u64, &"of one").unwrap();
     sim.postgres.write("two", &1_u64, &"of two").unwrap();
-    assert_eq!(one.get(&1).await.unwrap().value.as_deref().map(String::as_str), Some("of one"));
-    assert_eq!(two.get(&1).await.unwrap().value.as_deref().map(String::as_str), Some("of two"));
+    assert_eq!(one.get(&1).await.unwrap().value().map(String::as_str), Some("of one"));
+    assert_eq!(two.get(&1).await.unwrap().value().map(String::as_str), Some("of two"));
     let written = sim.postgres.write("one", &1_u64, &"new").unwrap();
     perto.announce(written.token, &written.changes).await;
     assert!(one.get_if_cached(&1).is_none() && two.get_if_cached(&1).is_some());

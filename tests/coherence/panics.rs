@@ -87,7 +87,7 @@ async fn a_tail_that_panics_begins_anew_and_misses_nothing() {
     }
     assert_eq!(told, [(TroubleKind::LogUnreadable, true), (TroubleKind::LogUnreadable, false)]);
     let read = users.get(&1).await.unwrap();
-    assert_eq!(read.value.as_deref().map(String::as_str), Some("new"));
+    assert_eq!(read.value().map(String::as_str), Some("new"));
     ms(5_000).await;
     assert_eq!(perto.health().state, State::Coherent, "and it goes on");
     perto.shutdown().await;

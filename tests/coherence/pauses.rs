@@ -75,7 +75,7 @@ async fn hit_across(meanwhile: impl AsyncFnOnce(&Sim, &perto::sim::Node)) -> Opt
         // The clock of this thread is the test's.
         let _virtual_time = clock.enter();
         STOP.with(|stop| *stop.lock() = Some(Stop { reached, go_on }));
-        users_too.get_if_cached(&Stopping(1)).map(|read| read.value.as_deref().cloned().unwrap_or_default())
+        users_too.get_if_cached(&Stopping(1)).map(|read| read.value().cloned().unwrap_or_default())
     });
     is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
     meanwhile(&sim, &node).await;

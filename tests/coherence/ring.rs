@@ -93,7 +93,7 @@ impl Member {
     pub(crate) async fn fresh(&self, key: u64) -> Option<String> {
         let read = self.users.get(&key).await.unwrap();
         assert_eq!(read.freshness, Freshness::Fresh);
-        read.value.as_deref().cloned()
+        read.value().cloned()
     }
 
     /// Where a read of the key is answered.
@@ -103,7 +103,7 @@ impl Member {
 
     /// What L1 would serve as fresh.
     pub(crate) fn cached(&self, key: u64) -> Option<Option<String>> {
-        self.users.get_if_cached(&key).map(|read| read.value.as_deref().cloned())
+        self.users.get_if_cached(&key).map(|read| read.value().cloned())
     }
 
     pub(crate) fn loads(&self) -> u64 {
@@ -134,7 +134,7 @@ pub(crate) fn some(text: &str) -> Option<String> {
 }
 
 pub(crate) fn text(read: &Read<String>) -> Option<String> {
-    read.value.as_ref().map(|value| String::clone(value))
+    read.value().cloned()
 }
 
 /// Waits until a condition holds, for a limited virtual time.

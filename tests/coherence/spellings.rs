@@ -91,7 +91,7 @@ async fn more_keys_than_were_asked_for_do_no_harm_where_those_are_there() {
     let bring =
         |keys: &[u64]| keys.iter().flat_map(|key| [(*key, "asked"), (*key + 100, "not asked")]).collect();
     let (perto, cache) = bringing(&sim, bring).await;
-    assert_eq!(cache.get(&1).await.unwrap().value.as_deref().map(String::as_str), Some("asked"));
+    assert_eq!(cache.get(&1).await.unwrap().value().map(String::as_str), Some("asked"));
     assert_eq!(cache.stats().keys_unasked, 1);
     assert!(cache.get_if_cached(&101).is_none(), "nobody asked for it");
     assert_eq!(perto.health().troubles, []);
@@ -104,16 +104,16 @@ async fn a_loader_of_a_whole_table_finds_an_absent_key_once_it_leaves_out_what_n
     let sim = Sim::new(1);
     let table = || (1..=3_u64).map(|key| (key, "there"));
     let (perto, cache) = bringing(&sim, move |_| table().collect()).await;
-    assert!(cache.get(&1).await.unwrap().value.is_some());
+    assert!(cache.get(&1).await.unwrap().value().is_some());
     let error = cache.get(&7).await.unwrap_err();
     assert!(matches!(error, Error::UnaskedKeys { unasked: 3, missing: 1, .. }), "{error}");
     assert!(error.to_string().contains("leave that out"), "{error}");
     perto.shutdown().await;
     let of_asked = move |keys: &[u64]| table().filter(|(key, _)| keys.contains(key)).collect();
     let (perto, cache) = bringing(&sim, of_asked).await;
-    assert!(cache.get(&1).await.unwrap().value.is_some());
+    assert!(cache.get(&1).await.unwrap().value().is_some());
     let read = cache.get(&7).await.unwrap();
-    assert_eq!((read.value, read.freshness), (None, Freshness::Fresh));
+    assert_eq!((read.value(), read.freshness), (None, Freshness::Fresh));
     perto.shutdown().await;
 }
 
@@ -153,7 +153,7 @@ async fn is_seen_as(logged: &'static str, asked: &'static str) {
         ms(2_000).await;
         for (perto, cache) in &members {
             let read = cache.get(&asked).await.unwrap();
-            assert_eq!(read.value.as_deref().map(String::as_str), Some(value), "{asked} in round {round}");
+            assert_eq!(read.value().map(String::as_str), Some(value), "{asked} in round {round}");
             ms(50).await;
             assert_eq!(cache.get(&asked).await.unwrap().tier, Tier::Local, "it is held as ever");
             let held = cache.inspect(&asked).await.unwrap().local.unwrap();

@@ -39,7 +39,7 @@ async fn crosses<V: Value + PartialEq + Debug>(make: fn() -> V, kept_out: bool) 
         let read = too.get(&key).await.unwrap();
         assert_eq!(read.freshness, Freshness::Fresh);
         assert_eq!(read.tier, if kept_out { Tier::Load } else { Tier::Remote });
-        assert_eq!(*read.value.unwrap(), make(), "from {:?}", read.tier);
+        assert_eq!(*read.value().unwrap(), make(), "from {:?}", read.tier);
         assert_eq!(values.get(&key).await.unwrap().tier, Tier::Local, "it is served from L1 as ever");
         assert_eq!(sim.remote.keys().len(), if kept_out { 0 } else { 1 + usize::try_from(key).unwrap() });
     }

@@ -49,7 +49,7 @@ async fn the_latest_is_linearizable_beside_a_writer_by_hand_and_faults() {
         while left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
             let least = known.load(Ordering::Acquire);
             let read = items.get_with(&1, ReadOptions::latest()).await.unwrap();
-            let v = read.value.as_deref().copied().unwrap();
+            let v = read.value().copied().unwrap();
             if read.freshness != Freshness::Fresh {
                 flagged.fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -93,7 +93,7 @@ async fn a_session_that_writes_reads_from_l1_what_it_does_not_write() {
         let token = a.put(&world, 1, v).await;
         let options = ReadOptions::at_least(token);
         let wrote = b.items.get_with(&1, options).await.unwrap();
-        assert_eq!((wrote.value.as_deref(), wrote.freshness), (Some(&v), Freshness::Fresh));
+        assert_eq!((wrote.value(), wrote.freshness), (Some(&v), Freshness::Fresh));
         for id in 2..=4 {
             let read = b.items.get_with(&id, options).await.unwrap();
             assert_eq!(read.freshness, Freshness::Fresh);

@@ -41,7 +41,7 @@ async fn a_trigger_dropped_by_hand_is_found_within_a_minute_and_what_it_left_beh
     });
     assert_eq!(told, Some(("item".to_owned(), perto::key_hash("77"))));
     eventually("both instances show the row as it is", async || {
-        a.read(77).await.value.as_deref() == Some(&2) && b.read(77).await.value.as_deref() == Some(&2)
+        a.read(77).await.value() == Some(&2) && b.read(77).await.value() == Some(&2)
     })
     .await;
     assert!(a.perto.audits().hour.violations >= 1);

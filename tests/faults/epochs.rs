@@ -116,7 +116,7 @@ async fn a_load_begun_in_an_old_epoch_is_dropped() {
     a.gate.open();
 
     let read = ends("the held read", reading).await.unwrap().unwrap();
-    assert_eq!((read.value.as_deref(), read.freshness), (Some(&101), Freshness::Fresh));
+    assert_eq!((read.value(), read.freshness), (Some(&101), Freshness::Fresh));
     assert_eq!((a.fresh(1).await, b.fresh(1).await), (Some(101), Some(101)));
 }
 
@@ -168,7 +168,7 @@ async fn an_instance_in_a_new_epoch_is_recovering_until_it_has_read_the_log() {
     world.forget_the_epoch().await;
     a.becomes(State::Recovering).await;
     let read = a.read(1).await;
-    assert_eq!((read.value.as_deref(), read.tier), (Some(&101), Tier::Load));
+    assert_eq!((read.value(), read.tier), (Some(&101), Tier::Load));
     a.tells_of(State::Recovering).await;
     proxy.set(Fault::None);
     coherent([&a]).await;
@@ -285,7 +285,7 @@ async fn what_a_server_says_that_the_log_is_not_on_is_neither_cached_nor_called_
     }
     for _ in 0..3 {
         let read = a.read(1).await;
-        assert_eq!((read.value.as_deref(), read.freshness), (Some(&1), Freshness::Stale));
+        assert_eq!((read.value(), read.freshness), (Some(&1), Freshness::Stale));
     }
     assert_eq!(b.fresh(1).await, Some(2), "nothing of it is in L2");
     right.store(true, std::sync::atomic::Ordering::Release);

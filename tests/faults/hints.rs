@@ -169,7 +169,7 @@ async fn a_hint_that_never_comes_does_not_delay_a_read_by_token() {
         b.fresh(1).await;
         let token = a.put(&world, 1, v).await;
         let read = b.items.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
-        assert_eq!((read.value.as_deref(), read.freshness), (Some(&v), Freshness::Fresh));
+        assert_eq!((read.value(), read.freshness), (Some(&v), Freshness::Fresh));
     }
 }
 

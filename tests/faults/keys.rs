@@ -430,7 +430,7 @@ async fn a_key_expression_that_lowers_or_trims_a_text_still_evicts_what_is_asked
             instance.polled().await;
             for slug in slugs.map(str::to_owned) {
                 let read = cache.get(&slug).await.unwrap();
-                assert_eq!((read.value.as_deref(), read.freshness), (Some(&v), Freshness::Fresh), "{slug}");
+                assert_eq!((read.value(), read.freshness), (Some(&v), Freshness::Fresh), "{slug}");
                 assert_eq!(cache.get(&slug).await.unwrap().tier, Tier::Local, "{slug}");
             }
         }

@@ -20,7 +20,7 @@ async fn is_read_back(a: &Perto, b: &Instance, v: i64, place: impl Lend) {
     let written = a.write(place, async |tx| put(tx).await).await.unwrap();
     let token: Token = written.token.expect("it wrote a watched table");
     let read = b.items.get_with(&1, perto::ReadOptions::at_least(token)).await.unwrap();
-    assert_eq!(read.value.as_deref(), Some(&v));
+    assert_eq!(read.value(), Some(&v));
 }
 
 /// What an application may have around its pool.

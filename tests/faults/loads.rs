@@ -26,7 +26,7 @@ async fn a_cancelled_leader_wastes_no_load() {
     assert!(ends("the leader", leader).await.is_err());
     a.gate.open();
     for other in others {
-        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value.as_deref(), Some(&1));
+        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value(), Some(&1));
     }
     assert_eq!(a.loads(), 1);
     // All readers gone: the load ends all the same, and is cached.
@@ -59,7 +59,7 @@ async fn a_leader_cancelled_during_its_look_into_l2_hands_over() {
     assert!(ends("the leader", leader).await.is_err());
     proxy.set(Fault::None);
     for other in others {
-        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value.as_deref(), Some(&1));
+        assert_eq!(ends("a waiter", other).await.unwrap().unwrap().value(), Some(&1));
     }
     assert_eq!(a.loads(), 1);
     assert_eq!(a.items.flights(), 0);
@@ -164,7 +164,7 @@ async fn a_load_that_waits_for_a_place_times_out_without_calling_the_loader() {
     assert!(began.elapsed() >= HALF && began.elapsed() < 10 * HALF, "{:?}", began.elapsed());
     assert_eq!(a.loads(), 0);
     go.add_permits(1);
-    assert_eq!(ends("the slow load", holding).await.unwrap().unwrap().value.as_deref(), Some(&1));
+    assert_eq!(ends("the slow load", holding).await.unwrap().unwrap().value(), Some(&1));
     assert_eq!(a.fresh(1).await, Some(1), "the place is given back");
 }
 
@@ -303,7 +303,7 @@ async fn a_key_that_postgres_brings_padded_or_in_another_case_is_an_error_and_ne
         assert!(cache.get_if_cached(&key.to_owned()).is_none());
     }
     let read = ends("a read", right.get(&"PT".to_owned())).await.unwrap();
-    assert_eq!(read.value.as_deref().map(String::as_str), Some("Portugal"));
-    assert_eq!(ends("a read", padded.get(&"XX".to_owned())).await.unwrap().value, None, "it is absent");
+    assert_eq!(read.value().map(String::as_str), Some("Portugal"));
+    assert_eq!(ends("a read", padded.get(&"XX".to_owned())).await.unwrap().value(), None, "it is absent");
     perto.shutdown().await;
 }

@@ -85,7 +85,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
                 .await;
             match seen {
                 Ok((one, other)) => {
-                    assert_eq!(one.value, other.value, "pair {pair}");
+                    assert_eq!(one.value(), other.value(), "pair {pair}");
                     took.lock().push(began.elapsed());
                 }
                 Err(Error::Unsettled) => drop(overtaken.fetch_add(1, Ordering::Relaxed)),
@@ -94,7 +94,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
             // What two reads by themselves show, for comparison: it must be possible to see them torn.
             let (first, second) = (2 * pair, 2 * pair + 1);
             let (one, other) = tokio::join!(items.get(&first), items.get(&second));
-            alone.fetch_add(u64::from(one.unwrap().value != other.unwrap().value), Ordering::AcqRel);
+            alone.fetch_add(u64::from(one.unwrap().value() != other.unwrap().value()), Ordering::AcqRel);
         }
     };
     let breaking = async {
@@ -379,9 +379,8 @@ async fn joins_lists_and_counts_are_never_older_than_the_bound_under_random_writ
                 Ordering::Relaxed,
             );
             reads.fetch_add(3, Ordering::Relaxed);
-            let (card, names) =
-                (card.value.as_deref().cloned(), names.value.as_deref().cloned().unwrap_or_default());
-            let count = count.value.as_deref().copied().unwrap_or_default();
+            let (card, names) = (card.value().cloned(), names.value().cloned().unwrap_or_default());
+            let count = count.value().copied().unwrap_or_default();
             assert!(past.explains(began, ended, |tables| tables.card(user) == card), "card {user}: {card:?}");
             assert!(
                 past.explains(began, ended, |tables| tables.names(company) == names),

@@ -161,7 +161,7 @@ async fn write(instance: &Instance, pooled: &Pooled, id: i64, written: &Written)
 }
 
 fn judge(id: i64, read: &perto::Read<i64>, began: Instant, written: &Written) -> bool {
-    let v = read.value.as_deref().map(|v| v - id * PER_KEY);
+    let v = read.value().map(|v| v - id * PER_KEY);
     assert!(v.is_none_or(|v| (1..=written.begun.load(Ordering::Acquire)).contains(&v)), "{id}: {read:?}");
     let fresh = read.freshness == Freshness::Fresh;
     assert!(!fresh || v >= written.due(began), "{id}: {v:?}, and {:?} is due", written.due(began));

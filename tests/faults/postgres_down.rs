@@ -35,7 +35,7 @@ async fn while_the_log_is_cut_off_nothing_cached_is_served_as_fresh_beyond_the_b
         eventually("a read is unverified", async || {
             let began = Instant::now();
             let read = a.read(1).await;
-            assert_eq!((read.value.as_deref(), read.tier), (Some(&1), Tier::Local));
+            assert_eq!((read.value(), read.tier), (Some(&1), Tier::Local));
             match read.freshness {
                 Freshness::Fresh => {
                     assert!(began - written <= BOUND && began - cut <= BOUND + Duration::from_millis(2));
@@ -117,7 +117,7 @@ async fn stale_values_are_served_only_for_as_long_as_the_policy_allows() {
     eventually("the stale time is over", async || {
         let began = Instant::now();
         let read = a.read(1).await;
-        match (read.value.as_deref(), read.freshness) {
+        match (read.value(), read.freshness) {
             (Some(1), Freshness::Fresh) => assert!(began - written <= BOUND),
             (Some(1), Freshness::Unverified { since }) => assert!(since <= MAX),
             (Some(2), _) => {
@@ -226,7 +226,7 @@ async fn slow_polls_keep_the_promise() {
         loop {
             let began = Instant::now();
             let read = a.read(1).await;
-            if read.value.as_deref() == Some(&v) {
+            if read.value() == Some(&v) {
                 break;
             }
             if read.freshness == Freshness::Fresh {

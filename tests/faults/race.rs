@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use perto::{Freshness, Read};
+use perto::Freshness;
 use sqlx::{Connection, PgPool};
 use tokio::task::JoinSet;
 
@@ -110,9 +110,9 @@ async fn among_sixteen_writers_no_fresh_read_misses_a_write_older_than_the_bound
             while !ended.load(Ordering::Acquire) {
                 let id = next(&mut seed) % KEYS;
                 let began = Instant::now();
-                let Read { value, freshness, .. } = items.get(&i64::try_from(id).unwrap()).await.unwrap();
-                if freshness == Freshness::Fresh {
-                    let (v, floor) = (value.map_or(0, |v| *v), history.floor(id, began));
+                let read = items.get(&i64::try_from(id).unwrap()).await.unwrap();
+                if read.freshness == Freshness::Fresh {
+                    let (v, floor) = (read.value().copied().unwrap_or_default(), history.floor(id, began));
                     assert!(
                         v >= floor,
                         "key {id}: {v} is served as fresh, {floor} was committed a bound before"

@@ -54,7 +54,7 @@ async fn a_cold_read_of_1000_keys_is_one_look_up_one_load_and_one_fill() {
     a.gate.open();
     let reads = ends("the read", reading).await.unwrap().unwrap();
     for (n, read) in (1..).zip(&reads) {
-        assert_eq!((read.value.as_deref(), read.tier), ((n <= 500).then_some(&n), Tier::Load));
+        assert_eq!((read.value(), read.tier), ((n <= 500).then_some(&n), Tier::Load));
     }
     eventually("all is filled at once", async || calls(&redis, "evalsha").await == scripts + 1_000).await;
     let pattern = format!("perto:{}:*", world.name);

@@ -25,7 +25,7 @@ async fn a_load_begun_before_an_invalidation_is_never_cached() {
     a.gate.open();
 
     // That read began before the write. It may have either; the next one may not.
-    assert!(matches!(ends("the held read", reading).await.unwrap().unwrap().value.as_deref(), Some(1 | 2)));
+    assert!(matches!(ends("the held read", reading).await.unwrap().unwrap().value(), Some(1 | 2)));
     assert_eq!(a.fresh(1).await, Some(2));
     assert_eq!(a.items.stats().inserts_refused, 1);
 }

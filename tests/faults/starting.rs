@@ -182,8 +182,7 @@ async fn ten_instances_that_start_at_once_bring_the_schema_up_by_themselves() {
     }
     world.sql("update own set v = 2").await;
     for (_, own) in &instances {
-        eventually("the write is seen", async || own.get(&1).await.unwrap().value.as_deref() == Some(&2))
-            .await;
+        eventually("the write is seen", async || own.get(&1).await.unwrap().value() == Some(&2)).await;
     }
     for (perto, _) in instances {
         perto.shutdown().await;
@@ -237,9 +236,9 @@ async fn a_role_that_may_not_create_is_told_what_the_owner_runs_and_the_grants_t
     world.sql(&last).await;
     perto.migrate().await.unwrap();
     perto.start().await.unwrap();
-    assert_eq!(own.get(&1).await.unwrap().value.as_deref(), Some(&1));
+    assert_eq!(own.get(&1).await.unwrap().value(), Some(&1));
     world.sql("update own set v = 2").await;
-    eventually("the write is seen", async || own.get(&1).await.unwrap().value.as_deref() == Some(&2)).await;
+    eventually("the write is seen", async || own.get(&1).await.unwrap().value() == Some(&2)).await;
     perto.shutdown().await;
     world.sql(&format!("drop schema {log} cascade; drop owned by {role}; drop role {role}")).await;
 }

@@ -88,7 +88,7 @@ async fn an_instance_does_not_start_without_its_log_and_may_try_again() {
         assert_eq!(a.perto.tasks(), 0);
         // Not started, and not useless: the database answers.
         world.put(1, 1).await;
-        assert_eq!(a.read(1).await.value.as_deref(), Some(&1));
+        assert_eq!(a.read(1).await.value(), Some(&1));
     }
     proxy.set(Fault::None);
     a.perto.start().await.unwrap();

@@ -28,7 +28,7 @@ async fn ones_own_writes_are_read_by_token_on_any_instance_without_waiting() {
         let token: Token = token.to_string().parse().unwrap();
         for instance in all {
             let read = instance.items.get_with(&id, ReadOptions::at_least(token)).await.unwrap();
-            assert_eq!((read.value.as_deref(), read.freshness), (Some(&v), Freshness::Fresh));
+            assert_eq!((read.value(), read.freshness), (Some(&v), Freshness::Fresh));
         }
     }
     let reads: u64 = 1_500;
@@ -43,14 +43,14 @@ async fn ones_own_delete_is_read_by_token() {
     let (a, b) = (world.start().await, world.start().await);
     for v in 1..=20 {
         let token = a.put(&world, 1, v).await;
-        assert!(b.items.get_with(&1, ReadOptions::at_least(token)).await.unwrap().value.is_some());
+        assert!(b.items.get_with(&1, ReadOptions::at_least(token)).await.unwrap().value().is_some());
         let gone = a
             .perto
             .write(&world.pool, async |tx| sqlx::query("delete from items where id = 1").execute(tx).await)
             .await
             .unwrap();
         let read = b.items.get_with(&1, ReadOptions::at_least(gone.token.unwrap())).await.unwrap();
-        assert_eq!((read.value, read.freshness), (None, Freshness::Fresh));
+        assert_eq!((read.value(), read.freshness), (None, Freshness::Fresh));
     }
 }
 
@@ -92,7 +92,7 @@ async fn a_token_of_another_epoch_is_answered_by_what_is_fresh() {
         let began = Instant::now();
         for _ in 0..100 {
             let read = ends("a read", instance.items.get_with(&1, ReadOptions::at_least(old))).await.unwrap();
-            assert_eq!((read.value.as_deref(), read.tier), (Some(&1), Tier::Local));
+            assert_eq!((read.value(), read.tier), (Some(&1), Tier::Local));
         }
         let (polls, took) = (instance.perto.stats().polls - polls, began.elapsed());
         assert_eq!(instance.loads(), loads);
@@ -133,7 +133,7 @@ async fn a_write_before_anybody_has_polled_after_a_crash_is_read_by_token_on_any
                         .await
                         .unwrap();
                     assert_eq!(
-                        (read.value.as_deref(), read.freshness),
+                        (read.value(), read.freshness),
                         (Some(&v), Freshness::Fresh),
                         "{isolation}: {token}"
                     );

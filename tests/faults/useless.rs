@@ -206,7 +206,7 @@ async fn whatever_the_roles_transactions_are_by_default_reads_are_right_and_the_
         for v in 1..=20 {
             let token = b.put(&world, 1, v).await;
             let read = a.items.get_with(&1, perto::ReadOptions::at_least(token)).await.unwrap();
-            assert_eq!(read.value.as_deref(), Some(&v), "{setting}");
+            assert_eq!(read.value(), Some(&v), "{setting}");
         }
         a.items.invalidate(&1).await.unwrap();
         // A writer of the same kind. What reads the log is not, or it could make the writer fail.

@@ -238,14 +238,14 @@ impl Instance {
     pub(crate) async fn fresh(&self, id: i64) -> Option<i64> {
         let read = self.read(id).await;
         assert_eq!(read.freshness, Freshness::Fresh);
-        read.value.as_deref().copied()
+        read.value().copied()
     }
 
     /// A fresh read, and where it came from.
     pub(crate) async fn fresh_from(&self, id: i64) -> (Option<i64>, Tier) {
         let read = self.read(id).await;
         assert_eq!(read.freshness, Freshness::Fresh);
-        (read.value.as_deref().copied(), read.tier)
+        (read.value().copied(), read.tier)
     }
 
     /// A read under way in a task.

@@ -762,7 +762,7 @@ async fn contacts_that_were_read_as_absent_or_old_are_seen_and_others_stay_cache
     let (reading, cache) = reader(&database).await;
     let read = async |key: &str| {
         let read = cache.get(&key.to_owned()).await.unwrap();
-        (read.value.map(|name| name.as_str().to_owned()), read.tier)
+        (read.value().map(|name| name.as_str().to_owned()), read.tier)
     };
     let (absent, old) = ("1:+351910000002", "1:+351910000001");
     let (other, theirs) = ("1:+12125552368", "2:+351910000001");

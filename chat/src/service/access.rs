@@ -303,7 +303,7 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
             service.caches.api_keys.get(&hash).await?
         }
     };
-    let Some(key) = known.value else {
+    let Some(key) = known.value() else {
         access.known.invalidate(&hash);
         return Err(refused());
     };

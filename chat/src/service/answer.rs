@@ -3,7 +3,7 @@
 //! Writes and reads answer with `perto-token`; a read that brings it as `perto-at-least` is no older, on any instance. A
 //! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use axum::Json;
@@ -190,11 +190,11 @@ pub(crate) struct Answer {
 impl Answer {
     /// A row.
     pub(crate) fn row<T: Serialize>(read: &Served<Row<T>>, wanted: &Preconditions) -> Self {
-        Self::rendered(read, wanted, read.value.rendered())
+        Self::rendered(read.quality, wanted, read.value().rendered())
     }
 
     /// A body with its tag; the tag alone where the client has the body.
-    pub(crate) fn rendered<V>(read: &Served<V>, wanted: &Preconditions, rendered: &Rendered) -> Self {
+    pub(crate) fn rendered(quality: Quality, wanted: &Preconditions, rendered: &Rendered) -> Self {
         let mut response = if wanted.has(&rendered.tag) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -206,8 +206,8 @@ impl Answer {
             response
         };
         let headers = response.headers_mut();
-        consistency(headers, read.freshness, read.tier);
-        put_token(headers, read.token);
+        consistency(headers, quality.freshness, quality.tier);
+        put_token(headers, quality.token);
         headers.insert(ETAG, rendered.tag.clone());
         Self { parts: response }
     }
@@ -222,7 +222,14 @@ impl IntoResponse for Answer {
 /// What a read found.
 #[derive(Debug)]
 pub(crate) struct Served<V> {
-    pub(crate) value: Arc<V>,
+    /// Of a value that is there.
+    read: Read<V>,
+    pub(crate) quality: Quality,
+}
+
+/// How far an answer can be trusted, and where it came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quality {
     pub(crate) freshness: Freshness,
     pub(crate) tier: Tier,
     /// What a later answer must contain to be no older. None where nobody knows.
@@ -233,10 +240,10 @@ impl<V> Served<V> {
     /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which. So it has no token
     /// either, which would change with another's row and never with none.
     pub(crate) fn new(read: Read<V>, what: &str, theirs: impl FnOnce(&V) -> bool) -> Result<Self, Problem> {
-        let token = read.token();
-        match read.value {
-            Some(value) if theirs(&value) => {
-                Ok(Self { value, freshness: read.freshness, tier: read.tier, token })
+        match read.value() {
+            Some(value) if theirs(value) => {
+                let quality = Quality { freshness: read.freshness, tier: read.tier, token: read.token() };
+                Ok(Self { read, quality })
             }
             _ => Err(Problem::not_found(format!("there is no such {what}"))),
         }
@@ -244,14 +251,23 @@ impl<V> Served<V> {
 }
 
 impl<V> Served<V> {
+    pub(crate) fn value(&self) -> &V {
+        match self.read.value() {
+            Some(value) => value,
+            None => unreachable!("`new` makes none without a value"),
+        }
+    }
+
     /// An answer that rests on another read too, which had this token.
-    pub(crate) fn and(self, token: Option<Token>) -> Self {
-        Self { token: Token::of_all([self.token, token]), ..self }
+    pub(crate) fn and(mut self, token: Option<Token>) -> Self {
+        self.quality.token = Token::of_all([self.quality.token, token]);
+        self
     }
 
     /// As good as the worse of the two.
-    pub(crate) fn no_fresher_than(self, other: Freshness) -> Self {
-        Self { freshness: worse(self.freshness, other), ..self }
+    pub(crate) fn no_fresher_than(mut self, other: Freshness) -> Self {
+        self.quality.freshness = worse(self.quality.freshness, other);
+        self
     }
 }
 

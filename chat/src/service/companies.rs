@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::access::{Admin, Caller};
-use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Row, Served};
+use super::answer::{Answer, Committed, Preconditions, Quality, ReadHeaders, Row, Served};
 use super::caches::share_of;
 use super::database::Database;
 use super::fair;
@@ -111,8 +111,8 @@ impl FromRequestParts<Arc<Service>> for Tenant {
         let PathParams(CompanyParam { company }) = PathParams::from_request_parts(parts, service).await?;
         let wanted = Preconditions::from_request_parts(parts, service).await?;
         let found = find(service, caller, company, wanted.options()).await?;
-        let Served { value, freshness, token, .. } = found;
-        Ok(Self { company: value.row.clone(), freshness, token, wanted })
+        let Quality { freshness, token, .. } = found.quality;
+        Ok(Self { company: found.value().row.clone(), freshness, token, wanted })
     }
 }
 

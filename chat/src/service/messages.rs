@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::Service;
 use super::access::Caller;
-use super::answer::{Answer, Committed, Preconditions, ReadHeaders, Rendered, Served};
+use super::answer::{Answer, Committed, Preconditions, Quality, ReadHeaders, Rendered, Served};
 use super::caches::share_of;
 use super::database::Database;
 use super::fair;
@@ -216,12 +216,12 @@ async fn read(
     }
     let read = fair::read(&service.caches.messages, &path.chat, wanted.options()).await?;
     if read.tier != Tier::Local {
-        fair::fetched(read.value.as_ref().map_or(0, |window| window.bytes()));
+        fair::fetched(read.value().map_or(0, |window| window.bytes()));
     }
     let found = Served::new(read, "chat", |window| caller.may(window.company))?;
     let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
-    match found.value.slice(&page, window) {
-        Some(slice) => Ok(Answer::rendered(&found, &wanted, &found.value.rendered(slice))),
+    match found.value().slice(&page, window) {
+        Some(slice) => Ok(Answer::rendered(found.quality, &wanted, &found.value().rendered(slice))),
         None => older(&service, path.chat, &found, &page, &wanted).await,
     }
 }
@@ -255,7 +255,8 @@ async fn older(
     );
     let limit = i64::try_from(page.limit).unwrap_or(i64::MAX);
     let query = database.read::<Message>(sql).bind(chat).bind(limit + 1);
-    let query = query.bind(page.from_date).bind(page.before).bind(found.value.company).bind(bytes(MAX_BYTES));
+    let query =
+        query.bind(page.from_date).bind(page.before).bind(found.value().company).bind(bytes(MAX_BYTES));
     let mut messages = query.fetch(&database.pool).await?.rows;
     let fitting = fitting(messages.iter().map(|message| message.body.len()), page.limit);
     let more = messages.len() > fitting;
@@ -263,8 +264,8 @@ async fn older(
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     fair::fetched(body.len());
     // The primary has just been asked. The window's token would not contain what it said.
-    let found = Served { value: Arc::new(()), freshness: Freshness::Fresh, tier: Tier::Load, token: None };
-    Ok(Answer::rendered(&found, wanted, &Rendered::new(body)))
+    let quality = Quality { freshness: Freshness::Fresh, tier: Tier::Load, token: None };
+    Ok(Answer::rendered(quality, wanted, &Rendered::new(body)))
 }
 
 /// Adds a message

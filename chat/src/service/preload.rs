@@ -77,9 +77,9 @@ async fn preload(
         let by_id = service.caches.contacts.get_many(&ids).await?;
         service.caches.contacts_by_phone.get_many(&phones).await?;
         drop(turn);
-        done.preloaded += by_id.iter().filter(|read| read.value.is_some()).count();
+        done.preloaded += by_id.iter().filter(|read| read.value().is_some()).count();
         done.already +=
-            by_id.iter().filter(|read| read.value.is_some() && read.tier != perto::Tier::Load).count();
+            by_id.iter().filter(|read| read.value().is_some() && read.tier != perto::Tier::Load).count();
     }
     Ok(Json(done))
 }

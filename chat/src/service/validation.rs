@@ -199,7 +199,7 @@ async fn validations(
         phones.into_iter().zip(reads).collect();
     let answers = verdicts.iter().map(|verdict| {
         let contact =
-            phone(verdict).and_then(|phone| known.get(&phone)?.value.as_ref()).map(|contact| contact.row.id);
+            phone(verdict).and_then(|phone| known.get(&phone)?.value()).map(|contact| contact.row.id);
         Validation {
             valid: verdict.flaws.is_empty(),
             phone: verdict.phone.clone(),
@@ -215,7 +215,7 @@ async fn verdicts(
     service: &Service,
     company: &Company,
     candidates: Vec<Candidate>,
-) -> Result<Vec<Arc<Verdict>>, Problem> {
+) -> Result<Vec<Verdict>, Problem> {
     let question = |candidate| Question { company: company.id, region: company.region.clone(), candidate };
     let questions: Vec<Question> = candidates.into_iter().map(question).collect();
     // What is too long for a key is too long for a contact too: no reason to remember that.
@@ -230,8 +230,9 @@ async fn verdicts(
     Ok(questions
         .iter()
         .map(|question| {
-            let read = if fits(question) { reads.next().and_then(|read| read.value) } else { None };
-            read.unwrap_or_else(|| Arc::new(question.verdict()))
+            let read =
+                if fits(question) { reads.next().and_then(|read| read.value().cloned()) } else { None };
+            read.unwrap_or_else(|| question.verdict())
         })
         .collect())
 }

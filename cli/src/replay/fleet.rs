@@ -339,12 +339,8 @@ async fn read_one(run: &Run, cache: &Cache<i64, Row>, row: u32, answers: &mut An
     };
     tally.reads.fetch_add(1, Ordering::Relaxed);
     tally.hits[tier].fetch_add(1, Ordering::Relaxed);
-    tally.latency[tier].record(answers.push(
-        row,
-        begun,
-        (read.value.as_deref(), read.freshness, read.tier),
-        |row| row.version,
-    ));
+    tally.latency[tier]
+        .record(answers.push(row, begun, (read.value(), read.freshness, read.tier), |row| row.version));
 }
 
 /// Writes through an instance: it tells the others.

@@ -765,7 +765,7 @@ fn text(value: u64) -> String {
 }
 
 fn number(read: &Read<String>) -> Option<u64> {
-    read.value.as_deref().map(|text| number_of(text))
+    read.value().map(|text| number_of(text))
 }
 
 fn number_of(text: &str) -> u64 {
@@ -773,7 +773,7 @@ fn number_of(text: &str) -> u64 {
 }
 
 fn pair_of(key: u64, read: &Read<Pair>) -> [(u64, Option<u64>); 2] {
-    let pair = read.value.as_deref().cloned().unwrap_or_default();
+    let pair = read.value().cloned().unwrap_or_default();
     let number = |text: Option<String>| text.as_deref().map(number_of);
     [(key, number(pair.0)), (next(key), number(pair.1))]
 }
