@@ -264,7 +264,7 @@ impl Load {
                     Asks::Session => self.rows.get(&id).await.ok(),
                     _ => None,
                 };
-                let demanded = first.as_ref().and_then(|read| read.value.as_ref()).map_or(0, |row| row.value);
+                let demanded = first.as_ref().and_then(|read| read.value()).map_or(0, |row| row.value);
                 let token = first.and_then(|read| read.token()).filter(|_| demanded > 0);
                 let begun = now_ns();
                 let options = token.map_or(ReadOptions::default(), ReadOptions::at_least);

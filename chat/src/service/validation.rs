@@ -185,7 +185,7 @@ async fn validations(
 ) -> Result<Composed<Vec<Validation>>, Problem> {
     let verdicts = verdicts(service, company, candidates).await?;
     let phone = |verdict: &Verdict| Some(ByPhone { company: company.id, phone: verdict.phone.clone()? });
-    let mut phones: Vec<ByPhone> = verdicts.iter().filter_map(|verdict| phone(verdict)).collect();
+    let mut phones: Vec<ByPhone> = verdicts.iter().filter_map(phone).collect();
     phones.sort_unstable_by(|a, b| a.phone.cmp(&b.phone));
     phones.dedup();
     let turn = fair::turn().await;
