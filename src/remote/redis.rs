@@ -46,9 +46,9 @@ struct Script {
 }
 
 const FILL: Script =
-    Script { text: include_str!("fill.lua"), hash: "aca6c2de6a0109e7ec75683cd28c329c1a978e21" };
+    Script { text: include_str!("fill.lua"), hash: "b52a404150c73811636c61fbb7d81d241e8f236f" };
 const INVALIDATE: Script =
-    Script { text: include_str!("invalidate.lua"), hash: "3b08bb3e1f09c2d7a35c9bce319c108371edde37" };
+    Script { text: include_str!("invalidate.lua"), hash: "3ecb94972da0f1d285c00e9c8cd991d216d424b9" };
 const DISCARD: Script =
     Script { text: include_str!("discard.lua"), hash: "bb5fb6c670e8568473dade47e1b5bb7a864c54ab" };
 const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];
