@@ -224,3 +224,23 @@ async fn no_text_makes_a_token_panic() {
         assert!(text.parse::<Token>().is_err(), "{text:?}");
     }
 }
+
+/// Two snapshots may end at the same number, and one of them still lack what the other one has.
+#[tokio::test(start_paused = true)]
+async fn a_token_of_a_read_asks_for_all_that_the_read_contained() {
+    let ring = Ring::of(2).await;
+    let [one, other] = &ring.members[..] else { unreachable!() };
+    ring.write_silently(1, "old");
+    let mut open = ring.sim.postgres.begin();
+    open.put(CACHE, &1_u64, &"new").unwrap();
+    ring.write_silently(2, "later");
+    assert_eq!(one.fresh(1).await, some("old"));
+    open.commit().unwrap();
+    other.node.remote.faults.cut();
+    let read = other.users.get(&1).await.unwrap();
+    assert_eq!(text(&read), some("new"));
+    assert_eq!(one.cached(1), Some(some("old")), "no poll came, and no hint");
+    let read = one.users.get_with(&1, ReadOptions::at_least(read.token().unwrap())).await.unwrap();
+    assert_eq!(text(&read), some("new"));
+    ring.end().await;
+}
