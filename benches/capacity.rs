@@ -72,7 +72,11 @@ fn main() {
 fn words(path: &str) -> Vec<u32> {
     let output = Command::new("xz").args(["-dc", path]).output().expect("xz");
     assert!(output.status.success(), "{path}");
-    output.stdout.chunks_exact(4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]])).collect()
+    output
+        .stdout
+        .chunks_exact(4)
+        .map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]))
+        .collect()
 }
 
 /// One value is loaded for each key, without a database.
