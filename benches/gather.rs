@@ -1,7 +1,7 @@
 //! What comes together goes together: look-ups into L2 and loads of many tasks beside the bare client, in turns in one
 //! run. Medians of the rounds' ratios.
 //!
-//! `make bench ARGS='--bench gather'`. `ROUNDS` in the environment takes another number of rounds. Prints Markdown.
+//! `make bench ARGS='--bench gather'`, with `-- look_ups` or `-- cold` for a half of it. `ROUNDS` in the environment takes another number of rounds. Prints Markdown.
 #![allow(
     missing_docs,
     clippy::cast_precision_loss,
@@ -46,8 +46,14 @@ async fn main() {
     let bed = Bed::make().await;
     bed.watch().await;
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
-    look_ups(&bed, rounds).await;
-    cold(&bed, rounds).await;
+    let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| word == name);
+    if wanted("look_ups") {
+        look_ups(&bed, rounds).await;
+    }
+    if wanted("cold") {
+        cold(&bed, rounds).await;
+    }
     bed.clean_up().await;
 }
 

@@ -227,7 +227,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         let core = &*self.0;
         let coherence = &core.shared.coherence;
         let hits = core.counters.l1_hits.here();
-        let timed = hits.get().is_multiple_of(HITS_PER_SAMPLE).then(Instant::now);
+        // Not while there are none: all that misses would ask for the time.
+        let timed = (hits.get() % HITS_PER_SAMPLE == 1).then(Instant::now);
         // Before the lease.
         let epoch = wish.token.map(|_| coherence.epoch());
         let pinned = core.local.pin();
@@ -262,20 +263,30 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     async fn get_slow(&self, key: K, wish: Wish) -> Result<Read<V>, Error> {
-        let mut reads = Box::pin(self.read(std::slice::from_ref(&key), wish)).await?;
+        let mut reads = Box::pin(self.read_missed(std::slice::from_ref(&key), wish, true)).await?;
         reads.pop().ok_or(Error::Unsettled)
     }
 
     /// However often it begins again, a read takes no longer than one look into L2 and one load may; one that asks for more than the
     /// bound waits for a poll before, for no longer than another load.
     async fn read(&self, keys: &[K], wish: Wish) -> Result<Vec<Read<V>>, Error> {
+        self.read_missed(keys, wish, false).await
+    }
+
+    /// The same, where L1 may have been asked already.
+    async fn read_missed(&self, keys: &[K], wish: Wish, missed: bool) -> Result<Vec<Read<V>>, Error> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
         }
         let texts = self.texts(keys)?;
+        // Whoever waits for a poll may find more in L1 than before.
+        let missed = missed && !wish.waits();
         let settled = self.settle(keys, wish).await?;
         let wish = Wish { source: settled.source || wish.source, ..settled };
-        let in_l1 = |key| self.hit(key, wish).or_else(|| self.outage_hit(key, wish));
+        let in_l1 = |key| {
+            let hit = if missed { None } else { self.hit(key, wish) };
+            hit.or_else(|| self.outage_hit(key, wish))
+        };
         let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
         let missing = keys.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
         missing.for_each(|(key, _)| self.0.local.touch(key));

@@ -184,6 +184,11 @@ impl Wish {
     pub(crate) const NONE: Self =
         Self { asked: None, token: None, polled: None, within: None, source: false, floor: None };
 
+    /// Whether only a poll may grant it.
+    pub(crate) const fn waits(&self) -> bool {
+        self.token.is_some() || self.within.is_some()
+    }
+
     /// The token that a value of this era must contain, with the epoch that it is compared in.
     ///
     /// In an era that has begun since, its rows may still be on their way to the buckets: a replica's value that lacks the write

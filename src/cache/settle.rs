@@ -46,7 +46,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Waits for a poll, where only that grants what a read asks for: one for all who wait. Without a lease there may be no poll:
     /// the source decides then.
     pub(super) async fn settle(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
-        if wish.token.is_none() && wish.within.is_none() {
+        if !wish.waits() {
             return Ok(Wish { polled: None, floor: None, ..wish });
         }
         let shared = &self.0.shared;
