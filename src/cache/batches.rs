@@ -1,9 +1,9 @@
 //! Look-ups into L2 and loads, of one read or of several together.
 //!
-//! A read takes its start before it waits, so each key keeps its own: nothing of it is newer than what its batch asks. What one
-//! call of the loader has in common are its [`Terms`](super::led).
+//! A read takes its start before it waits, so each key keeps its own: nothing of it is newer than what its batch asks. What
+//! may go together to the loader [`Call`] decides.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::gather::{Fits, Worker};
-use super::led::{Led, LedKey};
+use super::led::{Call, Led, LedKey};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::ReadStart;
 use crate::coherence::verdict::FlightSource;
@@ -161,19 +161,8 @@ impl<K: Key, V: Value> Core<K, V> {
                 }
                 continue;
             };
-            let (mut terms, mut keys) = (None, HashSet::new());
-            let fits = |led: &Led<K, FlightResult<V>>| {
-                if !keys.is_empty() && keys.len() + led.keys.len() > self.policy.max_batch.min(KEYS_AT_ONCE) {
-                    return Fits::Full;
-                }
-                // One that was given up may come back to its key, which is another's by now.
-                let again = led.keys.iter().any(|led| keys.contains(&led.leader.key));
-                if again || *terms.get_or_insert_with(|| led.terms()) != led.terms() {
-                    return Fits::No;
-                }
-                keys.extend(led.keys.iter().map(|led| led.leader.key.clone()));
-                Fits::Yes
-            };
+            let mut call = Call::new(self.policy.max_batch.min(KEYS_AT_ONCE));
+            let fits = |led: &Led<K, FlightResult<V>>| call.fits(led);
             let Some((mut batch, another)) = worker.take(fits) else { return };
             if let Some(another) = another {
                 self.spawn_loads(another);

@@ -1,10 +1,12 @@
 //! The keys that one read leads, on their way to L2 and to the loader.
 
+use std::collections::HashSet;
 use std::hash::Hash;
 
 use tokio::time::Instant;
 
 use super::flight::Leader;
+use super::gather::Fits;
 use crate::coherence::ReadStart;
 use crate::coherence::token::Token;
 use crate::read::Wish;
@@ -30,7 +32,7 @@ pub(super) struct Led<K: Hash + Eq, T> {
 /// What the keys of one call of the loader have in common. A replica's answer is judged by it, and one that lacks a token's write is
 /// asked for again: keys that ask for no more don't wait for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Terms {
+struct Terms {
     epoch: u64,
     era: u64,
     source: bool,
@@ -53,7 +55,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
         self.keys.into_iter().map(move |key| (key, self.start))
     }
 
-    pub(super) fn terms(&self) -> Terms {
+    fn terms(&self) -> Terms {
         let ReadStart { epoch, era, .. } = self.start;
         Terms { epoch, era, source: self.wish.source, token: self.wish.token_in(epoch, era) }
     }
@@ -82,5 +84,67 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
     pub(super) fn retain_awaited(&mut self) -> bool {
         self.keys.retain(|led| led.leader.is_awaited());
         !self.keys.is_empty()
+    }
+}
+
+/// What goes together in one call of the loader.
+pub(super) struct Call<K> {
+    most: usize,
+    terms: Option<Terms>,
+    keys: HashSet<K>,
+}
+
+impl<K: Hash + Eq + Clone> Call<K> {
+    /// Of so many keys at most. One read's keys stay together, however many they are.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, terms: None, keys: HashSet::new() }
+    }
+
+    /// Whether these go along, from the first that is asked about on.
+    pub(super) fn fits<T: Clone>(&mut self, led: &Led<K, T>) -> Fits {
+        if !self.keys.is_empty() && self.keys.len() + led.keys.len() > self.most {
+            return Fits::Full;
+        }
+        // One that was given up may come back to its key, which is another's by now. In one call one of the two would be told that there
+        // is no row.
+        let again = led.keys.iter().any(|led| self.keys.contains(&led.leader.key));
+        if again || *self.terms.get_or_insert_with(|| led.terms()) != led.terms() {
+            return Fits::No;
+        }
+        self.keys.extend(led.keys.iter().map(|led| led.leader.key.clone()));
+        Fits::Yes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::flight::Flights;
+    use super::*;
+
+    fn led(flights: &Arc<Flights<u64, u8>>, keys: &[u64], era: u64, source: bool) -> Led<u64, u8> {
+        let trace = Trace::current();
+        let now = Instant::now();
+        let key = |key: &u64| LedKey {
+            text: key.to_string(),
+            leader: flights.join(key, &trace.origin(), now, Duration::ZERO).0.unwrap(),
+        };
+        let start = ReadStart { epoch: 1, era, cache_epoch: 0, poll: None };
+        Led::new(keys.iter().map(key).collect(), start, Wish { source, ..Wish::NONE }, &trace, now)
+    }
+
+    #[test]
+    fn only_like_goes_with_like_and_no_key_twice() {
+        let (flights, others) = (Flights::new(), Flights::new());
+        let mut call = Call::new(4);
+        assert_eq!(call.fits(&led(&flights, &[1, 2], 7, false)), Fits::Yes);
+        assert_eq!(call.fits(&led(&flights, &[3], 8, false)), Fits::No, "of another era");
+        assert_eq!(call.fits(&led(&flights, &[4], 7, true)), Fits::No, "for the primary");
+        assert_eq!(call.fits(&led(&others, &[5, 2], 7, false)), Fits::No, "a key that was given up");
+        assert_eq!(call.fits(&led(&flights, &[6, 7], 7, false)), Fits::Yes);
+        assert_eq!(call.fits(&led(&flights, &[8], 7, false)), Fits::Full);
+        assert_eq!(Call::new(2).fits(&led(&flights, &[10, 11, 12], 7, false)), Fits::Yes, "one read");
     }
 }

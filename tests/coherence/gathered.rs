@@ -411,7 +411,9 @@ async fn what_must_contain_a_write_is_not_loaded_with_what_need_not() {
 /// the two would be told that there is no row.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_was_given_up_is_not_loaded_twice_in_one_call() {
-    let ring = member_with(|cache| cache).await;
+    let mut ring = Ring::of(0).await;
+    ring.join_with(|builder| builder.max_loads(1), |cache| cache).await;
+    ms(300).await;
     let member = &ring.members[0];
     ring.write_silently(1, "one");
     member.node.remote.faults.hang();
@@ -419,18 +421,17 @@ async fn a_key_that_was_given_up_is_not_loaded_twice_in_one_call() {
     assert!(futures_util::poll!(&mut parked).is_pending());
     member.node.remote.faults.heal();
     member.loader.before().close();
-    let blocking: Vec<_> = (100..104).map(|key| member.reading(key)).collect();
+    let blocking = member.reading(100);
     member.loader.before().reached_by(1).await;
     let another = member.reading(1);
     ms(80).await;
-    // Both are under way to the loader now.
+    // Both wait for the one place now.
     assert!(futures_util::poll!(&mut parked).is_pending());
+    ms(1).await;
     member.loader.before().open();
     let (parked, another) = (parked.await.unwrap(), another.await.unwrap().unwrap());
     assert_eq!((text(&parked), text(&another)), (some("one"), some("one")));
-    for reader in blocking {
-        reader.await.unwrap().unwrap();
-    }
+    blocking.await.unwrap().unwrap();
     for keys in member.loader.calls() {
         assert!(keys.iter().filter(|key| *key == "1").count() <= 1, "{keys:?}");
     }
@@ -443,7 +444,7 @@ async fn a_key_that_was_given_up_is_not_loaded_twice_in_one_call() {
 async fn what_a_batch_is_told_must_be_as_new_as_its_newest_read_needs() {
     let ring = Ring::of(1).await;
     let (postgres, node) = (ring.sim.postgres.clone(), ring.sim.node());
-    let perto = node.builder("ring").build().unwrap();
+    let perto = node.builder("ring").max_loads(1).build().unwrap();
     let old = Stamp::parse(&format!("{} primary clean 1", postgres.snapshot())).unwrap();
     let primaries = Arc::new(AtomicUsize::new(0));
     let (loader, asked, gate) = (postgres.loader(CACHE), Arc::clone(&primaries), postgres.loader("gate"));
@@ -470,7 +471,7 @@ async fn what_a_batch_is_told_must_be_as_new_as_its_newest_read_needs() {
         let users = users.clone();
         spawn(async move { users.get(&key).await })
     };
-    let blocking: Vec<_> = (100..104).map(read).collect();
+    let blocking = read(100);
     ms(1).await;
     let first = read(1);
     ms(1).await;
@@ -482,9 +483,7 @@ async fn what_a_batch_is_told_must_be_as_new_as_its_newest_read_needs() {
     first.await.unwrap().unwrap();
     let second = second.await.unwrap().unwrap();
     assert_eq!((text(&second), second.freshness), (some("new"), Freshness::Fresh));
-    for read in blocking {
-        read.await.unwrap().unwrap();
-    }
+    blocking.await.unwrap().unwrap();
     assert!(primaries.load(Ordering::SeqCst) > 0);
     perto.shutdown().await;
     ring.end().await;
