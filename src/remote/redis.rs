@@ -285,14 +285,21 @@ async fn begins(
     keys: &[&String],
     most: usize,
 ) -> Result<Vec<Option<Bytes>>, RemoteError> {
-    let mut pipeline = Pipeline::with_capacity(keys.len());
     let last = most.to_string();
-    for key in keys {
+    let get = |key: &String| {
         let mut get = Cmd::with_capacity(4, "GETRANGE".len() + key.len() + 1 + last.len());
         get.arg("GETRANGE").arg(key).arg("0").arg(&last);
-        pipeline.add_command(get);
-    }
-    let values: Vec<Bytes> = pipeline.query_async(connection).await.map_err(failed)?;
+        get
+    };
+    let values: Vec<Bytes> = if let [key] = keys {
+        vec![get(key).query_async(connection).await.map_err(failed)?]
+    } else {
+        let mut pipeline = Pipeline::with_capacity(keys.len());
+        for key in keys {
+            pipeline.add_command(get(key));
+        }
+        pipeline.query_async(connection).await.map_err(failed)?
+    };
     // Nothing there, or a text of no length, which is no value either.
     Ok(values.into_iter().map(|value| Some(value).filter(|value| !value.is_empty())).collect())
 }
