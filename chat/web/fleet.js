@@ -28,7 +28,7 @@ function why(one, now) {
 
 /** How often limits have refused since it began, and which, the one that did most first. */
 function refused(one) {
-  const limits = Object.entries(one.refused).sort((a, b) => b[1] - a[1]);
+  const limits = Object.entries(one.refused ?? {}).sort((a, b) => b[1] - a[1]);
   if (limits.length === 0) return t("none");
   const since = limits.map(([limit, times]) => `${limit} ${count(times)}`).join(", ");
   return one.state === "silent" ? t("since it began {0}", since) : t("{0} a second, since it began {1}", rate(one.refusals), since);
