@@ -12,10 +12,11 @@
 
 use std::borrow::Borrow;
 use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use papaya::{HashMapRef, LocalGuard};
+use papaya::{Guard, HashMapRef, LocalGuard};
 
 use crate::coherence::buckets::Subject;
 use crate::coherence::snapshot::Snapshot;
@@ -30,6 +31,8 @@ mod shares;
 const SHARE: u64 = 4;
 /// moka is told of one hit in so many. On recorded traffic it keeps as much of what is asked for as if it were told of each.
 pub(crate) const TOUCHES: u64 = 16;
+/// Entries above this weight are freed soon when they go: beside the capacity a thread keeps no more than some 32 smaller ones.
+const LARGE: u32 = 16 << 10;
 
 /// One value, or the knowledge that there is none.
 #[derive(Debug)]
@@ -90,10 +93,14 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
             let index = Arc::clone(&index);
             let shares = shares.as_ref().map(|Grouped { group, held }| (Arc::clone(group), Arc::clone(held)));
             move |key: Arc<K>, entry: Arc<Entry<V>>, _cause| {
-                let _gone_already = remove_exactly(&index, &*key, &entry);
-                if let Some((group, held)) = &shares {
-                    held.went(group(&key, entry.value.as_ref()), entry.weight);
-                }
+                // What is the application's may panic: its grouping, or the end of a value. moka would never call again.
+                let _panicked = catch_unwind(AssertUnwindSafe(|| {
+                    let _gone_already = remove_exactly(&index, &*key, &entry);
+                    if let Some((group, held)) = &shares {
+                        held.went(group(&key, entry.value.as_ref()), entry.weight);
+                    }
+                    drop(entry);
+                }));
             }
         };
         let policy = moka::sync::Cache::builder()
@@ -136,7 +143,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
             held.came(*group, key.clone(), entry.weight);
         }
         // In this order: what moka lets go at once would stay in the index for good.
-        self.index.pin().insert(key.clone(), Arc::clone(&entry));
+        put(&self.index, key.clone(), Arc::clone(&entry));
         self.policy.insert(key, entry);
         if let Some((Grouped { held, .. }, group)) = group {
             // What goes may go without its key's stripe: nothing is wrong without it.
@@ -162,7 +169,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash,
     {
-        self.index.pin().remove(key);
+        remove(&self.index, key);
         self.policy.invalidate(key);
     }
 
@@ -195,13 +202,37 @@ impl<K: Hash + Eq, V> Pinned<'_, K, V> {
     }
 }
 
+fn put<K: Hash + Eq, V>(index: &Index<K, V>, key: K, entry: Arc<Entry<V>>) {
+    let guard = index.guard();
+    hurry(index.insert(key, entry, &guard), &guard);
+}
+
+fn remove<K, Q, V>(index: &Index<K, V>, key: &Q)
+where
+    K: Borrow<Q> + Hash + Eq,
+    Q: ?Sized + Eq + Hash,
+{
+    let guard = index.guard();
+    hurry(index.remove(key, &guard), &guard);
+}
+
 /// Removes an entry, and none that has come in its place.
 fn remove_exactly<K, Q, V>(index: &Index<K, V>, key: &Q, entry: &Arc<Entry<V>>) -> bool
 where
     K: Borrow<Q> + Hash + Eq,
     Q: ?Sized + Eq + Hash,
 {
-    matches!(index.pin().remove_if(key, |_, held| Arc::ptr_eq(held, entry)), Ok(Some(_)))
+    let guard = index.guard();
+    let removed = index.remove_if(key, |_, held| Arc::ptr_eq(held, entry), &guard).ok().flatten();
+    hurry(removed.map(|(_, entry)| entry), &guard);
+    removed.is_some()
+}
+
+/// What is let go is freed by the dozen, thread by thread, and nobody knows when. Not what is large.
+fn hurry<V>(gone: Option<&Arc<Entry<V>>>, guard: &LocalGuard<'_>) {
+    if gone.is_some_and(|entry| entry.weight > LARGE) {
+        guard.flush();
+    }
 }
 
 impl<V> Entry<V> {
@@ -407,5 +438,79 @@ mod tests {
         local.insert(1, new);
         local.remove_exactly(&1, &old);
         assert_eq!(local.peek(&1).and_then(|entry| entry.value), Some(2));
+    }
+
+    /// Of a group that is another one at each look, and at last none.
+    #[test]
+    fn a_panic_of_the_applications_leaves_nothing_in_the_index() {
+        let asked = Arc::new(AtomicU64::new(0));
+        let group = {
+            let asked = Arc::clone(&asked);
+            move |_: &u64, _: Option<&u64>| match asked.fetch_add(1, Ordering::Relaxed) {
+                0..200 => 7,
+                _ => panic!("no group"),
+            }
+        };
+        let local = Local::<u64, u64>::new("panics", 1 << 20, Some(Arc::new(group)));
+        (0..200).for_each(|key| local.insert(key, entry(Some(key), 100)));
+        (0..200).for_each(|key| local.policy.invalidate(&key));
+        assert_eq!((local.size().0, local.index.len()), (0, 0));
+    }
+
+    /// A value that tells when it ends.
+    struct Counted(Arc<AtomicU64>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// By each thread that goes on: moka frees what it lets go by other means.
+    #[test]
+    fn of_large_values_that_went_few_are_kept_for_long() {
+        let living = Arc::new(AtomicU64::new(0));
+        let index = Index::<u64, Counted>::with_hasher(RandomState::default());
+        let counted = |weight| {
+            living.fetch_add(1, Ordering::Relaxed);
+            let Entry { stamp, .. } = Arc::into_inner(entry(None, 0)).unwrap();
+            let value = Some(Counted(Arc::clone(&living)));
+            let (era, cache_epoch, expires_ms) = (0, 0, 0);
+            Arc::new(Entry {
+                era,
+                cache_epoch,
+                stamp,
+                token: None,
+                made_of: None,
+                judged: true,
+                expires_ms,
+                weight,
+                value,
+            })
+        };
+        let kept = |weight: u32| {
+            let done = std::sync::Barrier::new(9);
+            std::thread::scope(|scope| {
+                for key in 0..8 {
+                    let (index, counted, done) = (&index, &counted, &done);
+                    scope.spawn(move || {
+                        for _ in 0..15 {
+                            // Two go: one is replaced, one removed.
+                            put(index, key, counted(weight));
+                            put(index, key, counted(weight));
+                            remove(index, &key);
+                        }
+                        done.wait();
+                        done.wait();
+                    });
+                }
+                done.wait();
+                let kept = living.load(Ordering::Relaxed);
+                done.wait();
+                kept
+            })
+        };
+        let (large, small) = (kept(LARGE + 1), kept(LARGE));
+        assert!(large <= 8 * 8 && small > 2 * large, "{large} large ones are kept, {small} small ones");
     }
 }
