@@ -25,7 +25,7 @@ const LOOKED_UP_AT_ONCE: usize = 256;
 /// How long loads that are under way may hold others up.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// Calls of the loader that fail for one batch, and none that doesn't, before it is given up: the whole, its halves and its quarters.
-const CALLS_IN_VAIN: usize = 7;
+const CALLS_IN_VAIN: u64 = 7;
 
 /// The span of what reads do together: a part of one of them, and linked to by the others.
 fn together<K: Key, V: Value>(
@@ -235,7 +235,7 @@ impl<K: Key, V: Value> Core<K, V> {
     /// asked for it, at the cost of two calls for each halving. Where all calls fail, so do all reads: it is the source's fault then,
     /// and a source that is down is not asked again and again.
     async fn load_pieces(self: &Arc<Self>, pieces: &mut VecDeque<Vec<Led<K, FlightResult<V>>>>, span: &Span) {
-        let (mut failed, mut succeeded) = (0, false);
+        let (mut failed, mut told, mut succeeded) = (0_u64, 0_u64, false);
         while let Some(piece) = pieces.front() {
             let loaded = match combined(piece) {
                 Some((keys, start, wish)) => self.run_loader(keys, start, wish).await,
@@ -257,8 +257,13 @@ impl<K: Key, V: Value> Core<K, V> {
                     }
                     span.failed(&error);
                     self.fail(piece, &error);
+                    told += 1 + u64::from(in_vain && !pieces.is_empty());
                     if in_vain {
                         self.fail(pieces.drain(..).flatten(), &error);
+                    }
+                    if !succeeded && pieces.is_empty() {
+                        // Nothing was loaded. Were only what fails for readers counted, few of many loads would have failed.
+                        self.counters.load_errors.add(failed.saturating_sub(told));
                     }
                 }
             }

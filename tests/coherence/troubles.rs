@@ -95,6 +95,26 @@ async fn a_subscription_that_is_made_again_at_once_is_no_trouble() {
     ring.end().await;
 }
 
+/// A call that fails is tried by halves: most calls of a busy instance fail for no read of their own.
+#[tokio::test(start_paused = true)]
+async fn loads_that_fail_many_reads_at_once_are_a_trouble_too() {
+    let ring = Ring::of(1).await;
+    let member = &ring.members[0];
+    member.loader.faults().cut();
+    for round in 0..20 {
+        let reads: Vec<_> = (0..16).map(|key| member.reading(16 * round + key)).collect();
+        for read in reads {
+            assert!(read.await.unwrap().is_err());
+        }
+        ms(500).await;
+    }
+    assert_eq!(lasting(&ring), [TroubleKind::LoadsFailing]);
+    let stats = member.users.stats();
+    assert_eq!(stats.load_errors, stats.loads);
+    member.loader.faults().heal();
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn loads_that_mostly_fail_are_a_trouble_of_their_cache_until_they_succeed() {
     let ring = Ring::of(1).await;
