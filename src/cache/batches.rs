@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::read::Wish;
 use crate::shared::l2::KEYS_AT_ONCE;
 use crate::trace::{Kind, Span, Trace};
+use bytes::Bytes;
 
 /// Keys of several reads in one look-up. While one batch is decoded, the server has the next.
 const LOOKED_UP_AT_ONCE: usize = 256;
@@ -76,11 +77,11 @@ impl<K: Key, V: Value> Core<K, V> {
         loop {
             // Whoever can go on now comes along.
             tokio::task::yield_now().await;
-            let mut keys = 0;
+            let (mut keys, most) = (0, self.pace.keys_at_once(LOOKED_UP_AT_ONCE));
             let fits = |led: &Led<K, FlightResult<V>>| {
                 let before = keys;
                 keys += led.keys.len();
-                if before == 0 || keys <= LOOKED_UP_AT_ONCE { Fits::Yes } else { Fits::Full }
+                if before == 0 || keys <= most { Fits::Yes } else { Fits::Full }
             };
             let Some((mut batch, another)) = worker.take(fits) else { return };
             if let Some(another) = another {
@@ -108,6 +109,8 @@ impl<K: Key, V: Value> Core<K, V> {
         if usable {
             self.looked_up(asked.elapsed());
         }
+        let values = found.iter().flatten();
+        self.pace.brought(values.clone().count(), values.map(Bytes::len).sum());
         // From here on nothing waits: nobody needs to give up these leaders.
         all.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
         let mut found = names.iter().zip(found.into_iter().chain(std::iter::repeat(None)));

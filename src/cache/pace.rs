@@ -10,6 +10,8 @@ const QUICK: Duration = Duration::from_millis(10);
 const SLOWER: u32 = 2;
 /// Look-ups before they are judged. One alone may have been the first on its connection.
 const LOOK_UPS: u32 = 8;
+/// Bytes that one look-up for several reads may bring, on average: far from what would be late within the time for L2.
+const BYTES_AT_ONCE: usize = 2 << 20;
 /// For so long no read looks into L2. Then one does, to see how it is.
 const ASIDE: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,8 @@ struct Averages {
     /// Since L2 was last found to be slow.
     look_ups: u32,
     load: Option<Duration>,
+    /// Of a value that L2 had.
+    bytes: usize,
     /// L2 is left aside until then, by the clock of the instance.
     aside_until_ms: Option<u64>,
 }
@@ -45,6 +49,20 @@ impl Pace {
                 averages.leave_aside(now_ms);
                 true
             }
+        }
+    }
+
+    /// Of how many keys a look-up for several reads may be: fewer where values are large.
+    pub(super) fn keys_at_once(&self, most: usize) -> usize {
+        (BYTES_AT_ONCE / self.0.lock().bytes.max(1)).clamp(1, most)
+    }
+
+    /// A look-up has brought values of so many bytes in all.
+    pub(super) fn brought(&self, values: usize, bytes: usize) {
+        if let Some(average) = bytes.checked_div(values) {
+            let mut averages = self.0.lock();
+            // What is large counts at once.
+            averages.bytes = average.max((7 * averages.bytes + average) / 8);
         }
     }
 
@@ -136,5 +154,18 @@ mod tests {
         assert!(pace.is_worth_a_look(1_000));
         assert_eq!(pace.looked_up(ms(40), 1_040), None);
         assert!(pace.is_worth_a_look(1_040) && pace.is_worth_a_look(1_040));
+    }
+
+    #[test]
+    fn large_values_are_looked_up_few_at_once_and_small_ones_by_the_hundred() {
+        let pace = Pace::default();
+        assert_eq!(pace.keys_at_once(256), 256);
+        pace.brought(4, 4 * (100 << 10));
+        assert_eq!(pace.keys_at_once(256), 20);
+        pace.brought(0, 0);
+        pace.brought(1, 16 << 20);
+        assert_eq!(pace.keys_at_once(256), 1);
+        (0..100).for_each(|_| pace.brought(10, 2_600));
+        assert_eq!(pace.keys_at_once(256), 256);
     }
 }
