@@ -470,7 +470,6 @@ mod tests {
     #[test]
     fn of_large_values_that_went_few_are_kept_for_long() {
         let living = Arc::new(AtomicU64::new(0));
-        let index = Index::<u64, Counted>::with_hasher(RandomState::default());
         let counted = |weight| {
             living.fetch_add(1, Ordering::Relaxed);
             let Entry { stamp, .. } = Arc::into_inner(entry(None, 0)).unwrap();
@@ -489,12 +488,13 @@ mod tests {
             })
         };
         let kept = |weight: u32| {
+            let index = Index::<u64, Counted>::with_hasher(RandomState::default());
             let done = std::sync::Barrier::new(9);
             std::thread::scope(|scope| {
                 for key in 0..8 {
                     let (index, counted, done) = (&index, &counted, &done);
                     scope.spawn(move || {
-                        for _ in 0..15 {
+                        for _ in 0..12 {
                             // Two go: one is replaced, one removed.
                             put(index, key, counted(weight));
                             put(index, key, counted(weight));
