@@ -10,6 +10,7 @@
 )]
 #![allow(
     clippy::panic,
+    clippy::print_stderr,
     clippy::print_stdout,
     clippy::missing_panics_doc,
     unreachable_pub,
@@ -79,6 +80,10 @@ fn main() {
             println!("| | |");
         }
     }
+    let report = |name: &str, samples: &[f64]| {
+        println!("{name}: {:.2}", median(samples));
+        report(name, samples);
+    };
     report("l1_hit_vs_moka", &ratios(("get", "zipf", 1), ("moka", "zipf", 1)));
     report("l1_hit_2tasks_vs_moka", &ratios(("get", "zipf", 2), ("moka", "zipf", 2)));
     // Throughput: half the time a hit where two do twice as many.
@@ -135,7 +140,7 @@ fn measured(tasks: usize, hit: impl Fn(usize) + Sync) -> f64 {
             scope.spawn(move || {
                 // Not all the same keys at the same time.
                 let mut at = task * 9_973;
-                (0..50_000).for_each(|warm| hit(warm));
+                (0..50_000).for_each(hit);
                 barrier.wait();
                 let mut own = 0;
                 while !ended.load(Ordering::Relaxed) {

@@ -210,7 +210,6 @@ pub fn median(samples: &[f64]) -> f64 {
 /// A ratio with its samples, for who reads it by machine: a line of JSON in the file `BENCH_JSON`.
 pub fn report(name: &str, samples: &[f64]) {
     use std::io::Write as _;
-    println!("{name}: {:.2}", median(samples));
     let Ok(path) = std::env::var("BENCH_JSON") else { return };
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("BENCH_JSON");
     let line = serde_json::json!({ "name": name, "median": median(samples), "samples": samples });
