@@ -1,7 +1,7 @@
 //! `Cache<K, V>`: the read path, top to bottom.
 //!
 //! A read looks into L1 ([`Cache::hit`]); else it joins or leads the key's flight ([`Cache::read`]); a leader looks into L2
-//! ([`Cache::look_up`]) and hands what is missing to a load that the instance owns ([`Cache::load`]), so that a reader
+//! ([`Core::look_up`]) and hands what is missing to a load that the instance owns ([`Core::load`]), so that a reader
 //! who goes away wastes nothing. Each reader then judges the outcome for itself ([`Cache::judge`]).
 
 use std::borrow::Borrow;
