@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use perto::{Cache, Tier};
 use redis::aio::MultiplexedConnection;
-use setup::{Bed, Message, ROWS};
+use setup::{Bed, Message, ROWS, report};
 use tokio::task::JoinSet;
 
 const ROUNDS: usize = 7;
@@ -79,6 +79,7 @@ async fn cold(bed: &Bed, rounds: usize) {
         both.push((bare, ours));
     }
     let (bare, ours, ratio) = medians(&both);
+    report(&format!("cold_tasks{COLD_TASKS}_vs_queries"), &ratios(&both));
     let per_round = rounds as u64;
     println!(
         "\n| {ROWS} misses by {COLD_TASKS} tasks | single queries | Perto | ratio |\n| --- | ---: | ---: | ---: |"
@@ -148,6 +149,7 @@ async fn look_ups(bed: &Bed, rounds: usize) {
             both.push((bare, ours));
         }
         let (bare, ours, ratio) = medians(&both);
+        report(&format!("l2_tasks{tasks}_vs_get"), &ratios(&both));
         println!("| {tasks} tasks, a second | {bare:.0} | {ours:.0} | {ratio:.2} × |");
     }
     let mut both = Vec::new();
@@ -165,6 +167,7 @@ async fn look_ups(bed: &Bed, rounds: usize) {
         both.push((median(&mut bare), median(&mut ours)));
     }
     let (bare, ours, ratio) = medians(&both);
+    report("l2_hit_p50_vs_get", &ratios(&both));
     println!("| one task, p50 µs | {bare:.1} | {ours:.1} | {ratio:.2} × |");
     println!("\n{} reads were not answered by L2.", ELSEWHERE.load(Ordering::Relaxed));
     perto.shutdown().await;
@@ -212,6 +215,10 @@ async fn by_tasks<F: Future<Output = ()> + Send + 'static>(
 fn median(all: &mut [f64]) -> f64 {
     all.sort_unstable_by(f64::total_cmp);
     all[all.len() / 2]
+}
+
+fn ratios(both: &[(f64, f64)]) -> Vec<f64> {
+    both.iter().map(|(bare, ours)| ours / bare).collect()
 }
 
 /// Of the bare side, of ours, and of the ratios of the rounds.
