@@ -29,7 +29,7 @@ mod shares;
 
 /// A group may take this part of L1.
 const SHARE: u64 = 4;
-/// moka is told of one hit in so many. On recorded traffic it keeps as much of what is asked for as if it were told of each.
+/// moka is told of one hit in so many: see `benches/README.md` for what it keeps then.
 pub(crate) const TOUCHES: u64 = 16;
 /// Entries above this weight are freed soon when they go: beside the capacity a thread keeps no more than some 32 smaller ones.
 const LARGE: u32 = 16 << 10;
