@@ -465,3 +465,23 @@ async fn hints_that_nobody_hears_are_a_trouble_until_somebody_does() {
     assert_eq!((kinds(&ring), ring.members[writer].perto.health().state), (vec![], State::Coherent));
     ring.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_look_in_place_is_judged_as_a_read_is() {
+    let ring = Ring::of(2).await;
+    let [member, writer] = &ring.members[..] else { unreachable!() };
+    let look = |key: u64| member.users.get_ref(&key, |name| name.cloned());
+    ring.write_silently(1, "old");
+    assert_eq!(look(1), None, "it is not held yet");
+    assert_eq!((member.fresh(1).await, member.fresh(2).await), (some("old"), None));
+    assert_eq!((look(1), look(2)), (Some(some("old")), Some(None)), "what is not there is known too");
+    ring.write(1, 1, "new").await;
+    ms(1).await;
+    assert_eq!(look(1), None, "a hint has evicted it");
+    assert_eq!(writer.fresh(1).await, some("new"));
+    assert_eq!((member.fresh(1).await, look(1)), (some("new"), Some(some("new"))));
+    member.node.log.faults.cut();
+    tokio::time::sleep(BOUND + POLL).await;
+    assert_eq!((look(1), look(2)), (None, None), "without a lease nothing is fresh");
+    ring.end().await;
+}
