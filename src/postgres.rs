@@ -91,6 +91,9 @@ pub fn query_as<R>(sql: &str) -> Query<R> {
 const BEFORE: &str = "left join (select u.*, true as perto_row from (";
 const AFTER: &str = "\n) u) q on true";
 
+/// Of one query. What was prepared before a column was altered may not fit, nor what is prepared while the next one is.
+const TRIES: usize = 5;
+
 /// A query begun by [`query_as`].
 #[must_use = "a query runs when it is fetched"]
 pub struct Query<R> {
@@ -122,8 +125,8 @@ impl<R> Query<R> {
 
     /// Runs the query, on a pool, a connection or a transaction. Dropping the future gives it up.
     ///
-    /// Once more outside of a transaction where what the connection has prepared no longer fits (`cached plan must not change
-    /// result type`: a column was altered), or where a serializable transaction failed. Inside of one the error is
+    /// Up to four times more outside of a transaction where what the connection has prepared no longer fits (`cached plan must not
+    /// change result type`: a column was altered), or where a serializable transaction failed. Inside of one the error is
     /// returned, and what was prepared is forgotten all the same, so the next transaction on the connection goes well.
     ///
     /// # Errors
@@ -145,15 +148,17 @@ impl<R> Query<R> {
             }
             let span = self.span();
             let mut connection = place.acquire().await?;
-            let rows = match self.run(&mut connection).await {
-                Err(error) if pool::passes_when_prepared_anew(&error) => {
-                    connection.clear_cached_statements().await?;
-                    if connection.is_in_transaction() {
-                        return Err(error);
+            let mut tries = 1..TRIES;
+            let rows = loop {
+                match self.run(&mut connection).await {
+                    Err(error) if pool::passes_when_prepared_anew(&error) => {
+                        connection.clear_cached_statements().await?;
+                        if connection.is_in_transaction() || tries.next().is_none() {
+                            return Err(error);
+                        }
                     }
-                    self.run(&mut connection).await?
+                    rows => break rows?,
                 }
-                rows => rows?,
             };
             let stamped = Stamped::read(&rows)?;
             span.number("db.response.returned_rows", stamped.rows.len() as u64);

@@ -1,5 +1,6 @@
 //! Connections to Postgres that say that they are of no use: they are left, or made of use again.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,63 @@ async fn a_statement_that_the_server_has_forgotten_is_prepared_anew() {
     assert_eq!(read(&mut connection).await.unwrap(), 0);
     sqlx::raw_sql("deallocate all").execute(&mut *connection).await.unwrap();
     assert_eq!(read(&mut connection).await.unwrap(), 0);
+}
+
+/// Whenever the read waits for the table, the next change queues up behind it. So several of its tries in a row fit no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_column_that_is_altered_again_and_again_beside_a_read_fails_it_not() {
+    let world = World::new().await;
+    world.sql("alter table items add column name text").await;
+    let mut connection = world.pool.acquire().await.unwrap();
+    let application = format!("set application_name = '{}'", world.name);
+    sqlx::raw_sql(AssertSqlSafe(application.clone())).execute(&mut *connection).await.unwrap();
+    let read = async |connection: &mut PgConnection| {
+        let query = postgres::query_as::<(i64, i64)>("select * from items where id = $1");
+        query.bind(1_i64).fetch(connection).await.map(|read| read.rows.len())
+    };
+    assert_eq!(read(&mut connection).await.unwrap(), 0);
+
+    let begin = async |length: u32| {
+        let mut other = one_connection(PgPoolOptions::new(), &world).acquire().await.unwrap().detach();
+        let change = format!("alter table items alter column name type varchar({length})");
+        let sql = format!("{application}; begin; {change}");
+        tokio::spawn(async move {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut other).await.unwrap();
+            other
+        })
+    };
+    let waits = async |count: i64| {
+        let sql = "select count(*) from pg_stat_activity \
+                   where application_name = $1 and wait_event_type = 'Lock'";
+        eventually("so many wait for the table", async || {
+            let waiting = sqlx::query_scalar(sql).bind(&world.name).fetch_one(&world.pool).await;
+            waiting.is_ok_and(|waiting: i64| waiting == count)
+        })
+        .await;
+    };
+    let mut change = begin(1).await;
+    eventually("the first change is made", async || change.is_finished()).await;
+    let met = Cell::new(0);
+    let changes = async {
+        for length in 2..8 {
+            waits(1).await;
+            let next = begin(length).await;
+            waits(2).await;
+            sqlx::raw_sql("commit").execute(&mut change.await.unwrap()).await.unwrap();
+            change = next;
+            met.set(length);
+        }
+        sqlx::raw_sql("commit").execute(&mut change.await.unwrap()).await.unwrap();
+        std::future::pending().await
+    };
+    let beside = async {
+        tokio::select! {
+            rows = read(&mut connection) => rows,
+            () = changes => unreachable!(),
+        }
+    };
+    assert_eq!(ends("a read beside seven changes", beside).await.unwrap(), 0);
+    assert_eq!(met.get(), 7, "the read has waited for each change");
 }
 
 /// Postgres has given it up: it can't be tried again there. The next one can.
