@@ -116,7 +116,7 @@ pub trait Log: Debug + Send + Sync + 'static {
 }
 
 /// A table whose writes are to invalidate a cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Source {
     /// The cache.
     pub cache: String,

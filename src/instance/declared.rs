@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Perto;
+use crate::log::Source;
 
 /// A cache and the tables that it declares as its sources.
 ///
@@ -14,6 +15,8 @@ pub struct Declared {
     pub cache: String,
     /// As [`CacheBuilder::tables`](crate::CacheBuilder::tables) names them; none where it declares none.
     pub tables: Vec<String>,
+    /// As [`CacheBuilder::watch`](crate::CacheBuilder::watch) declares them: these tables by these keys.
+    pub watches: Vec<Source>,
 }
 
 impl Perto {
@@ -30,6 +33,7 @@ impl Perto {
         let each = |cache: &std::sync::Arc<dyn crate::shared::member::Applied>| Declared {
             cache: cache.name().to_owned(),
             tables: cache.tables().to_vec(),
+            watches: cache.sources(),
         };
         let mut declared: Vec<Declared> = caches.values().map(each).collect();
         declared.sort_unstable_by(|a, b| a.cache.cmp(&b.cache));

@@ -40,7 +40,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     let b = world.start_with(|perto| perto.redis(&lossy).subscribe_at(&lossy), |cache| cache).await;
     coherent([&a, &b]).await;
     let (begun, committed) = (AtomicU64::new(0), AtomicU64::new(0));
-    let (overtaken, alone) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (overtaken, refused, alone) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     // As many as were asked for, and until something was there to be torn.
     let until = Instant::now() + Duration::from_secs(60);
     let goes_on = || {
@@ -89,12 +89,15 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
                     took.lock().push(began.elapsed());
                 }
                 Err(Error::Unsettled) => drop(overtaken.fetch_add(1, Ordering::Relaxed)),
+                // A busy machine: no answer is no torn one.
+                Err(Error::Unverified) => drop(refused.fetch_add(1, Ordering::Relaxed)),
                 Err(error) => panic!("{error}"),
             }
             // What two reads by themselves show, for comparison: it must be possible to see them torn.
             let (first, second) = (2 * pair, 2 * pair + 1);
             let (one, other) = tokio::join!(items.get(&first), items.get(&second));
-            alone.fetch_add(u64::from(one.unwrap().value() != other.unwrap().value()), Ordering::AcqRel);
+            let torn = matches!((one, other), (Ok(one), Ok(other)) if one.value() != other.value());
+            alone.fetch_add(u64::from(torn), Ordering::AcqRel);
         }
     };
     let breaking = async {
@@ -108,13 +111,14 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     let readers = (0..32)
         .map(|n| if n % 2 == 0 { reading(&a.perto, &a.items, n) } else { reading(&b.perto, &b.items, n) });
     let (_, (), _) = tokio::join!(join_all((0..16).map(|n| writing(100 + n))), breaking, join_all(readers));
-    let (overtaken, alone) = (overtaken.into_inner(), alone.into_inner());
+    let (overtaken, refused, alone) = (overtaken.into_inner(), refused.into_inner(), alone.into_inner());
     let mut took = took.into_inner();
     took.sort_unstable();
     let counted = [&a, &b].map(|instance| instance.perto.stats());
     let sum = |of: fn(&perto::InstanceStats) -> u64| counted.iter().map(of).sum::<u64>();
     let said = format!(
-        "{} views, median {:?}, p99 {:?}; {} waited for a poll, {} attempts given up, {overtaken} never settled; \
+        "{} views, median {:?}, p99 {:?}; {} waited for a poll, {} attempts given up, {overtaken} never settled, {refused} \
+         refused; \
          {} commits; read one by one {alone} pairs were torn",
         took.len(),
         took[took.len() / 2],
@@ -125,7 +129,7 @@ async fn two_rows_of_one_transaction_are_never_seen_torn_in_a_view() {
     );
     shown(format_args!("{said}"));
     assert!(alone > 0, "nothing was there to be torn: {said}");
-    assert!(overtaken * 20 <= begun.into_inner(), "{said}");
+    assert!((overtaken + refused) * 20 <= begun.into_inner(), "{said}");
 }
 
 /// One write to a hundred views of three rows, as most are read. `PERTO_VIEWS` for more.

@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 
 use super::postgres::reading;
 use super::tables::command;
-use super::{Doctor, Finding, Findings};
+use super::{Doctor, Finding, Findings, State};
 use crate::{Product, Source};
 
 /// A cache or topic, in the file that a program has written.
@@ -18,6 +18,17 @@ use crate::{Product, Source};
 pub(super) struct Declared {
     cache: String,
     tables: Vec<String>,
+    #[serde(default)]
+    watches: Vec<DeclaredWatch>,
+}
+
+/// How one of the tables is to be watched.
+#[derive(Debug, Deserialize)]
+struct DeclaredWatch {
+    table: String,
+    key: String,
+    #[serde(default)]
+    columns: Vec<String>,
 }
 
 /// Reads such a file.
@@ -36,7 +47,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Declared>> {
 pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[Watched]) -> Findings {
     let mut connection = reading(&doctor.database).await?;
     let mut findings = Vec::new();
-    for Declared { cache, tables } in declared {
+    for Declared { cache, tables, watches } in declared {
         if tables.is_empty() {
             findings.push(Finding::ok(
                 "declared",
@@ -46,10 +57,12 @@ pub(super) async fn of_file(doctor: &Doctor, declared: &[Declared], watched: &[W
         for table in tables {
             match name(&mut connection, table).await? {
                 Some(name) => {
-                    // The file names no key.
-                    let key = "EXPR".to_owned();
+                    let declared = watches.iter().find(|declared| declared.table == *table);
+                    let (key, columns) = declared.map_or_else(Default::default, |declared| {
+                        (declared.key.clone(), declared.columns.clone())
+                    });
                     let (schema, cache) = (doctor.schema.clone(), cache.clone());
-                    let watch = Watch { schema, table: name, cache, key, columns: Vec::new() };
+                    let watch = Watch { schema, table: name, cache, key, columns };
                     findings.extend(judge("declared", doctor, watched, &watch));
                 }
                 None => {
@@ -142,7 +155,15 @@ fn judge(check: &'static str, doctor: &Doctor, watched: &[Watched], declared: &W
     };
     match watched.iter().find(its_own) {
         Some(watched) if watched.faults.is_empty() => {
-            Some(Finding::ok(check, format!("cache or topic {cache} reads {name}, which is watched")))
+            let (state, found) = match otherwise(&watched.watch, declared) {
+                Some(found) => found,
+                None => (State::Ok, "which is watched".to_owned()),
+            };
+            let finding = Finding::new(check, state, format!("cache or topic {cache} reads {name}, {found}"));
+            Some(match state {
+                State::Ok => finding,
+                _ => finding.mend(format!("{} --replace", command(doctor, declared))),
+            })
         }
         Some(_) => None,
         None => {
@@ -152,4 +173,31 @@ fn judge(check: &'static str, doctor: &Doctor, watched: &[Watched], declared: &W
             Some(Finding::wrong(check, found).mend(command(doctor, declared)))
         }
     }
+}
+
+/// Whether it is watched otherwise than is declared, and what that does. No key: none is declared.
+fn otherwise(watched: &Watch, declared: &Watch) -> Option<(State, String)> {
+    if declared.key.is_empty() {
+        return None;
+    }
+    if watched.key.trim() != declared.key.trim() {
+        let found = format!(
+            "which is watched by the key {:?} instead of {:?}: writes are not seen before the time to live",
+            watched.key, declared.key
+        );
+        return Some((State::Wrong, found));
+    }
+    if watched.columns.is_empty() {
+        let more =
+            "which is watched for all columns, and less is declared: writes invalidate more than they need";
+        return (!declared.columns.is_empty()).then(|| (State::Warn, more.to_owned()));
+    }
+    let is_missing = |column: &&String| !watched.columns.contains(column);
+    let missing: Vec<&str> = declared.columns.iter().filter(is_missing).map(String::as_str).collect();
+    let found = match (declared.columns.is_empty(), &missing[..]) {
+        (true, _) => format!("which is watched for nothing but {}", watched.columns.join(", ")),
+        (false, []) => return None,
+        (false, missing) => format!("which is watched, but not for {}", missing.join(", ")),
+    };
+    Some((State::Wrong, format!("{found}: writes to what is left out are not seen before the time to live")))
 }

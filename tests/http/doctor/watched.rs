@@ -258,6 +258,37 @@ async fn what_nobody_watches_for_the_service_is_mended_by_the_command_as_it_is_s
     );
 }
 
+/// As by hand, or by an older Perto.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_watched_for_the_service_otherwise_than_it_declares_is_told_of() {
+    let database = migrated();
+    for (table, cache, other) in [
+        ("companies", "company", &["--key", "id + 0"][..]),
+        ("users", "user", &["--key", "id", "--columns", "name"]),
+        ("chats", "message", &["--key", "id"]),
+        ("chats", "inbox", &["--key", "company_id", "--columns", "last_body"]),
+    ] {
+        succeed(perto(&database.url, "").args(["watch", table, "--cache", cache, "--replace"]).args(other));
+    }
+    let said = doctor(&database.url, "", &[]).await;
+    said.tells(
+        "service",
+        "wrong",
+        "cache or topic company reads public.companies, which is watched by the key \"id + 0\" instead of \"id\"",
+        "perto-chat watch public.companies --cache company --key id --replace",
+    );
+    let users = "which is watched for nothing but id, name: writes to what is left out are not seen";
+    said.tells("service", "wrong", users, "perto-chat watch public.users --cache user --key id --replace");
+    let chats = "cache or topic message reads public.chats, which is watched for all columns";
+    said.tells("service", "warn", chats, "--cache message --key id --columns company_id --replace");
+    said.tells("service", "wrong", "cache or topic inbox reads public.chats, which is watched", "--replace");
+    for mend in said.mends("service") {
+        run(&database.url, &mend).await;
+    }
+    let said = doctor(&database.url, "", &[]).await;
+    assert_eq!(said.mends("service"), [""; 0]);
+}
+
 /// What a program's caches declare, as it writes it down.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
@@ -273,6 +304,7 @@ async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
         program.cache::<i64, String>("user").tables(["users"]).loader(loader).unwrap(),
         program.cache("order").tables(["public.orders", "prodcts", "no such; table"]).loader(loader).unwrap(),
         program.cache("odd").tables(["\"Odd One\""]).loader(loader).unwrap(),
+        program.cache("same").watch("users", "id").loader(loader).unwrap(),
         program.cache("sum").loader(loader).unwrap(),
     ];
     let folder = Folder::new("declared");
@@ -301,6 +333,11 @@ async fn a_table_that_a_program_declares_and_nobody_watches_is_told_of() {
         "cache or topic order reads public.orders, which nobody watches for it",
         mend,
     );
+    let same = "perto-chat watch public.users --cache same --key id";
+    said.tells("declared", "wrong", "cache or topic same reads public.users, which nobody watches", same);
+    succeed(perto(&database.url, "").args(["watch", "users", "--cache", "same", "--key", "id / 2"]));
+    let other = "which is watched by the key \"id / 2\" instead of \"id\"";
+    look().await.tells("declared", "wrong", other, &format!("{same} --replace"));
     let odd = r#"perto-chat watch 'public."Odd One"' --cache odd --key EXPR"#;
     said.tells("declared", "wrong", r#"cache or topic odd reads public."Odd One""#, odd);
     run(&database.url, &odd.replace("EXPR", "id")).await;
