@@ -9,6 +9,7 @@ use perto::TroubleKind;
 use perto::postgres::{self, Pool};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio_util::task::TaskTracker;
 
 use crate::support::engines::{moved_to, place_of, redis_url};
 use crate::support::postgres::PrivatePostgres;
@@ -96,11 +97,13 @@ async fn a_column_that_is_altered_again_and_again_beside_a_read_fails_it_not() {
     };
     assert_eq!(read(&mut connection).await.unwrap(), 0);
 
-    let begin = async |length: u32| {
-        let mut other = one_connection(PgPoolOptions::new(), &world).acquire().await.unwrap().detach();
+    let tasks = TaskTracker::new();
+    let begin = |length: u32| {
+        let others = one_connection(PgPoolOptions::new(), &world);
         let change = format!("alter table items alter column name type varchar({length})");
         let sql = format!("{application}; begin; {change}");
-        tokio::spawn(async move {
+        tasks.spawn(async move {
+            let mut other = others.acquire().await.unwrap().detach();
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut other).await.unwrap();
             other
         })
@@ -114,20 +117,20 @@ async fn a_column_that_is_altered_again_and_again_beside_a_read_fails_it_not() {
         })
         .await;
     };
-    let mut change = begin(1).await;
+    let mut change = begin(1);
     eventually("the first change is made", async || change.is_finished()).await;
     let met = Cell::new(0);
     let changes = async {
         for length in 2..8 {
             waits(1).await;
-            let next = begin(length).await;
+            let next = begin(length);
             waits(2).await;
             sqlx::raw_sql("commit").execute(&mut change.await.unwrap()).await.unwrap();
             change = next;
             met.set(length);
         }
         sqlx::raw_sql("commit").execute(&mut change.await.unwrap()).await.unwrap();
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let beside = async {
         tokio::select! {
@@ -135,7 +138,7 @@ async fn a_column_that_is_altered_again_and_again_beside_a_read_fails_it_not() {
             () = changes => unreachable!(),
         }
     };
-    assert_eq!(ends("a read beside seven changes", beside).await.unwrap(), 0);
+    assert_eq!(ends("a read beside seven changes", Box::pin(beside)).await.unwrap(), 0);
     assert_eq!(met.get(), 7, "the read has waited for each change");
 }
 
