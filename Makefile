@@ -7,6 +7,7 @@ TRACE ?=
 TARGET ?=
 SECONDS ?=
 ARGS ?=
+JSON ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
@@ -52,11 +53,12 @@ attack: cargo ## what strangers, tenants and an ill Redis can do to three instan
 	@cargo test --release --locked --no-run --package perto-chat --test attack
 	@exec scripts/engines exec --db perto_attack --binaries -- cargo test --release --locked --package perto-chat --test attack -- run $(ARGS)
 
-bench: cargo ## benchmarks [ARGS='...']
-	@exec scripts/engines exec --db perto_bench -- cargo bench --locked --workspace --profile dist $(ARGS)
+bench: cargo ## benchmarks [ARGS='...'] [JSON=FILE, for a line of each ratio with its samples]
+	@BENCH_JSON='$(abspath $(JSON))' exec scripts/engines exec --db perto_bench -- \
+	  cargo bench --locked --workspace --features perto/test-util --profile dist $(ARGS)
 
-instructions: cargo ## an L1 hit in instructions, by valgrind
-	@exec scripts/engines exec --db perto_bench -- scripts/instructions
+instructions: cargo ## what each path costs in instructions and allocations, by valgrind
+	@BENCH_JSON='$(abspath $(JSON))' exec scripts/instructions $(ARGS)
 
 check: cargo ## format, lints, features, docs, alerts and prose, as CI does
 	@exec .ci/run format lints features docs alerts prose

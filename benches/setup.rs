@@ -1,22 +1,14 @@
 //! What all benches stand on: real engines, a schema of their own, an instance.
+#![allow(unused_imports, reason = "no bench needs all of it")]
 
-use std::sync::Arc;
+mod rows;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use perto::{Cache, Load, Perto, State, postgres};
-use serde::{Deserialize, Serialize};
+pub use rows::{Id, Message, ROWS, bare_moka, zipf};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
-
-/// About 260 bytes encoded: a chat message.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Message {
-    pub id: i64,
-    pub author: String,
-    pub body: String,
-}
-
-pub const ROWS: i64 = 10_000;
 
 /// A schema with rows, and how to reach it.
 #[derive(Debug)]
@@ -65,15 +57,6 @@ impl Bed {
         &self,
         capacity_bytes: u64,
     ) -> (Perto, Cache<K, Message>) {
-        self.instance_of(capacity_bytes, 0).await
-    }
-
-    /// One whose values depend on so many keys besides their own.
-    pub async fn instance_of<K: perto::Key + From<Id>>(
-        &self,
-        capacity_bytes: u64,
-        depends: i64,
-    ) -> (Perto, Cache<K, Message>) {
         let perto = Perto::builder(&self.schema)
             .schema(&self.schema)
             .bound(Duration::from_secs(30))
@@ -83,7 +66,6 @@ impl Bed {
             .build()
             .expect("settings");
         let (pool, sql) = (self.pool.clone(), self.load_sql());
-        let others = perto.topic::<i64>("others").declare().expect("topic");
         let cache = perto
             .cache::<K, Message>("messages")
             .capacity_bytes(capacity_bytes)
@@ -91,19 +73,12 @@ impl Bed {
                 let ids: Vec<i64> =
                     load.keys.iter().map(|key| key.to_string().parse().unwrap_or(-1)).collect();
                 let query = postgres::query_as::<(i64, String, String)>(&sql).bind(ids);
-                let (pool, others) = (pool.clone(), others.clone());
+                let pool = pool.clone();
                 async move {
                     let rows = query.fetch(&pool).await?;
-                    let loaded =
-                        rows.by_key(|(id, author, body)| (K::from(Id(id)), Message { id, author, body }));
-                    if depends == 0 {
-                        return Ok::<_, sqlx::Error>(loaded);
-                    }
-                    Ok(loaded.depends_on(move |_, message: Option<&Message>| {
-                        let id = message.map_or(0, |message| message.id);
-                        let others = others.clone();
-                        (0..depends).map(move |other| others.key(&(id * depends + other)))
-                    }))
+                    Ok::<_, sqlx::Error>(
+                        rows.by_key(|(id, author, body)| (K::from(Id(id)), Message { id, author, body })),
+                    )
                 }
             })
             .expect("cache");
@@ -148,59 +123,6 @@ impl Bed {
     }
 }
 
-/// A key's number, whatever the key's type.
-#[derive(Debug)]
-pub struct Id(pub i64);
-
-impl From<Id> for i64 {
-    fn from(id: Id) -> Self {
-        id.0
-    }
-}
-
-impl From<Id> for String {
-    /// Padded: 24 bytes, like many keys.
-    fn from(id: Id) -> Self {
-        format!("{:024}", id.0)
-    }
-}
-
-/// Row numbers by Zipf's law, the same at each run.
-pub fn zipf(count: usize) -> Vec<i64> {
-    let mut sums = Vec::new();
-    let mut sum = 0.0;
-    for rank in 1..=ROWS {
-        sum += 1.0 / rank as f64;
-        sums.push(sum);
-    }
-    let mut state = 7_u64;
-    let mut unit = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1_u64 << 53) as f64
-    };
-    (0..count)
-        .map(|_| {
-            let drawn = unit() * sum;
-            (sums.partition_point(|s| *s < drawn) as i64).wrapping_mul(7_919) % ROWS
-        })
-        .collect()
-}
-
-/// What one would build without Perto for the first tier.
-pub fn bare_moka<K: perto::Key + From<Id>>() -> moka::sync::Cache<K, Arc<Message>> {
-    let cache = moka::sync::Cache::new(2 * ROWS as u64);
-    for id in 0..ROWS {
-        cache.insert(
-            K::from(Id(id)),
-            Arc::new(Message { id, author: format!("author {id}"), body: "x".repeat(230) }),
-        );
-    }
-    cache.run_pending_tasks();
-    cache
-}
-
 pub fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -210,7 +132,7 @@ pub fn median(samples: &[f64]) -> f64 {
 /// A ratio with its samples, for who reads it by machine: a line of JSON in the file `BENCH_JSON`.
 pub fn report(name: &str, samples: &[f64]) {
     use std::io::Write as _;
-    let Ok(path) = std::env::var("BENCH_JSON") else { return };
+    let Some(path) = std::env::var("BENCH_JSON").ok().filter(|path| !path.is_empty()) else { return };
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("BENCH_JSON");
     let line = serde_json::json!({ "name": name, "median": median(samples), "samples": samples });
     writeln!(file, "{line}").expect("BENCH_JSON");
