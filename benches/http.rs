@@ -2,13 +2,15 @@
 //! what its readers see while Redis goes down and comes back.
 //!
 //! `make bench ARGS='--bench http'`, or with `DATABASE_URL` and `REDIS_URL` set: `cargo bench --bench http`. Prints
-//! Markdown, and with `--report FILE` writes the same with a plot of the outage as a page. The load comes from this process, so
-//! that all share the machine; it ends by itself.
+//! Markdown, and with `--report FILE` writes the same with a plot of the outage as a page; with `BENCH_JSON=FILE` also appends a line of
+//! JSON for each bar. The load comes from this process, so that all share the machine; it ends by itself.
 #![allow(missing_docs, clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a bench")]
 #![allow(clippy::panic, clippy::unwrap_used, clippy::print_stdout, unreachable_pub, reason = "a bench")]
+#![allow(clippy::missing_panics_doc, clippy::cast_sign_loss, dead_code, reason = "a bench")]
 #![expect(clippy::disallowed_methods, reason = "its tasks end with it")]
 
 mod course;
+mod setup;
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use course::Course;
 use perto::Histogram;
 use perto::proxy::{Fault, FaultProxy};
 use perto_cli::plot::{self, Band, Chart, Page, Table};
+use setup::{median, report};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -240,11 +243,6 @@ async fn throughput(database: &str, redis: &str, key: &str) -> Table {
         body.len(),
         ROUNDS - 1
     );
-    let median = |rates: &[f64]| {
-        let mut rates = rates.to_vec();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    };
     let ratios =
         |at: usize| -> Vec<f64> { rates[at].iter().zip(&rates[0]).map(|(rate, bare)| rate / bare).collect() };
     let row = |at: usize, name: &str| {
@@ -252,6 +250,8 @@ async fn throughput(database: &str, redis: &str, key: &str) -> Table {
             .into()
     };
     let rows = cases.iter().enumerate().map(|(at, (name, ..))| row(at, name)).collect();
+    report("http_hit_vs_bare", &ratios(1));
+    report("http_hit_limit_1_vs_bare", &ratios(2));
     drop(std::fs::remove_file(file));
     printed(Table { caption, columns: ["GET", "requests/s", "ratio"].map(str::to_owned).into(), rows })
 }
