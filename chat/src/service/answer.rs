@@ -3,6 +3,8 @@
 //! Writes and reads answer with `perto-token`; a read that brings it as `perto-at-least` is no older, on any instance. A
 //! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
 
+use std::fmt::Arguments;
+use std::io::{Cursor, Write as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -22,10 +24,7 @@ use utoipa::IntoParams;
 use super::input;
 use super::problem::Problem;
 
-mod pieces;
 mod tags;
-
-pub(crate) use pieces::Pieces;
 
 const AT_LEAST: &str = "perto-at-least";
 const READ: &str = "perto-read";
@@ -134,14 +133,14 @@ pub(crate) struct Row<T> {
 /// A body and its tag.
 #[derive(Debug, Clone)]
 pub(crate) struct Rendered {
-    pub(crate) body: Pieces,
+    pub(crate) body: Bytes,
     pub(crate) tag: HeaderValue,
 }
 
 impl Rendered {
     /// JSON, with a tag of its own.
     pub(crate) fn new(json: Vec<u8>) -> Self {
-        Self { tag: tag(&digest(&json), ""), body: Pieces::from(Bytes::from(json)) }
+        Self { tag: tag(&digest(&json), format_args!("")), body: json.into() }
     }
 }
 
@@ -176,9 +175,17 @@ pub(crate) fn digest(bytes: &[u8]) -> [u8; 16] {
     short
 }
 
-pub(crate) fn tag(digest: &[u8; 16], of: &str) -> HeaderValue {
-    let text = format!("\"{:032x}{of}\"", u128::from_be_bytes(*digest));
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("\"\""))
+pub(crate) fn tag(digest: &[u8; 16], of: Arguments<'_>) -> HeaderValue {
+    let tag = short(format_args!("\"{:032x}{of}\"", u128::from_be_bytes(*digest)));
+    tag.unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// A header of few bytes, without a text in between. None where it is longer than those that there are.
+fn short(text: Arguments<'_>) -> Option<HeaderValue> {
+    let mut bytes = Cursor::new([0; 128]);
+    bytes.write_fmt(text).ok()?;
+    let length = usize::try_from(bytes.position()).ok()?;
+    HeaderValue::from_bytes(&bytes.get_ref()[..length]).ok()
 }
 
 /// A value that was read, on its way out.
@@ -353,7 +360,7 @@ pub(crate) fn written(headers: &mut HeaderMap, token: Option<Token>) {
 }
 
 fn put_token(headers: &mut HeaderMap, token: Option<Token>) {
-    if let Some(token) = token.and_then(|token| HeaderValue::try_from(token.to_string()).ok()) {
+    if let Some(token) = token.and_then(|token| short(format_args!("{token}"))) {
         headers.insert(TOKEN, token);
     }
 }

@@ -136,7 +136,9 @@ pub(super) fn cache(
     database: Database,
     window: usize,
 ) -> Result<Messages, StartError> {
+    // Of version 1 the JSON has no end.
     let settings = settings
+        .version(2)
         .tables(["chats", "messages"])
         .groups(|_, window| share_of(window.map(|window| window.company)));
     settings.loader(move |load: Load<Uuid>| load_windows(database.clone(), load, window))

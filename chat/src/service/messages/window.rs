@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::super::answer::{self, Pieces, Rendered};
+use super::super::answer::{self, Rendered};
 use super::{Message, Page};
 
 /// What L1 and L2 hold of a chat.
@@ -16,15 +16,12 @@ pub(crate) struct Window {
     /// Whether there are older messages than these.
     older: bool,
     digest: [u8; 16],
-    /// `{"chat":"…","messages":[` and then message after message, with commas in between.
+    /// The page of all of them: `{"chat":"…","messages":[`, message after message with commas in between, and how it ends.
     json: Bytes,
     /// Where the first message begins.
     first: u32,
     marks: Vec<Mark>,
 }
-
-/// Largest body that is copied together for each answer.
-const COPIED: usize = 32 * 1024;
 
 /// A message of the window.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,8 +69,9 @@ impl Window {
             let created_at_us = message.created_at.timestamp_micros();
             marks.push(Mark { id: message.id, created_at_us, end: position(&json) });
         }
-        let older = lines.len() > size;
-        (chat, Self { company, older, digest: answer::digest(&json), json: json.into(), first, marks })
+        let (older, digest) = (lines.len() > size, answer::digest(&json));
+        json.extend(ending(older));
+        (chat, Self { company, older, digest, json: json.into(), first, marks })
     }
 
     /// What answers a request, if the window covers it. Windows have up to `size` messages.
@@ -106,7 +104,7 @@ impl Window {
     /// The body of a slice, and its tag: which changes with anything in the window.
     pub(super) fn rendered(&self, slice: Slice) -> Rendered {
         let Slice { from, to, more } = slice;
-        let tag = answer::tag(&self.digest, &format!("-{from}-{to}-{}", u8::from(more)));
+        let tag = answer::tag(&self.digest, format_args!("-{from}-{to}-{}", u8::from(more)));
         Rendered { body: slice.body(self), tag }
     }
 
@@ -118,20 +116,22 @@ impl Window {
 }
 
 impl Slice {
-    /// What is there already. Copied together where that is little, which is cheaper to send in one piece, or a part, which would
-    /// keep all of the window. Else as it lies in the window, once for all who take it.
-    fn body(self, window: &Window) -> Pieces {
+    /// All of a window as it lies there, once for all who take it. A part is copied, for it would keep all.
+    fn body(self, window: &Window) -> Bytes {
+        if self == (Self { from: 0, to: window.marks.len(), more: window.older }) {
+            return window.json.clone();
+        }
         let head = window.end(0);
         // After the first message there is a comma in between.
         let begin = if self.from == 0 { head } else { (window.end(self.from) + 1).min(window.json.len()) };
         let end = if self.from == self.to { begin } else { window.end(self.to).max(begin) };
-        let tail: &'static [u8] = if self.more { b"],\"more\":true}" } else { b"],\"more\":false}" };
-        if self.from == 0 && end == window.json.len() && end > COPIED {
-            return Pieces::of([window.json.clone(), Bytes::from_static(tail)]);
-        }
-        let whole: Bytes = [&window.json[..head], &window.json[begin..end], tail].concat().into();
-        Pieces::from(whole)
+        [&window.json[..head], &window.json[begin..end], ending(self.more)].concat().into()
     }
+}
+
+/// How a page ends, behind its last message.
+const fn ending(more: bool) -> &'static [u8] {
+    if more { b"],\"more\":true}" } else { b"],\"more\":false}" }
 }
 
 impl Line {
@@ -170,7 +170,7 @@ mod tests {
 
     /// What the body of a slice says.
     fn shown(window: &Window, slice: Slice) -> (Vec<i64>, bool) {
-        let bytes = &window.rendered(slice).body.joined();
+        let bytes = &window.rendered(slice).body;
         let page: Value = serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
         let ids = page["messages"].as_array().unwrap().iter().map(|message| message["id"].as_i64().unwrap());
         (ids.collect(), page["more"].as_bool().unwrap())
@@ -203,17 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn a_large_page_that_is_all_of_a_window_is_not_copied_and_a_part_keeps_nothing_of_it() {
-        let large = |id| Line { body: Some("x".repeat(COPIED)), ..line(id, id) };
-        let lines: Vec<Line> = (0..4).rev().map(large).collect();
+    fn a_page_that_is_all_of_a_window_is_not_copied_and_a_part_keeps_nothing_of_it() {
+        let lines: Vec<Line> = (0..4).rev().map(|id| line(id, id)).collect();
         let (_, window) = Window::of(&lines, 200);
         let within = |bytes: &Bytes| window.json.as_ptr_range().contains(&bytes.as_ptr());
         for limit in 1..=4 {
             let page = Page { limit, from_date: None, before: None };
             let slice = window.slice(&page, 200).unwrap();
             assert_eq!(shown(&window, slice).0.len(), limit);
-            let shared = window.rendered(slice).body.iter().any(within);
-            assert_eq!(shared, limit == 4, "{limit} of 4");
+            assert_eq!(within(&window.rendered(slice).body), limit == 4, "{limit} of 4");
         }
     }
 
