@@ -11,7 +11,7 @@ COPY . .
 # What is compiled lies in a cache, which is no part of the image: the program is copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --profile dist --locked --package perto-chat --package perto-cli --features perto-chat/tls,perto-cli/tls \
+    cargo build --profile dist --locked --package perto-chat --package perto-cli \
     && mkdir -p /out/run && cp target/dist/perto-chat target/dist/perto /out/
 
 FROM debian:12.13-slim

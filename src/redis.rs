@@ -7,15 +7,16 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::redis::RedisResult;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{ConnectionInfo, RedisResult};
 
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
 use crate::error::StartError;
 use crate::remote::Remote;
+pub use crate::remote::redis::address::Address;
 use crate::remote::redis::dial::{self, Dialled};
-use crate::remote::redis::{Link, RedisRemote, connection_info};
+use crate::remote::redis::{Link, RedisRemote};
 
 /// L2 and the bus of one app, over one connection.
 #[derive(Debug, Clone)]
@@ -26,12 +27,13 @@ pub struct Tiers {
     pub bus: Arc<dyn Bus>,
 }
 
-/// Reads a URL as [`PertoBuilder::redis`](crate::PertoBuilder::redis) does: for a connection of your own. No I/O.
+/// Reads a URL as [`PertoBuilder::redis`](crate::PertoBuilder::redis) does: for a connection of your own. Of I/O there is no more
+/// than a look at the files that it names.
 ///
 /// # Errors
 /// What is wrong with the URL, without quoting it.
-pub fn options(url: &str) -> Result<ConnectionInfo, StartError> {
-    connection_info(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
+pub fn address(url: &str) -> Result<Address, StartError> {
+    Address::parse(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
 }
 
 /// The tiers of one app on one server. No I/O.
@@ -54,7 +56,7 @@ pub struct Connection(Dialled);
 ///
 /// # Errors
 /// If the server can't be reached or refuses.
-pub async fn connect(server: &ConnectionInfo, most: usize, limit: Duration) -> RedisResult<Connection> {
+pub async fn connect(server: &Address, most: usize, limit: Duration) -> RedisResult<Connection> {
     dial::commands(server, most, limit, limit).await.map(Connection)
 }
 

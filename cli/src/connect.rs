@@ -147,14 +147,14 @@ pub enum RedisTrouble {
 /// What is wrong, and whether it may get better by itself.
 pub async fn check_redis(url: &str) -> Result<perto::redis::Connection, RedisTrouble> {
     let setting = |text: String| RedisTrouble::Setting(anyhow!(text));
-    let info = perto::redis::options(url).map_err(|error| match error {
+    let address = perto::redis::address(url).map_err(|error| match error {
         StartError::Setting { problem, .. } => setting(format!("REDIS_URL is {problem}")),
         error => setting(format!("REDIS_URL: {error}")),
     })?;
-    let at = info.addr().to_string();
+    let at = address.place();
     let unreachable = |error: anyhow::Error| RedisTrouble::Unreachable(error);
     let silent = || unreachable(anyhow!("REDIS_URL: {at} did not answer within {LIMIT:?}"));
-    let mut connection = match perto::redis::connect(&info, MOST, LIMIT).await {
+    let mut connection = match perto::redis::connect(&address, MOST, LIMIT).await {
         Ok(connection) => connection,
         Err(error) if error.kind() == redis::ErrorKind::InvalidClientConfig => {
             return Err(setting("REDIS_URL is not usable in this build".to_owned()));

@@ -8,13 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use redis::ConnectionInfo;
 use redis::aio::{PubSubSink, PubSubStream};
 
 use super::{Bus, Subscription};
 use crate::error::RemoteError;
+use crate::remote::redis::address::Address;
 use crate::remote::redis::frames::Waiting;
-use crate::remote::redis::{Link, connection_info, dial, failed};
+use crate::remote::redis::{Link, dial, failed};
 use crate::wire::MAX_HINT;
 
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -28,7 +28,7 @@ const AROUND: usize = b"*3\r\n$7\r\nmessage\r\n$1\r\n\r\n$1\r\n\r\n".len();
 /// The channel of one app on one Redis or Valkey server.
 pub(crate) struct RedisBus {
     link: Arc<Link>,
-    subscriber: ConnectionInfo,
+    subscriber: Address,
     /// Whether that is another server's.
     elsewhere: bool,
     channel: String,
@@ -45,7 +45,7 @@ impl RedisBus {
     /// # Errors
     /// If the URL makes no sense.
     pub(crate) fn subscribing_at(mut self, url: &str) -> Result<Self, String> {
-        self.subscriber = connection_info(url)?;
+        self.subscriber = Address::parse(url)?;
         self.elsewhere = true;
         Ok(self)
     }

@@ -162,7 +162,7 @@ impl PertoBuilder {
     }
 
     /// The URL of Redis or Valkey, for L2 and hints. Default: none; the instance is then always
-    /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2.
+    /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2. How it is written: [`Address`](crate::redis::Address).
     #[cfg(feature = "redis")]
     pub fn redis(mut self, url: &str) -> Self {
         self.redis = Some(url.to_owned());

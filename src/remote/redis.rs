@@ -12,18 +12,21 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Remote;
 use crate::error::RemoteError;
-use crate::url::{ENCODE, is_cut};
 use crate::wire::MAX_STORED;
 
+pub(crate) mod address;
 pub(crate) mod dial;
 pub(crate) mod frames;
+#[cfg(feature = "tls")]
+mod tls;
 
+use address::Address;
 use dial::Dialled;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -55,7 +58,7 @@ const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];
 
 /// The multiplexed connections for L2 and for publishing.
 pub(crate) struct Link {
-    server: ConnectionInfo,
+    server: Address,
     connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
     /// When an answer with whole values did not come.
@@ -102,7 +105,7 @@ impl Link {
     /// What is wrong with the URL.
     pub(crate) fn new(url: &str, app: &str) -> Result<Arc<Self>, String> {
         Ok(Arc::new(Self {
-            server: connection_info(url)?,
+            server: Address::parse(url)?,
             connections: RwLock::default(),
             connecting: Mutex::default(),
             doubted: parking_lot::Mutex::default(),
@@ -110,7 +113,7 @@ impl Link {
         }))
     }
 
-    pub(crate) const fn server(&self) -> &ConnectionInfo {
+    pub(crate) const fn server(&self) -> &Address {
         &self.server
     }
 
@@ -148,35 +151,6 @@ impl Link {
         takes_writes(&mut connection, &self.probe).await?;
         *self.connections.write() = Some(Connections { awaited, fills });
         Ok(())
-    }
-}
-
-/// Reads a URL.
-///
-/// # Errors
-/// What is wrong with it, without quoting it: it may hold a password.
-pub(crate) fn connection_info(url: &str) -> Result<ConnectionInfo, String> {
-    if is_cut(url) {
-        return Err(format!("not a Redis URL: {ENCODE}"));
-    }
-    let encrypted = url.split_once("://").is_some_and(|(scheme, _)| matches!(scheme, "rediss" | "valkeys"));
-    if encrypted && !cfg!(feature = "tls") {
-        return Err(
-            "for TLS, which this build does not have: build it with the feature `tls`, or use redis://"
-                .to_owned(),
-        );
-    }
-    url.into_connection_info()
-        .map_err(|error| format!("not a Redis URL ({}); like redis://127.0.0.1:6379/0", error.kind_text()))
-}
-
-trait KindText {
-    fn kind_text(&self) -> String;
-}
-
-impl KindText for RedisError {
-    fn kind_text(&self) -> String {
-        format!("{:?}", self.kind())
     }
 }
 
@@ -404,30 +378,5 @@ impl fmt::Debug for Link {
     /// Without the URL: it may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("connected", &self.connections.read().is_some()).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_wrong_with_a_url_is_said_and_no_word_of_it() {
-        for url in
-            ["redis://:s3/cret@h:1/0", "redis://:1/s3cret@h", "redis://u:s3#cret@h", "redis://u:s3?cret@h"]
-        {
-            let refused = connection_info(url).unwrap_err();
-            assert!(refused.contains("`/` as %2F") && !refused.contains("cret"), "{url}: {refused}");
-        }
-        let refused = connection_info("http://u:s3cret@h").unwrap_err();
-        assert!(refused.contains("not a Redis URL") && !refused.contains("cret"), "{refused}");
-        for url in ["redis://h", "redis://:a%2Fb@h:1/2", "valkey://h", "redis://[::1]:6379"] {
-            assert!(connection_info(url).is_ok(), "{url}");
-        }
-        for url in ["rediss://h", "valkeys://h"] {
-            let tls = connection_info(url);
-            assert_eq!(tls.is_ok(), cfg!(feature = "tls"), "{url}");
-            assert!(tls.err().is_none_or(|refused| refused.contains("the feature `tls`")), "{url}");
-        }
     }
 }

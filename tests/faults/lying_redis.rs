@@ -87,7 +87,7 @@ async fn of_a_message_that_is_far_too_long_nothing_is_kept() {
 async fn a_connection_of_ones_own_keeps_no_text_that_is_longer_than_was_asked_for() {
     let liar = Liar::start().await;
     liar.tell(Lie::Value(Answer::Text(8 << 20)));
-    let server = perto::redis::options(&liar.url()).unwrap();
+    let server = perto::redis::address(&liar.url()).unwrap();
     for (most, kept) in [(1 << 20, 0), (16 << 20, 8 << 20)] {
         let limit = Duration::from_secs(20);
         let mut connection = perto::redis::connect(&server, most, limit).await.unwrap();

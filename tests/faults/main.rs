@@ -35,6 +35,8 @@ mod round_trips;
 mod stale_fills;
 mod starting;
 mod states;
+#[cfg(feature = "tls")]
+mod tls;
 mod tokens;
 mod triggers;
 mod useless;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use futures_util::future::select_ok;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, ConnectionAddr, ErrorKind, RedisError, RedisResult};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::address::Address;
 use super::frames::{Limited, Waiting};
 
 /// How long a server may say nothing before the kernel asks whether it is there, and how long it may confirm nothing.
@@ -30,15 +31,15 @@ pub(crate) struct Dialled {
 
 /// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`.
 pub(crate) async fn commands(
-    info: &ConnectionInfo,
+    address: &Address,
     most: usize,
     limit: Duration,
     answer_within: Duration,
 ) -> RedisResult<Dialled> {
     let connecting = async {
-        let stream = Limited::new(dial(info).await?, most);
+        let stream = Limited::new(dial(address).await?, most);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(answer_within));
-        MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await
+        MultiplexedConnection::new_with_config(address.settings(), stream, config).await
     };
     let (connection, speaker) = tokio::time::timeout(limit, connecting).await.map_err(timed_out)??;
     #[expect(clippy::disallowed_methods, reason = "its handle is the owner: it ends with the connection")]
@@ -48,25 +49,25 @@ pub(crate) async fn commands(
 
 /// No message has more bytes of text than `most`, and no more than `most_waiting` wait for whoever takes messages.
 pub(crate) async fn messages(
-    info: &ConnectionInfo,
+    address: &Address,
     most: usize,
     waiting: Waiting,
     most_waiting: usize,
 ) -> RedisResult<PubSub> {
-    let stream = Limited::new(dial(info).await?, most).with_waiting(waiting, most_waiting);
-    PubSub::new(info.redis_settings(), stream).await
+    let stream = Limited::new(dial(address).await?, most).with_waiting(waiting, most_waiting);
+    PubSub::new(address.settings(), stream).await
 }
 
 fn timed_out(_elapsed: tokio::time::error::Elapsed) -> RedisError {
     io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
-async fn dial(info: &ConnectionInfo) -> RedisResult<Box<dyn Stream>> {
-    Ok(match info.addr() {
+async fn dial(address: &Address) -> RedisResult<Box<dyn Stream>> {
+    Ok(match address.addr() {
         ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
         #[cfg(feature = "tls")]
         ConnectionAddr::TcpTls { host, port, insecure: false, .. } => {
-            Box::new(tls::connect(host, tcp(host, *port).await?).await?)
+            Box::new(address.tls().connect(host, tcp(host, *port).await?).await?)
         }
         #[cfg(unix)]
         ConnectionAddr::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
@@ -107,33 +108,4 @@ fn watch_peer(stream: &TcpStream) -> io::Result<()> {
         sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENT_FOR.as_millis()).unwrap_or(u32::MAX))?;
     }
     Ok(())
-}
-
-#[cfg(feature = "tls")]
-mod tls {
-    use std::io;
-    use std::sync::Arc;
-
-    use tokio::net::TcpStream;
-    use tokio_rustls::TlsConnector;
-    use tokio_rustls::client::TlsStream;
-    use tokio_rustls::rustls::pki_types::ServerName;
-    use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
-
-    /// Trusts whom the machine trusts.
-    pub(super) async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        if let (true, Some(error)) = (roots.is_empty(), native.errors.into_iter().next()) {
-            return Err(io::Error::other(error));
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
-    }
 }

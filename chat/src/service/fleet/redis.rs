@@ -5,8 +5,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use perto::redis::{Connection, connect};
-use redis::ConnectionInfo;
+use perto::redis::{Address, Connection, connect};
 use tokio::sync::Mutex;
 
 /// Of connecting, and of an answer.
@@ -16,7 +15,7 @@ const MOST: usize = 256 << 10;
 
 /// Asks Redis, where there is one.
 pub(crate) struct Redis {
-    server: Option<ConnectionInfo>,
+    server: Option<Address>,
     asked: Mutex<Asked>,
     last: parking_lot::Mutex<Option<Info>>,
 }
@@ -43,7 +42,7 @@ impl Redis {
     /// If the URL makes no sense; what is said does not quote it.
     pub(crate) fn new(url: Option<&str>) -> anyhow::Result<Self> {
         Ok(Self {
-            server: url.map(perto::redis::options).transpose()?,
+            server: url.map(perto::redis::address).transpose()?,
             asked: Mutex::default(),
             last: parking_lot::Mutex::default(),
         })
@@ -79,7 +78,7 @@ impl Redis {
     }
 }
 
-async fn ask(server: &ConnectionInfo, connection: Option<Connection>) -> Option<(Connection, String)> {
+async fn ask(server: &Address, connection: Option<Connection>) -> Option<(Connection, String)> {
     let mut connection = match connection {
         Some(connection) => connection,
         None => connect(server, MOST, LIMIT).await.ok()?,
