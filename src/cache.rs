@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 
 use crate::coherence::buckets::WholeCache;
 use crate::coherence::lease::LeaseView;
-use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
 use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::error::{Error, InvalidateError};
-use crate::local::{Entry, GroupOf, Local, TOUCHES};
+use crate::local::{Cached, Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
 use crate::read::{Freshness, Read, ReadOptions, Tier, Wish};
 use crate::shared::Shared;
@@ -232,24 +231,21 @@ impl<K: Key, V: Value> Cache<K, V> {
         // Before the lease.
         let epoch = wish.token.map(|_| coherence.epoch());
         let pinned = core.local.pin();
-        let (held, entry, now) =
+        let (held, slot, now) =
             coherence.lease.read_in_order(|| pinned.get(key), || core.shared.clock.now_ms())?;
-        let live =
-            entry.era == held.era() && entry.cache_epoch == core.whole.epoch() && now < entry.expires_ms;
-        let token = epoch.and_then(|epoch| wish.token_in(epoch, entry.era));
+        let entry = &slot.entry;
+        let live = core.is_live(slot, held) && entry.life.valid_at(now);
+        let token = epoch.and_then(|epoch| wish.token_in(epoch, held.era()));
         let young = wish.within.is_none_or(|limit| coherence.is_within(held, now, limit));
-        if !(live && held.valid_at(now) && young && contains(&entry.stamp, token)) {
+        if !(live && held.valid_at(now) && young && contains(entry, token)) {
             return None;
         }
-        if entry.made_of.is_some() && !core.is_unchanged(entry, held) {
+        if entry.made_of().is_some() && !core.is_unchanged(entry, held) {
             core.drop_dependent(key, entry);
             return None;
         }
-        let chance = Chance::of(hits.increment());
-        if chance.is_one_in(TOUCHES) {
-            core.local.touch(key);
-        }
-        core.sampler.hit(chance, key, entry);
+        core.local.used(key, slot);
+        core.sampler.hit(Chance::of(hits.increment()), key, slot);
         if let Some(began) = timed {
             self.record_sampled_hit(began, held, now);
         }
@@ -428,17 +424,17 @@ impl<K: Key, V: Value> Cache<K, V> {
         let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match flight.is_first_hand() {
             true => LeaseVerdict::Fresh,
-            false if !entry.judged => LeaseVerdict::Refused,
+            false if !entry.judged() => LeaseVerdict::Refused,
             false => {
                 let now_ms = || self.0.shared.clock.now_ms();
-                coherence.judge(held, slot, &self.0.whole, entry.subjects(), &entry.stamp, now_ms)
+                coherence.judge(held, slot, &self.0.whole, entry.subjects(), &entry.stamp(), now_ms)
             }
         };
         // Once more, after all else was looked at.
-        let same_era = entry.era == coherence.lease.held().era();
+        let same_era = entry.life.era() == coherence.lease.held().era();
         let asked = Demand {
-            of_fresh: Write::of(&entry.stamp, wish.token_in(epoch, entry.era)),
-            of_stale: Write::of(&entry.stamp, wish.asked.map(|token| (token, epoch))),
+            of_fresh: Write::of(&entry.stamp(), wish.token_in(epoch, entry.life.era())),
+            of_stale: Write::of(&entry.stamp(), wish.asked.map(|token| (token, epoch))),
             source: wish.source,
         };
         let freshness = match flight.verdict(judged, same_era, asked) {
@@ -480,15 +476,16 @@ impl<K: Key, V: Value> Cache<K, V> {
         else {
             return None;
         };
-        let entry = self.0.local.peek(key)?;
-        let live = entry.era == held.era()
+        let pinned = self.0.local.pin();
+        let slot = pinned.get(key)?;
+        let entry = &slot.entry;
+        let live = self.0.is_live(slot, held)
             && held.ever_valid()
             && since <= max
-            && entry.cache_epoch == self.0.whole.epoch()
-            && self.0.shared.clock.now_ms() < entry.expires_ms
-            && contains(&entry.stamp, wish.token_in(epoch, entry.era))
-            && (entry.made_of.is_none() || self.0.is_unchanged(&entry, held));
-        live.then(|| self.answer(entry, Freshness::Unverified { since }, Tier::Local, wish))
+            && entry.life.valid_at(self.0.shared.clock.now_ms())
+            && contains(entry, wish.token_in(epoch, held.era()))
+            && (entry.made_of().is_none() || self.0.is_unchanged(entry, held));
+        live.then(|| self.answer(Arc::clone(entry), Freshness::Unverified { since }, Tier::Local, wish))
     }
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
@@ -620,15 +617,21 @@ fn timeout_from<F: Future>(
 /// Every so many hits one is timed.
 const HITS_PER_SAMPLE: u64 = 1_024;
 
-/// Whether a value with this stamp contains the write of the token.
+/// Whether an entry contains the write of the token.
 #[inline]
-fn contains(stamp: &Snapshot, token: Option<(Token, u64)>) -> bool {
-    Write::of(stamp, token) == Write::Contained
+fn contains<V>(entry: &Entry<V>, token: Option<(Token, u64)>) -> bool {
+    token.is_none() || Write::of(&entry.stamp(), token) == Write::Contained
 }
 
 impl<K: Key, V: Value> Core<K, V> {
     pub(crate) fn whole(&self) -> Arc<WholeCache> {
         Arc::clone(&self.whole)
+    }
+
+    /// Whether what L1 holds is of this era, and of no earlier epoch of the cache.
+    #[inline]
+    fn is_live(&self, slot: &Cached<V>, held: LeaseView) -> bool {
+        slot.entry.life.era() == held.era() && slot.cache_epoch() == self.whole.epoch()
     }
 
     /// Notes what a read that went below L1 has found, and how long it took.

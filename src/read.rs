@@ -28,7 +28,7 @@ const OTHER_EPOCH: u64 = u64::MAX;
 impl<V> Read<V> {
     #[inline]
     pub(crate) fn of(held: Arc<Entry<V>>, freshness: Freshness, tier: Tier, floor: Option<Token>) -> Self {
-        let floor = floor.map_or(NO_FLOOR, |floor| match held.token {
+        let floor = floor.map_or(NO_FLOOR, |floor| match held.token() {
             Some(token) if token.epoch == floor.epoch => floor.rank().map_or(OTHER_EPOCH, Rank::number),
             _ => OTHER_EPOCH,
         });
@@ -50,7 +50,7 @@ impl<V> Read<V> {
     /// [several statements](crate::Stamp::as_lower_bound). Then keep the token that you have: that answer is left out of the promise.
     #[must_use]
     pub fn token(&self) -> Option<Token> {
-        let token = self.held.token?;
+        let token = self.held.token()?;
         match self.floor {
             NO_FLOOR => Some(token),
             OTHER_EPOCH => None,

@@ -161,7 +161,7 @@ impl View {
             texts.iter().any(|text| refused.contains(&(Arc::clone(&core.name), text.clone())))
         };
         let mut reads = cache.read_for_view(keys, *options, is_refused).await?;
-        if !is_refused && reads.iter().any(|read| read.held().token.is_none()) {
+        if !is_refused && reads.iter().any(|read| read.held().token().is_none()) {
             // A replica's, by chance. The primary's own answer is of a known snapshot.
             reads = cache.read_for_view(keys, *options, true).await?;
         }
@@ -170,16 +170,16 @@ impl View {
             let entry = read.held();
             let no_snapshot = || Error::NoSnapshot { cache: Arc::clone(&core.name) };
             let (epoch, rank) =
-                entry.token.and_then(|token| Some((token.epoch, token.rank()?))).ok_or_else(no_snapshot)?;
+                entry.token().and_then(|token| Some((token.epoch, token.rank()?))).ok_or_else(no_snapshot)?;
             let own = Subject { slot: shared.coherence.buckets.slot(&core.name, &text), whole: core.whole() };
             seen.push(Seen {
                 cache: Arc::clone(&core.name),
                 text,
-                era: entry.era,
+                era: entry.life.era(),
                 epoch,
-                stamp: entry.stamp.clone(),
+                stamp: entry.stamp().into_owned(),
                 rank,
-                judged: entry.judged,
+                judged: entry.judged(),
                 subjects: std::iter::once(own).chain(entry.subjects().iter().cloned()).collect(),
             });
         }

@@ -22,7 +22,7 @@ use crate::coherence::snapshot::{Origin, Snapshot};
 use crate::coherence::token::Token;
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
-use crate::local::Entry;
+use crate::local::{Cached, Entry};
 use crate::shared::member::Auditable;
 use crate::shared::polls::Asked;
 use crate::wire::tape::Tape;
@@ -102,7 +102,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 let the_same = if *in_order { now == again } else { now.is_alike(again) };
                 the_same && self.still_serves(key, entry, start)
             })
-            .map(|((key, entry), _)| Wrong { key, changed: self.changed(&entry.stamp, &said) })
+            .map(|((key, entry), _)| Wrong { key, changed: self.changed(&entry.stamp(), &said) })
             .collect();
         let last = said.xmax().saturating_sub(1);
         self.mend(&wrong, Token::of_write(start.epoch, last)).await;
@@ -157,11 +157,11 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Whether a hit would still get this very entry. Every invalidation of its key that was applied is contained in it
     /// then, for any other would have evicted it.
     fn still_serves(&self, key: &K, entry: &Arc<Entry<V>>, start: ReadStart) -> bool {
-        entry.era == start.era
-            && self.shared.coherence.lease.held().era() == start.era
-            && entry.cache_epoch == self.whole.epoch()
-            && self.is_unchanged(entry, self.shared.coherence.lease.held())
-            && self.local.peek(key).is_some_and(|held| Arc::ptr_eq(&held, entry))
+        let held = self.shared.coherence.lease.held();
+        let still_held = |slot: &Cached<V>| self.is_live(slot, held) && Arc::ptr_eq(&slot.entry, entry);
+        held.era() == start.era
+            && self.is_unchanged(entry, held)
+            && self.local.pin().get(key).is_some_and(still_held)
     }
 
     /// Caches and topics of which something has changed in between.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+use super::fetch::weight;
 use super::gather::{Fits, Worker};
 use super::led::{Call, Led, LedKey};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
@@ -121,9 +122,11 @@ impl<K: Key, V: Value> Core<K, V> {
             for (key, (name, bytes)) in led.keys.drain(..).zip(&mut found) {
                 let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key.text, start));
                 match entry {
-                    Some(entry) if contains(&entry.stamp, token) => {
+                    Some(entry) if contains(&entry, token) => {
                         let entry = Arc::new(entry);
-                        let _accepted_a_moment_ago = self.insert(&key.leader.key, &key.text, &entry);
+                        let weight = weight(&key.text, &entry);
+                        let _accepted_a_moment_ago =
+                            self.insert(&key.leader.key, &key.text, &entry, start, weight);
                         key.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
                     }
                     _ => loads.push(key),

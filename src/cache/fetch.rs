@@ -15,17 +15,17 @@ use futures_util::FutureExt;
 use super::led::{Led, LedKey};
 use super::loader::{self, Load, Loaded};
 use super::pace::Slow;
-use super::{Core, FlightResult, Key, Outcome, Value, contains};
+use super::{Core, FlightResult, Key, Outcome, Value};
 use crate::coherence::buckets::{Slot, Subject};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::{Origin, Snapshot};
 use crate::coherence::token::Token;
-use crate::coherence::verdict::FlightSource;
+use crate::coherence::verdict::{FlightSource, Write};
 use crate::coherence::{Coherence, ReadStart};
 use crate::error::{Cause, Error};
 use crate::health::Event;
 use crate::health::troubles::TroubleKind;
-use crate::local::{Entry, MadeOf};
+use crate::local::{Entry, Made, MadeOf};
 use crate::read::Wish;
 use crate::shared::Unjudged;
 use crate::shared::fills::Fill;
@@ -48,17 +48,24 @@ const UNSTORABLE_LASTS: Duration = Duration::from_mins(10);
 
 impl<K: Key, V: Value> Core<K, V> {
     /// Puts an entry into L1 if it is accepted, under the stripe of its key. Returns whether it was.
-    pub(super) fn insert(&self, key: &K, text: &str, entry: &Arc<Entry<V>>) -> bool {
+    pub(super) fn insert(
+        &self,
+        key: &K,
+        text: &str,
+        entry: &Arc<Entry<V>>,
+        start: ReadStart,
+        weight: u32,
+    ) -> bool {
         let buckets = &self.shared.coherence.buckets;
         let slot = buckets.slot(&self.name, text);
         let insert = || {
             // An entry of an ended era would be dead weight.
-            if entry.era == self.shared.coherence.lease.held().era() {
-                self.local.insert(key.clone(), Arc::clone(entry));
+            if entry.life.era() == self.shared.coherence.lease.held().era() {
+                self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
             }
         };
-        let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp)
-            && buckets.insert_if_accepted(slot, &self.whole, &entry.stamp, insert);
+        let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp())
+            && buckets.insert_if_accepted(slot, &self.whole, &entry.stamp(), insert);
         if !accepted {
             self.counters.inserts_refused.add(1);
         }
@@ -68,7 +75,7 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Whether an entry contains all that is known of what it was made of: no eviction tells of that. After its lease.
     pub(super) fn is_unchanged(&self, entry: &Entry<V>, held: LeaseView) -> bool {
         let Coherence { buckets, lease, .. } = &*self.shared.coherence;
-        buckets.accepts_held(lease, held, entry.subjects(), &entry.stamp)
+        buckets.accepts_held(lease, held, entry.subjects(), &entry.stamp())
     }
 
     /// Drops an entry that was just read: what it was made of has changed, and it comes back no more.
@@ -83,7 +90,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// What each hit of an answer has to judge, where there is something.
-    fn made_of(&self, text: &str, depends: Vec<Dependency>) -> Result<Option<Box<MadeOf>>, Unjudged> {
+    fn made_of(&self, text: &str, depends: Vec<Dependency>) -> Result<Option<MadeOf>, Unjudged> {
         let buckets = &self.shared.coherence.buckets;
         let spelling = buckets.slot_of_spelling(&self.name, text);
         if depends.is_empty() && spelling.is_none() {
@@ -95,7 +102,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let own = spelling.map(|slot| Ok(Subject { slot, whole: Arc::clone(&self.whole) }));
         let known = |on: &Dependency| self.shared.subject(on);
         let subjects = own.into_iter().chain(depends.iter().map(known)).collect::<Result<_, _>>()?;
-        Ok(Some(Box::new(MadeOf { subjects, depends: depends.into() })))
+        Ok(Some(MadeOf { subjects, depends: depends.into() }))
     }
 
     /// A value from L2, if it can be read and contains every invalidation known here.
@@ -141,18 +148,15 @@ impl<K: Key, V: Value> Core<K, V> {
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
         let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
-        let size = weigh(value.as_ref());
-        Some(Entry {
+        let made = Made {
             era: start.era,
-            cache_epoch: start.cache_epoch,
             expires_ms: clock.now_ms().saturating_add(left_ms),
-            weight: Entry::<V>::weigh(text.len(), size, &stored.stamp, made_of.as_deref()),
             token: stored.rank.map(|rank| Token::of_read(start.epoch, rank)),
             made_of,
             judged: true,
             stamp: stored.stamp,
-            value,
-        })
+        };
+        Some(Entry::new(value, made))
     }
 
     /// Calls the loader; once more for the primary if it read a replica that lags behind.
@@ -225,7 +229,8 @@ impl<K: Key, V: Value> Core<K, V> {
             let sufficient = || {
                 !wish.source
                     && self.all_accepted(&keys, &depends, &loaded.stamp.snapshot)
-                    && contains(&loaded.stamp.snapshot, wish.token_in(start.epoch, start.era))
+                    && Write::of(&loaded.stamp.snapshot, wish.token_in(start.epoch, start.era))
+                        == Write::Contained
             };
             if start.era != self.shared.coherence.lease.held().era() || sufficient() {
                 return Ok(Brought { loaded, depends, from: FlightSource::Unknown });
@@ -286,7 +291,6 @@ impl<K: Key, V: Value> Core<K, V> {
                 Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                 None => (None, self.policy.absent_ttl),
             };
-            let size = weigh(value.as_ref());
             let (made_of, judged) = match self.made_of(&text, depends.next().unwrap_or_default()) {
                 Ok(made_of) => (made_of, true),
                 Err(unjudged) => {
@@ -297,24 +301,26 @@ impl<K: Key, V: Value> Core<K, V> {
                     (None, false)
                 }
             };
-            let entry = Arc::new(Entry {
+            let made = Made {
                 era: start.era,
-                cache_epoch: start.cache_epoch,
                 expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
-                weight: Entry::<V>::weigh(text.len(), size, &stamp.snapshot, made_of.as_deref()),
                 token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
                 made_of,
                 judged,
                 stamp: stamp.snapshot.clone(),
-                value,
-            });
-            if judged && !self.insert(&leader.key, &text, &entry) && from == FlightSource::Computed {
+            };
+            let entry = Arc::new(Entry::new(value, made));
+            let weight = weight(&text, &entry);
+            if judged
+                && !self.insert(&leader.key, &text, &entry, start, weight)
+                && from == FlightSource::Computed
+            {
                 // It contains what the last poll does, and there has been an invalidation since.
                 self.shared.polls.ask(Asked::InDoubt);
             }
             // What contains nothing would be refused by all.
-            if judged && entry.stamp.xmax() > 0 {
-                loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl });
+            if judged && entry.stamp().xmax() > 0 {
+                loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl, weight });
             }
             leader.finish(Ok(Outcome { entry, from }));
         }
@@ -332,7 +338,7 @@ impl<K: Key, V: Value> Core<K, V> {
             for load in loads {
                 let fill = core.encoded(&load, start, created_unix_ms);
                 // Also of those that stay out: they took as long.
-                bytes += load.entry.weight as usize;
+                bytes += load.weight as usize;
                 fills.extend(fill);
                 if bytes >= BYTES_AT_A_TIME {
                     bytes = 0;
@@ -366,8 +372,8 @@ impl<K: Key, V: Value> Core<K, V> {
         let ttl = load.ttl.min(MAX_LIFE);
         let name = self.remote_key(start.epoch, &load.text);
         let stored = Stored {
-            stamp: load.entry.stamp.clone(),
-            rank: load.entry.token.and_then(Token::rank),
+            stamp: load.entry.stamp().into_owned(),
+            rank: load.entry.token().and_then(Token::rank),
             depends: load.entry.depends().to_vec(),
             created_unix_ms,
             life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
@@ -408,11 +414,12 @@ struct ForRemote<V> {
     text: String,
     entry: Arc<Entry<V>>,
     ttl: Duration,
+    weight: u32,
 }
 
-/// The bytes of a value: an entry has room for one, also where there is none.
-fn weigh<V: Value>(value: Option<&V>) -> usize {
-    value.map_or(size_of::<V>(), tape::weigh)
+/// The bytes of an entry, which has room for a value, also where there is none.
+pub(super) fn weight<V: Value>(text: &str, entry: &Entry<V>) -> u32 {
+    entry.weigh(text.len(), entry.value.as_ref().map_or(size_of::<V>(), tape::weigh))
 }
 
 fn millis(duration: Duration) -> u64 {

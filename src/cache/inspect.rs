@@ -225,21 +225,23 @@ impl<K: Key, V: Value> Cache<K, V> {
     fn in_local(&self, key: &K) -> Option<InLocal> {
         let coherence = &self.0.shared.coherence;
         let held = coherence.lease.held();
-        let entry = self.0.local.peek(key)?;
+        let pinned = self.0.local.pin();
+        let slot = pinned.get(key)?;
+        let entry = &slot.entry;
         let now = self.0.shared.clock.now_ms();
         // As a hit looks at it; see `Cache::hit`.
-        let refused = if entry.era != held.era() {
+        let refused = if entry.life.era() != held.era() {
             Some(Refusal::Era)
-        } else if entry.cache_epoch != self.0.whole.epoch() {
+        } else if slot.cache_epoch() != self.0.whole.epoch() {
             Some(Refusal::WholeCache)
-        } else if now >= entry.expires_ms {
+        } else if !entry.life.valid_at(now) {
             Some(Refusal::Expired)
         } else if !held.valid_at(now) {
             Some(Refusal::Lease)
         } else {
             None
         };
-        let misses = |subject: &Subject| missed(&self.0.shared, subject, &entry.stamp);
+        let misses = |subject: &Subject| missed(&self.0.shared, subject, &entry.stamp());
         // Where the log may name it in another spelling, its own key is the first of them.
         let subjects = entry.subjects();
         let (own, others) = subjects.split_at(subjects.len() - entry.depends().len());
@@ -247,10 +249,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let depends = entry.depends().iter().zip(others);
         let depends = depends.map(|(on, subject)| DependsOn { on: on.clone(), refused: misses(subject) });
         Some(InLocal {
-            stamp: entry.stamp.clone(),
-            left: Duration::from_millis(entry.expires_ms.saturating_sub(now)),
+            stamp: entry.stamp().into_owned(),
+            left: Duration::from_millis(entry.life.deadline_ms().saturating_sub(now)),
             absent: entry.value.is_none(),
-            weight: entry.weight,
+            weight: slot.weight(),
             refused,
             depends: depends.collect(),
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::local::Entry;
+use crate::local::{Cached, Entry};
 
 /// Samples are held though moka may have let them go: they end by their bytes too.
 const MAX_BYTES: u64 = 1 << 20;
@@ -27,11 +27,6 @@ impl Chance {
     pub(super) const fn of(number: u64) -> Self {
         let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Self((spread ^ (spread >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93))
-    }
-
-    #[inline]
-    pub(super) const fn is_one_in(self, so_many: u64) -> bool {
-        self.0 <= u64::MAX / so_many
     }
 }
 
@@ -80,18 +75,18 @@ impl<K: Clone + Eq, V> Sampler<K, V> {
 
     /// For each hit.
     #[inline]
-    pub(super) fn hit<Q>(&self, chance: Chance, key: &Q, entry: &Arc<Entry<V>>)
+    pub(super) fn hit<Q>(&self, chance: Chance, key: &Q, cached: &Cached<V>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + ToOwned<Owned = K>,
     {
         if chance.0 < self.below.load(Ordering::Relaxed) {
-            self.keep(key, entry);
+            self.keep(key, cached);
         }
     }
 
     #[cold]
-    fn keep<Q>(&self, key: &Q, entry: &Arc<Entry<V>>)
+    fn keep<Q>(&self, key: &Q, cached: &Cached<V>)
     where
         K: Borrow<Q>,
         Q: ?Sized + Eq + ToOwned<Owned = K>,
@@ -102,8 +97,8 @@ impl<K: Clone + Eq, V> Sampler<K, V> {
             return;
         }
         if kept.samples.iter().all(|(sampled, _)| sampled.borrow() != key) {
-            kept.samples.push((key.to_owned(), Arc::clone(entry)));
-            kept.bytes += u64::from(entry.weight);
+            kept.samples.push((key.to_owned(), Arc::clone(&cached.entry)));
+            kept.bytes += u64::from(cached.weight());
         }
         if kept.samples.len() >= kept.most || kept.bytes >= MAX_BYTES {
             self.below.store(0, Ordering::Relaxed);
@@ -117,20 +112,12 @@ mod tests {
 
     use super::*;
     use crate::coherence::snapshot::Snapshot;
+    use crate::local::Made;
 
-    fn entry(weight: u32) -> Arc<Entry<()>> {
+    fn entry(weight: u32) -> Cached<()> {
         let stamp = Snapshot::all_below(1);
-        Arc::new(Entry {
-            era: 0,
-            cache_epoch: 0,
-            stamp,
-            token: None,
-            made_of: None,
-            judged: true,
-            expires_ms: 0,
-            weight,
-            value: Some(()),
-        })
+        let made = Made { era: 0, expires_ms: 0, stamp, token: None, made_of: None, judged: true };
+        Cached::new(Arc::new(Entry::new(Some(()), made)), 0, weight, 0)
     }
 
     /// Bursts of one order of a thousand keys, one every so many intervals: the keys that were ever sampled.

@@ -128,10 +128,8 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Whether L1 has a value for the key that does not show whether it contains the write.
     fn holds_without(&self, key: &K, held: LeaseView, token: Option<Token>) -> bool {
-        self.0.local.peek(key).is_some_and(|entry| {
-            entry.era == held.era()
-                && entry.cache_epoch == self.0.whole.epoch()
-                && token.is_some_and(|token| !token.mark.is_in(&entry.stamp))
+        self.0.local.pin().get(key).is_some_and(|slot| {
+            self.0.is_live(slot, held) && token.is_some_and(|token| !token.mark.is_in(&slot.entry.stamp()))
         })
     }
 }

@@ -87,6 +87,11 @@ impl Lease {
 }
 
 impl LeaseView {
+    /// How long something of an era is good.
+    pub(crate) fn of(era: u64, deadline_ms: u64) -> Self {
+        Self(era << DEADLINE_BITS | deadline_ms.min(DEADLINE_MASK))
+    }
+
     pub(crate) const fn era(self) -> u64 {
         self.0 >> DEADLINE_BITS
     }

@@ -2,7 +2,6 @@
 //! oldest entries, and nobody else any.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::Hash;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,28 +10,28 @@ use parking_lot::Mutex;
 pub(crate) type GroupOf<K, V> = Arc<dyn Fn(&K, Option<&V>) -> u64 + Send + Sync>;
 
 /// The groups and what they hold.
-pub(super) struct Shares<K> {
+pub(super) struct Shares {
     most: u64,
-    groups: Mutex<HashMap<u64, Group<K>>>,
+    groups: Mutex<HashMap<u64, Group>>,
 }
 
-struct Group<K> {
+struct Group {
     bytes: u64,
     entries: usize,
-    /// The oldest first. Keys may have gone since, or come again.
-    order: VecDeque<K>,
+    /// The hashes of keys, the oldest first. They may have gone since, or come again.
+    order: VecDeque<u64>,
 }
 
 /// Keys that have gone, and are still in the order.
 const SLACK: usize = 64;
 
-impl<K: Hash + Eq + Clone> Shares<K> {
+impl Shares {
     pub(super) fn new(most: u64) -> Self {
         Self { most, groups: Mutex::default() }
     }
 
     /// An entry comes.
-    pub(super) fn came(&self, group: u64, key: K, weight: u32) {
+    pub(super) fn came(&self, group: u64, key: u64, weight: u32) {
         let mut groups = self.groups.lock();
         let group =
             groups.entry(group).or_insert_with(|| Group { bytes: 0, entries: 0, order: VecDeque::new() });
@@ -42,7 +41,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     }
 
     /// The oldest key of a group that holds too much: it has to go.
-    pub(super) fn over(&self, group: u64) -> Option<K> {
+    pub(super) fn over(&self, group: u64) -> Option<u64> {
         let mut groups = self.groups.lock();
         let group = groups.get_mut(&group).filter(|group| group.bytes > self.most)?;
         // The last one may stay, however large.
@@ -53,15 +52,16 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     pub(super) fn went(&self, of: u64, weight: u32) {
         let mut groups = self.groups.lock();
         let Some(group) = groups.get_mut(&of) else { return };
-        group.bytes -= u64::from(weight);
-        group.entries -= 1;
+        // The application may group an entry otherwise by now.
+        group.bytes = group.bytes.saturating_sub(u64::from(weight));
+        group.entries = group.entries.saturating_sub(1);
         if group.entries == 0 {
             groups.remove(&of);
         }
     }
 
     /// Forgets keys that have gone, where they are many.
-    pub(super) fn tidy(&self, of: u64, is_held: impl Fn(&K) -> bool) {
+    pub(super) fn tidy(&self, of: u64, is_held: impl Fn(&u64) -> bool) {
         let mut order = {
             let mut groups = self.groups.lock();
             match groups.get_mut(&of) {
@@ -73,7 +73,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         };
         // Without the lock: whoever looks may be told meanwhile of what has gone.
         let mut seen = HashSet::new();
-        order.retain(|key| is_held(key) && seen.insert(key.clone()));
+        order.retain(|key| is_held(key) && seen.insert(*key));
         if let Some(group) = self.groups.lock().get_mut(&of) {
             order.append(&mut group.order);
             group.order = order;

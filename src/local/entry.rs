@@ -1,0 +1,171 @@
+//! One value and what is to be judged of it, in as few bytes as it goes: L1 has as many of these as fit.
+
+use std::borrow::Cow;
+
+use crate::coherence::buckets::Subject;
+use crate::coherence::lease::LeaseView;
+use crate::coherence::snapshot::{Rank, Snapshot};
+use crate::coherence::token::Token;
+use crate::wire::Dependency;
+
+/// One value, or the knowledge that there is none.
+#[derive(Debug)]
+pub(crate) struct Entry<V> {
+    pub(crate) value: Option<V>,
+    /// The era in which the load *began*, which a hit compares, and when the entry's own life ends.
+    pub(crate) life: LeaseView,
+    /// Of the stamp. Where no transaction was running there is nothing more to it.
+    xmin: u64,
+    /// Of the token; 0 where there is none.
+    epoch: u64,
+    more: Option<Box<More>>,
+}
+
+/// What many entries lack.
+#[derive(Debug)]
+struct More {
+    stamp: Snapshot,
+    /// Of the whole stamp, where what came from L2 is cut.
+    rank: Rank,
+    judged: bool,
+    made_of: Option<MadeOf>,
+}
+
+/// What an entry is made from.
+#[derive(Debug)]
+pub(crate) struct Made {
+    /// The era in which the load *began*.
+    pub(crate) era: u64,
+    pub(crate) expires_ms: u64,
+    pub(crate) stamp: Snapshot,
+    /// What a later answer must contain to be no older than this one. `None` where nobody knows what it holds beyond its stamp: it is
+    /// a replica's, or computed.
+    pub(crate) token: Option<Token>,
+    /// Judged by each hit, since no eviction tells of it.
+    pub(crate) made_of: Option<MadeOf>,
+    /// Else it depends on more than can be judged: it is cached nowhere, and nobody joins it.
+    pub(crate) judged: bool,
+}
+
+/// What an entry was made of that may change without its key being evicted.
+pub(crate) struct MadeOf {
+    /// The entry's own key, where the log may spell it otherwise; and what it depends on.
+    pub(crate) subjects: Box<[Subject]>,
+    /// What it depends on, by name.
+    pub(crate) depends: Box<[Dependency]>,
+}
+
+/// What an entry costs beside its key and value: moka's own bookkeeping and ours. `benches/capacity.rs` measures it.
+pub(super) const ENTRY_BYTES: u32 = 300;
+
+impl<V> Entry<V> {
+    pub(crate) fn new(value: Option<V>, made: Made) -> Self {
+        let Made { era, expires_ms, stamp, token, made_of, judged } = made;
+        let rank = token.and_then(Token::rank);
+        let xmin = stamp.xmin();
+        let plain = stamp == Snapshot::all_below(xmin) && rank.is_none_or(|rank| rank == stamp.rank());
+        let more = (!plain || !judged || made_of.is_some()).then(|| {
+            let rank = rank.unwrap_or_else(|| stamp.rank());
+            Box::new(More { stamp, rank, judged, made_of })
+        });
+        let epoch = token.map_or(0, |token| token.epoch);
+        Self { value, life: LeaseView::of(era, expires_ms), xmin, epoch, more }
+    }
+
+    pub(crate) fn stamp(&self) -> Cow<'_, Snapshot> {
+        match &self.more {
+            Some(more) => Cow::Borrowed(&more.stamp),
+            None => Cow::Owned(Snapshot::all_below(self.xmin)),
+        }
+    }
+
+    /// See [`Made::token`].
+    pub(crate) fn token(&self) -> Option<Token> {
+        let rank = || self.more.as_ref().map_or_else(|| self.stamp().rank(), |more| more.rank);
+        (self.epoch != 0).then(|| Token::of_read(self.epoch, rank()))
+    }
+
+    /// See [`Made::judged`].
+    pub(crate) fn judged(&self) -> bool {
+        self.more.as_ref().is_none_or(|more| more.judged)
+    }
+
+    /// What each hit judges.
+    #[inline]
+    pub(crate) fn subjects(&self) -> &[Subject] {
+        self.made_of().map_or(&[], |made_of| &made_of.subjects)
+    }
+
+    pub(crate) fn depends(&self) -> &[Dependency] {
+        self.made_of().map_or(&[], |made_of| &made_of.depends)
+    }
+
+    #[inline]
+    pub(crate) fn made_of(&self) -> Option<&MadeOf> {
+        self.more.as_ref()?.made_of.as_ref()
+    }
+
+    /// The weight of an entry whose key's text and value take about so many bytes.
+    pub(crate) fn weigh(&self, key_bytes: usize, value_bytes: usize) -> u32 {
+        let more = self.more.as_ref().map_or(0, |more| more.bytes());
+        let bytes = u32::try_from(key_bytes + value_bytes + more).unwrap_or(u32::MAX);
+        bytes.saturating_add(ENTRY_BYTES)
+    }
+}
+
+impl More {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.stamp.heap_bytes() + self.made_of.as_ref().map_or(0, MadeOf::bytes)
+    }
+}
+
+impl MadeOf {
+    /// On the heap.
+    fn bytes(&self) -> usize {
+        // With the heads that two texts have on the heap.
+        let texts: usize = self.depends.iter().map(|on| on.cache.len() + on.key.len() + 32).sum();
+        size_of_val(&*self.subjects) + size_of_val(&*self.depends) + texts
+    }
+}
+
+impl std::fmt::Debug for MadeOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.depends.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(stamp: &str, token: Option<Token>, judged: bool) -> Entry<u8> {
+        let stamp = Snapshot::parse(stamp).unwrap();
+        Entry::new(None, Made { era: 3, expires_ms: 70, stamp, token, made_of: None, judged })
+    }
+
+    #[test]
+    fn an_entry_says_what_it_was_made_from() {
+        let rank = |text| Snapshot::parse(text).unwrap().rank();
+        for stamp in ["5:5:", "5:9:5,7", "5:6:5"] {
+            // Of its own stamp, and of a whole one of which that is the cut.
+            for token in
+                [None, Some(Token::of_read(8, rank(stamp))), Some(Token::of_read(8, rank("5:20:5,17")))]
+            {
+                for judged in [true, false] {
+                    let entry = entry(stamp, token, judged);
+                    assert_eq!(entry.stamp().to_string(), stamp);
+                    assert_eq!((entry.token(), entry.judged()), (token, judged));
+                    assert_eq!((entry.life.era(), entry.life.deadline_ms()), (3, 70));
+                    assert!(entry.made_of().is_none());
+                }
+            }
+        }
+    }
+
+    /// Where nothing runs, an entry and its two counts of references are seven words beside the value.
+    #[test]
+    fn an_entry_is_small() {
+        assert!(entry("5:5:", Some(Token::of_read(8, Snapshot::all_below(5).rank())), true).more.is_none());
+        assert_eq!(size_of::<Entry<String>>(), size_of::<String>() + 32);
+    }
+}
