@@ -453,7 +453,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     fn answer(&self, entry: Arc<Entry<V>>, freshness: Freshness, tier: Tier, wish: Wish) -> Read<V> {
         let counters = &self.0.counters;
         match tier {
-            Tier::Local => counters.l1_hits.here().add(1),
+            Tier::Local => _ = counters.l1_hits.here().increment(),
             Tier::Remote => counters.l2_hits.add(1),
             Tier::Load => counters.load_hits.add(1),
         }

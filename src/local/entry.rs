@@ -8,17 +8,18 @@ use crate::coherence::snapshot::{Rank, Snapshot};
 use crate::coherence::token::Token;
 use crate::wire::Dependency;
 
-/// One value, or the knowledge that there is none.
+/// One value, or the knowledge that there is none. In this order, what a hit looks at lies beside the count of references.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry<V> {
-    pub(crate) value: Option<V>,
     /// The era in which the load *began*, which a hit compares, and when the entry's own life ends.
     pub(crate) life: LeaseView,
+    more: Option<Box<More>>,
     /// Of the stamp. Where no transaction was running there is nothing more to it.
     xmin: u64,
     /// Of the token; 0 where there is none.
     epoch: u64,
-    more: Option<Box<More>>,
+    pub(crate) value: Option<V>,
 }
 
 /// What many entries lack.
