@@ -118,7 +118,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
                 // What was put again is in the index already.
                 if cause != RemovalCause::Replaced {
                     // The application's hash function may panic. moka would never call again.
-                    let _panicked = catch_unwind(AssertUnwindSafe(|| index.take(&Gone(*hash), |_| true)));
+                    let _panicked = catch_unwind(AssertUnwindSafe(|| index.take(*hash, |_, _| true)));
                 }
             }
         };
@@ -184,7 +184,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         if let Some((held, group)) = group {
             // What goes may go without its key's stripe: nothing is wrong without it.
             while let Some(oldest) = held.over(group) {
-                self.take(&Gone(oldest), oldest, |_| true);
+                self.take(oldest, |_, _| true);
             }
             held.tidy(group, |hash| self.policy.contains_key(hash));
         }
@@ -194,7 +194,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
     /// that came in between from being older than an invalidation known here. Returns whether something went.
     pub(crate) fn evict(&self, key: &K, xid: u64) -> bool {
         let hash = hash_of(key);
-        self.take(&Wanted(hash, key), hash, |cached| !cached.entry.stamp().contains(xid))
+        self.take(hash, |held, cached| held == key && !cached.entry.stamp().contains(xid))
     }
 
     pub(crate) fn remove<Q>(&self, key: &Q)
@@ -203,7 +203,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         Q: ?Sized + Eq + Hash,
     {
         let hash = hash_of(key);
-        self.take(&Wanted(hash, key), hash, |_| true);
+        self.take(hash, |held, _| held.borrow() == key);
     }
 
     /// Removes an entry that was just looked at; what has come in its place stays.
@@ -213,14 +213,11 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         Q: ?Sized + Eq + Hash,
     {
         let hash = hash_of(key);
-        self.take(&Wanted(hash, key), hash, |cached| Arc::ptr_eq(&cached.entry, entry));
+        self.take(hash, |held, cached| held.borrow() == key && Arc::ptr_eq(&cached.entry, entry));
     }
 
-    fn take<Q>(&self, what: &Q, hash: u64, which: impl Fn(&Cached<V>) -> bool) -> bool
-    where
-        Q: Equivalent<Held<K>> + Hash,
-    {
-        let taken = self.index.take(what, which);
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
+        let taken = self.index.take(hash, which);
         if taken {
             self.policy.invalidate(&hash);
         }
@@ -255,21 +252,20 @@ impl<K: Hash + Eq + Clone, V> Index<K, V> {
         let guard = self.held.guard();
         let grouped = self.shares.as_ref().map(|_| key.clone());
         if let Some(replaced) = self.held.insert(Held(key), cached, &guard) {
-            hurry(replaced, &guard);
             grouped.iter().for_each(|key| self.went(key, replaced));
+            hurry(replaced, &guard);
         }
     }
 
-    /// Takes out what is held for a key, if it is the one that is meant.
-    fn take<Q>(&self, what: &Q, which: impl Fn(&Cached<V>) -> bool) -> bool
-    where
-        Q: Equivalent<Held<K>> + Hash,
-    {
+    /// Takes out what is held, if it is what is meant. It is found by its hash, as the map compares what it holds: while the map grows, it
+    /// is not found by a key that has just taken another's place.
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
         let guard = self.held.guard();
-        let taken = self.held.remove_if(what, |_, cached| which(cached), &guard).ok().flatten();
+        let taken = self.held.remove_if(&Gone(hash), |Held(key), cached| which(key, cached), &guard);
+        let taken = taken.ok().flatten();
         if let Some((Held(key), cached)) = taken {
-            hurry(cached, &guard);
             self.went(key, cached);
+            hurry(cached, &guard);
         }
         taken.is_some()
     }
@@ -615,7 +611,7 @@ mod tests {
                             // Two go: one is replaced, one removed.
                             index.put(key, counted(weight));
                             index.put(key, counted(weight));
-                            assert!(index.take(&Gone(hash_of(&key)), |_| true));
+                            assert!(index.take(hash_of(&key), |_, _| true));
                         }
                         done.wait();
                         done.wait();
@@ -653,6 +649,33 @@ mod tests {
         assert_eq!((local.size(), local.index.held.len()), ((1, 96), 1));
         assert!(local.evict(&Alike(999), 5) && held(999).is_none());
         assert_eq!((local.size(), local.index.held.len()), ((0, 0), 0));
+    }
+
+    /// Equal in one part is alike to moka, and to the map.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct HalfAlike(u64, bool);
+
+    impl Hash for HalfAlike {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            state.write_u64(self.0);
+        }
+    }
+
+    /// While the map grows, an entry is in two tables.
+    #[test]
+    fn a_key_that_took_anothers_place_is_evicted_also_while_the_index_grows() {
+        let local = Local::<HalfAlike, u64>::new("growing", 1 << 30, None);
+        let put = |key: &HalfAlike| local.insert(key.clone(), entry(Some(key.0)), 0, 96);
+        let mut evicted = Vec::new();
+        for number in 0..100_000_u64 {
+            put(&HalfAlike(number, false));
+            let key = HalfAlike(number / 2, true);
+            put(&key);
+            assert!(local.evict(&key, 5), "{key:?}");
+            evicted.push(key);
+        }
+        let held = |key: &&HalfAlike| local.pin().get(*key).is_some();
+        assert_eq!(evicted.iter().find(held), None);
     }
 
     #[test]
