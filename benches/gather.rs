@@ -1,7 +1,7 @@
 //! What comes together goes together: look-ups into L2 and loads of many tasks beside the bare client, in turns in one
 //! run. Medians of the rounds' ratios.
 //!
-//! `make bench ARGS='--bench gather'`, with `-- look_ups` or `-- cold` for a half of it. `ROUNDS` in the environment takes another number of rounds. Prints Markdown.
+//! `make bench ARGS='--bench gather'`, with `-- look_ups`, `-- cold` or `-- start` for a part of it. `ROUNDS` in the environment takes another number of rounds. Prints Markdown.
 #![allow(
     missing_docs,
     clippy::cast_precision_loss,
@@ -35,6 +35,8 @@ const ROUNDS: usize = 7;
 const TURN: Duration = Duration::from_millis(700);
 /// Tasks that read what is cached nowhere.
 const COLD_TASKS: i64 = 64;
+/// Rows of a table that all are read after a start.
+const START_ROWS: i64 = 100_000;
 /// Reads of one task in a round, each of which is timed.
 const ALONE: usize = 3_000;
 
@@ -52,23 +54,27 @@ async fn main() {
         look_ups(&bed, rounds).await;
     }
     if wanted("cold") {
-        cold(&bed, rounds).await;
+        cold(&bed, ROWS, rounds).await;
+    }
+    if wanted("start") {
+        bed.grow(START_ROWS).await;
+        cold(&bed, START_ROWS, rounds.div_ceil(2)).await;
     }
     bed.clean_up().await;
 }
 
 /// Every row read once, with nothing cached anywhere, by tasks that ask for one at a time.
-async fn cold(bed: &Bed, rounds: usize) {
+async fn cold(bed: &Bed, rows: i64, rounds: usize) {
     let sql: &'static str = bed.load_sql().leak();
     let mut both = Vec::new();
     let (mut calls, mut round_trips) = (0, 0);
     for _ in 0..rounds {
         let pool = bed.pool.clone();
-        let bare = once(move |id| query_bare(pool.clone(), sql, id)).await;
+        let bare = once(rows, move |id| query_bare(pool.clone(), sql, id)).await;
         bed.forget().await;
-        let (perto, cache) = bed.instance::<i64>(64 << 20).await;
+        let (perto, cache) = bed.instance::<i64>(256 << 20).await;
         let before = bed.redis_calls().await;
-        let ours = once({
+        let ours = once(rows, {
             let cache = cache.clone();
             move |id| get_cold(cache.clone(), id)
         })
@@ -79,10 +85,11 @@ async fn cold(bed: &Bed, rounds: usize) {
         both.push((bare, ours));
     }
     let (bare, ours, ratio) = medians(&both);
-    report(&format!("cold_tasks{COLD_TASKS}_vs_queries"), &ratios(&both));
+    let name = if rows == ROWS { "cold" } else { "start" };
+    report(&format!("{name}_tasks{COLD_TASKS}_vs_queries"), &ratios(&both));
     let per_round = rounds as u64;
     println!(
-        "\n| {ROWS} misses by {COLD_TASKS} tasks | single queries | Perto | ratio |\n| --- | ---: | ---: | ---: |"
+        "\n| {rows} misses by {COLD_TASKS} tasks | single queries | Perto | ratio |\n| --- | ---: | ---: | ---: |"
     );
     println!("| rows a second | {bare:.0} | {ours:.0} | {ratio:.2} × |");
     println!(
@@ -103,19 +110,20 @@ async fn get_cold(cache: Cache<i64, Message>, id: i64) {
 
 /// Each row once, in a second.
 async fn once<F: Future<Output = ()> + Send + 'static>(
+    rows: i64,
     read: impl Fn(i64) -> F + Clone + Send + 'static,
 ) -> f64 {
     let (began, mut all) = (Instant::now(), JoinSet::new());
     for task in 0..COLD_TASKS {
         let read = read.clone();
         all.spawn(async move {
-            for id in (task..ROWS).step_by(COLD_TASKS as usize) {
+            for id in (task..rows).step_by(COLD_TASKS as usize) {
                 read(id).await;
             }
         });
     }
     all.join_all().await;
-    ROWS as f64 / began.elapsed().as_secs_f64()
+    rows as f64 / began.elapsed().as_secs_f64()
 }
 
 async fn look_ups(bed: &Bed, rounds: usize) {

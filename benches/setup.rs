@@ -40,6 +40,17 @@ impl Bed {
         Self { schema, pool, postgres_url, redis_url }
     }
 
+    /// More rows, so that there are so many.
+    pub async fn grow(&self, rows: i64) {
+        let sql = format!(
+            "insert into {0}.messages select n, 'author ' || n, repeat('x', 230) from generate_series({ROWS}, {1}) n; \
+             analyze {0}.messages",
+            self.schema,
+            rows - 1
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.expect("rows");
+    }
+
     pub async fn watch(&self) {
         let mut connection = PgConnection::connect(&self.postgres_url).await.expect("DATABASE_URL");
         let watch = postgres::Watch {

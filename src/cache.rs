@@ -344,7 +344,6 @@ impl<K: Key, V: Value> Cache<K, V> {
             if again {
                 now = tokio::time::Instant::now();
             }
-            let start = self.0.shared.coherence.read_start(&self.0.whole);
             let mut led = Vec::new();
             let mut waiting = Vec::new();
             let mut own = HashSet::new();
@@ -381,9 +380,12 @@ impl<K: Key, V: Value> Cache<K, V> {
                 break;
             }
             if !led.is_empty() {
+                // Once the flights are there: whoever joins one as if it took off after its own read began must not have it judged by
+                // a poll from before. Before anything is asked of anybody.
+                let start = self.0.shared.coherence.read_start(&self.0.whole);
                 self.look_up(Led::new(led, start, wish, &trace, now)).await?;
             }
-            refused += usize::from(self.land(waiting, keys, texts, wish, &mut answers).await?);
+            refused += usize::from(self.land(waiting, texts, wish, &mut answers).await?);
             again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
@@ -393,15 +395,14 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// was given up: the next attempt leads, and how often that happens is up to those who cancel.
     async fn land(
         &self,
-        waiting: Vec<(usize, Boarded, Waiter<FlightResult<V>>)>,
-        keys: &[K],
+        waiting: Vec<(usize, Boarded, Waiter<K, FlightResult<V>>)>,
         texts: &[String],
         wish: Wish,
         answers: &mut [Option<Read<V>>],
     ) -> Result<bool, Error> {
         let mut refused = false;
         for (at, boarded, waiter) in waiting {
-            if let Some(outcome) = self.0.flights.outcome(&keys[at], waiter).await {
+            if let Some(outcome) = self.0.flights.outcome(waiter).await {
                 answers[at] = self.judge(&texts[at], &outcome?, boarded, wish)?;
                 refused |= answers[at].is_none();
             }
@@ -674,8 +675,8 @@ impl<K: Key, V: Value> Core<K, V> {
             loader,
             sampler: Sampler::new(),
             pace: Pace::default(),
-            look_ups: Gather::new(FEW_LOOK_UPS),
-            loads: Gather::new(FEW_LOADS),
+            look_ups: Gather::new(FEW_LOOK_UPS, Led::count),
+            loads: Gather::new(FEW_LOADS, Led::count),
             undeclared: AtomicBool::new(false),
             counters: CacheCounters::default(),
             recent: Recent::new(),

@@ -164,7 +164,9 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash,
     {
-        let _told = self.policy.get(&hash_of(key));
+        if !self.holds_nothing {
+            let _told = self.policy.get(&hash_of(key));
+        }
     }
 
     /// Only under the key's stripe, and only if the stamp is accepted there. The epoch is the cache's, from when the load *began*.

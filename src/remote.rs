@@ -32,6 +32,9 @@ pub trait Remote: Debug + Send + Sync + 'static {
         most: usize,
     ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>>;
 
+    /// Is told that an answer to [`Remote::get`] did not come in time. By default that is nothing to it.
+    fn is_late(&self) {}
+
     /// Puts `value` under `key` for `ttl`, unless what is there is newer, or is a tombstone of an invalidation that
     /// the value does not contain. Returns whether it was put.
     ///

@@ -23,6 +23,11 @@ impl<T> Watched<T> {
         returned
     }
 
+    /// A change that nobody needs to be woken for.
+    pub(crate) fn quietly<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
+        change(&mut self.value.lock())
+    }
+
     pub(crate) fn look<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         look(&self.value.lock())
     }

@@ -4,15 +4,18 @@
 //! may go together to the loader [`Call`] decides.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::fetch::weight;
 use super::gather::{Fits, Worker};
-use super::led::{Call, Led, LedKey};
+use super::led::{Call, Led, LedKey, Piece};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::ReadStart;
 use crate::coherence::verdict::FlightSource;
@@ -20,13 +23,13 @@ use crate::error::Error;
 use crate::read::Wish;
 use crate::shared::l2::KEYS_AT_ONCE;
 use crate::trace::{Kind, Span, Trace};
-use bytes::Bytes;
 
 /// Keys of several reads in one look-up. While one batch is decoded, the server has the next.
 const LOOKED_UP_AT_ONCE: usize = 256;
 /// How long loads that are under way may hold others up.
 const PATIENCE: Duration = Duration::from_millis(5);
-/// Calls of the loader that fail for one batch, and none that doesn't, before it is given up: the whole, its halves and its quarters.
+/// Calls of the loader that fail for one batch, and none that doesn't, before it is given up: the whole, one read, the halves of the rest,
+/// and as much of the first of them.
 const CALLS_IN_VAIN: u64 = 7;
 
 /// The span of what reads do together: a part of one of them, and linked to by the others.
@@ -50,14 +53,15 @@ impl<K: Key, V: Value> Core<K, V> {
     pub(super) async fn look_up(self: &Arc<Self>, led: Led<K, FlightResult<V>>) {
         if led.keys.len() > KEYS_AT_ONCE {
             // Several round trips, that nobody else should wait for.
-            return self.look_up_all(vec![led]).await;
+            return Box::pin(self.look_up_all(vec![led])).await;
         }
         if let Some(_place) = self.look_ups.alone() {
-            return self.look_up_all(vec![led]).await;
+            // Apart from the read, which so is small where it only waits.
+            return Box::pin(self.look_up_all(vec![led])).await;
         }
         // A task of the instance looks it up: nobody needs to give up this leader.
         led.keys.iter().for_each(|led| led.leader.loads());
-        if let Some(worker) = self.look_ups.add([led], Led::is_awaited) {
+        if let Some(worker) = self.look_ups.add([led], Led::retain_awaited) {
             self.spawn_look_ups(worker);
         }
     }
@@ -79,16 +83,23 @@ impl<K: Key, V: Value> Core<K, V> {
             // Whoever can go on now comes along.
             tokio::task::yield_now().await;
             let (mut keys, most) = (0, self.pace.keys_at_once(LOOKED_UP_AT_ONCE));
+            let (now, limit) = (Instant::now(), self.shared.settings.remote_timeout);
+            // For as long as its look-up may take. It goes on without.
+            let has_waited =
+                |led: &Led<K, FlightResult<V>>| now.saturating_duration_since(led.asked) >= limit;
             let fits = |led: &Led<K, FlightResult<V>>| {
                 let before = keys;
-                keys += led.keys.len();
+                keys += if has_waited(led) { 0 } else { led.keys.len() };
                 if before == 0 || keys <= most { Fits::Yes } else { Fits::Full }
             };
-            let Some((mut batch, another)) = worker.take(fits) else { return };
+            let Some((mut late, another)) = worker.take(fits) else { return };
             if let Some(another) = another {
                 self.spawn_look_ups(another);
             }
-            batch.retain_mut(Led::retain_awaited);
+            late.retain_mut(Led::retain_awaited);
+            // In the order in which they came.
+            let batch = late.split_off(late.partition_point(has_waited));
+            self.load(late);
             self.look_up_all(batch).await;
             worker.again();
         }
@@ -126,7 +137,7 @@ impl<K: Key, V: Value> Core<K, V> {
                         let entry = Arc::new(entry);
                         let weight = weight(&key.text, &entry);
                         let _accepted_a_moment_ago =
-                            self.insert(&key.leader.key, &key.text, &entry, start, weight);
+                            self.insert(key.leader.key(), &key.text, &entry, start, weight);
                         key.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
                     }
                     _ => loads.push(key),
@@ -147,7 +158,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let pieces: Vec<Led<K, FlightResult<V>>> =
             led.into_iter().flat_map(|led| Led { asked, ..led }.cut(self.policy.max_batch)).collect();
         pieces.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
-        if let Some(worker) = self.loads.add(pieces, Led::is_awaited) {
+        if let Some(worker) = self.loads.add(pieces, Led::retain_awaited) {
             self.spawn_loads(worker);
         }
     }
@@ -216,56 +227,66 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Calls the loader for a batch, and gives each key its outcome.
     async fn load_batch(self: &Arc<Self>, batch: Vec<Led<K, FlightResult<V>>>) {
-        let Some(asked) = batch.iter().map(|led| led.asked).min() else { return };
+        let asked = || batch.iter().map(|led| led.asked);
+        let Some((first, last)) = asked().min().zip(asked().max()) else { return };
         let begin = |trace: &Trace| trace.begin(Kind::Internal, format_args!("load {}", self.name));
         let Some(span) = together(&batch, begin) else { return };
         span.text("perto.cache", &self.name);
         span.number("perto.keys", batch.iter().map(|led| led.keys.len() as u64).sum());
+        // From the last one's: who has waited for longer has a limit of its own.
         let limit = self.policy.load_timeout;
-        let mut pieces = VecDeque::from([batch]);
+        let mut pieces = VecDeque::from([Piece { led: batch, primary: false }]);
         let loading = span.trace().within(self.load_pieces(&mut pieces, &span));
         let loaded = tokio::select! {
             biased;
-            loaded = tokio::time::timeout(limit.saturating_sub(asked.elapsed()), loading) =>
+            loaded = tokio::time::timeout(limit.saturating_sub(last.elapsed()), loading) =>
                 loaded.map_err(|_elapsed| Error::LoadTimeout { cache: Arc::clone(&self.name), limit }),
             () = self.shared.closing() => Err(Error::Closed),
         };
-        self.pace.loaded(asked.elapsed());
+        self.pace.loaded(first.elapsed());
         if let Err(error) = loaded {
             span.failed(&error);
-            self.fail(pieces.into_iter().flatten(), &error);
+            self.fail(pieces.into_iter().flat_map(|piece| piece.led), &error);
         }
     }
 
     /// Calls the loader, and where that fails, for each half of the reads. So one key that can't be loaded fails nobody who has not
     /// asked for it, at the cost of two calls for each halving. Where all calls fail, so do all reads: it is the source's fault then,
-    /// and a source that is down is not asked again and again.
-    async fn load_pieces(self: &Arc<Self>, pieces: &mut VecDeque<Vec<Led<K, FlightResult<V>>>>, span: &Span) {
+    /// and a source that is down is not asked again and again. So that a few keys all over the batch are not taken for that, one read is
+    /// tried alone until something was loaded.
+    async fn load_pieces(self: &Arc<Self>, pieces: &mut VecDeque<Piece<K, FlightResult<V>>>, span: &Span) {
         let (mut failed, mut told, mut succeeded) = (0_u64, 0_u64, false);
         while let Some(piece) = pieces.front() {
             let loaded = match combined(piece) {
-                Some((keys, start, wish)) => self.run_loader(keys, start, wish).await,
+                Some((keys, start, wish)) => {
+                    let loading = AssertUnwindSafe(self.run_loader(keys, start, wish, piece.primary));
+                    let panicked = |_| Err(Error::LoadPanicked { cache: Arc::clone(&self.name) });
+                    loading.catch_unwind().await.unwrap_or_else(panicked)
+                }
                 None => Err(Error::Closed),
             };
-            let mut piece = pieces.pop_front().unwrap_or_default();
+            let Some(mut piece) = pieces.pop_front() else { return };
             match loaded {
                 Ok(brought) => {
                     succeeded = true;
-                    self.share(piece, brought);
+                    pieces.extend(self.share(piece, brought));
                 }
                 Err(error) => {
                     failed += 1;
                     let in_vain = failed >= CALLS_IN_VAIN && !succeeded;
-                    if piece.len() > 1 && !in_vain {
-                        let half = piece.split_off(piece.len() / 2);
-                        pieces.extend([piece, half]);
+                    if piece.led.len() > 1 && !in_vain {
+                        let alone = usize::from(!succeeded);
+                        let mut rest = piece.led.split_off(alone);
+                        let half = rest.split_off(rest.len() / 2);
+                        let parts = [piece.led, rest, half].into_iter().filter(|led| !led.is_empty());
+                        pieces.extend(parts.map(|led| Piece { led, ..piece }));
                         continue;
                     }
                     span.failed(&error);
-                    self.fail(piece, &error);
+                    self.fail(piece.led, &error);
                     told += 1 + u64::from(in_vain && !pieces.is_empty());
                     if in_vain {
-                        self.fail(pieces.drain(..).flatten(), &error);
+                        self.fail(pieces.drain(..).flat_map(|piece| piece.led), &error);
                     }
                     if !succeeded && pieces.is_empty() {
                         // Nothing was loaded. Were only what fails for readers counted, few of many loads would have failed.
@@ -278,19 +299,66 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Ends flights by an error.
     fn fail(&self, led: impl IntoIterator<Item = Led<K, FlightResult<V>>>, error: &Error) {
-        let mut failed = led.into_iter().flat_map(Led::each).peekable();
+        let mut failed = led.into_iter().flat_map(|led| led.keys).peekable();
         if failed.peek().is_some() {
             self.counters.load_errors.add(1);
             self.shared.load_failed(&self.name, error);
-            failed.for_each(|(led, _)| led.leader.finish(Err(error.clone())));
+            failed.for_each(|led| led.leader.finish(Err(error.clone())));
         }
     }
 }
 
 /// What is asked of the loader for all of them. The terms are theirs; what the primary says must be as new as the newest of them needs.
-fn combined<K: Key, V: Value>(piece: &[Led<K, FlightResult<V>>]) -> Option<(Vec<K>, ReadStart, Wish)> {
-    let first = piece.first()?;
-    let poll = piece.iter().filter_map(|led| led.start.poll).max();
-    let keys = piece.iter().flat_map(|led| &led.keys).map(|led| led.leader.key.clone()).collect();
+fn combined<K: Key, V: Value>(piece: &Piece<K, FlightResult<V>>) -> Option<(Vec<K>, ReadStart, Wish)> {
+    let first = piece.led.first()?;
+    let poll = piece.led.iter().filter_map(|led| led.start.poll).max();
+    let keys = piece.led.iter().flat_map(|led| &led.keys).map(|led| led.leader.key().clone()).collect();
     Some((keys, ReadStart { poll, ..first.start }, first.wish))
+}
+
+#[cfg(all(test, feature = "otel"))]
+mod tests {
+    use opentelemetry::global;
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+    use parking_lot::Mutex;
+
+    use super::super::flight::Flights;
+    use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Ended(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Ended {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().extend(batch);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_reads_do_together_is_a_part_of_one_and_the_others_link_to_it() {
+        let ended = Ended::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(ended.clone()).build();
+        global::set_tracer_provider(provider);
+        let flights = Flights::<u64, FlightResult<u64>>::new();
+        let start = ReadStart { epoch: 1, era: 1, cache_epoch: 0, poll: None };
+        let led = |key: u64, trace: &Trace| {
+            let leader = flights.join(&key, &trace.origin(), Instant::now(), Duration::ZERO).0.unwrap();
+            let keys = vec![LedKey { text: key.to_string(), leader }];
+            Led::new(keys, start, Wish::NONE, trace, Instant::now())
+        };
+        let reads = ["one", "other"].map(|name| Trace::root().begin(Kind::Internal, format_args!("{name}")));
+        let all = vec![led(1, &Trace::current()), led(2, &reads[0].trace()), led(3, &reads[1].trace())];
+        drop(together(&all, |trace| trace.begin(Kind::Internal, format_args!("together"))));
+        drop((all, reads));
+        let ended = ended.0.lock();
+        let span = |name: &str| ended.iter().find(|span| span.name == name).unwrap();
+        let (one, other, both) = (span("one"), span("other"), span("together"));
+        assert_eq!(both.parent_span_id, one.span_context.span_id());
+        assert_eq!(both.attributes[0].value.as_str(), "3");
+        assert!(one.links.is_empty() && both.links.is_empty());
+        let links: Vec<_> = other.links.iter().map(|link| link.span_context.span_id()).collect();
+        assert_eq!(links, [both.span_context.span_id()]);
+    }
 }

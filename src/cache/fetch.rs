@@ -4,16 +4,14 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 
-use super::led::{Led, LedKey};
-use super::loader::{self, Load, Loaded};
+use super::led::{LedKey, Piece};
+use super::loader::{self, Load, Loaded, Stamp};
 use super::pace::Slow;
 use super::{Core, FlightResult, Key, Outcome, Value};
 use crate::coherence::buckets::{Slot, Subject};
@@ -159,88 +157,73 @@ impl<K: Key, V: Value> Core<K, V> {
         Some(Entry::new(value, made))
     }
 
-    /// Calls the loader; once more for the primary if it read a replica that lags behind.
+    /// Calls the loader. Where it panics, so does this.
     pub(super) async fn run_loader(
         &self,
         keys: Vec<K>,
         start: ReadStart,
         wish: Wish,
+        primary: bool,
     ) -> Result<Brought<K, V>, Error> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
-        let mut primary = false;
-        loop {
-            self.counters.loads.add(1);
-            self.counters.keys_loaded.add(keys.len() as u64);
-            let load = Load::new(keys.clone(), primary);
-            // Before the loader: what ends while it computes may be missed.
-            let ended = self.shared.coherence.ended_by_now(start.era);
-            let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind().await;
-            let mut loaded = match loading {
-                Ok(Ok(loaded)) => loaded,
-                Ok(Err(source)) => {
-                    return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
-                }
-                Err(_panicked) => return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) }),
-            };
-            match loaded.retain_answers(&keys, &self.name) {
-                Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
-                Err(error) => return Err(self.unanswered(error)),
+        self.counters.loads.add(1);
+        self.counters.keys_loaded.add(keys.len() as u64);
+        // Before the loader: what ends while it computes may be missed.
+        let ended = self.shared.coherence.ended_by_now(start.era);
+        let mut loaded = match (self.loader)(Load::new(keys.clone(), primary)).await {
+            Ok(loaded) => loaded,
+            Err(source) => {
+                return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
             }
-            let depends = catch_unwind(AssertUnwindSafe(|| loaded.depends(&keys)));
-            let Ok(depends) = depends else {
-                return Err(Error::LoadPanicked { cache: Arc::clone(&self.name) });
-            };
-            if loaded.computed {
-                // Without one it contains nothing: then it is not cached.
-                if let Some(ended) = ended {
-                    loaded.stamp.snapshot = (*ended).clone();
-                }
-                return Ok(Brought { loaded, depends, from: FlightSource::Computed });
-            }
-            if !self.policy.sources.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
-                self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
-            }
-            if loaded.stamp.wrote {
-                // Its transaction may roll back, and then nothing would ever invalidate what it read.
-                let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
-                return Err(Error::Load { cache: Arc::clone(&self.name), source });
-            }
-            if self.shared.is_elsewhere(loaded.stamp.server) {
-                // An old primary, or another database: its numbers say nothing here. It is cached nowhere.
-                loaded.stamp.snapshot = Snapshot::all_below(0);
-                loaded.stamp.origin = Origin::Unknown;
-                loaded.stamp.rank = None;
-                // Without a lease the log may have moved there, and nobody knows better.
-                if !self.shared.leased() {
-                    return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere });
-                }
-            }
-            if !self.shared.coherence.follows_in(start.epoch) {
-                loaded.stamp.rank = None;
-            }
-            // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
-            let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
-            if loaded.stamp.origin == Origin::Primary && new {
-                return Ok(Brought { loaded, depends, from: FlightSource::Primary });
-            }
-            // A token tells of a write that may not have been heard of here.
-            let sufficient = || {
-                !wish.source
-                    && self.all_accepted(&keys, &depends, &loaded.stamp.snapshot)
-                    && Write::of(&loaded.stamp.snapshot, wish.token_in(start.epoch, start.era))
-                        == Write::Contained
-            };
-            if start.era != self.shared.coherence.lease.held().era() || sufficient() {
-                return Ok(Brought { loaded, depends, from: FlightSource::Unknown });
-            }
-            if primary {
-                return Ok(Brought { loaded, depends, from: FlightSource::Behind });
-            }
-            self.counters.replica_reloads.add(1);
-            primary = true;
+        };
+        match loaded.retain_answers(&keys, &self.name) {
+            Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
+            Err(error) => return Err(self.unanswered(error)),
         }
+        let depends = loaded.depends(&keys);
+        if loaded.computed {
+            // Without one it contains nothing: then it is not cached.
+            if let Some(ended) = ended {
+                loaded.stamp.snapshot = (*ended).clone();
+            }
+            return Ok(Brought { loaded, depends, from: FlightSource::Computed, lacking: Vec::new() });
+        }
+        if !self.policy.sources.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
+            self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
+        }
+        if loaded.stamp.wrote {
+            // Its transaction may roll back, and then nothing would ever invalidate what it read.
+            let source: Cause = Arc::from(loader::BoxError::from(LOADED_IN_A_WRITE));
+            return Err(Error::Load { cache: Arc::clone(&self.name), source });
+        }
+        if self.shared.is_elsewhere(loaded.stamp.server) {
+            // An old primary, or another database: its numbers say nothing here. It is cached nowhere.
+            loaded.stamp.snapshot = Snapshot::all_below(0);
+            loaded.stamp.origin = Origin::Unknown;
+            loaded.stamp.rank = None;
+            // Without a lease the log may have moved there, and nobody knows better.
+            if !self.shared.leased() {
+                return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere, lacking: Vec::new() });
+            }
+        }
+        if !self.shared.coherence.follows_in(start.epoch) {
+            loaded.stamp.rank = None;
+        }
+        // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
+        let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
+        if loaded.stamp.origin == Origin::Primary && new {
+            return Ok(Brought { loaded, depends, from: FlightSource::Primary, lacking: Vec::new() });
+        }
+        let lacking = match start.era == self.shared.coherence.lease.held().era() {
+            true => self.lacking(&keys, &depends, &loaded.stamp.snapshot, start, wish),
+            false => Vec::new(),
+        };
+        if !primary && lacking.contains(&true) {
+            self.counters.replica_reloads.add(1);
+        }
+        Ok(Brought { loaded, depends, from: FlightSource::Unknown, lacking })
     }
 
     /// Leaves L2 aside where it takes much longer than a load.
@@ -266,67 +249,112 @@ impl<K: Key, V: Value> Core<K, V> {
         error
     }
 
-    fn all_accepted(&self, keys: &[K], depends: &[Vec<Dependency>], stamp: &Snapshot) -> bool {
+    /// For each key, whether what was read under this stamp misses a write that is known here or is asked for.
+    fn lacking(
+        &self,
+        keys: &[K],
+        depends: &[Vec<Dependency>],
+        stamp: &Snapshot,
+        start: ReadStart,
+        wish: Wish,
+    ) -> Vec<bool> {
+        // A token tells of a write that may not have been heard of here.
+        if wish.source || Write::of(stamp, wish.token_in(start.epoch, start.era)) != Write::Contained {
+            return vec![true; keys.len()];
+        }
         let buckets = &self.shared.coherence.buckets;
         let slot = |key: &K| -> Slot { buckets.slot(&self.name, &key.to_string()) };
         let is_accepted = |on: &Dependency| {
             self.shared.subject(on).is_ok_and(|subject| buckets.accepts_all(&[subject], stamp))
         };
-        keys.iter().all(|key| buckets.accepts(slot(key), &self.whole, stamp))
-            && depends.iter().flatten().all(is_accepted)
+        let mut depends = depends.iter();
+        let lacks = |key: &K| {
+            let depends = depends.next().map_or(&[][..], Vec::as_slice);
+            !(buckets.accepts(slot(key), &self.whole, stamp) && depends.iter().all(is_accepted))
+        };
+        keys.iter().map(lacks).collect()
     }
 
-    /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait.
-    pub(super) fn share(self: &Arc<Self>, led: Vec<Led<K, FlightResult<V>>>, brought: Brought<K, V>) {
-        let Brought { loaded, depends, from } = brought;
+    /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait. But for those of
+    /// which the primary must be asked.
+    pub(super) fn share(
+        self: &Arc<Self>,
+        piece: Piece<K, FlightResult<V>>,
+        brought: Brought<K, V>,
+    ) -> Option<Piece<K, FlightResult<V>>> {
+        let Brought { loaded, depends, from, lacking } = brought;
         let stamp = loaded.stamp;
-        let mut depends = depends.into_iter();
+        let (mut depends, mut lacking) = (depends.into_iter(), lacking.into_iter());
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
-        let mut loads = Vec::new();
-        let Some(Led { start: of_all, .. }) = led.first() else { return };
-        let of_all = *of_all;
-        for (LedKey { text, leader }, start) in led.into_iter().flat_map(Led::each) {
-            let (value, ttl) = match found.remove(&leader.key) {
-                Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
-                None => (None, self.policy.absent_ttl),
-            };
-            let (made_of, judged) = match self.made_of(&text, depends.next().unwrap_or_default()) {
-                Ok(made_of) => (made_of, true),
-                Err(unjudged) => {
-                    // At the end nothing is declared any more.
-                    if !self.shared.is_closed() {
-                        self.unstorable(&unjudged);
-                    }
-                    (None, false)
+        let (mut loads, mut again) = (Vec::new(), Vec::new());
+        let of_all = piece.led.first()?.start;
+        for mut led in piece.led {
+            for key in std::mem::take(&mut led.keys) {
+                let depends = depends.next().unwrap_or_default();
+                let lacks = lacking.next().unwrap_or_default();
+                if lacks && !piece.primary {
+                    led.keys.push(key);
+                    continue;
                 }
-            };
-            let made = Made {
-                era: start.era,
-                expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
-                token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
-                made_of,
-                judged,
-                stamp: stamp.snapshot.clone(),
-            };
-            let entry = Arc::new(Entry::new(value, made));
-            let weight = weight(&text, &entry);
-            if judged
-                && !self.insert(&leader.key, &text, &entry, start, weight)
-                && from == FlightSource::Computed
-            {
-                // It contains what the last poll does, and there has been an invalidation since.
-                self.shared.polls.ask(Asked::InDoubt);
+                let from = if lacks { FlightSource::Behind } else { from };
+                let LedKey { text, leader } = key;
+                let (value, ttl) = match found.remove(leader.key()) {
+                    Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
+                    None => (None, self.policy.absent_ttl),
+                };
+                let entry = Arc::new(self.loaded(&text, value, ttl, depends, led.start, &stamp));
+                let weight = weight(&text, &entry);
+                let inserted = entry.judged() && self.insert(leader.key(), &text, &entry, led.start, weight);
+                if entry.judged() && !inserted && from == FlightSource::Computed {
+                    // It contains what the last poll does, and there has been an invalidation since.
+                    self.shared.polls.ask(Asked::InDoubt);
+                }
+                // What contains nothing would be refused by all.
+                if entry.judged() && entry.stamp().xmax() > 0 {
+                    loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl, weight });
+                }
+                leader.finish(Ok(Outcome { entry, from }));
             }
-            // What contains nothing would be refused by all.
-            if judged && entry.stamp().xmax() > 0 {
-                loads.push(ForRemote { text, entry: Arc::clone(&entry), ttl, weight });
+            if !led.keys.is_empty() {
+                again.push(led);
             }
-            leader.finish(Ok(Outcome { entry, from }));
         }
         if !self.policy.local_only {
             self.fill(loads, of_all);
         }
+        (!again.is_empty()).then_some(Piece { led: again, primary: true })
+    }
+
+    /// What a load has brought for a key.
+    fn loaded(
+        &self,
+        text: &str,
+        value: Option<V>,
+        ttl: Duration,
+        depends: Vec<Dependency>,
+        start: ReadStart,
+        stamp: &Stamp,
+    ) -> Entry<V> {
+        let (made_of, judged) = match self.made_of(text, depends) {
+            Ok(made_of) => (made_of, true),
+            Err(unjudged) => {
+                // At the end nothing is declared any more.
+                if !self.shared.is_closed() {
+                    self.unstorable(&unjudged);
+                }
+                (None, false)
+            }
+        };
+        let made = Made {
+            era: start.era,
+            expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
+            token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
+            made_of,
+            judged,
+            stamp: stamp.snapshot.clone(),
+        };
+        Entry::new(value, made)
     }
 
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
@@ -407,6 +435,8 @@ pub(super) struct Brought<K, V> {
     /// For each key that was asked for, in their order; empty where nothing depends on anything.
     depends: Vec<Vec<Dependency>>,
     from: FlightSource,
+    /// For each key, whether it misses a write that is known here; empty where none does.
+    lacking: Vec<bool>,
 }
 
 /// What was loaded, on its way to L2.

@@ -5,29 +5,34 @@
 //! has begun runs in a task of the instance, and needs nobody. Whether an outcome may be served is for each waiter to
 //! judge: a flight that began before an invalidation is still a flight.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::trace::Origin;
 use crate::watched::Watched;
 
-/// The loads in progress of one cache.
+/// The loads in progress of one cache. A key is hashed once, by its reader and before any lock: where that panics, it is nobody else's
+/// trouble.
 #[derive(Debug)]
 pub(crate) struct Flights<K, T> {
-    running: Mutex<HashMap<K, Arc<Flight<T>>>>,
+    hasher: RandomState,
+    running: Mutex<HashTable<Arc<Flight<K, T>>>>,
 }
 
 /// How much later than by its limit a look-up may end, on a busy machine.
 const LATE: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
-struct Flight<T> {
+struct Flight<K, T> {
+    key: K,
+    hash: u64,
     state: Watched<State<T>>,
     /// The read that leads it.
     origin: Origin,
@@ -49,19 +54,18 @@ enum State<T> {
 
 /// The duty to bring an outcome. Dropping it abandons the flight.
 #[derive(Debug)]
-pub(crate) struct Leader<K: Hash + Eq, T> {
+pub(crate) struct Leader<K, T> {
     flights: Arc<Flights<K, T>>,
-    pub(crate) key: K,
-    flight: Arc<Flight<T>>,
+    flight: Arc<Flight<K, T>>,
 }
 
 /// A place among those who wait for a flight.
 #[derive(Debug)]
-pub(crate) struct Waiter<T>(Arc<Flight<T>>);
+pub(crate) struct Waiter<K, T>(Arc<Flight<K, T>>);
 
 impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { running: Mutex::default() })
+        Arc::new(Self { hasher: RandomState::default(), running: Mutex::default() })
     }
 
     /// Joins the key's flight, or begins one and leads it `now`, as a part of the read `origin`. Its look-up takes no longer than
@@ -72,15 +76,16 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
         origin: &Origin,
         now: Instant,
         look_up: Duration,
-    ) -> (Option<Leader<K, T>>, Waiter<T>) {
-        match self.running.lock().entry(key.clone()) {
+    ) -> (Option<Leader<K, T>>, Waiter<K, T>) {
+        let hash = self.hasher.hash_one(key);
+        match self.running.lock().entry(hash, |of_key| of_key.key == *key, |of_key| of_key.hash) {
             Entry::Occupied(flight) => (None, Waiter(Arc::clone(flight.get()))),
             Entry::Vacant(place) => {
                 let state = Watched::new(State::LookingUp);
-                let flight = Arc::new(Flight { state, origin: origin.clone(), began: now, look_up });
+                let (key, origin) = (key.clone(), origin.clone());
+                let flight = Arc::new(Flight { key, hash, state, origin, began: now, look_up });
                 place.insert(Arc::clone(&flight));
-                let leader =
-                    Leader { flights: Arc::clone(self), key: key.clone(), flight: Arc::clone(&flight) };
+                let leader = Leader { flights: Arc::clone(self), flight: Arc::clone(&flight) };
                 (Some(leader), Waiter(flight))
             }
         }
@@ -90,7 +95,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     /// look-up: the key is free then, for others to lead.
     ///
     /// A future may be kept and not polled, by a `select!` in a loop or in a buffered stream. Its key is everybody's.
-    pub(crate) async fn outcome(&self, key: &K, waiter: Waiter<T>) -> Option<T> {
+    pub(crate) async fn outcome(&self, waiter: Waiter<K, T>) -> Option<T> {
         let flight = &waiter.0;
         let looked_up = |state: &State<T>| (!matches!(state, State::LookingUp)).then_some(());
         let left = || flight.look_up.saturating_add(LATE).saturating_sub(flight.began.elapsed());
@@ -107,7 +112,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
                 looks
             });
             if given_up {
-                remove(&mut running, key, flight);
+                remove(&mut running, flight);
             }
         }
         let outcome = |state: &State<T>| match state {
@@ -123,25 +128,31 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     }
 }
 
-impl<K: Hash + Eq, T> Flights<K, T> {
-    /// Frees the key of this flight. By now it may be another's.
-    fn end(&self, key: &K, flight: &Arc<Flight<T>>) {
-        remove(&mut self.running.lock(), key, flight);
+/// Frees the key of this flight. By now it may be another's.
+fn remove<K, T>(running: &mut HashTable<Arc<Flight<K, T>>>, flight: &Arc<Flight<K, T>>) {
+    if let Ok(listed) = running.find_entry(flight.hash, |of_key| Arc::ptr_eq(of_key, flight)) {
+        listed.remove();
     }
 }
 
-fn remove<K: Hash + Eq, T>(running: &mut HashMap<K, Arc<Flight<T>>>, key: &K, flight: &Arc<Flight<T>>) {
-    if running.get(key).is_some_and(|of_key| Arc::ptr_eq(of_key, flight)) {
-        running.remove(key);
+impl<K, T> Leader<K, T> {
+    pub(crate) fn key(&self) -> &K {
+        &self.flight.key
     }
-}
 
-impl<K: Hash + Eq, T> Leader<K, T> {
     /// From now on the flight needs nobody who polls its leader.
     pub(crate) fn loads(&self) {
-        if self.flight.state.look(|state| matches!(state, State::LookingUp)) {
-            self.flight.state.update(|state| *state = State::Loading);
-        }
+        // Nobody is told: who waits for the end of the look-up finds it when the outcome is there, or when its time is over.
+        self.flight.state.quietly(|state| {
+            if matches!(state, State::LookingUp) {
+                *state = State::Loading;
+            }
+        });
+    }
+
+    /// Whether the key may be another's by now.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.flight.state.look(|state| matches!(state, State::Abandoned))
     }
 
     /// Whether somebody waits for the outcome. If not, the key is free from now on: drop this.
@@ -151,32 +162,36 @@ impl<K: Hash + Eq, T> Leader<K, T> {
             return true;
         }
         let mut running = self.flights.running.lock();
-        let listed = running.get(&self.key).is_some_and(|of_key| Arc::ptr_eq(of_key, &self.flight));
+        let listed = running.find_entry(self.flight.hash, |of_key| Arc::ptr_eq(of_key, &self.flight));
         // Who joins does so under the lock. This leader has it too.
-        let awaited = Arc::strong_count(&self.flight) > 1 + usize::from(listed);
-        if listed && !awaited {
-            running.remove(&self.key);
+        let awaited = Arc::strong_count(&self.flight) > 1 + usize::from(listed.is_ok());
+        if let (Ok(listed), false) = (listed, awaited) {
+            listed.remove();
         }
         awaited
     }
 
     /// Ends the flight. Whoever comes from now on begins another.
     pub(crate) fn finish(self, outcome: T) {
-        self.flights.end(&self.key, &self.flight);
+        self.end();
         self.flight.state.update(|state| *state = State::Landed(outcome));
+    }
+
+    fn end(&self) {
+        remove(&mut self.flights.running.lock(), &self.flight);
     }
 }
 
-impl<K: Hash + Eq, T> Drop for Leader<K, T> {
+impl<K, T> Drop for Leader<K, T> {
     fn drop(&mut self) {
         if self.flight.state.look(|state| !matches!(state, State::Landed(_))) {
-            self.flights.end(&self.key, &self.flight);
+            self.end();
             self.flight.state.update(|state| *state = State::Abandoned);
         }
     }
 }
 
-impl<T> Waiter<T> {
+impl<K, T> Waiter<K, T> {
     /// The read that leads the flight.
     pub(crate) fn origin(&self) -> &Origin {
         &self.0.origin
@@ -202,7 +217,7 @@ mod tests {
         assert!(none.is_none());
         leader.unwrap().finish("value");
         assert_eq!(
-            (flights.outcome(&7, first).await, flights.outcome(&7, second).await),
+            (flights.outcome(first).await, flights.outcome(second).await),
             (Some("value"), Some("value"))
         );
         assert_eq!(flights.len(), 0);
@@ -215,7 +230,7 @@ mod tests {
         let (leader, _own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         drop(leader);
-        assert_eq!(flights.outcome(&7, waiter).await, None::<u8>);
+        assert_eq!(flights.outcome(waiter).await, None::<u8>);
         assert!(flights.join(&7, &origin(), Instant::now(), LOOK_UP).0.is_some());
     }
 
@@ -235,13 +250,13 @@ mod tests {
         let (parked, own) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let (_, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let began = Instant::now();
-        assert_eq!(flights.outcome(&7, waiter).await, None);
+        assert_eq!(flights.outcome(waiter).await, None);
         assert!(began.elapsed() <= LOOK_UP + 2 * LATE);
         let (next, _) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         assert!(next.is_some());
         // Polled after all, it has its outcome for itself, and ends nobody else's flight.
         parked.unwrap().finish("late");
-        assert_eq!(flights.outcome(&7, own).await, Some("late"));
+        assert_eq!(flights.outcome(own).await, Some("late"));
         assert_eq!(flights.len(), 1);
     }
 
@@ -272,6 +287,6 @@ mod tests {
             tokio::time::sleep(100 * LOOK_UP).await;
             leader.finish("value");
         };
-        assert_eq!(tokio::join!(flights.outcome(&7, waiter), landing).0, Some("value"));
+        assert_eq!(tokio::join!(flights.outcome(waiter), landing).0, Some("value"));
     }
 }

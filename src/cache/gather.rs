@@ -13,26 +13,33 @@ use parking_lot::Mutex;
 pub(super) const FEW_LOOK_UPS: usize = 4;
 /// Loads of a cache that are under way before others wait.
 pub(super) const FEW_LOADS: usize = 4;
-/// More than that may wait only if somebody waits for it.
+/// More keys than that may wait only if somebody waits for them.
 const MOST_UNLOOKED: usize = 1_024;
+/// So much that does not fit is passed over for what does. To look at all that waits for each batch takes ever longer, where nothing
+/// goes with anything else.
+const PASSED_OVER: usize = 256;
 
 /// What waits, and how much is under way.
 #[derive(Debug)]
 pub(super) struct Gather<T> {
     few: usize,
+    /// Keys of one of those who wait.
+    keys: fn(&T) -> usize,
     state: Mutex<State<T>>,
 }
 
 #[derive(Debug)]
 struct State<T> {
     waiting: VecDeque<T>,
+    /// Of all that waits.
+    keys: usize,
     /// Tasks that take what waits.
     workers: usize,
     /// Those among them that have no batch, and are about to take one.
     coming: usize,
     /// What went out alone, by whoever asks.
     alone: usize,
-    /// When it is looked next for what nobody waits for.
+    /// At how many keys it is looked next for what nobody waits for.
     look_at: usize,
 }
 
@@ -61,10 +68,16 @@ pub(super) struct Alone<'a, T>(&'a Gather<T>);
 
 impl<T> Gather<T> {
     /// So many may be under way before others wait. At least one.
-    pub(super) fn new(few: usize) -> Arc<Self> {
-        let state =
-            State { waiting: VecDeque::new(), workers: 0, coming: 0, alone: 0, look_at: MOST_UNLOOKED };
-        Arc::new(Self { few, state: Mutex::new(state) })
+    pub(super) fn new(few: usize, keys: fn(&T) -> usize) -> Arc<Self> {
+        let state = State {
+            waiting: VecDeque::new(),
+            keys: 0,
+            workers: 0,
+            coming: 0,
+            alone: 0,
+            look_at: MOST_UNLOOKED,
+        };
+        Arc::new(Self { few, keys, state: Mutex::new(state) })
     }
 
     /// Whether to go out at once.
@@ -81,14 +94,18 @@ impl<T> Gather<T> {
     pub(super) fn add(
         self: &Arc<Self>,
         more: impl IntoIterator<Item = T>,
-        is_awaited: impl FnMut(&T) -> bool,
+        retain_awaited: impl FnMut(&mut T) -> bool,
     ) -> Option<Worker<T>> {
         let mut state = self.state.lock();
-        state.waiting.extend(more);
-        if state.waiting.len() >= state.look_at {
+        for one in more {
+            state.keys += (self.keys)(&one);
+            state.waiting.push_back(one);
+        }
+        if state.keys >= state.look_at {
             // What nobody waits for is no more than what somebody does.
-            state.waiting.retain(is_awaited);
-            state.look_at = MOST_UNLOOKED.max(2 * state.waiting.len());
+            state.waiting.retain_mut(retain_awaited);
+            state.keys = state.waiting.iter().map(self.keys).sum();
+            state.look_at = MOST_UNLOOKED.max(2 * state.keys);
         }
         self.another(&mut state, self.few)
     }
@@ -117,13 +134,17 @@ impl<T> Gather<T> {
     pub(super) fn take_first(&self, is_over: impl Fn(&T) -> bool) -> Vec<T> {
         let mut state = self.state.lock();
         let count = state.waiting.iter().take_while(|waiting| is_over(waiting)).count();
-        state.waiting.drain(..count).collect()
+        let over: Vec<T> = state.waiting.drain(..count).collect();
+        state.keys -= over.iter().map(self.keys).sum::<usize>();
+        over
     }
 
-    /// How many wait.
+    /// How many keys wait.
     #[cfg(test)]
     fn waiting(&self) -> usize {
-        self.state.lock().waiting.len()
+        let state = self.state.lock();
+        assert_eq!(state.keys, state.waiting.iter().map(self.keys).sum::<usize>());
+        state.keys
     }
 }
 
@@ -142,7 +163,8 @@ impl<T> Worker<T> {
             return None;
         }
         let (mut batch, mut left) = (Vec::new(), Vec::new());
-        while let Some(waiting) = state.waiting.pop_front() {
+        while left.len() < PASSED_OVER {
+            let Some(waiting) = state.waiting.pop_front() else { break };
             match fits(&waiting) {
                 Fits::Yes => batch.push(waiting),
                 Fits::No => left.push(waiting),
@@ -153,6 +175,7 @@ impl<T> Worker<T> {
             }
         }
         left.into_iter().rev().for_each(|waiting| state.waiting.push_front(waiting));
+        state.keys -= batch.iter().map(gather.keys).sum::<usize>();
         let another = gather.another(&mut state, gather.few);
         drop(state);
         Some((batch, another))
@@ -187,7 +210,12 @@ impl<T> Drop for Worker<T> {
             let mut state = self.gather.state.lock();
             state.workers -= 1;
             state.coming -= usize::from(self.is_coming);
-            if state.workers == 0 { std::mem::take(&mut state.waiting) } else { VecDeque::new() }
+            if state.workers == 0 {
+                state.keys = 0;
+                std::mem::take(&mut state.waiting)
+            } else {
+                VecDeque::new()
+            }
         };
         // Without the lock: whoever waited for these may come again at once.
         drop(orphans);
@@ -210,7 +238,7 @@ mod tests {
 
     #[test]
     fn few_go_at_once_and_the_rest_waits_for_one_worker() {
-        let gather = Gather::<u8>::new(2);
+        let gather = Gather::<u8>::new(2, |_| 1);
         let (one, two) = (gather.alone(), gather.alone());
         assert!(one.is_some() && two.is_some() && gather.alone().is_none());
         // Whoever is alone may never be polled again: a worker comes all the same.
@@ -225,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_comes_while_all_workers_are_busy_is_the_next_batch() {
-        let gather = Gather::new(1);
+        let gather = Gather::new(1, |_| 1);
         let mut worker = gather.add([1], |_| true).unwrap();
         assert_eq!(all(&mut worker), Some(vec![1]));
         assert!(gather.add([2], |_| true).is_none() && gather.add([3], |_| true).is_none());
@@ -239,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_for_another_worker_or_the_next_batch() {
-        let gather = Gather::new(2);
+        let gather = Gather::new(2, |_| 1);
         let mut worker = gather.add([1, 2, 3, 5, 7], |_| true).unwrap();
         let fits = |n: &i32| match n {
             7.. => Fits::Full,
@@ -253,7 +281,7 @@ mod tests {
 
     #[test]
     fn who_waits_behind_busy_workers_may_get_one_more() {
-        let gather = Gather::new(1);
+        let gather = Gather::new(1, |_| 1);
         let mut busy = gather.add([1], |_| true).unwrap();
         assert!(gather.hurry().is_none(), "one is coming");
         all(&mut busy).unwrap();
@@ -268,7 +296,7 @@ mod tests {
 
     #[test]
     fn nothing_waits_for_a_worker_that_was_ended() {
-        let gather = Gather::new(2);
+        let gather = Gather::new(2, |_| 1);
         let waits = Arc::new(());
         let worker = gather.add([Arc::clone(&waits)], |_| true).unwrap();
         drop(worker);
@@ -279,11 +307,41 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_never_outnumbers_the_rest() {
-        let gather = Gather::new(1);
+        let gather = Gather::new(1, |_| 1);
         let _worker = gather.add([0], |_| true);
         for n in 1..100_000 {
-            assert!(gather.add([n], |n| n % 100 == 0).is_none());
+            assert!(gather.add([n], |n| *n % 100 == 0).is_none());
             assert!(gather.waiting() <= MOST_UNLOOKED.max(2 * n / 100 + 2), "{n}: {}", gather.waiting());
         }
+    }
+
+    #[test]
+    fn what_one_read_asks_for_counts_by_its_keys() {
+        let gather = Gather::new(1, |keys: &usize| *keys);
+        let _worker = gather.add([1], |_| true);
+        for n in 1..1_000 {
+            assert!(gather.add([1_000], |_| false).is_none());
+            assert!(gather.waiting() <= MOST_UNLOOKED, "{n}: {}", gather.waiting());
+        }
+    }
+
+    #[test]
+    fn where_nothing_goes_with_anything_else_each_batch_looks_at_a_part_of_what_waits() {
+        let gather = Gather::new(1, |_| 1);
+        let mut worker = gather.add(0..4_096, |_| true).unwrap();
+        let mut looks = 0;
+        for n in 0..4_096 {
+            let mut first = true;
+            let (batch, _) = worker
+                .take(|_| {
+                    looks += 1;
+                    if std::mem::take(&mut first) { Fits::Yes } else { Fits::No }
+                })
+                .unwrap();
+            assert_eq!(batch, [n], "in their order");
+            worker.again();
+        }
+        assert!(looks <= 4_096 * (PASSED_OVER + 1), "{looks}");
+        assert_eq!(gather.waiting(), 0);
     }
 }

@@ -1,8 +1,5 @@
 //! The keys that one read leads, on their way to L2 and to the loader.
 
-use std::collections::HashSet;
-use std::hash::Hash;
-
 use tokio::time::Instant;
 
 use super::flight::Leader;
@@ -13,20 +10,26 @@ use crate::read::Wish;
 use crate::trace::Trace;
 
 /// A key that a reader leads.
-pub(super) struct LedKey<K: Hash + Eq, T> {
+pub(super) struct LedKey<K, T> {
     pub(super) text: String,
     pub(super) leader: Leader<K, T>,
 }
 
 /// The keys that one read leads.
-pub(super) struct Led<K: Hash + Eq, T> {
+pub(super) struct Led<K, T> {
     pub(super) keys: Vec<LedKey<K, T>>,
     /// From before it waited.
     pub(super) start: ReadStart,
     pub(super) wish: Wish,
     pub(super) trace: Trace,
-    /// Since when it waits for a load.
+    /// Since when it waits for a look-up, or for a load.
     pub(super) asked: Instant,
+}
+
+/// What is asked of the loader in one call: where a replica lagged behind, of the primary.
+pub(super) struct Piece<K, T> {
+    pub(super) led: Vec<Led<K, T>>,
+    pub(super) primary: bool,
 }
 
 /// What the keys of one call of the loader have in common. A replica's answer is judged by it, and one that lacks a token's write is
@@ -39,7 +42,7 @@ struct Terms {
     token: Option<(Token, u64)>,
 }
 
-impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
+impl<K, T> Led<K, T> {
     pub(super) fn new(
         keys: Vec<LedKey<K, T>>,
         start: ReadStart,
@@ -50,9 +53,9 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
         Self { keys, start, wish, trace: trace.clone(), asked }
     }
 
-    /// Each key, with the start of its read.
-    pub(super) fn each(self) -> impl Iterator<Item = (LedKey<K, T>, ReadStart)> {
-        self.keys.into_iter().map(move |key| (key, self.start))
+    /// How many keys.
+    pub(super) const fn count(&self) -> usize {
+        self.keys.len()
     }
 
     fn terms(&self) -> Terms {
@@ -75,9 +78,9 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
         pieces
     }
 
-    /// Whether somebody waits for any of them.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.keys.iter().any(|led| led.leader.is_awaited())
+    /// Whether a key of these may be another's by now.
+    fn is_given_up(&self) -> bool {
+        self.keys.iter().any(|led| led.leader.is_given_up())
     }
 
     /// Keeps what somebody waits for. Whether that is anything.
@@ -88,30 +91,32 @@ impl<K: Hash + Eq + Clone, T: Clone> Led<K, T> {
 }
 
 /// What goes together in one call of the loader.
-pub(super) struct Call<K> {
+pub(super) struct Call {
     most: usize,
+    keys: usize,
     terms: Option<Terms>,
-    keys: HashSet<K>,
+    is_closed: bool,
 }
 
-impl<K: Hash + Eq + Clone> Call<K> {
+impl Call {
     /// Of so many keys at most. One read's keys stay together, however many they are.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, terms: None, keys: HashSet::new() }
+    pub(super) const fn new(most: usize) -> Self {
+        Self { most, keys: 0, terms: None, is_closed: false }
     }
 
     /// Whether these go along, from the first that is asked about on.
-    pub(super) fn fits<T: Clone>(&mut self, led: &Led<K, T>) -> Fits {
-        if !self.keys.is_empty() && self.keys.len() + led.keys.len() > self.most {
+    pub(super) fn fits<K, T>(&mut self, led: &Led<K, T>) -> Fits {
+        if self.is_closed || (self.keys > 0 && self.keys + led.keys.len() > self.most) {
             return Fits::Full;
         }
-        // One that was given up may come back to its key, which is another's by now. In one call one of the two would be told that there
-        // is no row.
-        let again = led.keys.iter().any(|led| self.keys.contains(&led.leader.key));
-        if again || *self.terms.get_or_insert_with(|| led.terms()) != led.terms() {
+        // In one call with whose key it is by now, one of the two would be told that there is no row.
+        let given_up = led.is_given_up();
+        let goes_along = self.keys == 0 || !given_up;
+        if !goes_along || *self.terms.get_or_insert_with(|| led.terms()) != led.terms() {
             return Fits::No;
         }
-        self.keys.extend(led.keys.iter().map(|led| led.leader.key.clone()));
+        self.is_closed = given_up;
+        self.keys += led.keys.len();
         Fits::Yes
     }
 }
@@ -135,16 +140,22 @@ mod tests {
         Led::new(keys.iter().map(key).collect(), start, Wish { source, ..Wish::NONE }, &trace, now)
     }
 
-    #[test]
-    fn only_like_goes_with_like_and_no_key_twice() {
-        let (flights, others) = (Flights::new(), Flights::new());
+    #[tokio::test(start_paused = true)]
+    async fn only_like_goes_with_like_and_no_key_twice() {
+        let flights = Flights::new();
         let mut call = Call::new(4);
         assert_eq!(call.fits(&led(&flights, &[1, 2], 7, false)), Fits::Yes);
         assert_eq!(call.fits(&led(&flights, &[3], 8, false)), Fits::No, "of another era");
         assert_eq!(call.fits(&led(&flights, &[4], 7, true)), Fits::No, "for the primary");
-        assert_eq!(call.fits(&led(&others, &[5, 2], 7, false)), Fits::No, "a key that was given up");
+        let given_up = led(&flights, &[5, 2_000], 7, false);
+        let (_, waiter) = flights.join(&5, &Trace::current().origin(), Instant::now(), Duration::ZERO);
+        assert_eq!(flights.outcome(waiter).await, None);
+        assert_eq!(call.fits(&given_up), Fits::No, "a key that is another's");
         assert_eq!(call.fits(&led(&flights, &[6, 7], 7, false)), Fits::Yes);
         assert_eq!(call.fits(&led(&flights, &[8], 7, false)), Fits::Full);
         assert_eq!(Call::new(2).fits(&led(&flights, &[10, 11, 12], 7, false)), Fits::Yes, "one read");
+        let mut alone = Call::new(4);
+        assert_eq!(alone.fits(&given_up), Fits::Yes);
+        assert_eq!(alone.fits(&led(&flights, &[13], 7, false)), Fits::Full);
     }
 }

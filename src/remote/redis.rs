@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,6 +38,9 @@ const PING_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// For how long values are asked for by their first bytes after an answer with whole ones did not come.
 const DOUBTED_FOR: Duration = Duration::from_secs(60);
+/// So many fills first go where nothing is, which takes a server a tenth of what the script does. After a start that is all of them. Few
+/// are mostly of keys that were invalidated, and the script decides about these.
+const MANY_FILLS: usize = 4;
 /// Longest text in an answer to a fill: the hash of a script, an error.
 const MAX_FILL_ANSWER: usize = 64 << 10;
 /// Damaged values are told apart by so many bytes: the header with its checksum is among them. Megabytes would have to go back.
@@ -61,6 +65,8 @@ pub(crate) struct Link {
     server: Address,
     connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
+    /// Whether the last to ask for whole values did not wait until they came.
+    given_up: AtomicBool,
     /// When an answer with whole values did not come.
     doubted: parking_lot::Mutex<Option<Instant>>,
     /// A key of the app's that nothing is ever under.
@@ -108,6 +114,7 @@ impl Link {
             server: Address::parse(url)?,
             connections: RwLock::default(),
             connecting: Mutex::default(),
+            given_up: AtomicBool::default(),
             doubted: parking_lot::Mutex::default(),
             probe: format!("perto:{app}:probe"),
         }))
@@ -208,20 +215,25 @@ impl RedisRemote {
 
     /// All values at once, whatever their length: that is half the work for both sides. `None` where it must not be tried.
     ///
-    /// A server that is asked for something huge sends it, though nobody keeps it, and all else waits. Who gave that up finds it by
-    /// its first bytes, and has it removed. So for a while after an answer that did not come nothing is asked for whole.
+    /// A server that is asked for something huge sends it, though nobody keeps it, and all else waits. Whoever asks again finds it by
+    /// its first bytes, and has it removed. So for a while after an answer that did not come in time nothing is asked for whole. Who
+    /// only went away says nothing of the server.
     async fn whole(
         &self,
         connection: &mut MultiplexedConnection,
         keys: &[String],
     ) -> Result<Option<Vec<Option<Bytes>>>, RemoteError> {
-        let doubted = &self.link.doubted;
+        let Link { doubted, given_up, .. } = &*self.link;
         if doubted.lock().is_some_and(|since| since.elapsed() < DOUBTED_FOR) {
             return Ok(None);
         }
-        let mut doubt = Doubt { doubted, answered: false };
+        let unless_answered = Unanswered(given_up);
         let values = redis::cmd("MGET").arg(keys).query_async(connection).await;
-        doubt.answered = values.as_ref().map_or_else(|error| error.code().is_none(), |_| true);
+        drop(unless_answered);
+        given_up.store(false, Ordering::Relaxed);
+        if values.as_ref().is_err_and(|error| error.code().is_some()) {
+            *doubted.lock() = Some(Instant::now());
+        }
         match values {
             // A user that may read single values only.
             Err(error) if error.code() == Some("NOPERM") => Ok(None),
@@ -229,28 +241,43 @@ impl RedisRemote {
         }
     }
 
-    fn add_fill(&self, pipeline: &mut Pipeline, key: &str, value: &Bytes, ttl: Duration) {
-        let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
-        pipeline.cmd("EVALSHA").arg(FILL.hash).arg(1).arg(key).arg(&value[..]).arg(ttl_ms);
-    }
-
-    async fn fill_all(&self, pipeline: &Pipeline) -> Result<Vec<i64>, RemoteError> {
-        self.run(pipeline, self.link.connections()?.fills.connection.clone()).await
-    }
-}
-
-/// An answer that is waited for. Dropped without one, or with a refusal, it was one too many.
-struct Doubt<'a> {
-    doubted: &'a parking_lot::Mutex<Option<Instant>>,
-    answered: bool,
-}
-
-impl Drop for Doubt<'_> {
-    fn drop(&mut self) {
-        if !self.answered {
-            *self.doubted.lock() = Some(Instant::now());
+    /// Whether each was put. As the script does where there is nothing.
+    async fn fill_empty(&self, fills: &[(String, Bytes, Duration)]) -> Result<Vec<bool>, RemoteError> {
+        let mut connection = self.link.connections()?.fills.connection.clone();
+        let mut pipeline = Pipeline::with_capacity(fills.len());
+        for (key, value, ttl) in fills {
+            pipeline.cmd("SET").arg(key).arg(&value[..]).arg("NX").arg("PX").arg(millis(*ttl));
         }
+        pipeline.query_async(&mut connection).await.map_err(failed)
     }
+
+    async fn fill_by_script<'a>(
+        &self,
+        fills: impl Iterator<Item = (&'a str, &'a Bytes, Duration)>,
+    ) -> Result<Vec<i64>, RemoteError> {
+        let mut pipeline = Pipeline::new();
+        for (key, value, ttl) in fills {
+            pipeline.cmd("EVALSHA").arg(FILL.hash).arg(1).arg(key).arg(&value[..]).arg(millis(ttl));
+        }
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.run(&pipeline, self.link.connections()?.fills.connection.clone()).await
+    }
+}
+
+/// An answer that is waited for. Dropped, it was given up.
+struct Unanswered<'a>(&'a AtomicBool);
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// At least one: none is an error.
+fn millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX)
 }
 
 /// What lies under keys, but not all of whatever somebody has put there: a client keeps an answer in memory.
@@ -318,17 +345,20 @@ impl Remote for RedisRemote {
         })
     }
 
+    fn is_late(&self) {
+        // Perhaps behind something huge.
+        if self.link.given_up.swap(false, Ordering::Relaxed) {
+            *self.link.doubted.lock() = Some(Instant::now());
+        }
+    }
+
     fn fill<'a>(
         &'a self,
         key: &'a str,
         value: Bytes,
         ttl: Duration,
     ) -> BoxFuture<'a, Result<bool, RemoteError>> {
-        Box::pin(async move {
-            let mut pipeline = Pipeline::with_capacity(1);
-            self.add_fill(&mut pipeline, key, &value, ttl);
-            Ok(self.fill_all(&pipeline).await? == [1])
-        })
+        Box::pin(async move { Ok(self.fill_by_script([(key, &value, ttl)].into_iter()).await? == [1]) })
     }
 
     fn fill_many<'a>(
@@ -336,11 +366,12 @@ impl Remote for RedisRemote {
         fills: &'a [(String, Bytes, Duration)],
     ) -> BoxFuture<'a, Result<(), RemoteError>> {
         Box::pin(async move {
-            let mut pipeline = Pipeline::with_capacity(fills.len());
-            for (key, value, ttl) in fills {
-                self.add_fill(&mut pipeline, key, value, *ttl);
-            }
-            self.fill_all(&pipeline).await.map(drop)
+            let put = if fills.len() < MANY_FILLS { Vec::new() } else { self.fill_empty(fills).await? };
+            let put = put.into_iter().chain(std::iter::repeat(false));
+            let left = fills.iter().zip(put).filter(|(_, put)| !put);
+            self.fill_by_script(left.map(|((key, value, ttl), _)| (key.as_str(), value, *ttl)))
+                .await
+                .map(drop)
         })
     }
 
@@ -352,9 +383,8 @@ impl Remote for RedisRemote {
     ) -> BoxFuture<'a, Result<(), RemoteError>> {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(keys.len());
-            let ttl_ms = u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX);
             for key in keys {
-                pipeline.cmd("EVALSHA").arg(INVALIDATE.hash).arg(1).arg(key).arg(xid).arg(ttl_ms);
+                pipeline.cmd("EVALSHA").arg(INVALIDATE.hash).arg(1).arg(key).arg(xid).arg(millis(ttl));
             }
             self.run(&pipeline, self.link.connection()?).await.map(drop)
         })

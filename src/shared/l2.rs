@@ -42,13 +42,18 @@ impl Shared {
                 for names in names.chunks(KEYS_AT_ONCE) {
                     let operation = if names.len() == 1 { "GETRANGE" } else { "MGET" };
                     let span = redis_span(trace, Kind::Client, operation, names.len());
-                    match self.guard(remote.get(names, most)).await {
-                        Some(values) => {
+                    match self.try_for(self.settings.remote_timeout, remote.get(names, most)).await {
+                        Ok(values) => {
                             let hits = values.iter().filter(|value| value.is_some()).count();
                             span.number("perto.found", hits as u64);
                             found.extend(values);
                         }
-                        None => {
+                        Err(error) => {
+                            match error {
+                                RemoteError::Timeout => remote.is_late(),
+                                RemoteError::Refused(_) => self.counters.l2_errors.add(1),
+                                _ => {}
+                            }
                             span.failed(&NO_ANSWER);
                             break;
                         }

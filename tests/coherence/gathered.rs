@@ -1,5 +1,9 @@
 //! What comes together goes together: many reads cost few look-ups and few loads, and none is worse off for it.
 
+use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -513,4 +517,155 @@ async fn a_recovery_while_keys_wait_has_nobody_served_what_was_before() {
         assert_eq!((text(&read), read.freshness), (some("new"), Freshness::Fresh));
     }
     ring.end().await;
+}
+
+/// Four keys that can't be loaded, one in each quarter of a batch: the source is up all the same.
+#[tokio::test(start_paused = true)]
+async fn keys_that_fail_all_over_a_batch_are_not_taken_for_a_source_that_is_down() {
+    let sim = Sim::new(1);
+    let picky = Picky::new(&sim, |key| key % 16 == 5).await;
+    let (failed, calls) = picky.failed(0..64).await;
+    assert_eq!(failed, [5, 21, 37, 53]);
+    assert!(calls < 50, "{calls}");
+    picky.perto.shutdown().await;
+}
+
+/// The one place is free after 2 s, and the load takes 4 s: who asked at once has no answer within the limit of 5 s, and who asked just
+/// before has.
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_batch_late_has_as_long_for_a_load_as_anybody() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("ring").max_loads(1).build().unwrap();
+    let loader = sim.postgres.loader(CACHE);
+    let users: Cache<u64, String> = perto
+        .cache(CACHE)
+        .local_only()
+        .loader(move |load: Load<u64>| {
+            let loader = loader.clone();
+            async move {
+                let seconds = if load.keys.contains(&100) { 2 } else { 4 };
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                loaded(&loader, load).await
+            }
+        })
+        .unwrap();
+    perto.start().await.unwrap();
+    let read = |key: u64| {
+        let users = users.clone();
+        spawn(async move { users.get(&key).await })
+    };
+    let blocking = read(100);
+    ms(1).await;
+    let (began, early) = (Instant::now(), read(1));
+    ms(1_950).await;
+    let late = read(2);
+    assert!(matches!(early.await.unwrap(), Err(Error::LoadTimeout { .. })));
+    assert!(began.elapsed() <= Duration::from_millis(5_100), "{:?}", began.elapsed());
+    assert!(late.await.unwrap().is_ok());
+    blocking.await.unwrap().unwrap();
+    perto.shutdown().await;
+}
+
+/// Looks into L2 that each take most of the time for it, and many that wait for them: whoever has waited for that time goes on without.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_look_into_l2_for_longer_than_it_may_take_goes_on_without() {
+    let ring = member_with(|cache| cache).await;
+    let member = &ring.members[0];
+    member.node.remote.faults.delay(Duration::from_millis(20), Duration::from_millis(20));
+    let began = Instant::now();
+    let readers: Vec<_> = (0..8 * TASKS).map(|key| member.reading(key)).collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap().freshness, Freshness::Fresh);
+    }
+    // Twice the time for L2 at most.
+    assert!(began.elapsed() <= Duration::from_millis(105), "{:?}", began.elapsed());
+    ring.end().await;
+}
+
+/// One key's bucket has heard of a write that the replica lacks: the others needn't wait for the primary.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_lags_behind_for_one_key_answers_the_others() {
+    let ring = member_with(|cache| cache.local_only()).await;
+    let member = &ring.members[0];
+    ring.write_silently(1, "one");
+    ring.write_silently(2, "old");
+    ring.sim.postgres.replay(0);
+    ring.write_silently(2, "new");
+    tokio::time::sleep(POLL).await;
+    member.loader.use_replica(true);
+    let reads = member.users.get_many(&[1, 2, 3]).await.unwrap();
+    assert_eq!(reads.iter().map(text).collect::<Vec<_>>(), [some("one"), some("new"), None]);
+    assert!(reads.iter().all(|read| read.freshness == Freshness::Fresh));
+    assert_eq!(member.loader.calls(), [vec!["1", "2", "3"], vec!["2"]]);
+    // It has no way to the primary.
+    ring.write_silently(5, "new");
+    tokio::time::sleep(POLL).await;
+    member.loader.use_replica(false);
+    let reads = member.users.get_many(&[4, 5]).await.unwrap();
+    assert_eq!(
+        reads.iter().map(|read| read.freshness).collect::<Vec<_>>(),
+        [Freshness::Fresh, Freshness::Stale]
+    );
+    ring.end().await;
+}
+
+const NONE: u64 = u64::MAX;
+
+thread_local! {
+    /// The key that panics when it is hashed.
+    static PANICS: Cell<u64> = const { Cell::new(NONE) };
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rigged(u64);
+
+impl Hash for Rigged {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        assert_ne!(self.0, PANICS.get(), "the key panics, as this test wants");
+        self.0.hash(hasher);
+    }
+}
+
+impl std::fmt::Display for Rigged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Rigged {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
+    }
+}
+
+/// By then it waits with others, and it can't be hashed any more: neither to be taken, nor to be let go.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_panics_when_it_is_hashed_is_nobody_elses_trouble() {
+    let sim = Sim::new(1);
+    let perto = sim.node().builder("ring").max_loads(1).build().unwrap();
+    let loader = sim.postgres.loader(CACHE);
+    let users: Cache<Rigged, String> = perto.cache(CACHE).local_only().loader(loader.function()).unwrap();
+    perto.start().await.unwrap();
+    loader.before().close();
+    let reads: Vec<_> = (0..20)
+        .map(|key| {
+            let users = users.clone();
+            spawn(async move { users.get(&Rigged(key)).await })
+        })
+        .collect();
+    ms(1).await;
+    PANICS.set(13);
+    loader.before().open();
+    for (key, read) in (0..).zip(reads) {
+        match read.await.unwrap() {
+            Ok(_) => assert_ne!(key, 13),
+            Err(error) => assert!(key == 13 && matches!(error, Error::LoadPanicked { .. }), "{key}: {error}"),
+        }
+    }
+    PANICS.set(NONE);
+    assert!(users.get(&Rigged(13)).await.is_ok());
+    assert_eq!(users.flights(), 0);
+    perto.shutdown().await;
 }

@@ -9,6 +9,7 @@ use perto::{Cache, Error, Load, Perto, State, Tier, postgres};
 use tokio::sync::Semaphore;
 
 use crate::support::engines::{moved_to, place_of};
+use crate::support::liar::Liar;
 use crate::support::wait::{ends, eventually};
 use crate::world::{Instance, World, coherent, read_items};
 
@@ -63,6 +64,37 @@ async fn a_leader_cancelled_during_its_look_into_l2_hands_over() {
     }
     assert_eq!(a.loads(), 1);
     assert_eq!(a.items.flights(), 0);
+}
+
+/// Who goes away says nothing of the server: others look up several values by one command as before. One that did not answer in
+/// time may have sent something huge, and is asked for the first bytes of each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_values_are_looked_up_one_by_one_after_an_answer_that_was_late_and_not_after_a_reader_left() {
+    let (world, liar) = (World::new().await, Liar::start().await);
+    let proxy = FaultProxy::start(place_of(&liar.url())).await.unwrap();
+    let proxied = moved_to(&liar.url(), &proxy.address().to_string());
+    let limit = Duration::from_millis(500);
+    let a = world
+        .start_with(|perto| perto.redis(&proxied).remote_timeout(limit), |cache| cache.capacity_bytes(0))
+        .await;
+    coherent([&a]).await;
+    proxy.set(Fault::BlackHole);
+    let items = a.items.clone();
+    let leaves = tokio::runtime::Handle::current().spawn(async move { items.get_many(&[1, 2]).await });
+    eventually("it looks", async || a.items.flights() == 2).await;
+    leaves.abort();
+    assert!(ends("who leaves", leaves).await.is_err());
+    proxy.set(Fault::None);
+    a.items.get_many(&[3, 4]).await.unwrap();
+    assert_eq!((liar.asked("MGET"), liar.asked("GETRANGE")), (2, 0));
+    // This one stays until the limit.
+    proxy.set(Fault::BlackHole);
+    a.items.get_many(&[5, 6]).await.unwrap();
+    proxy.set(Fault::None);
+    coherent([&a]).await;
+    let asked = liar.asked("MGET");
+    a.items.get_many(&[7, 8]).await.unwrap();
+    assert_eq!((liar.asked("MGET"), liar.asked("GETRANGE")), (asked, 2));
 }
 
 const WORKS: u8 = 0;

@@ -1,8 +1,10 @@
 //! A Redis that lies: it takes every command, and answers some as no server would.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -42,10 +44,14 @@ pub(crate) enum Answer {
     Lists,
 }
 
+/// How often each command came.
+type Asked = Arc<Mutex<HashMap<String, usize>>>;
+
 pub(crate) struct Liar {
     address: String,
     lie: watch::Sender<Lie>,
     told: Arc<AtomicU64>,
+    asked: Asked,
     accepting: JoinHandle<()>,
 }
 
@@ -55,19 +61,20 @@ impl Liar {
         let address = listener.local_addr().unwrap().to_string();
         let (lie, lies) = watch::channel(Lie::None);
         let told = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&told);
+        let (counted, asked) = (Arc::clone(&told), Asked::default());
+        let noted = Arc::clone(&asked);
         #[expect(clippy::disallowed_methods, reason = "aborted with the server")]
         let accepting = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (lies, told) = (lies.clone(), Arc::clone(&counted));
+                let (lies, told, asked) = (lies.clone(), Arc::clone(&counted), Arc::clone(&noted));
                 connections.spawn(async move {
                     // Whoever leaves has had enough.
-                    let _ended = serve(stream, lies, &told).await;
+                    let _ended = serve(stream, lies, &told, &asked).await;
                 });
             }
         });
-        Self { address, lie, told, accepting }
+        Self { address, lie, told, asked, accepting }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -76,6 +83,11 @@ impl Liar {
 
     pub(crate) fn tell(&self, lie: Lie) {
         self.lie.send_replace(lie);
+    }
+
+    /// How often this command came.
+    pub(crate) fn asked(&self, name: &str) -> usize {
+        self.asked.lock().get(name).copied().unwrap_or_default()
     }
 
     /// Bytes of lies that it got rid of.
@@ -90,7 +102,12 @@ impl Drop for Liar {
     }
 }
 
-async fn serve(stream: TcpStream, mut lies: watch::Receiver<Lie>, told: &AtomicU64) -> std::io::Result<()> {
+async fn serve(
+    stream: TcpStream,
+    mut lies: watch::Receiver<Lie>,
+    told: &AtomicU64,
+    asked: &Asked,
+) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
@@ -110,6 +127,7 @@ async fn serve(stream: TcpStream, mut lies: watch::Receiver<Lie>, told: &AtomicU
         };
         let lie = lies.borrow().clone();
         let name = String::from_utf8_lossy(&words[0]).to_uppercase();
+        *asked.lock().entry(name.clone()).or_default() += 1;
         let answer = match (&*name, &lie) {
             (name, Lie::Silent(silent)) if name == *silent => continue,
             ("GETRANGE", Lie::Value(answer)) => {
@@ -126,6 +144,9 @@ async fn serve(stream: TcpStream, mut lies: watch::Receiver<Lie>, told: &AtomicU
             }
             ("GETRANGE", Lie::Alters) => bulk(b"something else"),
             ("GET" | "GETRANGE", _) => bulk(b""),
+            ("MGET", _) => {
+                format!("*{}\r\n{}", words.len() - 1, "$-1\r\n".repeat(words.len() - 1)).into_bytes()
+            }
             ("SCRIPT", _) => bulk(&[b'0'; 40]),
             ("INFO", _) => bulk(b"redis_version:7.0.0\r\n"),
             ("TIME" | "CONFIG", _) => b"-ERR not here\r\n".to_vec(),

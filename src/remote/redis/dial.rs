@@ -109,3 +109,22 @@ fn watch_peer(stream: &TcpStream) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::net::sockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_watches_whoever_is_on_the_other_side() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tcp("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
+        assert!(stream.nodelay().unwrap() && sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream), Ok(SILENT_FOR));
+        // Gone by twice that time, where nothing is sent; where something is, by that time.
+        let asked = sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
+        assert_eq!(asked, SILENT_FOR * 3 / 5);
+        assert_eq!(sockopt::tcp_user_timeout(&stream).map(u128::from), Ok(SILENT_FOR.as_millis()));
+    }
+}
