@@ -1,0 +1,1 @@
+pub fn write(_: &crate::measured::Measured) -> anyhow::Result<()> { Ok(()) }
