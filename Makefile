@@ -11,7 +11,7 @@ JSON ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench instructions check prose compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench bench-peers instructions check prose compose-check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
@@ -59,6 +59,12 @@ bench: cargo ## benchmarks [ARGS='...'] [JSON=FILE, for a line of each ratio wit
 
 instructions: cargo ## what each path costs in instructions and allocations, by valgrind
 	@BENCH_JSON='$(abspath $(JSON))' exec scripts/instructions $(ARGS)
+bench-peers: cargo ## beside other caches for Rust [ARGS='--only l1,stale']
+	@cargo build --release --locked --manifest-path benches/peers/Cargo.toml
+	@exec scripts/engines exec --db perto_peers -- "$${CARGO_TARGET_DIR:-benches/peers/target}/release/perto-peers" $(ARGS)
+
+instructions: cargo ## an L1 hit in instructions, by valgrind
+	@exec scripts/engines exec --db perto_bench -- scripts/instructions
 
 check: cargo ## format, lints, features, docs, alerts and prose, as CI does
 	@exec .ci/run format lints features docs alerts prose

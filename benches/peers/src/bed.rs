@@ -37,10 +37,10 @@ pub type Row = (String, i64, String, String);
 /// Where the truth is. It knows nothing of caches.
 pub struct Source {
     pub pool: PgPool,
-    pub url: String,
     pub schema: String,
     messages: usize,
     loads: AtomicU64,
+    queried: AtomicU64,
     pause_ms: AtomicU64,
 }
 
@@ -74,8 +74,14 @@ impl Source {
         self.loads.load(Ordering::Relaxed)
     }
 
+    /// How often a loader's query has been answered.
+    pub fn queried(&self) -> u64 {
+        self.queried.load(Ordering::Relaxed)
+    }
+
     /// What makes a loader slow after its query.
     pub async fn pause(&self) {
+        self.queried.fetch_add(1, Ordering::Relaxed);
         match self.pause_ms.load(Ordering::Relaxed) {
             0 => {}
             ms => tokio::time::sleep(Duration::from_millis(ms)).await,
@@ -123,10 +129,10 @@ impl Bed {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&pool).await?;
         let source = Arc::new(Source {
             pool,
-            url,
             schema,
             messages,
             loads: AtomicU64::new(0),
+            queried: AtomicU64::new(0),
             pause_ms: AtomicU64::new(0),
         });
         let mut redis = Server { process: None, port: free_port()? };

@@ -45,7 +45,8 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["one", piece, peer] => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             println!("{}", serde_json::to_string(&runtime.block_on(one(piece, peer))?)?);
             Ok(())
         }
@@ -66,7 +67,8 @@ fn all(only: &str) -> Result<()> {
         let mut rounds = Vec::new();
         for round in 0..ROUNDS {
             eprint!("\r{piece}: round {} of {ROUNDS} ", round + 1);
-            let mut peers: Vec<&str> = PEERS.into_iter().filter(|peer| !several || alone(peer).is_none()).collect();
+            let mut peers: Vec<&str> =
+                PEERS.into_iter().filter(|peer| !several || alone(peer).is_none()).collect();
             if piece.starts_with("l1") || ["l2", "eviction"].contains(&piece) {
                 peers.push("bare");
             }
@@ -86,9 +88,11 @@ fn all(only: &str) -> Result<()> {
 type Round = std::collections::BTreeMap<String, Figures>;
 
 fn in_turn(piece: &str, peers: &[&str]) -> Result<Round> {
-    peers.iter().map(|peer| Ok(begin(piece, &[peer])?.into_iter())).collect::<Result<Vec<_>>>().map(|rounds| {
-        rounds.into_iter().flatten().collect()
-    })
+    peers
+        .iter()
+        .map(|peer| Ok(begin(piece, &[peer])?.into_iter()))
+        .collect::<Result<Vec<_>>>()
+        .map(|rounds| rounds.into_iter().flatten().collect())
 }
 
 /// Each peer in a process of its own, all at the same time.
@@ -98,7 +102,8 @@ fn begin(piece: &str, peers: &[&str]) -> Result<Round> {
         .iter()
         .map(|peer| {
             let mut command = Command::new(&this);
-            let child = command.args(["one", piece, peer]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            let child =
+                command.args(["one", piece, peer]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
             child.map(|child| (*peer, child))
         })
         .collect::<std::io::Result<_>>()?;

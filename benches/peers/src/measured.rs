@@ -30,9 +30,11 @@ impl Piece {
         let day = said("date", &["-u", "+%F"])?;
         let cores = std::thread::available_parallelism()?;
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown").to_owned();
+        let cpu =
+            cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown").to_owned();
         let redis = said("redis-server", &["--version"]).unwrap_or_default();
-        let redis = redis.split(' ').find_map(|word| word.strip_prefix("v=")).unwrap_or("of its own").to_owned();
+        let redis =
+            redis.split(' ').find_map(|word| word.strip_prefix("v=")).unwrap_or("of its own").to_owned();
         let rust = said("rustc", &["--version"])?;
         let rust = rust.split(' ').nth(1).unwrap_or_default().to_owned();
         let machine = format!("{cores} cores of an {cpu}, Redis {redis} on loopback, Rust {rust}");
@@ -90,7 +92,8 @@ impl Measured {
                 }
                 let name = format!("peers_{figure}_{peer}").replace('-', "_");
                 // JSON has no infinity: null.
-                let line = serde_json::json!({ "name": name, "median": median(&samples), "samples": samples });
+                let line =
+                    serde_json::json!({ "name": name, "median": median(&samples), "samples": samples });
                 writeln!(file, "{line}")?;
             }
         }

@@ -86,7 +86,8 @@ impl HandRolled {
         let page = self.source.load(key).await?;
         // While Redis is away there is no use in waiting for it a second time.
         if found.is_ok() {
-            let set = redis::cmd("SET").arg(name(key)).arg(encode(&page)?).arg("EX").arg(TTL.as_secs()).to_owned();
+            let set =
+                redis::cmd("SET").arg(name(key)).arg(encode(&page)?).arg("EX").arg(TTL.as_secs()).to_owned();
             // The value is good without it.
             drop(set.query_async::<()>(&mut l2).await);
         }
@@ -110,7 +111,7 @@ async fn listen(
             l1.invalidate_all();
             if let Some(listening) = listening.take() {
                 // Whoever started this may have gone.
-                drop(listening.send(()));
+                let _gone = listening.send(());
             }
             let mut messages = pubsub.into_on_message();
             while let Some(message) = messages.next().await {

@@ -7,8 +7,8 @@ use hitbox::concurrency::BroadcastConcurrencyManager;
 use hitbox::offload::OffloadManager;
 use hitbox::policy::{ConcurrencyLimit, PolicyConfig};
 use hitbox::{CacheKey, Extractor};
-use hitbox_backend::composition::policy::RefillPolicy;
 use hitbox_backend::composition::Compose;
+use hitbox_backend::composition::policy::RefillPolicy;
 use hitbox_backend::format::BincodeFormat;
 use hitbox_backend::{Backend, CompositionBackend, PassthroughCompressor};
 use hitbox_fn::{Arg, Args, Cache, FnExtractor, cached};
@@ -19,7 +19,8 @@ use crate::bed::{Page, Source};
 use crate::peer::{PATIENCE, Peer, Place, RETRIES, TTL};
 
 type Answer = Result<Page, String>;
-type Tiers = CompositionBackend<MokaBackend<BincodeFormat, PassthroughCompressor>, RedisBackend, OffloadManager>;
+type Tiers =
+    CompositionBackend<MokaBackend<BincodeFormat, PassthroughCompressor>, RedisBackend, OffloadManager>;
 
 #[cached(prefix = "page", skip(source))]
 async fn page(source: Arc<Source>, key: String) -> Result<Page, String> {

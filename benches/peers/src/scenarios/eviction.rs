@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 
-use super::{Figures, instances, newer, quantile, stop, version};
+use super::{Figures, instances, newer, quantile, rest, stop, version};
 use crate::bed::{Bed, SMALL, key};
 use crate::peer::Peer;
 
@@ -94,7 +94,7 @@ pub async fn bare() -> Result<Figures> {
             redis::cmd("PUBLISH").arg("bare").arg("x").query_async::<()>(&mut publisher).await
         });
         while heard.load(Ordering::Relaxed) < write {
-            tokio::task::yield_now().await;
+            rest();
         }
         times.push(begun.elapsed());
         telling.await?.context("PUBLISH")?;
