@@ -59,12 +59,10 @@ bench: cargo ## benchmarks [ARGS='...'] [JSON=FILE, for a line of each ratio wit
 
 instructions: cargo ## what each path costs in instructions and allocations, by valgrind
 	@BENCH_JSON='$(abspath $(JSON))' exec scripts/instructions $(ARGS)
-bench-peers: cargo ## beside other caches for Rust [ARGS='--only l1,stale']
-	@cargo build --release --locked --manifest-path benches/peers/Cargo.toml
-	@exec scripts/engines exec --db perto_peers -- "$${CARGO_TARGET_DIR:-benches/peers/target}/release/perto-peers" $(ARGS)
 
-instructions: cargo ## an L1 hit in instructions, by valgrind
-	@exec scripts/engines exec --db perto_bench -- scripts/instructions
+bench-peers: cargo ## beside other caches for Rust [ARGS='--only l1,stale'] [JSON=FILE]
+	@cargo build --release --locked --manifest-path benches/peers/Cargo.toml
+	@BENCH_JSON='$(abspath $(JSON))' exec scripts/engines exec --db perto_peers -- "$${CARGO_TARGET_DIR:-benches/peers/target}/release/perto-peers" $(ARGS)
 
 check: cargo ## format, lints, features, docs, alerts and prose, as CI does
 	@exec .ci/run format lints features docs alerts prose
