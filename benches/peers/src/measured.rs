@@ -81,7 +81,9 @@ impl Measured {
 
     /// A line of JSON for each figure of a piece, for who reads it by machine: ratios where there is a bare operation.
     pub fn append_lines(&self, piece: &str) -> Result<()> {
-        let Ok(path) = std::env::var("BENCH_JSON") else { return Ok(()) };
+        let Some(path) = std::env::var("BENCH_JSON").ok().filter(|path| !path.is_empty()) else {
+            return Ok(());
+        };
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         let rounds = self.pieces.get(piece).map(|piece| &piece.rounds[..]).unwrap_or_default();
         for peer in PEERS {

@@ -104,7 +104,7 @@ const WHY: [(&str, &str); 11] = [
     ),
     (
         "write_p50",
-        "Perto's write has a trigger's row in it, and asks for its own transaction before the commit.",
+        "Perto's write has a trigger's row in it, and asks for its own transaction before the commit. That is not all of the difference, and the rest is not explained yet.",
     ),
     ("cut_stale", FORGETS),
     ("killed_stale", FORGETS),
