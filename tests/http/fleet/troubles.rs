@@ -46,6 +46,7 @@ impl Logged {
         .await;
         let alert = alerts(&self.served, name).await.remove(0);
         assert_eq!((&alert["instance"], &alert["severity"]), (&json!("a"), &json!(severity)), "{alert}");
+        eventually_within(MINUTES, &format!("{name} is told"), async || !self.lines(name).is_empty()).await;
         assert_eq!(self.lines(name).len(), 1, "one line: {:#?}", self.lines(name));
         alert
     }
@@ -55,6 +56,10 @@ impl Logged {
         eventually_within(MINUTES, &format!("{name} ends"), async || {
             work().await;
             alerts(&self.served, name).await.is_empty()
+        })
+        .await;
+        eventually_within(MINUTES, &format!("the end of {name} is told"), async || {
+            self.lines(name).len() > 1
         })
         .await;
         let lines = self.lines(name);
