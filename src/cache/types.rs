@@ -15,6 +15,8 @@ use crate::error::Error;
 /// Its text is how the log, L2 and hints name it: `to_string` must give what the trigger's key expression gives in
 /// SQL, and `parse` must read that back. Integers, strings and UUIDs do. Keys are equal exactly where their texts are.
 ///
+/// `Hash` should cover all that `Eq` compares, as a derived one does: keys of one hash take each other's place in L1.
+///
 /// What the trigger makes of a row is not known here. Case and blanks at the ends make no difference to what is evicted:
 /// with the key expression `lower(slug)`, a write to `prod-61` is one to `Prod-61` too. Whatever else an expression does to a text
 /// must be done to the key as well, in `FromStr` or where it is made. If it is not, writes evict another key, and only the
