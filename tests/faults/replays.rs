@@ -47,6 +47,32 @@ impl World {
         open
     }
 }
+/// As before the first `analyze`, or where nothing is ever analysed: Postgres then takes a third of the log for new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_reads_what_is_new_and_not_the_whole_log_also_where_postgres_knows_nothing_of_it() {
+    let world = World::new().await;
+    world
+        .sql(
+            "alter table invalidation set (autovacuum_enabled = off); \
+             insert into invalidation (xid, cache, keys) select n::text::xid8, 'other', array[n::text] \
+             from generate_series(1, 700000) n order by random()",
+        )
+        .await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    let scans = async || {
+        let sql = "select coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
+                   where schemaname = $1 and relname = 'invalidation'";
+        let of_log: (i64, i64) = sqlx::query_as(sql).bind(&world.name).fetch_one(&world.pool).await.unwrap();
+        of_log
+    };
+    // What came before is told of within a second.
+    let first = scans().await.1;
+    eventually("the first polls are counted", async || scans().await.1 > first).await;
+    let (before, by_index) = scans().await;
+    eventually("more are", async || scans().await.1 > by_index + 8).await;
+    assert_eq!(scans().await.0, before);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_with_a_short_bound_starts_beside_a_long_log_and_many_writers() {

@@ -49,10 +49,12 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
         .map(|column| format!("coalesce(octet_length({column}), 0)"))
         .into();
     // A role whose transactions are serializable must not make writers fail because the log is read. The memory is for the
-    // rows of a replay, which would be written to a file.
+    // rows of a replay, which would be written to a file. What Postgres knows nothing of, for it was not analysed, it would read whole
+    // each time. To compile a plan takes longer than any poll.
     format!(
         "set transaction isolation level read committed; \
          set local statement_timeout = {limit}; set local work_mem = '64MB'; \
+         set local enable_seqscan = off; set local jit = off; \
          with boot as materialized (select * from {schema}.boot where origin = {schema}.origin()), \
          new as materialized (select i.xid, i.cache, k.key, i.traceparent, i.fault, {bytes} as bytes \
            from ({rows}) i left join lateral unnest(i.keys) k(key) on true limit {most}), \
