@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::coherence::buckets::WholeCache;
+use crate::coherence::buckets::{Slot, WholeCache};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
-use crate::coherence::verdict::{Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
+use crate::coherence::verdict::{self, Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::error::{Error, InvalidateError};
 use crate::local::{Cached, Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
@@ -86,6 +86,15 @@ type FlightResult<V> = Result<Outcome<V>, Error>;
 struct Outcome<V> {
     entry: Arc<Entry<V>>,
     from: FlightSource,
+}
+
+/// A key of a read that waits for its flight.
+struct Waiting<K, V> {
+    /// Its place among the keys.
+    at: usize,
+    slot: Slot,
+    boarded: Boarded,
+    waiter: Waiter<K, FlightResult<V>>,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -259,26 +268,24 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     async fn get_slow(&self, key: K, wish: Wish) -> Result<Read<V>, Error> {
-        let mut reads = Box::pin(self.read_missed(std::slice::from_ref(&key), wish, true)).await?;
+        let mut reads = Box::pin(self.read_missed(std::slice::from_ref(&key), &wish, true)).await?;
         reads.pop().ok_or(Error::Unsettled)
     }
 
     /// However often it begins again, a read takes no longer than one look into L2 and one load may; one that asks for more than the
     /// bound waits for a poll before, for no longer than another load.
     async fn read(&self, keys: &[K], wish: Wish) -> Result<Vec<Read<V>>, Error> {
-        self.read_missed(keys, wish, false).await
+        self.read_missed(keys, &wish, false).await
     }
 
     /// The same, where L1 may have been asked already.
-    async fn read_missed(&self, keys: &[K], wish: Wish, missed: bool) -> Result<Vec<Read<V>>, Error> {
+    async fn read_missed(&self, keys: &[K], wish: &Wish, missed: bool) -> Result<Vec<Read<V>>, Error> {
         if self.0.shared.is_closed() {
             return Err(Error::Closed);
         }
-        let texts = self.texts(keys)?;
         // Whoever waits for a poll may find more in L1 than before.
         let missed = missed && !wish.waits();
-        let settled = self.settle(keys, wish).await?;
-        let wish = Wish { source: settled.source || wish.source, ..settled };
+        let wish = self.settle(keys, wish).await?;
         let in_l1 = |key| {
             let hit = if missed { None } else { self.hit(key, wish) };
             hit.or_else(|| self.outage_hit(key, wish))
@@ -295,11 +302,11 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let limit = self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys.len()));
         let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
-        let reading = self.read_within(keys, &texts, answers, wish, &span, began);
-        let answers = match timeout_from(began, limit, reading).await {
-            Ok(read) => read,
-            Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
-        };
+        let answers =
+            match timeout_from(began, limit, self.read_within(keys, answers, &wish, &span, began)).await {
+                Ok(read) => read,
+                Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
+            };
         match &answers {
             Ok(answers) => self.0.record_answers(answers, began.elapsed(), &span),
             Err(error) => span.failed(error),
@@ -328,14 +335,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     async fn read_within(
         &self,
         keys: &[K],
-        texts: &[String],
         mut answers: Vec<Option<Read<V>>>,
-        wish: Wish,
+        wish: &Wish,
         span: &Span,
         mut now: tokio::time::Instant,
     ) -> Result<Vec<Read<V>>, Error> {
         let trace = span.trace();
-        let look_up = self.0.shared.remote_limit(keys.len());
         let (mut refused, mut again) = (0, false);
         while refused < ATTEMPTS {
             if self.0.shared.is_closed() {
@@ -344,38 +349,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             if again {
                 now = tokio::time::Instant::now();
             }
-            let mut led = Vec::new();
-            let mut waiting = Vec::new();
-            let mut own = HashSet::new();
-            for (at, key) in keys.iter().enumerate() {
-                if answers[at].is_some() {
-                    continue;
-                }
-                let (leader, waiter) = self.0.flights.join(key, &trace.origin(), now, look_up);
-                // From the second attempt on, any flight of the key took off after this read began.
-                let boarded =
-                    if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
-                match leader {
-                    Some(leader) => {
-                        // The flight before may have landed since L1 was asked.
-                        if let Some(read) = self.hit(key, wish) {
-                            answers[at] = Some(read);
-                            continue;
-                        }
-                        if keys.len() > 1 {
-                            own.insert(key);
-                        }
-                        led.push(LedKey { text: texts[at].clone(), leader });
-                    }
-                    // A key that was asked for twice.
-                    None if own.contains(key) => {}
-                    None => {
-                        self.0.counters.flights_joined.add(1);
-                        span.link(waiter.origin());
-                    }
-                }
-                waiting.push((at, boarded, waiter));
-            }
+            let (led, waiting) = self.board(keys, &mut answers, wish, span, again, now)?;
             if waiting.is_empty() {
                 break;
             }
@@ -383,27 +357,77 @@ impl<K: Key, V: Value> Cache<K, V> {
                 // Once the flights are there: whoever joins one as if it took off after its own read began must not have it judged by
                 // a poll from before. Before anything is asked of anybody.
                 let start = self.0.shared.coherence.read_start(&self.0.whole);
-                self.look_up(Led::new(led, start, wish, &trace, now)).await?;
+                if let Some(look_up) = self.look_up(Led::new(led, start, *wish, &trace, now))? {
+                    look_up.await;
+                }
             }
-            refused += usize::from(self.land(waiting, texts, wish, &mut answers).await?);
+            refused += usize::from(self.land(waiting, wish, &mut answers).await?);
             again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
+    }
+
+    /// Joins or begins the flight of each key without an answer. What this reader leads, and what it waits for.
+    #[expect(clippy::type_complexity, reason = "a pair of two lists")]
+    fn board(
+        &self,
+        keys: &[K],
+        answers: &mut [Option<Read<V>>],
+        wish: &Wish,
+        span: &Span,
+        again: bool,
+        now: tokio::time::Instant,
+    ) -> Result<(Vec<LedKey<K, FlightResult<V>>>, Vec<Waiting<K, V>>), Error> {
+        let core = &*self.0;
+        let (origin, look_up) = (span.trace().origin(), core.shared.remote_limit(keys.len()));
+        let missing = answers.iter().filter(|answer| answer.is_none()).count();
+        let (mut led, mut waiting) = (Vec::with_capacity(missing), Vec::with_capacity(missing));
+        let mut own = HashSet::new();
+        for (at, (key, answer)) in keys.iter().zip(answers).enumerate() {
+            if answer.is_some() {
+                continue;
+            }
+            let text = text(&core.name, key)?;
+            let slot = core.shared.coherence.buckets.slot(&core.name, &text);
+            let (leader, waiter) = core.flights.join(key, &origin, now, look_up);
+            // From the second attempt on, any flight of the key took off after this read began.
+            let boarded = if leader.is_some() || again { Boarded::BeforeTakeOff } else { Boarded::InFlight };
+            match leader {
+                Some(leader) => {
+                    // The flight before may have landed since L1 was asked.
+                    *answer = self.hit(key, *wish);
+                    if answer.is_some() {
+                        continue;
+                    }
+                    if keys.len() > 1 {
+                        own.insert(key);
+                    }
+                    led.push(LedKey { text, slot, leader });
+                }
+                // A key that was asked for twice.
+                None if own.contains(key) => {}
+                None => {
+                    core.counters.flights_joined.add(1);
+                    span.link(waiter.origin());
+                }
+            }
+            waiting.push(Waiting { at, slot, boarded, waiter });
+        }
+        Ok((led, waiting))
     }
 
     /// Waits for the flights, and judges what they bring. Whether an outcome was refused. Without one the leader is gone, or
     /// was given up: the next attempt leads, and how often that happens is up to those who cancel.
     async fn land(
         &self,
-        waiting: Vec<(usize, Boarded, Waiter<K, FlightResult<V>>)>,
-        texts: &[String],
-        wish: Wish,
+        waiting: Vec<Waiting<K, V>>,
+        wish: &Wish,
         answers: &mut [Option<Read<V>>],
     ) -> Result<bool, Error> {
         let mut refused = false;
-        for (at, boarded, waiter) in waiting {
+        for Waiting { at, slot, boarded, waiter } in waiting {
             if let Some(outcome) = self.0.flights.outcome(waiter).await {
-                answers[at] = self.judge(&texts[at], &outcome?, boarded, wish)?;
+                answers[at] = self.judge(slot, &outcome?, boarded, wish)?;
                 refused |= answers[at].is_none();
             }
         }
@@ -413,16 +437,15 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Whether this reader may have the outcome of a flight. `None`: it reads again.
     fn judge(
         &self,
-        text: &str,
+        slot: Slot,
         outcome: &Outcome<V>,
         boarded: Boarded,
-        wish: Wish,
+        wish: &Wish,
     ) -> Result<Option<Read<V>>, Error> {
         let coherence = &self.0.shared.coherence;
         let epoch = coherence.epoch();
         let held = coherence.lease.held();
         let (entry, flight) = (&outcome.entry, Flight { from: outcome.from, boarded });
-        let slot = coherence.buckets.slot(&self.0.name, text);
         let judged = match flight.is_first_hand() {
             true => LeaseVerdict::Fresh,
             false if !entry.judged() => LeaseVerdict::Refused,
@@ -442,7 +465,9 @@ impl<K: Key, V: Value> Cache<K, V> {
             Verdict::Fresh => Freshness::Fresh,
             Verdict::Stale => Freshness::Stale,
             Verdict::Unverified(since) => Freshness::Unverified { since },
-            Verdict::Cached(since) if self.may_use_cached(held)? => Freshness::Unverified { since },
+            Verdict::Cached(since) if self.may_use_cached(held, self.0.shared.clock.now_ms())? => {
+                Freshness::Unverified { since }
+            }
             Verdict::Cached(_) | Verdict::ReadAgain => return Ok(None),
             Verdict::TokenUntrue => return Err(self.ahead()),
             Verdict::TokenAhead => return Err(Error::TokenAhead),
@@ -451,7 +476,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         Ok(Some(self.answer(Arc::clone(entry), freshness, tier, wish)))
     }
 
-    fn answer(&self, entry: Arc<Entry<V>>, freshness: Freshness, tier: Tier, wish: Wish) -> Read<V> {
+    fn answer(&self, entry: Arc<Entry<V>>, freshness: Freshness, tier: Tier, wish: &Wish) -> Read<V> {
         let counters = &self.0.counters;
         match tier {
             Tier::Local => _ = counters.l1_hits.here().increment(),
@@ -486,12 +511,12 @@ impl<K: Key, V: Value> Cache<K, V> {
             && entry.life.valid_at(self.0.shared.clock.now_ms())
             && contains(entry, wish.token_in(epoch, held.era()))
             && (entry.made_of().is_none() || self.0.is_unchanged(entry, held));
-        live.then(|| self.answer(Arc::clone(entry), Freshness::Unverified { since }, Tier::Local, wish))
+        live.then(|| self.answer(Arc::clone(entry), Freshness::Unverified { since }, Tier::Local, &wish))
     }
 
     /// Whether what is cached may be used at all: under a lease, or as the policy says.
-    fn may_use_cached(&self, held: LeaseView) -> Result<bool, Error> {
-        match self.0.shared.freshness(held) {
+    fn may_use_cached(&self, held: LeaseView, now_ms: u64) -> Result<bool, Error> {
+        match verdict::freshness(held, now_ms) {
             LeaseVerdict::Unverified(since) if held.ever_valid() => match self.0.policy.outage {
                 Outage::ServeStale { max } => Ok(since <= max),
                 Outage::PassThrough => Ok(false),
@@ -503,18 +528,20 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
     }
 
-    /// Looks into L2 for the keys that this reader leads, and has the rest loaded.
-    async fn look_up(&self, led: Led<K, FlightResult<V>>) -> Result<(), Error> {
+    /// Looks into L2 for the keys that this reader leads, and has the rest loaded: what is to be awaited for it.
+    fn look_up(
+        &self,
+        led: Led<K, FlightResult<V>>,
+    ) -> Result<Option<impl Future<Output = ()> + Send>, Error> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         let now_ms = core.shared.clock.now_ms();
         let unused = core.policy.local_only || led.wish.source || !core.pace.is_worth_a_look(now_ms);
-        if !self.may_use_cached(held)? || unused {
+        if !self.may_use_cached(held, now_ms)? || unused {
             core.load([led]);
-        } else {
-            core.look_up(led).await;
+            return Ok(None);
         }
-        Ok(())
+        Ok(core.look_up(led))
     }
 
     pub(crate) fn texts(&self, keys: &[K]) -> Result<Vec<String>, Error> {
@@ -593,14 +620,15 @@ impl<K: Key, V: Value> Cache<K, V> {
 
 /// The texts of keys of a cache or topic.
 pub(crate) fn texts<K: Key>(of: &Arc<str>, keys: &[K]) -> Result<Vec<String>, Error> {
-    let text = |key: &K| {
-        let text = key.to_string();
-        match text.len() {
-            0..=MAX_KEY_BYTES => Ok(text),
-            bytes => Err(Error::KeyTooLong { cache: Arc::clone(of), bytes }),
-        }
-    };
-    keys.iter().map(text).collect()
+    keys.iter().map(|key| text(of, key)).collect()
+}
+
+fn text<K: Key>(of: &Arc<str>, key: &K) -> Result<String, Error> {
+    let text = key.to_string();
+    match text.len() {
+        0..=MAX_KEY_BYTES => Ok(text),
+        bytes => Err(Error::KeyTooLong { cache: Arc::clone(of), bytes }),
+    }
 }
 
 /// A timeout that was counted from a moment that is known already: to ask for the time takes a good part of a read's.

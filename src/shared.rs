@@ -167,7 +167,8 @@ impl Shared {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.ending.is_cancelled()
+        // Asked by each read below L1: the token would take a lock that all of them share.
+        self.signals.closed.load(Ordering::Acquire)
     }
 
     pub(crate) fn close(&self) {

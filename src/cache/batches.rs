@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fetch::weight;
 use super::gather::{Fits, Worker};
-use super::led::{Call, Led, LedKey, Piece};
+use super::led::{Call, Led, Piece};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::ReadStart;
 use crate::coherence::verdict::FlightSource;
@@ -48,22 +48,29 @@ fn together<K: Key, V: Value>(
 }
 
 impl<K: Key, V: Value> Core<K, V> {
-    /// Looks into L2, at once where few look-ups are under way, and has loaded what is missing. Else the keys are looked up together
-    /// with others', which this doesn't wait for.
-    pub(super) async fn look_up(self: &Arc<Self>, led: Led<K, FlightResult<V>>) {
-        if led.keys.len() > KEYS_AT_ONCE {
-            // Several round trips, that nobody else should wait for.
-            return Box::pin(self.look_up_all(vec![led])).await;
+    /// Looks into L2, at once where few look-ups are under way, and has loaded what is missing: that is to be awaited. Else the keys
+    /// are looked up together with others', by a task of the instance.
+    pub(super) fn look_up(
+        self: &Arc<Self>,
+        led: Led<K, FlightResult<V>>,
+    ) -> Option<impl Future<Output = ()> + Send> {
+        // Several round trips: nobody else should wait for them.
+        let apart = led.keys.len() > KEYS_AT_ONCE;
+        let place = if apart { None } else { self.look_ups.alone() };
+        if place.is_none() && !apart {
+            // A task of the instance looks it up: nobody needs to give up this leader.
+            led.keys.iter().for_each(|led| led.leader.loads());
+            if let Some(worker) = self.look_ups.add([led], Led::retain_awaited) {
+                self.spawn_look_ups(worker);
+            }
+            return None;
         }
-        if let Some(_place) = self.look_ups.alone() {
-            // Apart from the read, which so is small where it only waits.
-            return Box::pin(self.look_up_all(vec![led])).await;
-        }
-        // A task of the instance looks it up: nobody needs to give up this leader.
-        led.keys.iter().for_each(|led| led.leader.loads());
-        if let Some(worker) = self.look_ups.add([led], Led::retain_awaited) {
-            self.spawn_look_ups(worker);
-        }
+        let all = vec![led];
+        // Apart from the read, which so is small where it only waits.
+        Some(Box::pin(async move {
+            let _place = place;
+            self.look_up_all(all).await;
+        }))
     }
 
     fn spawn_look_ups(self: &Arc<Self>, worker: Worker<Led<K, FlightResult<V>>>) {
@@ -92,14 +99,16 @@ impl<K: Key, V: Value> Core<K, V> {
                 keys += if has_waited(led) { 0 } else { led.keys.len() };
                 if before == 0 || keys <= most { Fits::Yes } else { Fits::Full }
             };
-            let Some((mut late, another)) = worker.take(fits) else { return };
+            let Some((mut batch, another)) = worker.take(fits) else { return };
             if let Some(another) = another {
                 self.spawn_look_ups(another);
             }
-            late.retain_mut(Led::retain_awaited);
+            batch.retain_mut(Led::retain_awaited);
             // In the order in which they came.
-            let batch = late.split_off(late.partition_point(has_waited));
-            self.load(late);
+            let late = batch.partition_point(has_waited);
+            if late > 0 {
+                self.load(batch.drain(..late));
+            }
             self.look_up_all(batch).await;
             worker.again();
         }
@@ -113,9 +122,15 @@ impl<K: Key, V: Value> Core<K, V> {
             _ => together(&all, |trace| trace.begin(Kind::Internal, format_args!("look up {}", self.name))),
         };
         let trace = span.as_ref().map_or_else(|| all[0].trace.clone(), Span::trace);
-        let name = |led: &LedKey<K, FlightResult<V>>, epoch| self.remote_key(epoch, &led.text);
-        let names: Vec<String> =
-            all.iter().flat_map(|led| led.keys.iter().map(|key| name(key, led.start.epoch))).collect();
+        let mut names = Vec::with_capacity(all.iter().map(Led::count).sum());
+        let (mut epoch, mut before) = (all[0].start.epoch, self.remote_key(all[0].start.epoch, ""));
+        for led in &all {
+            if led.start.epoch != epoch {
+                epoch = led.start.epoch;
+                before = self.remote_key(epoch, "");
+            }
+            names.extend(led.keys.iter().map(|key| [&before, &*key.text].concat()));
+        }
         let (asked, usable) = (Instant::now(), self.shared.remote_usable());
         let found = self.shared.remote_get(&names, self.most_stored(), &trace).await;
         if usable {
@@ -131,13 +146,13 @@ impl<K: Key, V: Value> Core<K, V> {
             let (start, token) = (led.start, led.wish.token_in(led.start.epoch, led.start.era));
             let mut loads = Vec::new();
             for (key, (name, bytes)) in led.keys.drain(..).zip(&mut found) {
-                let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key.text, start));
+                let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key, start));
                 match entry {
                     Some(entry) if contains(&entry, token) => {
                         let entry = Arc::new(entry);
                         let weight = weight(&key.text, &entry);
                         let _accepted_a_moment_ago =
-                            self.insert(key.leader.key(), &key.text, &entry, start, weight);
+                            self.insert(key.leader.key(), key.slot, &entry, start, weight);
                         key.leader.finish(Ok(Outcome { entry, from: FlightSource::Remote }));
                     }
                     _ => loads.push(key),
@@ -147,7 +162,9 @@ impl<K: Key, V: Value> Core<K, V> {
                 missing.push(Led { keys: loads, ..led });
             }
         }
-        self.load(missing);
+        if !missing.is_empty() {
+            self.load(missing);
+        }
     }
 
     /// Has these loaded by tasks of the instance, each of which calls the loader for all that waits: at once where few loads are under
@@ -324,7 +341,9 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::super::flight::Flights;
+    use super::super::led::LedKey;
     use super::*;
+    use crate::coherence::buckets::Slot;
 
     #[derive(Debug, Clone, Default)]
     struct Ended(Arc<Mutex<Vec<SpanData>>>);
@@ -345,7 +364,7 @@ mod tests {
         let start = ReadStart { epoch: 1, era: 1, cache_epoch: 0, poll: None };
         let led = |key: u64, trace: &Trace| {
             let leader = flights.join(&key, &trace.origin(), Instant::now(), Duration::ZERO).0.unwrap();
-            let keys = vec![LedKey { text: key.to_string(), leader }];
+            let keys = vec![LedKey { text: key.to_string(), slot: Slot::default(), leader }];
             Led::new(keys, start, Wish::NONE, trace, Instant::now())
         };
         let reads = ["one", "other"].map(|name| Trace::root().begin(Kind::Internal, format_args!("{name}")));

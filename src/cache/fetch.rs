@@ -17,6 +17,7 @@ use super::{Core, FlightResult, Key, Outcome, Value};
 use crate::coherence::buckets::{Slot, Subject};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::{Origin, Snapshot};
+use crate::coherence::spelling::is_spelled_otherwise;
 use crate::coherence::token::Token;
 use crate::coherence::verdict::{FlightSource, Write};
 use crate::coherence::{Coherence, ReadStart};
@@ -45,17 +46,16 @@ const SLOW_LASTS: Duration = Duration::from_secs(5);
 const UNSTORABLE_LASTS: Duration = Duration::from_mins(10);
 
 impl<K: Key, V: Value> Core<K, V> {
-    /// Puts an entry into L1 if it is accepted, under the stripe of its key. Returns whether it was.
+    /// Puts an entry into L1 if it is accepted, under the stripe of its key, by the key's bucket. Returns whether it was.
     pub(super) fn insert(
         &self,
         key: &K,
-        text: &str,
+        slot: Slot,
         entry: &Arc<Entry<V>>,
         start: ReadStart,
         weight: u32,
     ) -> bool {
         let buckets = &self.shared.coherence.buckets;
-        let slot = buckets.slot(&self.name, text);
         let insert = || {
             // An entry of an ended era would be dead weight.
             if entry.life.era() == self.shared.coherence.lease.held().era() {
@@ -88,9 +88,8 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// What each hit of an answer has to judge, where there is something.
-    fn made_of(&self, text: &str, depends: Vec<Dependency>) -> Result<Option<MadeOf>, Unjudged> {
-        let buckets = &self.shared.coherence.buckets;
-        let spelling = buckets.slot_of_spelling(&self.name, text);
+    fn made_of(&self, text: &str, slot: Slot, depends: Vec<Dependency>) -> Result<Option<MadeOf>, Unjudged> {
+        let spelling = is_spelled_otherwise(text).then_some(slot);
         if depends.is_empty() && spelling.is_none() {
             return Ok(None);
         }
@@ -108,7 +107,7 @@ impl<K: Key, V: Value> Core<K, V> {
         &self,
         name: &str,
         bytes: &Bytes,
-        text: &str,
+        key: &LedKey<K, FlightResult<V>>,
         start: ReadStart,
     ) -> Option<Entry<V>> {
         let unreadable = |refused| {
@@ -124,14 +123,13 @@ impl<K: Key, V: Value> Core<K, V> {
             }
             Err(Refused::Foreign) => return None,
         };
-        let Ok(made_of) = self.made_of(text, stored.depends) else {
+        let Ok(made_of) = self.made_of(&key.text, key.slot, stored.depends) else {
             self.counters.l2_undeclared.add(1);
             return None;
         };
         let buckets = &self.shared.coherence.buckets;
         let subjects = made_of.as_ref().map_or(&[][..], |made_of| &made_of.subjects);
-        let slot = buckets.slot(&self.name, text);
-        if !(buckets.accepts(slot, &self.whole, &stored.stamp)
+        if !(buckets.accepts(key.slot, &self.whole, &stored.stamp)
             && buckets.accepts_all(subjects, &stored.stamp))
         {
             self.counters.l2_refused.add(1);
@@ -298,14 +296,15 @@ impl<K: Key, V: Value> Core<K, V> {
                     continue;
                 }
                 let from = if lacks { FlightSource::Behind } else { from };
-                let LedKey { text, leader } = key;
+                let LedKey { text, slot, leader } = key;
                 let (value, ttl) = match found.remove(leader.key()) {
                     Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                     None => (None, self.policy.absent_ttl),
                 };
-                let entry = Arc::new(self.loaded(&text, value, ttl, depends, led.start, &stamp));
+                let entry =
+                    Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);
-                let inserted = entry.judged() && self.insert(leader.key(), &text, &entry, led.start, weight);
+                let inserted = entry.judged() && self.insert(leader.key(), slot, &entry, led.start, weight);
                 if entry.judged() && !inserted && from == FlightSource::Computed {
                     // It contains what the last poll does, and there has been an invalidation since.
                     self.shared.polls.ask(Asked::InDoubt);
@@ -329,14 +328,13 @@ impl<K: Key, V: Value> Core<K, V> {
     /// What a load has brought for a key.
     fn loaded(
         &self,
-        text: &str,
+        made_of: Result<Option<MadeOf>, Unjudged>,
         value: Option<V>,
         ttl: Duration,
-        depends: Vec<Dependency>,
         start: ReadStart,
         stamp: &Stamp,
     ) -> Entry<V> {
-        let (made_of, judged) = match self.made_of(text, depends) {
+        let (made_of, judged) = match made_of {
             Ok(made_of) => (made_of, true),
             Err(unjudged) => {
                 // At the end nothing is declared any more.

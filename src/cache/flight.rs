@@ -97,11 +97,20 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     /// A future may be kept and not polled, by a `select!` in a loop or in a buffered stream. Its key is everybody's.
     pub(crate) async fn outcome(&self, waiter: Waiter<K, T>) -> Option<T> {
         let flight = &waiter.0;
+        let outcome = |state: &State<T>| match state {
+            State::LookingUp | State::Loading => None,
+            State::Landed(outcome) => Some(Some(outcome.clone())),
+            State::Abandoned => Some(None),
+        };
+        // Whoever leads has mostly done all that there was to do.
+        let (landed, looks) = flight.state.look(|state| (outcome(state), matches!(state, State::LookingUp)));
+        if let Some(landed) = landed {
+            return landed;
+        }
         let looked_up = |state: &State<T>| (!matches!(state, State::LookingUp)).then_some(());
         let left = || flight.look_up.saturating_add(LATE).saturating_sub(flight.began.elapsed());
-        if flight.state.look(looked_up).is_none()
-            && tokio::time::timeout(left(), flight.state.wait_for(looked_up)).await.is_err()
-        {
+        // Apart from the read, which so is small: few come while another one's look-up is under way.
+        if looks && Box::pin(tokio::time::timeout(left(), flight.state.wait_for(looked_up))).await.is_err() {
             // Under the lock: whoever finds the key free then finds this flight abandoned, and a load that has just begun is kept.
             let mut running = self.running.lock();
             let given_up = flight.state.update(|state| {
@@ -115,11 +124,6 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
                 remove(&mut running, flight);
             }
         }
-        let outcome = |state: &State<T>| match state {
-            State::LookingUp | State::Loading => None,
-            State::Landed(outcome) => Some(Some(outcome.clone())),
-            State::Abandoned => Some(None),
-        };
         flight.state.wait_for(outcome).await
     }
 

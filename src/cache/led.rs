@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::flight::Leader;
 use super::gather::Fits;
 use crate::coherence::ReadStart;
+use crate::coherence::buckets::Slot;
 use crate::coherence::token::Token;
 use crate::read::Wish;
 use crate::trace::Trace;
@@ -12,6 +13,7 @@ use crate::trace::Trace;
 /// A key that a reader leads.
 pub(super) struct LedKey<K, T> {
     pub(super) text: String,
+    pub(super) slot: Slot,
     pub(super) leader: Leader<K, T>,
 }
 
@@ -134,6 +136,7 @@ mod tests {
         let now = Instant::now();
         let key = |key: &u64| LedKey {
             text: key.to_string(),
+            slot: Slot::default(),
             leader: flights.join(key, &trace.origin(), now, Duration::ZERO).0.unwrap(),
         };
         let start = ReadStart { epoch: 1, era, cache_epoch: 0, poll: None };

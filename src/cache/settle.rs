@@ -45,10 +45,16 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Waits for a poll, where only that grants what a read asks for: one for all who wait. Without a lease there may be no poll:
     /// the source decides then.
-    pub(super) async fn settle(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
+    pub(super) async fn settle(&self, keys: &[K], wish: &Wish) -> Result<Wish, Error> {
         if !wish.waits() {
-            return Ok(Wish { polled: None, floor: None, ..wish });
+            return Ok(Wish { polled: None, floor: None, ..*wish });
         }
+        // Apart from the read, which so is small where it waits for no poll.
+        let granted = Box::pin(self.granted(keys, *wish)).await?;
+        Ok(Wish { source: granted.source || wish.source, ..granted })
+    }
+
+    async fn granted(&self, keys: &[K], mut wish: Wish) -> Result<Wish, Error> {
         let shared = &self.0.shared;
         let until = Instant::now() + shared.settings.poll_timeout.min(self.0.policy.load_timeout);
         let mut too_old = false;

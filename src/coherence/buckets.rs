@@ -36,7 +36,7 @@ struct Stripe {
 }
 
 /// Where a key's invalidations are recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Slot(usize);
 
 /// Something that a value was made of: a key of this cache or of another, or what a topic says of a key.
@@ -87,11 +87,6 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         folded(key).hash(&mut hasher);
         #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
         Slot(hasher.finish() as usize % self.highest.len())
-    }
-
-    /// The bucket of a key that the log may name in another spelling. An eviction by that one misses it, so each hit asks here.
-    pub(crate) fn slot_of_spelling(&self, cache: &str, key: &str) -> Option<Slot> {
-        (folded(key) != key).then(|| self.slot(cache, key))
     }
 
     /// Whether a value with this stamp contains every invalidation that this instance knows for the key.

@@ -16,6 +16,11 @@ pub(crate) fn folded(text: &str) -> Cow<'_, str> {
     Cow::Owned(lower.flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect())
 }
 
+/// Whether the log may name a key in another spelling. An eviction by that one misses it, so each hit asks its bucket.
+pub(crate) fn is_spelled_otherwise(text: &str) -> bool {
+    folded(text) != text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use perto::proxy::{Fault, FaultProxy};
 use perto::{Freshness, ReadOptions, Tier};
 
 use crate::support::engines::{moved_to, place_of};
-use crate::world::{World, coherent};
+use crate::world::{POLL_INTERVAL, World, coherent};
 
 /// Reads in all. `PERTO_READS=1000000` for more.
 fn reads() -> u64 {
@@ -112,10 +112,11 @@ async fn a_thousand_who_read_the_latest_at_once_share_their_polls() {
     let a = Arc::new(world.start().await);
     coherent([&a]).await;
     a.fresh(1).await;
-    let (polls, loads) = (a.perto.stats().polls, a.loads());
+    let (polls, loads, began) = (a.perto.stats().polls, a.loads(), Instant::now());
     let reads = join_all((0..1_000).map(|_| a.items.get_with(&1, ReadOptions::latest()))).await;
     assert!(reads.iter().all(|read| read.as_ref().is_ok_and(|read| read.tier == Tier::Local)));
     let (polls, loads) = (a.perto.stats().polls - polls, a.loads() - loads);
-    // One more may have been due meanwhile.
-    assert!(polls <= 3 && loads == 0, "{polls} polls, {loads} loads");
+    // Those that were due meanwhile: one, but on a busy machine.
+    let due = 1 + began.elapsed().as_millis() / POLL_INTERVAL.as_millis();
+    assert!(u128::from(polls) <= 2 + due && loads == 0, "{polls} polls, {due} of them due, {loads} loads");
 }
