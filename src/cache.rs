@@ -45,7 +45,7 @@ pub(crate) mod types;
 
 use flight::{Flights, Waiter};
 use gather::{FEW_LOADS, FEW_LOOK_UPS, Gather};
-use led::{Led, LedKey};
+use led::{Few, Led, LedKey};
 use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
@@ -285,6 +285,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         // Whoever waits for a poll may find more in L1 than before.
         let missed = missed && !wish.waits();
+        if wish.waits() {
+            // A key that is none asks for no poll.
+            self.texts(keys)?;
+        }
         let wish = self.settle(keys, wish).await?;
         let in_l1 = |key| {
             let hit = if missed { None } else { self.hit(key, wish) };
@@ -300,18 +304,30 @@ impl<K: Key, V: Value> Cache<K, V> {
         if answers.iter().all(Option::is_some) {
             return Ok(answers.into_iter().flatten().collect());
         }
-        let limit = self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys.len()));
         let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
-        let answers =
-            match timeout_from(began, limit, self.read_within(keys, answers, &wish, &span, began)).await {
-                Ok(read) => read,
-                Err(_elapsed) => Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }),
-            };
+        let answers = match timeout_from(
+            began,
+            self.limit(keys.len()),
+            self.read_within(keys, answers, &wish, &span, began),
+        )
+        .await
+        {
+            Ok(read) => read,
+            Err(_elapsed) => {
+                let limit = self.limit(keys.len());
+                Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit })
+            }
+        };
         match &answers {
             Ok(answers) => self.0.record_answers(answers, began.elapsed(), &span),
             Err(error) => span.failed(error),
         }
         answers
+    }
+
+    /// How long a read may take.
+    fn limit(&self, keys: usize) -> Duration {
+        self.0.policy.load_timeout.saturating_add(self.0.shared.remote_limit(keys))
     }
 
     /// Reads many keys; where `source` is set, what the primary says itself.
@@ -377,17 +393,19 @@ impl<K: Key, V: Value> Cache<K, V> {
         span: &Span,
         again: bool,
         now: tokio::time::Instant,
-    ) -> Result<(Vec<LedKey<K, FlightResult<V>>>, Vec<Waiting<K, V>>), Error> {
+    ) -> Result<(Few<LedKey<K, FlightResult<V>>>, Few<Waiting<K, V>>), Error> {
         let core = &*self.0;
         let (origin, look_up) = (span.trace().origin(), core.shared.remote_limit(keys.len()));
         let missing = answers.iter().filter(|answer| answer.is_none()).count();
-        let (mut led, mut waiting) = (Vec::with_capacity(missing), Vec::with_capacity(missing));
+        // A key that is none fails the read before others can join a flight of it.
+        let mut texts = Few::with_capacity(missing);
+        for (key, _) in keys.iter().zip(&*answers).filter(|(_, answer)| answer.is_none()) {
+            texts.push(text(&core.name, key)?);
+        }
+        let (mut led, mut waiting) = (Few::with_capacity(missing), Few::with_capacity(missing));
         let mut own = HashSet::new();
-        for (at, (key, answer)) in keys.iter().zip(answers).enumerate() {
-            if answer.is_some() {
-                continue;
-            }
-            let text = text(&core.name, key)?;
+        let places = keys.iter().zip(answers).enumerate().filter(|(_, (_, answer))| answer.is_none());
+        for ((at, (key, answer)), text) in places.zip(texts) {
             let slot = core.shared.coherence.buckets.slot(&core.name, &text);
             let (leader, waiter) = core.flights.join(key, &origin, now, look_up);
             // From the second attempt on, any flight of the key took off after this read began.
@@ -420,7 +438,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// was given up: the next attempt leads, and how often that happens is up to those who cancel.
     async fn land(
         &self,
-        waiting: Vec<Waiting<K, V>>,
+        waiting: Few<Waiting<K, V>>,
         wish: &Wish,
         answers: &mut [Option<Read<V>>],
     ) -> Result<bool, Error> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Acquire, Connection as _, PgConnection, PgPool, Postgres, Transaction};
 use tokio_util::task::TaskTracker;
 
@@ -66,6 +66,11 @@ impl Pool {
                 within(connection.ping()).await.map(|()| true)
             })
         })
+    }
+
+    /// From now on, new ones are opened so.
+    pub(crate) fn connects_with(&self, options: PgConnectOptions) {
+        self.pool.set_connect_options(options);
     }
 
     /// A connection, as soon as there is one.

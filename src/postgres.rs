@@ -16,7 +16,7 @@ use crate::coherence::token::Token;
 use crate::coherence::tokens::NO_EPOCH;
 use crate::error::{Error, StartError};
 use crate::instance::Perto;
-use crate::log::postgres::{PostgresLog, url};
+use crate::log::postgres::{PostgresLog, Server, url};
 use crate::log::{Log, MAX_KEYS_PER_ROW};
 use crate::pool;
 use crate::shared::Shared;
@@ -45,7 +45,7 @@ pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched}
 /// If the URL or the schema's name makes no sense.
 pub fn log(url: &str, schema: &str) -> Result<Arc<dyn Log>, StartError> {
     let log = url::options(url)
-        .and_then(|options| PostgresLog::new(options, schema, true))
+        .and_then(|options| PostgresLog::new(Server::As(Box::new(options)), schema, true))
         .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
     Ok(Arc::new(log))
 }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fetch::weight;
 use super::gather::{Fits, Worker};
-use super::led::{Call, Led, Piece};
+use super::led::{Call, Few, Led, Piece};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::ReadStart;
 use crate::coherence::verdict::FlightSource;
@@ -144,7 +144,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut missing = Vec::new();
         for mut led in all {
             let (start, token) = (led.start, led.wish.token_in(led.start.epoch, led.start.era));
-            let mut loads = Vec::new();
+            let mut loads = Few::new();
             for (key, (name, bytes)) in led.keys.drain(..).zip(&mut found) {
                 let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key, start));
                 match entry {
@@ -364,7 +364,7 @@ mod tests {
         let start = ReadStart { epoch: 1, era: 1, cache_epoch: 0, poll: None };
         let led = |key: u64, trace: &Trace| {
             let leader = flights.join(&key, &trace.origin(), Instant::now(), Duration::ZERO).0.unwrap();
-            let keys = vec![LedKey { text: key.to_string(), slot: Slot::default(), leader }];
+            let keys = Few::from([LedKey { text: key.to_string(), slot: Slot::default(), leader }]);
             Led::new(keys, start, Wish::NONE, trace, Instant::now())
         };
         let reads = ["one", "other"].map(|name| Trace::root().begin(Kind::Internal, format_args!("{name}")));

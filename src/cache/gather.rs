@@ -162,7 +162,7 @@ impl<T> Worker<T> {
             self.ended = true;
             return None;
         }
-        let (mut batch, mut left) = (Vec::with_capacity(state.waiting.len()), Vec::new());
+        let (mut batch, mut left) = (Vec::with_capacity(state.waiting.len().min(PASSED_OVER)), Vec::new());
         while left.len() < PASSED_OVER {
             let Some(waiting) = state.waiting.pop_front() else { break };
             match fits(&waiting) {

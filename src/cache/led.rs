@@ -10,6 +10,9 @@ use crate::coherence::token::Token;
 use crate::read::Wish;
 use crate::trace::Trace;
 
+/// What most reads have one of: then it is where it is used, and no memory has to be asked for.
+pub(super) type Few<T> = smallvec::SmallVec<[T; 1]>;
+
 /// A key that a reader leads.
 pub(super) struct LedKey<K, T> {
     pub(super) text: String,
@@ -19,7 +22,7 @@ pub(super) struct LedKey<K, T> {
 
 /// The keys that one read leads.
 pub(super) struct Led<K, T> {
-    pub(super) keys: Vec<LedKey<K, T>>,
+    pub(super) keys: Few<LedKey<K, T>>,
     /// From before it waited.
     pub(super) start: ReadStart,
     pub(super) wish: Wish,
@@ -46,7 +49,7 @@ struct Terms {
 
 impl<K, T> Led<K, T> {
     pub(super) fn new(
-        keys: Vec<LedKey<K, T>>,
+        keys: Few<LedKey<K, T>>,
         start: ReadStart,
         wish: Wish,
         trace: &Trace,
@@ -56,7 +59,7 @@ impl<K, T> Led<K, T> {
     }
 
     /// How many keys.
-    pub(super) const fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.keys.len()
     }
 
@@ -67,16 +70,12 @@ impl<K, T> Led<K, T> {
 
     /// Pieces of so many keys at most.
     pub(super) fn cut(mut self, most: usize) -> Vec<Self> {
-        let mut pieces = Vec::new();
-        while self.keys.len() > most {
-            let rest = self.keys.split_off(most);
-            pieces.push(Self {
-                keys: std::mem::replace(&mut self.keys, rest),
-                trace: self.trace.clone(),
-                ..self
-            });
+        let (mut pieces, mut keys) = (Vec::new(), std::mem::take(&mut self.keys).into_iter());
+        while keys.len() > most {
+            let keys = keys.by_ref().take(most).collect();
+            pieces.push(Self { keys, trace: self.trace.clone(), ..self });
         }
-        pieces.push(self);
+        pieces.push(Self { keys: keys.collect(), ..self });
         pieces
     }
 

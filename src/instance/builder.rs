@@ -13,6 +13,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::coherence::Coherence;
 use crate::error::StartError;
 use crate::health::signals::Signals;
+#[cfg(feature = "postgres")]
+use crate::log::postgres::Server;
 use crate::log::{CONNECT_LIMIT, Log};
 use crate::remote::{Breaker, Remote};
 use crate::shared::fills::MAX_FILLS;
@@ -49,7 +51,7 @@ pub struct PertoBuilder {
     #[cfg(feature = "redis")]
     subscribe_at: Option<String>,
     #[cfg(feature = "postgres")]
-    postgres: Option<Result<sqlx::postgres::PgConnectOptions, String>>,
+    postgres: Option<Result<Server, String>>,
     #[cfg(feature = "postgres")]
     prepared_statements: bool,
     remote: Option<Arc<dyn Remote>>,
@@ -184,18 +186,19 @@ impl PertoBuilder {
     /// is a lease that is extended late. See [`PertoBuilder::prepared_statements`].
     #[cfg(feature = "postgres")]
     pub fn postgres(mut self, url: &str) -> Self {
-        self.postgres = Some(crate::log::postgres::url::options(url));
+        let options = crate::log::postgres::url::options(url);
+        self.postgres = Some(options.map(|options| Server::As(Box::new(options))));
         self
     }
 
     /// Instead of [`PertoBuilder::postgres`]: the server, the database, the role and the TLS settings of a pool of yours.
     ///
     /// The log has connections of its own all the same. A lease must not wait for a place in a pool that loads or writes use up.
-    /// They are opened with the options that the pool has now; of these, `application_name` and `extra_float_digits` are the
-    /// log's own.
+    /// Each is opened with the options that the pool has then; of these, `application_name` and `extra_float_digits` are the
+    /// log's own. So where passwords are tokens that live for minutes, `PgPool::set_connect_options` renews them for both.
     #[cfg(feature = "postgres")]
     pub fn pool(mut self, pool: &sqlx::PgPool) -> Self {
-        self.postgres = Some(Ok((*pool.connect_options()).clone()));
+        self.postgres = Some(Ok(Server::AsPool(pool.clone())));
         self
     }
 
@@ -374,10 +377,10 @@ impl PertoBuilder {
             return Ok(Arc::clone(log));
         }
         #[cfg(feature = "postgres")]
-        if let Some(options) = self.postgres.clone() {
+        if let Some(server) = self.postgres.clone() {
             let (schema, prepared) = (&settings.schema, self.prepared_statements);
-            let log = options
-                .and_then(|options| crate::log::postgres::PostgresLog::new(options, schema, prepared))
+            let log = server
+                .and_then(|server| crate::log::postgres::PostgresLog::new(server, schema, prepared))
                 .map_err(|problem| StartError::Setting { setting: "postgres", problem })?;
             return Ok(Arc::new(log));
         }

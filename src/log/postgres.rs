@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
 use self::poll::Answer;
@@ -21,7 +21,7 @@ use self::sql::refused;
 use super::{Appended, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
-use crate::pool::Pool;
+use crate::pool::{Lent, Pool};
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
@@ -39,9 +39,28 @@ pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
 
+/// Where the log is, and as whom it is read.
+#[derive(Clone)]
+pub(crate) enum Server {
+    As(Box<PgConnectOptions>),
+    /// Where the application's pool connects to, as it does at that moment.
+    AsPool(PgPool),
+}
+
+impl Server {
+    fn options(&self) -> PgConnectOptions {
+        let options = match self {
+            Self::As(options) => (**options).clone(),
+            Self::AsPool(pool) => (*pool.connect_options()).clone(),
+        };
+        // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
+        options.application_name("perto").extra_float_digits(None)
+    }
+}
+
 /// The log of one schema in one database.
 pub(crate) struct PostgresLog {
-    options: PgConnectOptions,
+    server: Server,
     schema: String,
     /// Whether a statement may be prepared outside of a transaction.
     prepared: bool,
@@ -55,17 +74,15 @@ pub(crate) struct PostgresLog {
 impl PostgresLog {
     /// # Errors
     /// What is wrong with the schema's name.
-    pub(crate) fn new(options: PgConnectOptions, schema: &str, prepared: bool) -> Result<Self, String> {
+    pub(crate) fn new(server: Server, schema: &str, prepared: bool) -> Result<Self, String> {
         schema::check_name(schema)?;
-        // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
-        let options = options.application_name("perto").extra_float_digits(None);
         let pool = PgPoolOptions::new()
             .max_connections(2)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(30));
-        let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(options.clone()));
+        let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(server.options()));
         Ok(Self {
-            options,
+            server,
             schema: schema.to_owned(),
             prepared,
             tail: Mutex::default(),
@@ -116,10 +133,18 @@ impl PostgresLog {
     }
 
     async fn connect(&self) -> Result<PgConnection, LogError> {
-        match tokio::time::timeout(CONNECT_LIMIT, PgConnection::connect_with(&self.options)).await {
+        match tokio::time::timeout(CONNECT_LIMIT, PgConnection::connect_with(&self.server.options())).await {
             Ok(connected) => connected.map_err(refused),
             Err(_elapsed) => Err(LogError::Timeout(CONNECT_LIMIT)),
         }
+    }
+
+    /// A connection for what is not a poll.
+    async fn lend(&self) -> Result<Lent, LogError> {
+        if let Server::AsPool(_) = self.server {
+            self.pool.connects_with(self.server.options());
+        }
+        self.pool.lend().await.map_err(refused)
     }
 
     /// Returns the text of the transaction's number, and the epoch; none where nobody has begun one since a crash.
@@ -160,7 +185,7 @@ impl PostgresLog {
     }
 
     async fn append_once(&self, change: &Change) -> Result<Appended, LogError> {
-        let mut connection = self.pool.lend().await.map_err(refused)?;
+        let mut connection = self.lend().await?;
         let mut inserted =
             self.insert_once(&mut connection, change).await.map_err(|error| self.explain(error))?;
         if inserted.1.is_none() {
@@ -195,7 +220,7 @@ impl Log for PostgresLog {
 
     fn begin_epoch(&self) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async {
-            let mut connection = self.pool.lend().await.map_err(refused)?;
+            let mut connection = self.lend().await?;
             schema::ensure_epoch(&mut connection, &self.schema).await.map_err(|error| self.explain(error))
         })
     }
@@ -232,7 +257,7 @@ impl Log for PostgresLog {
 
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {
         Box::pin(async move {
-            let mut connection = self.pool.lend().await.map_err(refused)?;
+            let mut connection = self.lend().await?;
             schema::trim(&mut connection, &self.schema, retention).await.map_err(|error| self.explain(error))
         })
     }
@@ -247,7 +272,7 @@ impl Log for PostgresLog {
             if tables.is_empty() {
                 return Ok(Vec::new());
             }
-            let mut connection = self.pool.lend().await.map_err(refused)?;
+            let mut connection = self.lend().await?;
             declared::unwatched(&mut connection, &self.schema, cache, tables, sources)
                 .await
                 .map_err(|error| self.explain(error))

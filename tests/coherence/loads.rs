@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use perto::sim::Sim;
-use perto::{Cache, CacheBuilder, Error, Freshness, Load, Loaded, Outage, Stamp, Tier};
+use perto::{Cache, CacheBuilder, Error, Freshness, Load, Loaded, Outage, ReadOptions, Stamp, Tier};
 use tokio::time::Instant;
 
 use crate::ring::{BOUND, CACHE, Member, POLL, Ring, eventually, ms, some, spawn, text};
@@ -622,6 +622,10 @@ async fn a_key_that_is_too_long_is_refused() {
     perto.start().await.unwrap();
     let long = "k".repeat(perto::MAX_KEY_BYTES + 1);
     assert!(matches!(texts.get(&long).await, Err(Error::KeyTooLong { .. })));
+    // And waits for no poll.
+    let began = Instant::now();
+    let latest = texts.get_with(&long, ReadOptions::latest()).await;
+    assert!(matches!(latest, Err(Error::KeyTooLong { .. })) && began.elapsed() == Duration::ZERO);
     assert_eq!(texts.get(&long[1..].to_owned()).await.unwrap().value(), None);
     perto.shutdown().await;
     ring.end().await;

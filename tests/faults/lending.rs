@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use perto::postgres::{Lend, Pool};
 use perto::{Perto, Token};
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 
 use crate::world::{Instance, World, coherent};
@@ -132,4 +133,37 @@ async fn a_log_can_be_where_a_pool_connects_to_and_needs_no_place_in_it() {
     a.polled().await;
     a.items.invalidate(&1).await.unwrap();
     coherent([&a]).await;
+}
+
+/// As where passwords are tokens that live for minutes: who connects from now on has other ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_follows_a_pool_whose_credentials_rotate() {
+    let world = World::new().await;
+    world.put(1, 0).await;
+    let roles = ["old", "new"].map(|which| format!("{}_{which}", world.name));
+    for role in &roles {
+        world.sql(&format!("create role {role} superuser login")).await;
+    }
+    let [old, new] =
+        roles.each_ref().map(|role| world.pool.connect_options().as_ref().clone().username(role));
+    let pool = PgPoolOptions::new().connect_lazy_with(old);
+    let a = world.start_with(|perto| perto.pool(&pool), |cache| cache).await;
+    coherent([&a]).await;
+    a.items.invalidate(&1).await.unwrap();
+    pool.set_connect_options(new);
+    world.sql(&format!("alter role {} nologin", roles[0])).await;
+    let terminate =
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{}'", roles[0]);
+    world.sql(&terminate).await;
+    a.polled().await;
+    coherent([&a]).await;
+    a.items.invalidate(&1).await.unwrap();
+    world.put(1, 1).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(1));
+    a.perto.shutdown().await;
+    for role in &roles {
+        world.sql(&terminate.replace(&roles[0], role)).await;
+        world.sql(&format!("drop role {role}")).await;
+    }
 }

@@ -51,6 +51,10 @@ impl World {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_poll_reads_what_is_new_and_not_the_whole_log_also_where_postgres_knows_nothing_of_it() {
     let world = World::new().await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    // Which reads the log as a whole, and comes again in a minute.
+    eventually("the log was trimmed", async || world.count("tick").await > 0).await;
     world
         .sql(
             "alter table invalidation set (autovacuum_enabled = off); \
@@ -58,8 +62,6 @@ async fn a_poll_reads_what_is_new_and_not_the_whole_log_also_where_postgres_know
              from generate_series(1, 700000) n order by random()",
         )
         .await;
-    let a = world.start().await;
-    coherent([&a]).await;
     let scans = async || {
         let sql = "select coalesce(seq_scan, 0), coalesce(idx_scan, 0) from pg_stat_user_tables \
                    where schemaname = $1 and relname = 'invalidation'";
