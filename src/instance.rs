@@ -153,6 +153,11 @@ impl Perto {
             shared.spawn_endless(Some(TroubleKind::HintsNotReceived), listen);
         }
         if let Some(remote) = shared.remote.clone() {
+            let tended = Arc::clone(&remote);
+            shared.spawn_endless(None, move |_shared| {
+                let tended = Arc::clone(&tended);
+                async move { tended.tend().await }
+            });
             shared.spawn_endless(Some(TroubleKind::RedisUnusable), move |shared| {
                 let remote = Arc::clone(&remote);
                 async move {

@@ -3,6 +3,7 @@
 //! An instance makes both from [`PertoBuilder::redis`](crate::PertoBuilder::redis).
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +13,17 @@ use ::redis::aio::MultiplexedConnection;
 
 use crate::bus::Bus;
 use crate::bus::redis::RedisBus;
-use crate::error::StartError;
+use crate::error::{RemoteError, StartError};
 use crate::remote::Remote;
 pub use crate::remote::redis::address::Address;
 use crate::remote::redis::dial::{self, Dialled};
-use crate::remote::redis::{Link, RedisRemote};
+use crate::remote::redis::{Link, RedisRemote, sentinels};
 
 /// L2 and the bus of one app, over one connection.
 #[derive(Debug, Clone)]
 pub struct Tiers {
-    /// For [`PertoBuilder::remote`](crate::PertoBuilder::remote). Its [`Remote::ping`] connects both.
+    /// For [`PertoBuilder::remote`](crate::PertoBuilder::remote). Its [`Remote::ping`] connects both, and its [`Remote::tend`]
+    /// follows what Sentinels say.
     pub remote: Arc<dyn Remote>,
     /// For [`PertoBuilder::bus`](crate::PertoBuilder::bus). Publishing fails until there is a connection.
     pub bus: Arc<dyn Bus>,
@@ -46,10 +48,21 @@ pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
     Ok(Tiers { remote: Arc::new(RedisRemote::new(link)), bus: Arc::new(bus) })
 }
 
-/// A connection of your own for commands. It ends with this.
-pub struct Connection(Dialled);
+/// Where each Sentinel of an address says that the server is, or why it does not: `host:port` of both. Empty for a server's own
+/// address.
+pub async fn ask_sentinels(address: &Address) -> Vec<(String, Result<String, RemoteError>)> {
+    let Some(watching) = address.sentinels() else { return Vec::new() };
+    sentinels::ask_all(address, watching).await
+}
 
-/// Connects to a server, and keeps no answer in memory that has more than `most` bytes of text.
+/// A connection of your own for commands. It ends with this.
+pub struct Connection {
+    dialled: Dialled,
+    server: Address,
+}
+
+/// Connects to a server, and keeps no answer in memory that has more than `most` bytes of text. Behind Sentinels that is the
+/// one that they name now.
 ///
 /// Longer texts are read as empty ones. Connecting takes no longer than `limit`, and an answer neither.
 /// Dropping the future gives the connection up.
@@ -57,25 +70,38 @@ pub struct Connection(Dialled);
 /// # Errors
 /// If the server can't be reached or refuses.
 pub async fn connect(server: &Address, most: usize, limit: Duration) -> RedisResult<Connection> {
-    dial::commands(server, most, limit, limit).await.map(Connection)
+    let server = match server.sentinels() {
+        None => server.clone(),
+        Some(watching) => sentinels::find(server, watching).await.map_err(io::Error::other)?,
+    };
+    let dialled = dial::commands(&server, most, limit, limit).await?;
+    Ok(Connection { dialled, server })
+}
+
+impl Connection {
+    /// The server that it is with.
+    #[must_use]
+    pub const fn server(&self) -> &Address {
+        &self.server
+    }
 }
 
 impl Deref for Connection {
     type Target = MultiplexedConnection;
 
     fn deref(&self) -> &MultiplexedConnection {
-        &self.0.connection
+        &self.dialled.connection
     }
 }
 
 impl DerefMut for Connection {
     fn deref_mut(&mut self) -> &mut MultiplexedConnection {
-        &mut self.0.connection
+        &mut self.dialled.connection
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").finish_non_exhaustive()
+        f.debug_struct("Connection").field("server", &self.server).finish_non_exhaustive()
     }
 }

@@ -89,6 +89,11 @@ pub trait Remote: Debug + Send + Sync + 'static {
     /// # Errors
     /// If the server did not.
     fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>>;
+
+    /// Follows the server where it moves by itself. An instance runs it until it ends; so does whoever wraps a remote. By default there is nothing to follow, and it never returns.
+    fn tend(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Closed while the remote answers. Opens at the first trouble, so that an outage costs a read its L2 timeout once, and

@@ -218,7 +218,7 @@ impl Inspect {
         let Some(url) = self.redis_url.as_deref().filter(|url| !url.is_empty()) else {
             return Remote::unknown("redis".to_owned(), "REDIS_URL is not set");
         };
-        let place = host_and_port(url, 6379).unwrap_or_else(|| "redis".to_owned());
+        let place = perto::redis::address(url).map_or_else(|_| "redis".to_owned(), |address| address.place());
         let Some(epoch) = epoch else {
             return Remote::unknown(place, "no instance has read the log since Postgres was started");
         };

@@ -103,6 +103,9 @@ impl Replay {
         let redis_url = self.redis_url()?;
         // Whatever is wrong with the servers is said before the trace is read.
         drop(check_redis(redis_url).await?);
+        if !perto::redis::address(redis_url)?.is_one_server() {
+            bail!("REDIS_URL: a replay is of one server: like redis://127.0.0.1:6379/0");
+        }
         let mut connection = self.database.connect().await?;
         let trace = match &self.trace {
             Some(path) => {

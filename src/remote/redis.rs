@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, Pipeline, RedisError};
-use tokio::sync::Mutex;
+use redis::{Cmd, Pipeline, RedisError};
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::Remote;
@@ -22,13 +22,15 @@ use crate::error::RemoteError;
 use crate::wire::MAX_STORED;
 
 pub(crate) mod address;
+pub(crate) mod channel;
 pub(crate) mod dial;
 pub(crate) mod frames;
+pub(crate) mod sentinels;
 #[cfg(feature = "tls")]
 mod tls;
 
 use address::Address;
-use dial::Dialled;
+use dial::{Dialled, failed};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// Limit of one command. Callers wait for less; this only keeps the client from waiting for ever.
@@ -60,9 +62,14 @@ const DISCARD: Script =
     Script { text: include_str!("discard.lua"), hash: "bb5fb6c670e8568473dade47e1b5bb7a864c54ab" };
 const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];
 
+/// A server, as it is known now.
+pub(crate) type Server = Arc<Address>;
+
 /// The multiplexed connections for L2 and for publishing.
 pub(crate) struct Link {
-    server: Address,
+    address: Address,
+    /// The server: the one that the address names, or that Sentinels do. None before they have.
+    server: watch::Sender<Option<Server>>,
     connections: RwLock<Option<Connections>>,
     connecting: Mutex<()>,
     /// Whether the last to ask for whole values did not wait until they came.
@@ -110,8 +117,11 @@ impl Link {
     /// # Errors
     /// What is wrong with the URL.
     pub(crate) fn new(url: &str, app: &str) -> Result<Arc<Self>, String> {
+        let address = Address::parse(url)?;
+        let server = address.is_one_server().then(|| Arc::new(address.clone()));
         Ok(Arc::new(Self {
-            server: Address::parse(url)?,
+            address,
+            server: watch::Sender::new(server),
             connections: RwLock::default(),
             connecting: Mutex::default(),
             given_up: AtomicBool::default(),
@@ -120,8 +130,47 @@ impl Link {
         }))
     }
 
-    pub(crate) const fn server(&self) -> &Address {
-        &self.server
+    /// The server. Where it is not known yet, Sentinels are asked.
+    ///
+    /// # Errors
+    /// If none of them knows.
+    pub(crate) async fn server(&self) -> Result<Server, RemoteError> {
+        let known = self.server.borrow().clone();
+        let (None, Some(sentinels)) = (&known, self.address.sentinels()) else {
+            return known.ok_or(RemoteError::Disconnected);
+        };
+        let found = sentinels::find(&self.address, sentinels).await?;
+        // What was heard meanwhile is newer.
+        self.server.send_if_modified(|now| now.is_none() && now.replace(Arc::new(found)).is_none());
+        let known = self.server.borrow().clone();
+        known.ok_or(RemoteError::Disconnected)
+    }
+
+    /// Changes when the server does.
+    pub(crate) fn moves(&self) -> watch::Receiver<Option<Server>> {
+        self.server.subscribe()
+    }
+
+    /// Leaves the server if it is another one now, and connects to that: else the next one to need it would go without.
+    async fn move_to(&self, server: Address) {
+        if self.is_moved_to(server) {
+            drop(tokio::time::timeout(CONNECT_TIMEOUT, self.ping()).await);
+        }
+    }
+
+    fn is_moved_to(&self, server: Address) -> bool {
+        let mut connections = self.connections.write();
+        let moved = self.server.send_if_modified(|now| {
+            let moved = now.as_ref().is_none_or(|now| now.place() != server.place());
+            if moved {
+                *now = Some(Arc::new(server));
+            }
+            moved
+        });
+        if moved {
+            *connections = None;
+        }
+        moved
     }
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
@@ -149,42 +198,33 @@ impl Link {
             }
             *self.connections.write() = None;
         }
-        let connect = |most| dial::commands(&self.server, most, CONNECT_TIMEOUT, RESPONSE_TIMEOUT);
+        loop {
+            let server = self.server().await?;
+            let mut moved = self.server.subscribe();
+            let another = |now: &Option<Server>| now.as_ref().is_some_and(|now| !Arc::ptr_eq(now, &server));
+            let connected = tokio::select! {
+                connected = self.connect(&server) => Some(connected?),
+                // Who is left may never answer.
+                Ok(_) = moved.wait_for(another) => None,
+            };
+            let mut connections = self.connections.write();
+            if connected.is_some() && !another(&self.server.borrow()) {
+                *connections = connected;
+                return Ok(());
+            }
+        }
+    }
+
+    async fn connect(&self, server: &Address) -> Result<Connections, RemoteError> {
+        let connect = |most| dial::commands(server, most, CONNECT_TIMEOUT, RESPONSE_TIMEOUT);
         let (awaited, fills) =
             tokio::try_join!(connect(MAX_STORED + 1), connect(MAX_FILL_ANSWER)).map_err(failed)?;
         let (awaited, fills) = (Arc::new(awaited), Arc::new(fills));
         let mut connection = awaited.connection.clone();
         self.load_scripts(&mut connection).await?;
         takes_writes(&mut connection, &self.probe).await?;
-        *self.connections.write() = Some(Connections { awaited, fills });
-        Ok(())
+        Ok(Connections { awaited, fills })
     }
-}
-
-pub(crate) fn failed(error: RedisError) -> RemoteError {
-    if error.is_timeout() {
-        RemoteError::Timeout
-    } else if error.is_connection_dropped() || error.is_connection_refusal() {
-        RemoteError::Disconnected
-    } else if is_unusable(&error) {
-        RemoteError::Unusable(Arc::new(error))
-    } else if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
-        // By its kind: of a pipeline's refusal the client knows no code where the code is not one of its own, as `OOM`.
-        RemoteError::Refused(Arc::new(error))
-    } else {
-        RemoteError::Failed(Arc::new(error))
-    }
-}
-
-/// What a server says that is of no use to anybody, whatever it is asked for. Of a pipeline's errors the client has no code, but
-/// the names of those that it knows.
-fn is_unusable(error: &RedisError) -> bool {
-    const CODES: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
-    const NAMES: [&str; 3] = ["ReadOnly", "BusyLoading", "MasterDown"];
-    let text = error.to_string();
-    error.kind() == ErrorKind::AuthenticationFailed
-        || error.code().is_some_and(|code| CODES.contains(&code))
-        || CODES.iter().chain(&NAMES).any(|said| text.contains(said))
 }
 
 /// L2 on one Redis or Valkey server.
@@ -401,6 +441,18 @@ impl Remote for RedisRemote {
 
     fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
         Box::pin(self.link.ping())
+    }
+
+    fn tend(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            match self.link.address.sentinels() {
+                None => std::future::pending().await,
+                Some(watching) => {
+                    let tell = |server| Box::pin(self.link.move_to(server)) as BoxFuture<'_, ()>;
+                    sentinels::follow(&self.link.address, watching, tell).await;
+                }
+            }
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use perto::Bus;
 use perto::sim::SimBus;
 
-use crate::{both, redis_url, unique};
+use crate::{everywhere, redis_url, unique};
 
 /// Two connections to one bus, and one to another.
 struct Buses {
@@ -23,16 +23,20 @@ async fn simulated(test: impl AsyncFn(Buses)) {
 }
 
 async fn real(test: impl AsyncFn(Buses)) {
+    on(&redis_url(), test).await;
+}
+
+async fn on(url: &str, test: impl AsyncFn(Buses)) {
     let app = unique("b");
     let bus = async |app: &str| {
-        let tiers = perto::redis::tiers(&redis_url(), app).unwrap();
+        let tiers = perto::redis::tiers(url, app).unwrap();
         tiers.remote.ping().await.unwrap();
         tiers.bus
     };
     test(Buses { one: bus(&app).await, same: bus(&app).await, other: bus(&unique("b")).await }).await;
 }
 
-both!(
+everywhere!(
     every_subscriber_receives_every_message_in_order,
     a_message_goes_to_those_who_are_subscribed,
     another_bus_hears_nothing,

@@ -4,10 +4,18 @@
 //! Redis is at `REDIS_URL`, Postgres at `DATABASE_URL`, else at their usual places on this machine. A test whose
 //! engine is absent fails.
 #![cfg(all(feature = "redis", feature = "postgres"))]
-#![expect(clippy::unwrap_used, reason = "a test that unwraps nothing fails")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use support::sentinels::Watched;
+use tokio::sync::Mutex;
+
+#[path = "../support/support.rs"]
+#[expect(dead_code, reason = "other rings use the rest")]
+mod support;
 
 mod bus;
 mod clock;
@@ -32,6 +40,33 @@ macro_rules! both {
     };
 }
 pub(crate) use both;
+
+/// Runs each function of a module on other topologies of the real one too.
+macro_rules! everywhere {
+    ($($name:ident),* $(,)?) => {
+        $crate::both!($($name),*);
+        mod behind_sentinels {
+            $(#[tokio::test]
+            async fn $name() {
+                let watched = $crate::watched().await;
+                super::on(&watched.url(), super::$name).await;
+            })*
+        }
+    };
+}
+pub(crate) use everywhere;
+
+/// Servers that tests share for as long as one of them runs.
+pub(crate) async fn watched() -> Arc<Watched> {
+    static SHARED: Mutex<Weak<Watched>> = Mutex::const_new(Weak::new());
+    let mut shared = SHARED.lock().await;
+    if let Some(watched) = shared.upgrade() {
+        return watched;
+    }
+    let watched = Arc::new(Watched::start().await);
+    *shared = Arc::downgrade(&watched);
+    watched
+}
 
 pub(crate) fn redis_url() -> String {
     std::env::var("REDIS_URL").unwrap_or_else(|_unset| "redis://127.0.0.1:6379".to_owned())

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use perto::sim::{Dice, SimPostgres, SimRemote};
 use perto::{Remote, Snapshot};
 
-use crate::{both, eventually, redis_url, unique};
+use crate::{eventually, everywhere, redis_url, unique};
 
 /// Longer than any test, and short enough to leave nothing behind.
 const TTL: Duration = Duration::from_secs(30);
@@ -27,17 +27,21 @@ async fn simulated(test: impl AsyncFn(Tier)) {
 }
 
 async fn real(test: impl AsyncFn(Tier)) {
-    test(redis().await).await;
+    on(&redis_url(), test).await;
 }
 
-async fn redis() -> Tier {
+async fn on(url: &str, test: impl AsyncFn(Tier)) {
+    test(redis(url).await).await;
+}
+
+async fn redis(url: &str) -> Tier {
     let prefix = unique("perto:contract:");
-    let remote = perto::redis::tiers(&redis_url(), "contract").unwrap().remote;
+    let remote = perto::redis::tiers(url, "contract").unwrap().remote;
     remote.ping().await.unwrap();
     Tier { remote, prefix }
 }
 
-both!(
+everywhere!(
     what_was_filled_is_read_back_in_the_order_of_the_keys,
     a_value_ends_with_its_time,
     a_tombstone_ends_with_its_time,
@@ -361,7 +365,7 @@ async fn concurrent_operations_leave_no_value_that_misses_a_transaction(tier: Ti
 /// The differential test: after each operation both must hold the same bytes.
 #[tokio::test]
 async fn both_answer_random_histories_alike_and_leave_no_value_that_misses_a_transaction() {
-    let (real, simulated) = (redis().await, SimRemote::new(1));
+    let (real, simulated) = (redis(&redis_url()).await, SimRemote::new(1));
     let mut dice = Dice::new(7);
     let (mut values, mut tombstones, mut refused) = (0, 0, 0);
     for round in 0..120 {

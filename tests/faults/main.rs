@@ -32,12 +32,14 @@ mod redis_down;
 mod replays;
 mod replicas;
 mod round_trips;
+mod sentinels;
 mod stale_fills;
 mod starting;
 mod states;
 #[cfg(feature = "tls")]
 mod tls;
 mod tokens;
+mod traffic;
 mod triggers;
 mod useless;
 mod useless_redis;

@@ -15,6 +15,8 @@ pub(crate) struct PrivateRedis {
     port: u16,
     folder: Folder,
     cluster: bool,
+    /// The port of the server that it is a replica of.
+    replica_of: Option<u16>,
 }
 
 impl PrivateRedis {
@@ -32,15 +34,36 @@ impl PrivateRedis {
         server
     }
 
+    /// A replica of another one, that may take its place.
+    pub(crate) async fn start_replica(of: &Self) -> Self {
+        let mut server = Self { replica_of: Some(of.port), ..Self::stopped() };
+        server.restart_empty().await;
+        server
+    }
+
     /// A port on which no server listens yet.
     pub(crate) fn stopped() -> Self {
         let folder = Folder::new("redis");
         let port = free_port();
-        Self { process: Process::none(), port, folder, cluster: false }
+        Self { process: Process::none(), port, folder, cluster: false, replica_of: None }
+    }
+
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Whether it is one that may be written to.
+    pub(crate) async fn is_master(&self) -> bool {
+        let client = redis::Client::open(self.url()).unwrap();
+        // One that has just changed its role cuts connections.
+        let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
+        let role: redis::RedisResult<Vec<redis::Value>> =
+            redis::cmd("ROLE").query_async(&mut connection).await;
+        role.is_ok_and(|role| role.first() == Some(&redis::Value::BulkString(b"master".to_vec())))
     }
 
     pub(crate) async fn connect(&self) -> MultiplexedConnection {
@@ -50,6 +73,15 @@ impl PrivateRedis {
     /// Ends it as a crash does.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// Lets it do nothing more, while its connections stay open.
+    pub(crate) fn hold(&self) {
+        self.process.hold();
+    }
+
+    pub(crate) fn let_go_on(&self) {
+        self.process.let_go_on();
     }
 
     /// Starts it again on its port, with nothing in it.
@@ -83,6 +115,11 @@ impl PrivateRedis {
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
             .arg(self.port.to_string());
         command.arg("--cluster-enabled").arg(if self.cluster { "yes" } else { "no" });
+        if let Some(master) = self.replica_of {
+            command
+                .args(["--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1"])
+                .arg(master.to_string());
+        }
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         command.arg("--dir").arg(&self.folder.0).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Process::spawn(&mut command);
@@ -105,7 +142,7 @@ impl PrivateRedis {
     }
 }
 
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     std::env::var_os("PERTO_REDIS_SERVER")
         .map(PathBuf::from)
         .or_else(|| on_path("redis-server"))

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::{Pid, Signal};
+
 /// A folder of one server, removed with it.
 pub(crate) struct Folder(pub(crate) PathBuf);
 
@@ -53,6 +55,20 @@ impl Process {
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.0.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Lets it do nothing more, while its connections stay open and the kernel takes new ones.
+    pub(crate) fn hold(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn let_go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.0.as_ref().and_then(|child| Pid::from_raw(i32::try_from(child.id()).unwrap()));
+        rustix::process::kill_process(id.expect("it runs"), signal).unwrap();
     }
 
     /// `SIGKILL`, and waits until it is gone.

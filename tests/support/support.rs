@@ -7,6 +7,7 @@ pub(crate) mod liar;
 pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod redis;
+pub(crate) mod sentinels;
 pub(crate) mod servers;
 pub(crate) mod silencer;
 pub(crate) mod wait;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use redis::aio::MultiplexedConnection;
 
 use super::super::columns::{bytes, shell, time};
-use super::super::connect::{check_redis, host_and_port};
+use super::super::connect::check_redis;
 use super::{Finding, limited};
 use scripts::Place;
 
@@ -25,22 +25,26 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
             by polling every 75 ms: within the bound all the same";
         return vec![Finding::warn("redis", found).mend("REDIS_URL=redis://HOST:6379")];
     };
-    let place = Place { url, app };
+    let mut place = Place::of(url, app);
     let connecting = async { check_redis(url).await.map_err(anyhow::Error::from) };
     let mut connection = match tokio::time::timeout(super::LIMIT, connecting).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             let said = super::super::one_line(&error);
             let known = scripts::refusal("redis", "it is not used", &place, &said);
-            return with_client(vec![known], url, None);
+            return with_client(vec![known], &place, None);
         }
         Err(_elapsed) => {
             return vec![Finding::wrong("redis", format!("REDIS_URL: no answer within {:?}", super::LIMIT))];
         }
     };
+    let of_sentinels = perto::redis::address(url).is_ok_and(|address| !address.is_one_server());
+    if of_sentinels {
+        place.at = connection.server().place();
+    }
     // Where it says nothing of itself, everything else can be looked at all the same.
     let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut *connection).await {
-        Ok(info) => (of_info(&Info(&info), &place_of(url)), info),
+        Ok(info) => (of_info(&Info(&info), &place.at), info),
         Err(error) => {
             let found =
                 format!("INFO can't be read, so version, role and memory are not known: {}", said(&error));
@@ -48,7 +52,12 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
             (vec![Finding::warn("redis", found).mend(grant)], String::new())
         }
     };
-    let others = tokio::time::timeout(super::LIMIT, others(&mut connection.clone(), &Info(&info), url)).await;
+    if of_sentinels {
+        findings.extend(limited("sentinels", async { Ok(vec![sentinels(url).await?]) }).await);
+    }
+    let ours = connection.server().database();
+    let others =
+        tokio::time::timeout(super::LIMIT, others(&mut connection.clone(), &Info(&info), ours)).await;
     findings.extend(limited("buffers", async { Ok(vec![buffers(&mut connection.clone()).await]) }).await);
     findings.extend(
         limited("persistence", async { Ok(vec![persistence(&mut connection.clone(), &Info(&info)).await]) })
@@ -58,12 +67,37 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     findings.extend(limited("scripts", scripts::scripts(&place)).await);
     findings.extend(limited("latency", async { Ok(vec![latency(&mut connection.clone()).await?]) }).await);
     findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
-    with_client(findings, url, others.ok().and_then(Result::ok).flatten().as_deref())
+    with_client(findings, &place, others.ok().and_then(Result::ok).flatten().as_deref())
 }
 
-/// `host:port`, or the socket.
-fn place_of(url: &str) -> String {
-    host_and_port(url, 6379).unwrap_or_else(|| "REDIS_URL".to_owned())
+/// Whether each Sentinel answers, and names the same server.
+async fn sentinels(url: &str) -> anyhow::Result<Finding> {
+    let answers = perto::redis::ask_sentinels(&perto::redis::address(url)?).await;
+    let mut named: Vec<&str> = Vec::new();
+    let mut silent = Vec::new();
+    for (sentinel, answer) in &answers {
+        match answer {
+            Ok(server) if named.contains(&server.as_str()) => {}
+            Ok(server) => named.push(server),
+            Err(error) => silent.push(format!("{sentinel} ({})", scripts::chain(error))),
+        }
+    }
+    let of = answers.len();
+    Ok(match (&named[..], silent.is_empty()) {
+        ([server], true) if of < 3 => Finding::warn(
+            "sentinels",
+            format!("{of} of them, and it takes three to agree on a failover: {server} is not replaced when one of them is down too"),
+        )
+        .mend("name three Sentinels or more in REDIS_URL, each on a machine of its own"),
+        ([server], true) => Finding::ok("sentinels", format!("all {of} name {server}")),
+        ([_, _, ..], _) => Finding::wrong(
+            "sentinels",
+            format!("they name different servers: {}. Instances that listen to different ones don't hear each other", named.join(", ")),
+        )
+        .mend("let the Sentinels reach each other"),
+        _ => Finding::warn("sentinels", format!("not all say where the server is: {}", silent.join("; ")))
+            .mend("start it, or take it out of REDIS_URL"),
+    })
 }
 
 /// Calls of `SCAN`, each of about a thousand names, to find out whether somebody else keeps keys there.
@@ -73,9 +107,8 @@ const MOST_SCANS: usize = 20;
 async fn others(
     connection: &mut MultiplexedConnection,
     info: &Info<'_>,
-    url: &str,
+    ours: i64,
 ) -> redis::RedisResult<Option<String>> {
-    let ours = redis::IntoConnectionInfo::into_connection_info(url)?.redis_settings().db();
     let databases = info.0.lines().filter_map(|line| line.strip_prefix("db")?.split_once(":keys="));
     let another = databases.map(|(number, _)| number).find(|number| **number != ours.to_string());
     if let Some(number) = another {
@@ -98,11 +131,11 @@ async fn others(
 }
 
 /// The commands that reach this server. `CONFIG SET` is for all who use it, so where `others` do, it is no advice.
-fn with_client(mut findings: Vec<Finding>, url: &str, others: Option<&str>) -> Vec<Finding> {
+fn with_client(mut findings: Vec<Finding>, at: &Place<'_>, others: Option<&str>) -> Vec<Finding> {
     for finding in &mut findings {
         let is_for_all = |how: &String| how.contains(" config set ");
         if finding.mend.iter().any(is_for_all) {
-            let place = place_of(url);
+            let place = &at.at;
             if let Some(what) = others {
                 finding.found += &format!(
                     ". Others use {place} too (it has {what}), and a setting would be changed for them as well: what they keep \
@@ -115,18 +148,20 @@ fn with_client(mut findings: Vec<Finding>, url: &str, others: Option<&str>) -> V
             }
         }
         for how in &mut finding.mend {
-            *how = how.replace("redis-cli ", &client(url));
+            *how = how.replace("redis-cli ", &client(at));
         }
     }
     findings
 }
 
 /// The command that reaches this server, without its password.
-fn client(url: &str) -> String {
-    let tls = if url.starts_with("rediss:") { "--tls " } else { "" };
-    match host_and_port(url, 6379).as_deref().and_then(|place| place.rsplit_once(':')) {
-        None => "redis-cli ".to_owned(),
-        Some((host, port)) => format!("redis-cli -h {} -p {port} {tls}", shell(host)),
+fn client(place: &Place<'_>) -> String {
+    let tls = if ["rediss", "valkeys"].iter().any(|by| place.url.starts_with(by)) { "--tls " } else { "" };
+    match place.at.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() && !host.contains(' ') => {
+            format!("redis-cli -h {} -p {port} {tls}", shell(host))
+        }
+        _ => "redis-cli ".to_owned(),
     }
 }
 
@@ -169,7 +204,7 @@ fn version(info: &Info<'_>, place: &str) -> Finding {
 fn mode(info: &Info<'_>) -> Finding {
     match (info.text("redis_mode"), info.text("cluster_enabled")) {
         ("sentinel", _) => Finding::wrong("mode", "a sentinel, which holds no values")
-            .mend("point REDIS_URL at the server that it watches"),
+            .mend("REDIS_URL=redis+sentinel://HOST:26379/NAME follows the server that it watches"),
         (_, "1") => {
             Finding::wrong("mode", "a node of a cluster, which is not supported: most keys are refused")
                 .mend("point REDIS_URL at a server with `cluster-enabled no`")

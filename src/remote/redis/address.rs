@@ -1,12 +1,17 @@
 //! Where a Redis server is, and how it is spoken to.
 
 use std::fmt;
+use std::sync::Arc;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use crate::url::{ENCODE, is_cut};
+
+/// Where Sentinels listen, unless the URL says otherwise.
+const SENTINEL_PORT: u16 = 26_379;
+const OF_TLS: [&str; 4] = ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_host"];
 
 /// A server, the user, and whom to trust: a URL that makes sense.
 ///
@@ -15,6 +20,7 @@ use crate::url::{ENCODE, is_cut};
 /// | `redis://[user[:password]@]host[:6379][/database]` | by TCP; `valkey://` is the same |
 /// | `rediss://…`, `valkeys://…` | by TLS, with the feature `tls` |
 /// | `redis+unix:///path[?db=&user=&pass=]` | by a Unix socket; `valkey+unix:` and `unix:` are the same |
+/// | `redis+sentinel://[user[:password]@]host[:26379][,host…]/name[/database]` | the server that Sentinels name, wherever it moves to; `rediss+sentinel://…` by TLS, to the Sentinels too; a `-` for the `+` is the same |
 ///
 /// With TLS, parameters say whom to trust, and who we are. Their files are PEM, and read at each connection: replaced ones are
 /// used from the next one on.
@@ -23,7 +29,8 @@ use crate::url::{ENCODE, is_cut};
 /// | --- | --- |
 /// | `ssl_ca_certs` | a file of certificates that are trusted, instead of those that the machine trusts |
 /// | `ssl_certfile`, `ssl_keyfile` | our certificate with what leads to it, and its key, where the server asks for them |
-/// | `ssl_host` | the name that the server's certificate must be of, instead of the URL's host |
+/// | `ssl_host` | the name that the server's certificate must be of, instead of the host's own |
+/// | `sentinel_username`, `sentinel_password` | for Sentinels that want a login. The user and the password before `@` are for the server |
 ///
 /// `protocol=resp3` speaks that protocol.
 #[derive(Clone)]
@@ -31,6 +38,15 @@ pub struct Address {
     info: ConnectionInfo,
     #[cfg(feature = "tls")]
     tls: Tls,
+    /// They say where the server is: what `info` has is only how it is spoken to.
+    sentinels: Option<Arc<Sentinels>>,
+}
+
+/// Who says where a server is, by the name that they have for it.
+#[derive(Debug)]
+pub(crate) struct Sentinels {
+    pub(super) name: String,
+    pub(super) seeds: Vec<Address>,
 }
 
 impl Address {
@@ -42,8 +58,13 @@ impl Address {
         if is_cut(url) {
             return Err(format!("not a Redis URL: {ENCODE}"));
         }
-        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
-        let encrypted = matches!(scheme, "rediss" | "valkeys");
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let of_sentinels = scheme.strip_suffix("sentinel").and_then(|base| base.strip_suffix(['+', '-']));
+        let (base, sentinels) = match of_sentinels {
+            Some(base @ ("redis" | "rediss" | "valkey" | "valkeys")) => (base, true),
+            _ => (scheme, false),
+        };
+        let encrypted = matches!(base, "rediss" | "valkeys");
         if encrypted && !cfg!(feature = "tls") {
             return Err(
                 "for TLS, which this build does not have: build it with the feature `tls`, or use redis://"
@@ -53,34 +74,125 @@ impl Address {
         if url.split_once('#').is_some() {
             return Err("not a Redis URL: what follows `#` is of no use. A server by TLS is always verified: name whom to trust by `?ssl_ca_certs=FILE`".to_owned());
         }
-        let info = url.into_connection_info().map_err(|error| {
-            format!("not a Redis URL ({:?}); like redis://127.0.0.1:6379/0", error.kind())
-        })?;
-        let known: &[&str] = match (info.addr(), encrypted) {
+        let parameters = parameters(url);
+        let read =
+            if sentinels { Self::watched(base, rest, &parameters)? } else { Self::of(client_info(url)?) };
+        let known: &[&str] = match (read.addr(), sentinels) {
             (ConnectionAddr::Unix(_), _) => &["db", "user", "pass", "protocol"],
-            (_, true) => &["protocol", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_host"],
+            (_, true) => &["protocol", "sentinel_username", "sentinel_password"],
             (_, false) => &["protocol"],
         };
-        let parameters = parameters(url);
         for (at, (name, _)) in parameters.iter().enumerate() {
-            if !known.contains(&name.as_str()) {
-                return Err(unknown(name, known));
+            let of_tls = encrypted && OF_TLS.contains(&name.as_str());
+            if !of_tls && !known.contains(&name.as_str()) {
+                return Err(unknown(name, known, encrypted));
             }
             if parameters[..at].iter().any(|(other, _)| other == name) {
                 return Err(format!("a Redis URL with two parameters {name:?}"));
             }
         }
-        Ok(Self {
-            info,
-            #[cfg(feature = "tls")]
-            tls: Tls::of(&parameters)?,
-        })
+        #[cfg(feature = "tls")]
+        let read = read.trusting(&Tls::of(&parameters)?);
+        Ok(read)
     }
 
-    /// The place without the user: `host:port`, or a path.
+    /// What Sentinels watch: `[user@]host[,host…]/name[/database]`.
+    fn watched(base: &str, rest: &str, parameters: &[(String, String)]) -> Result<Self, String> {
+        let like = "like redis+sentinel://host1:26379,host2:26379/mymaster";
+        let place = rest.split_once('?').map_or(rest, |(place, _)| place);
+        let (authority, path) = place.split_once('/').unwrap_or((place, ""));
+        let hosts = authority.rsplit('@').next().unwrap_or(authority);
+        let user = &authority[..authority.len() - hosts.len()];
+        let (name, database) = path.split_once('/').unwrap_or((path, ""));
+        // As Sentinel has them.
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        {
+            return Err(format!("a Redis URL without the name of what the Sentinels watch; {like}"));
+        }
+        let value = |name: &str| parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value);
+        let login = RedisConnectionInfo::default();
+        let login = match (value("sentinel_username"), value("sentinel_password")) {
+            (None, None) => login,
+            (None, Some(password)) => login.set_password(password),
+            (Some(user), Some(password)) => login.set_username(user).set_password(password),
+            (Some(_), None) => {
+                return Err("a Redis URL with sentinel_username, and without sentinel_password".to_owned());
+            }
+        };
+        let mut seeds = Vec::new();
+        for host in hosts.split(',') {
+            let port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            let port = if port { String::new() } else { format!(":{SENTINEL_PORT}") };
+            let info = client_info(&format!("{base}://{host}{port}"))?;
+            seeds.push(Self::of(info.set_redis_settings(login.clone())));
+        }
+        let protocol = value("protocol").map_or(String::new(), |protocol| format!("?protocol={protocol}"));
+        // Of any host: Sentinels say which.
+        let server = client_info(&format!("{base}://{user}server/{database}{protocol}"))?;
+        let sentinels = Some(Arc::new(Sentinels { name: name.to_owned(), seeds }));
+        Ok(Self { sentinels, ..Self::of(server) })
+    }
+
+    fn of(info: ConnectionInfo) -> Self {
+        Self {
+            info,
+            #[cfg(feature = "tls")]
+            tls: Tls::default(),
+            sentinels: None,
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn trusting(self, tls: &Tls) -> Self {
+        let all = |sentinels: Arc<Sentinels>| {
+            let seeds = sentinels.seeds.iter().cloned().map(|seed| seed.trusting(tls)).collect();
+            Arc::new(Sentinels { name: sentinels.name.clone(), seeds })
+        };
+        Self { tls: tls.clone(), sentinels: self.sentinels.map(all), ..self }
+    }
+
+    /// One server that is spoken to in the same way.
+    pub(super) fn at(&self, host: String, port: u16) -> Self {
+        let mut addr = self.info.addr().clone();
+        match &mut addr {
+            ConnectionAddr::Tcp(this, its) | ConnectionAddr::TcpTls { host: this, port: its, .. } => {
+                (*this, *its) = (host, port);
+            }
+            _ => {}
+        }
+        Self { info: self.info.clone().set_addr(addr), sentinels: None, ..self.clone() }
+    }
+
+    /// The place without the user: `host:port`, a path, or `name` and the Sentinels that know where that is.
     #[must_use]
     pub fn place(&self) -> String {
-        self.info.addr().to_string()
+        match &self.sentinels {
+            Some(sentinels) => sentinels.to_string(),
+            None => self.info.addr().to_string(),
+        }
+    }
+
+    /// Whether it names one server, which is where it says.
+    #[must_use]
+    pub fn is_one_server(&self) -> bool {
+        self.sentinels.is_none()
+    }
+
+    /// The user, where it has one.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.settings().username()
+    }
+
+    /// The number of the database.
+    #[must_use]
+    pub fn database(&self) -> i64 {
+        self.settings().db()
+    }
+
+    /// Who says where the server is, where the URL does not.
+    pub(crate) fn sentinels(&self) -> Option<&Arc<Sentinels>> {
+        self.sentinels.as_ref()
     }
 
     pub(super) fn addr(&self) -> &ConnectionAddr {
@@ -97,19 +209,34 @@ impl Address {
     }
 }
 
+/// As the client reads it.
+fn client_info(url: &str) -> Result<ConnectionInfo, String> {
+    url.into_connection_info()
+        .map_err(|error| format!("not a Redis URL ({:?}); like redis://127.0.0.1:6379/0", error.kind()))
+}
+
+impl fmt::Display for Sentinels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seeds: Vec<String> = self.seeds.iter().map(Address::place).collect();
+        write!(f, "{} by Sentinel {}", self.name, seeds.join(","))
+    }
+}
+
 fn parameters(url: &str) -> Vec<(String, String)> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }
 
 /// A name that is none may be a part of a password.
-fn unknown(name: &str, known: &[&str]) -> String {
+fn unknown(name: &str, known: &[&str], encrypted: bool) -> String {
     let plain = !name.is_empty()
         && name.len() <= 40
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     let which = if plain { format!("the parameter {name:?}") } else { "a parameter".to_owned() };
-    let of_tls = if name.starts_with("ssl_") && plain { "; for TLS it begins with rediss://" } else { "" };
-    format!("a Redis URL with {which}, which is not known: known are {}{of_tls}", known.join(", "))
+    let known = if encrypted { [known, &OF_TLS].concat() } else { known.to_vec() }.join(", ");
+    let of_tls =
+        if name.starts_with("ssl_") && plain && !encrypted { "; for TLS it begins with rediss" } else { "" };
+    format!("a Redis URL with {which}, which is not known: known are {known}{of_tls}")
 }
 
 impl fmt::Debug for Address {
@@ -143,7 +270,12 @@ mod tests {
         ] {
             assert!(Address::parse(url).is_ok(), "{url}");
         }
-        for url in ["rediss://h", "valkeys://h", "rediss://h?ssl_host=cache.internal"] {
+        for url in [
+            "rediss://h",
+            "valkeys://h",
+            "rediss://h?ssl_host=cache.internal",
+            "rediss+sentinel://h/main?ssl_host=cache.internal",
+        ] {
             let tls = Address::parse(url);
             assert_eq!(tls.is_ok(), cfg!(feature = "tls"), "{url}");
             assert!(tls.err().is_none_or(|refused| refused.contains("the feature `tls`")), "{url}");
@@ -155,14 +287,54 @@ mod tests {
         for (url, said) in [
             ("redis://u:s3cret@h?timeout=5", "\"timeout\", which is not known: known are protocol"),
             ("redis://h?db=s3cret", "\"db\""),
-            ("redis://h?ssl_ca_certs=s3cret", "begins with rediss://"),
+            ("redis://h?ssl_ca_certs=s3cret", "begins with rediss"),
             ("redis://h?S3CRET=1", "a parameter, which is not known"),
             ("redis://h?protocol=resp2&protocol=resp3", "two parameters \"protocol\""),
             ("redis+unix:///run/s3cret?host=1", "known are db, user, pass, protocol"),
             ("redis://h#insecure", "always verified"),
+            (
+                "redis+sentinel://h/main?name=s3cret",
+                "known are protocol, sentinel_username, sentinel_password",
+            ),
+            ("redis+sentinel://h/main?ssl_host=s3cret", "begins with rediss"),
+            ("redis+unix+sentinel:///run/s3cret/main", "not a Redis URL"),
         ] {
             let refused = Address::parse(url).unwrap_err();
             assert!(refused.contains(said) && !refused.to_lowercase().contains("s3cret"), "{url}: {refused}");
+        }
+    }
+
+    #[test]
+    fn sentinels_are_a_list_of_hosts_and_the_name_of_what_they_watch() {
+        let url = "redis+sentinel://shop:a%2Fb@h1,h2:1,[::1],[::1]:7/main/3?sentinel_password=c%26d&sentinel_username=watch&protocol=resp3";
+        for url in [url.to_owned(), url.replacen("redis+", "valkey-", 1)] {
+            let address = Address::parse(&url).unwrap();
+            assert_eq!(address.place(), "main by Sentinel h1:26379,h2:1,::1:26379,::1:7");
+            let sentinels = address.sentinels().unwrap();
+            for seed in &sentinels.seeds {
+                assert!(seed.is_one_server());
+                let login = (seed.settings().username(), seed.settings().password());
+                assert_eq!((login, seed.settings().db()), ((Some("watch"), Some("c&d")), 0));
+            }
+            let server = address.at("10.0.0.9".to_owned(), 6_380);
+            let login = (server.settings().username(), server.settings().password());
+            assert_eq!((login, server.settings().db()), ((Some("shop"), Some("a/b")), 3));
+            assert_eq!((server.place().as_str(), server.is_one_server()), ("10.0.0.9:6380", true));
+            assert!(!format!("{address:?} {sentinels:?} {server:?}").contains("a/b"));
+        }
+        for (url, said) in [
+            ("redis+sentinel://u:s3cret@h1,h2", "without the name"),
+            ("redis+sentinel://u:s3cret@h1,h2/", "without the name"),
+            ("redis+sentinel://u:s3cret@h1/na%20me", "without the name"),
+            ("redis+sentinel://u:s3cret@/main", "not a Redis URL"),
+            ("redis+sentinel://u:s3cret@h1,,h2/main", "not a Redis URL"),
+            ("redis+sentinel://u:s3cret@h1:x/main", "not a Redis URL"),
+            ("redis+sentinel://u:s3cret@h1/main/x", "not a Redis URL"),
+            ("redis+sentinel://u:s3/cret@h1/main", "`/` as %2F"),
+            ("redis+sentinel://h1/main?sentinel_username=s3cret", "without sentinel_password"),
+        ] {
+            let refused = Address::parse(url).unwrap_err();
+            assert!(refused.contains(said) && !refused.contains("cret"), "{url}: {refused}");
         }
     }
 

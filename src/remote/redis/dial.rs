@@ -2,6 +2,7 @@
 //! Unix socket, as the URL says; what is said on them is the client's.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -13,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::address::Address;
 use super::frames::{Limited, Waiting};
+use crate::error::RemoteError;
 
 /// How long a server may say nothing before the kernel asks whether it is there, and how long it may confirm nothing.
 #[cfg(target_os = "linux")]
@@ -108,6 +110,32 @@ fn watch_peer(stream: &TcpStream) -> io::Result<()> {
         sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENT_FOR.as_millis()).unwrap_or(u32::MAX))?;
     }
     Ok(())
+}
+
+pub(crate) fn failed(error: RedisError) -> RemoteError {
+    if error.is_timeout() {
+        RemoteError::Timeout
+    } else if error.is_connection_dropped() || error.is_connection_refusal() {
+        RemoteError::Disconnected
+    } else if is_unusable(&error) {
+        RemoteError::Unusable(Arc::new(error))
+    } else if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+        // By its kind: of a pipeline's refusal the client knows no code where the code is not one of its own, as `OOM`.
+        RemoteError::Refused(Arc::new(error))
+    } else {
+        RemoteError::Failed(Arc::new(error))
+    }
+}
+
+/// What a server says that is of no use to anybody, whatever it is asked for. Of a pipeline's errors the client has no code, but
+/// the names of those that it knows.
+fn is_unusable(error: &RedisError) -> bool {
+    const CODES: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
+    const NAMES: [&str; 3] = ["ReadOnly", "BusyLoading", "MasterDown"];
+    let text = error.to_string();
+    error.kind() == ErrorKind::AuthenticationFailed
+        || error.code().is_some_and(|code| CODES.contains(&code))
+        || CODES.iter().chain(&NAMES).any(|said| text.contains(said))
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -224,7 +224,7 @@ async fn a_redis_that_takes_all_and_does_something_else_is_told_of() {
             "they don't do what they should: the value that was put is not what is read",
         ),
         (Lie::Silent("PING"), "redis", "did not answer within"),
-        (Lie::Silent("SUBSCRIBE"), "commands", "no answer within 5s"),
+        (Lie::Silent("SUBSCRIBE"), "commands", "no answer in time to SUBSCRIBE"),
     ] {
         liar.tell(lie.clone());
         let said = doctor(&database.url, &liar.url(), &[]).await;

@@ -71,7 +71,9 @@ impl Redis {
         let connection = asked.connection.take();
         let answer = ask(server, connection).await;
         let info = answer.as_ref().map(|(_, text)| Info::of(text));
-        asked.connection = answer.map(|(connection, _)| connection);
+        // One that was demoted is not the one that the URL is of any more.
+        asked.connection =
+            answer.filter(|(_, text)| !text.contains("role:slave")).map(|(connection, _)| connection);
         asked.last = Some((Instant::now(), info.clone()));
         self.last.lock().clone_from(&info);
         info

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use perto::RemoteError;
+use perto::redis::Address;
 use redis::aio::MultiplexedConnection;
 use uuid::Uuid;
 
+use super::super::super::connect::host_and_port;
 use super::super::{Finding, Findings};
 use super::{said, shell};
 
@@ -25,13 +26,22 @@ const RIGHTS: &str = "+ping +select +get +getrange +mget +set +unlink +evalsha '
 pub(super) struct Place<'a> {
     pub(super) url: &'a str,
     pub(super) app: &'a str,
+    /// The server: `host:port`, or a word for it.
+    pub(super) at: String,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    pub(super) fn of(url: &'a str, app: &'a str) -> Self {
+        let at = match perto::redis::address(url) {
+            Ok(address) if !address.is_one_server() => address.place(),
+            _ => host_and_port(url, 6379).unwrap_or_else(|| "REDIS_URL".to_owned()),
+        };
+        Self { url, app, at }
+    }
+
     pub(super) fn user(&self) -> String {
-        let user = redis::IntoConnectionInfo::into_connection_info(self.url);
-        let user = user.ok().and_then(|info| info.redis_settings().username().map(str::to_owned));
-        user.unwrap_or_else(|| "default".to_owned())
+        let address = perto::redis::address(self.url).ok();
+        address.as_ref().and_then(Address::user).unwrap_or("default").to_owned()
     }
 
     /// What mends such a refusal. Patterns only where they are what is missing: to one who has all, Redis takes no more.
@@ -69,7 +79,7 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
             Ok(_) => {}
         }
     }
-    match hears(place, connection, &channel).await {
+    match hears(place).await {
         Ok(true) => {}
         // It has been said why.
         Ok(false) if all.iter().any(|refused| refused.starts_with("PUBLISH")) => {}
@@ -79,7 +89,10 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
             );
             return Ok(vec![Finding::wrong("commands", found).mend("point REDIS_URL at the server itself")]);
         }
-        Err(error) => all.push(format!("SUBSCRIBE ({})", said(&error))),
+        Err(error) if matches!(error.downcast_ref(), Some(RemoteError::Timeout)) => {
+            return Ok(vec![Finding::wrong("commands", "no answer in time to SUBSCRIBE")]);
+        }
+        Err(error) => all.push(format!("SUBSCRIBE ({})", chain(&*error))),
     }
     if all.is_empty() {
         return Ok(vec![Finding::ok("commands", "each that Perto sends is taken, and messages arrive")]);
@@ -90,27 +103,16 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
 }
 
 /// Whether a message to ourselves arrives.
-async fn hears(
-    place: &Place<'_>,
-    connection: &mut MultiplexedConnection,
-    channel: &str,
-) -> Result<bool, redis::RedisError> {
-    let (mut sink, mut messages) = redis::Client::open(place.url)?.get_async_pubsub().await?.split();
+async fn hears(place: &Place<'_>) -> anyhow::Result<bool> {
     // That of the app too: a user may have rights to some channels only.
-    sink.subscribe(format!("perto:{}:bus", place.app)).await?;
-    sink.subscribe(channel).await?;
-    if redis::cmd("PUBLISH").arg(channel).arg("doctor").query_async::<()>(connection).await.is_err() {
+    let _app = perto::redis::tiers(place.url, place.app)?.bus.subscribe().await?;
+    let own = perto::redis::tiers(place.url, &format!("{}:doctor", place.app))?;
+    own.remote.ping().await?;
+    let mut subscribed = own.bus.subscribe().await?;
+    if own.bus.publish(Bytes::from_static(b"doctor")).await.is_err() {
         return Ok(false);
     }
-    let arriving = async {
-        while let Some(message) = messages.next().await {
-            if message.get_channel_name() == channel {
-                return true;
-            }
-        }
-        false
-    };
-    Ok(tokio::time::timeout(ARRIVAL, arriving).await.unwrap_or(false))
+    Ok(tokio::time::timeout(ARRIVAL, subscribed.next()).await.is_ok_and(|message| message.is_ok()))
 }
 
 /// The scripts that are run on values, by the library itself.
@@ -181,13 +183,18 @@ const REFUSALS: [(&str, &str, &str); 6] = [
 ];
 
 fn refused(place: &Place<'_>, error: &RemoteError) -> Finding {
+    refusal("scripts", "nothing is put into L2", place, &chain(error))
+}
+
+/// An error and its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         said = format!("{said}: {cause}");
         source = cause.source();
     }
-    refusal("scripts", "nothing is put into L2", place, &said)
+    said
 }
 
 /// What the server has said, in words that say what to do.

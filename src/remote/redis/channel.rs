@@ -1,0 +1,85 @@
+//! A subscription to one channel, over a connection of its own.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use redis::aio::{PubSubSink, PubSubStream};
+
+use super::address::Address;
+use super::dial::{self, failed};
+use super::frames::Waiting;
+use crate::error::RemoteError;
+
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// Bytes of messages that may wait to be taken. With more the subscription is over.
+const MAX_WAITING: usize = 8 << 20;
+/// What is sent with each message, besides its channel and itself.
+const AROUND: usize = b"*3\r\n$7\r\nmessage\r\n$1\r\n\r\n$1\r\n\r\n".len();
+
+/// What is published on one channel. Dropping it unsubscribes.
+pub(crate) struct Channel {
+    sink: PubSubSink,
+    stream: PubSubStream,
+    waiting: Waiting,
+}
+
+impl Channel {
+    /// No message has more bytes than `most`, with the channel's name.
+    ///
+    /// # Errors
+    /// If the server can't be reached or refuses.
+    pub(crate) async fn subscribe(server: &Address, channel: &str, most: usize) -> Result<Self, RemoteError> {
+        let subscribing = async {
+            let waiting = Waiting::default();
+            let connecting = dial::messages(server, most, waiting.clone(), MAX_WAITING);
+            let (mut sink, stream) = connecting.await?.split();
+            sink.subscribe(channel).await?;
+            Ok(Self { sink, stream, waiting })
+        };
+        match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
+            Ok(subscribed) => subscribed.map_err(failed),
+            Err(_elapsed) => Err(RemoteError::Timeout),
+        }
+    }
+
+    /// The next message. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// If the subscription broke.
+    pub(crate) async fn next(&mut self) -> Result<Bytes, RemoteError> {
+        let next = poll_fn(|cx| {
+            let next = self.stream.poll_next_unpin(cx);
+            if next.is_pending() {
+                self.waiting.none_left();
+            }
+            next
+        });
+        let message = next.await.ok_or(RemoteError::Disconnected)?;
+        let payload = message.get_payload_bytes();
+        self.waiting.taken(AROUND + message.get_channel_name().len() + payload.len());
+        Ok(Bytes::copy_from_slice(payload))
+    }
+
+    /// Returns when the server has answered, after all that it had sent before.
+    ///
+    /// # Errors
+    /// If the subscription broke.
+    pub(crate) async fn ping(&mut self) -> Result<(), RemoteError> {
+        // To the client an error is a value like others here.
+        let answered = self.sink.ping::<redis::Value>().await.and_then(redis::Value::extract_error);
+        match answered.map(drop).map_err(failed) {
+            // An answer like any other: one that can't write its dump refuses pings (`MISCONF`).
+            Err(RemoteError::Refused(_)) => Ok(()),
+            answered => answered,
+        }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
