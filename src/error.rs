@@ -208,6 +208,23 @@ pub enum RemoteError {
     /// The connection broke.
     #[error("the connection broke")]
     Failed(#[source] Cause),
+    /// Some of a cluster's nodes can't be used, and the others can: only keys of those are meant.
+    #[error("{failed} of {of} keys are on nodes that can't be used")]
+    Partial {
+        /// Keys for which it was not done.
+        failed: usize,
+        /// All of them.
+        of: usize,
+        /// What one of the nodes did.
+        source: Cause,
+    },
+}
+
+impl RemoteError {
+    /// Whether the rest goes on as ever: a server that refuses one thing is up.
+    pub(crate) const fn leaves_the_rest(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Partial { .. })
+    }
 }
 
 /// A table that a cache declares, and whose writes the log does not have.

@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use ::redis::RedisResult;
 use ::redis::aio::MultiplexedConnection;
+use futures_util::future::select_ok;
 
 use crate::bus::Bus;
-use crate::bus::redis::RedisBus;
 use crate::error::{RemoteError, StartError};
+use crate::instance::builder::REMOTE_TIMEOUT;
 use crate::remote::Remote;
 pub use crate::remote::redis::address::Address;
+use crate::remote::redis::cluster::Cluster;
 use crate::remote::redis::dial::{self, Dialled};
-use crate::remote::redis::{Link, RedisRemote, sentinels};
+use crate::remote::redis::sentinels;
+use crate::remote::redis::slots::slot;
 
 /// L2 and the bus of one app, over one connection.
 #[derive(Debug, Clone)]
@@ -38,14 +41,22 @@ pub fn address(url: &str) -> Result<Address, StartError> {
     Address::parse(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
 }
 
-/// The tiers of one app on one server. No I/O.
+/// The tiers of one app on one server or cluster. No I/O.
 ///
 /// # Errors
 /// If the URL makes no sense.
 pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
-    let link = Link::new(url, app).map_err(|problem| StartError::Setting { setting: "redis", problem })?;
-    let bus = RedisBus::new(Arc::clone(&link), app);
-    Ok(Tiers { remote: Arc::new(RedisRemote::new(link)), bus: Arc::new(bus) })
+    tiers_within(url, app, REMOTE_TIMEOUT)
+}
+
+/// The same for an instance with another [`PertoBuilder::remote_timeout`](crate::PertoBuilder::remote_timeout): for a node of a cluster
+/// nobody waits for as long as that.
+///
+/// # Errors
+/// If the URL makes no sense.
+pub fn tiers_within(url: &str, app: &str, remote_timeout: Duration) -> Result<Tiers, StartError> {
+    let (remote, bus) = crate::bus::redis::tiers(url, app, remote_timeout, None)?;
+    Ok(Tiers { remote, bus })
 }
 
 /// Where each Sentinel of an address says that the server is, or why it does not: `host:port` of both. Empty for a server's own
@@ -55,25 +66,58 @@ pub async fn ask_sentinels(address: &Address) -> Vec<(String, Result<String, Rem
     sentinels::ask_all(address, watching).await
 }
 
+/// The nodes that have the slots of an address's cluster, or the address itself where it is of none.
+///
+/// # Errors
+/// If no node says which they are.
+pub async fn nodes(address: &Address) -> Result<Vec<Address>, RemoteError> {
+    if address.cluster().is_none() {
+        return Ok(vec![address.clone()]);
+    }
+    let map = Cluster::new(address.clone(), REMOTE_TIMEOUT).known().await?;
+    Ok(map.nodes().iter().map(|node| node.address.clone()).collect())
+}
+
+/// That of a cluster's nodes which has a key's slot, or the address itself where it is of none.
+///
+/// # Errors
+/// If no node says which it is.
+pub async fn owner(address: &Address, key: &str) -> Result<Address, RemoteError> {
+    if address.cluster().is_none() {
+        return Ok(address.clone());
+    }
+    let map = Cluster::new(address.clone(), REMOTE_TIMEOUT).known().await?;
+    map.owner(slot(key)).map(|node| node.address.clone()).ok_or(RemoteError::Disconnected)
+}
+
 /// A connection of your own for commands. It ends with this.
 pub struct Connection {
     dialled: Dialled,
     server: Address,
 }
 
-/// Connects to a server, and keeps no answer in memory that has more than `most` bytes of text. Behind Sentinels that is the
-/// one that they name now.
+/// Connects to a server, and keeps no answer in memory that has more than `most` bytes of text.
 ///
+/// Behind Sentinels that is the server that they name now. Of a cluster it is the first of the URL's nodes that answers.
 /// Longer texts are read as empty ones. Connecting takes no longer than `limit`, and an answer neither.
 /// Dropping the future gives the connection up.
 ///
 /// # Errors
 /// If the server can't be reached or refuses.
 pub async fn connect(server: &Address, most: usize, limit: Duration) -> RedisResult<Connection> {
-    let server = match server.sentinels() {
-        None => server.clone(),
-        Some(watching) => sentinels::find(server, watching).await.map_err(io::Error::other)?,
-    };
+    if let Some(nodes) = server.cluster() {
+        let each = nodes.iter().map(|node| Box::pin(with(node.clone(), most, limit)));
+        return select_ok(each).await.map(|(connection, _others)| connection);
+    }
+    match server.sentinels() {
+        None => with(server.clone(), most, limit).await,
+        Some(watching) => {
+            with(sentinels::find(server, watching).await.map_err(io::Error::other)?, most, limit).await
+        }
+    }
+}
+
+async fn with(server: Address, most: usize, limit: Duration) -> RedisResult<Connection> {
     let dialled = dial::commands(&server, most, limit, limit).await?;
     Ok(Connection { dialled, server })
 }

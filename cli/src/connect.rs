@@ -8,9 +8,9 @@ use perto::{StartError, postgres};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-const LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const LIMIT: Duration = Duration::from_secs(3);
 /// Longest answer of Redis that is kept. `perto inspect` asks for whole values, which are smaller.
-const MOST: usize = 64 << 20;
+pub(crate) const MOST: usize = 64 << 20;
 
 /// Where Postgres is.
 #[derive(Debug, Clone, Args)]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::columns::{bytes, table, time, wrapped};
-use super::connect::{Database, check_redis, host_and_port};
+use super::connect::{Database, LIMIT, MOST, check_redis, host_and_port};
 use super::{http, migrate};
 use crate::Product;
 use crate::shown::{hash, in_remote, ms};
@@ -236,6 +236,11 @@ impl Inspect {
                 }
             };
             let name = InRemote::name(&app, epoch, &self.cache, self.value_version, &self.key);
+            let address = perto::redis::address(url)?;
+            if address.is_cluster() {
+                let owner = perto::redis::owner(&address, &name).await?;
+                connection = perto::redis::connect(&owner, MOST, LIMIT).await?;
+            }
             let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
             let holds = InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms());
             if matches!(holds, InRemote::Nothing) && self.app.is_some() {

@@ -1,48 +1,68 @@
-//! Hints over Redis pub/sub. Publishing shares L2's connection; a subscription has one of its own.
+//! Hints over Redis pub/sub. Publishing shares L2's connection; a subscription has one of its own. And both tiers of a URL.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{Bus, Subscription};
-use crate::error::RemoteError;
+use crate::error::{RemoteError, StartError};
+use crate::remote::Remote;
 use crate::remote::redis::address::Address;
 use crate::remote::redis::channel::Channel;
+use crate::remote::redis::cluster::{Cluster, ClusterRemote};
 use crate::remote::redis::dial::failed;
-use crate::remote::redis::{Link, Server};
+use crate::remote::redis::{Link, RedisRemote, Server};
 use crate::wire::MAX_HINT;
 
 /// Longest message, with the name of its channel.
 const MAX_MESSAGE: usize = MAX_HINT + 1_024;
 
+mod cluster;
+
+use cluster::ClusterBus;
+
+pub(crate) type Tiers = (Arc<dyn Remote>, Arc<dyn Bus>);
+
+/// L2 and the bus of one app, over the same connections. Who waits for L2 waits for `timeout`. Hints may be received at another
+/// server than they are published at: through a proxy, or at a replica.
+///
+/// # Errors
+/// What is wrong with a URL.
+pub(crate) fn tiers(
+    url: &str,
+    app: &str,
+    timeout: Duration,
+    subscribe_at: Option<&str>,
+) -> Result<Tiers, StartError> {
+    let wrong = |setting| move |problem| StartError::Setting { setting, problem };
+    let address = Address::parse(url).map_err(wrong("redis"))?;
+    let elsewhere = subscribe_at.map(Address::parse).transpose().map_err(wrong("subscribe_at"))?;
+    let one_each = address.cluster().is_none() && elsewhere.as_ref().is_none_or(Address::is_one_server);
+    if elsewhere.is_some() && !one_each {
+        let problem = "hints are received where they are published, but for those of one server".to_owned();
+        return Err(wrong("subscribe_at")(problem));
+    }
+    let channel = format!("perto:{app}:bus");
+    if address.cluster().is_some() {
+        let cluster = Cluster::new(address, timeout);
+        let bus = ClusterBus::new(Arc::clone(&cluster), channel, MAX_MESSAGE);
+        return Ok((Arc::new(ClusterRemote::new(cluster)), Arc::new(bus)));
+    }
+    let link = Link::new(address, app);
+    let bus = RedisBus { link: Arc::clone(&link), elsewhere, channel };
+    Ok((Arc::new(RedisRemote::new(link)), Arc::new(bus)))
+}
+
 /// The channel of one app on one Redis or Valkey server.
-pub(crate) struct RedisBus {
+struct RedisBus {
     link: Arc<Link>,
     /// Another server to subscribe at.
     elsewhere: Option<Address>,
     channel: String,
-}
-
-impl RedisBus {
-    pub(crate) fn new(link: Arc<Link>, app: &str) -> Self {
-        Self { link, elsewhere: None, channel: format!("perto:{app}:bus") }
-    }
-
-    /// Subscribes at another address than it publishes to: through a proxy, or at a replica.
-    ///
-    /// # Errors
-    /// If the URL makes no sense.
-    pub(crate) fn subscribing_at(mut self, url: &str) -> Result<Self, String> {
-        let address = Address::parse(url)?;
-        if !address.is_one_server() {
-            return Err("not the URL of one server, as hints are received at one".to_owned());
-        }
-        self.elsewhere = Some(address);
-        Ok(self)
-    }
 }
 
 impl Bus for RedisBus {

@@ -96,6 +96,9 @@ impl Signals {
             Err(RemoteError::Refused(why)) => {
                 self.begin(kind.anywhere(), &format!("{what}: {}", chain(&*why)));
             }
+            Err(some) if some.leaves_the_rest() => {
+                self.begin(kind.anywhere(), &format!("{what}: {}", chain(&some)));
+            }
             Err(_) => {}
         }
     }

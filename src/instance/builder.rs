@@ -30,6 +30,8 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RETENTION: Duration = Duration::from_hours(365 * 24);
 /// Most loads at once.
 const MAX_LOADS: usize = 1 << 16;
+/// How long a read waits for L2.
+pub(crate) const REMOTE_TIMEOUT: Duration = Duration::from_millis(50);
 /// What one row of the log takes; more would be a second workload.
 const MAX_AUDITED: usize = crate::log::MAX_KEYS_PER_ROW;
 
@@ -77,7 +79,7 @@ impl PertoBuilder {
             bound: Duration::from_secs(1),
             poll_interval: None,
             min_poll_interval: Duration::from_millis(5),
-            remote_timeout: Duration::from_millis(50),
+            remote_timeout: REMOTE_TIMEOUT,
             retention: Duration::from_hours(1),
             max_loads: 64,
             audit_rate: 64,
@@ -353,19 +355,9 @@ impl PertoBuilder {
     fn redis_tiers(&self) -> Result<(Option<Arc<dyn Remote>>, Option<Arc<dyn Bus>>), StartError> {
         #[cfg(feature = "redis")]
         if let Some(url) = &self.redis {
-            let link = crate::remote::redis::Link::new(url, &self.app)
-                .map_err(|problem| StartError::Setting { setting: "redis", problem })?;
-            let mut bus = crate::bus::redis::RedisBus::new(Arc::clone(&link), &self.app);
-            if let Some(url) = &self.subscribe_at {
-                bus = bus
-                    .subscribing_at(url)
-                    .map_err(|problem| StartError::Setting { setting: "subscribe_at", problem })?;
-            }
-            let remote = crate::remote::redis::RedisRemote::new(link);
-            return Ok((
-                Some(self.remote.clone().unwrap_or_else(|| Arc::new(remote))),
-                Some(self.bus.clone().unwrap_or_else(|| Arc::new(bus))),
-            ));
+            let at = self.subscribe_at.as_deref();
+            let (remote, bus) = crate::bus::redis::tiers(url, &self.app, self.remote_timeout, at)?;
+            return Ok((Some(self.remote.clone().unwrap_or(remote)), Some(self.bus.clone().unwrap_or(bus))));
         }
         Ok((self.remote.clone(), self.bus.clone()))
     }

@@ -1,5 +1,4 @@
-//! L2 on Redis or Valkey, and the connections that it shares with the bus: one that somebody waits for, and one for fills.
-//! On one connection a look-up would wait behind all the fills of a bulk load.
+//! L2 on one Redis or Valkey server, and the connections that it shares with the bus.
 //!
 //! The connection's life is ours: the client's own manager retries for seconds before an operation comes back while
 //! Redis is down. Here an operation without a connection fails at once, and only [`Link::ping`] connects.
@@ -23,45 +22,25 @@ use crate::wire::MAX_STORED;
 
 pub(crate) mod address;
 pub(crate) mod channel;
+pub(crate) mod cluster;
 pub(crate) mod dial;
 pub(crate) mod frames;
+mod lanes;
+pub(crate) mod nodes;
 pub(crate) mod sentinels;
+pub(crate) mod slots;
 #[cfg(feature = "tls")]
 mod tls;
 
 use address::Address;
-use dial::{Dialled, failed};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// Limit of one command. Callers wait for less; this only keeps the client from waiting for ever.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
-/// How long an existing connection may take to answer before another is made.
-const PING_TIMEOUT: Duration = Duration::from_millis(200);
+use dial::failed;
+use lanes::{CONNECT_TIMEOUT, DISCARD, FILL, INVALIDATE, Lanes, load_scripts, millis, told_apart_by};
 
 /// For how long values are asked for by their first bytes after an answer with whole ones did not come.
 const DOUBTED_FOR: Duration = Duration::from_secs(60);
 /// So many fills first go where nothing is, which takes a server a tenth of what the script does. After a start that is all of them. Few
 /// are mostly of keys that were invalidated, and the script decides about these.
 const MANY_FILLS: usize = 4;
-/// Longest text in an answer to a fill: the hash of a script, an error.
-const MAX_FILL_ANSWER: usize = 64 << 10;
-/// Damaged values are told apart by so many bytes: the header with its checksum is among them. Megabytes would have to go back.
-const TOLD_APART_BY: usize = 1 << 10;
-
-/// A script of ours, and the hash that servers know it by: the SHA-1 of its text.
-struct Script {
-    text: &'static str,
-    hash: &'static str,
-}
-
-const FILL: Script =
-    Script { text: include_str!("fill.lua"), hash: "b52a404150c73811636c61fbb7d81d241e8f236f" };
-const INVALIDATE: Script =
-    Script { text: include_str!("invalidate.lua"), hash: "3ecb94972da0f1d285c00e9c8cd991d216d424b9" };
-const DISCARD: Script =
-    Script { text: include_str!("discard.lua"), hash: "bb5fb6c670e8568473dade47e1b5bb7a864c54ab" };
-const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];
-
 /// A server, as it is known now.
 pub(crate) type Server = Arc<Address>;
 
@@ -70,7 +49,7 @@ pub(crate) struct Link {
     address: Address,
     /// The server: the one that the address names, or that Sentinels do. None before they have.
     server: watch::Sender<Option<Server>>,
-    connections: RwLock<Option<Connections>>,
+    lanes: RwLock<Option<Lanes>>,
     connecting: Mutex<()>,
     /// Whether the last to ask for whole values did not wait until they came.
     given_up: AtomicBool,
@@ -78,28 +57,6 @@ pub(crate) struct Link {
     doubted: parking_lot::Mutex<Option<Instant>>,
     /// A key of the app's that nothing is ever under.
     probe: String,
-}
-
-#[derive(Clone)]
-struct Connections {
-    awaited: Arc<Dialled>,
-    fills: Arc<Dialled>,
-}
-
-impl Connections {
-    async fn answer(self, probe: &str) -> bool {
-        let ping = async |mut connection: MultiplexedConnection| {
-            let answered = redis::cmd("PING").query_async::<()>(&mut connection).await;
-            // One that can't write its dump refuses pings too (`MISCONF`), and is up.
-            matches!(answered.map_err(failed), Ok(()) | Err(RemoteError::Refused(_)))
-        };
-        let answers = async {
-            let (mut awaited, fills) = (self.awaited.connection.clone(), self.fills.connection.clone());
-            let answered = tokio::join!(ping(awaited.clone()), ping(fills));
-            answered == (true, true) && takes_writes(&mut awaited, probe).await.is_ok()
-        };
-        tokio::time::timeout(PING_TIMEOUT, answers).await.unwrap_or(false)
-    }
 }
 
 /// Reads and pings are answered by a replica too: one that was demoted a moment ago, for instance.
@@ -114,20 +71,17 @@ async fn takes_writes(connection: &mut MultiplexedConnection, probe: &str) -> Re
 }
 
 impl Link {
-    /// # Errors
-    /// What is wrong with the URL.
-    pub(crate) fn new(url: &str, app: &str) -> Result<Arc<Self>, String> {
-        let address = Address::parse(url)?;
+    pub(crate) fn new(address: Address, app: &str) -> Arc<Self> {
         let server = address.is_one_server().then(|| Arc::new(address.clone()));
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             address,
             server: watch::Sender::new(server),
-            connections: RwLock::default(),
+            lanes: RwLock::default(),
             connecting: Mutex::default(),
             given_up: AtomicBool::default(),
             doubted: parking_lot::Mutex::default(),
             probe: format!("perto:{app}:probe"),
-        }))
+        })
     }
 
     /// The server. Where it is not known yet, Sentinels are asked.
@@ -159,7 +113,7 @@ impl Link {
     }
 
     fn is_moved_to(&self, server: Address) -> bool {
-        let mut connections = self.connections.write();
+        let mut lanes = self.lanes.write();
         let moved = self.server.send_if_modified(|now| {
             let moved = now.as_ref().is_none_or(|now| now.place() != server.place());
             if moved {
@@ -168,35 +122,28 @@ impl Link {
             moved
         });
         if moved {
-            *connections = None;
+            *lanes = None;
         }
         moved
     }
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
-        self.connections().map(|connections| connections.awaited.connection.clone())
+        self.lanes().map(|lanes| lanes.awaited.connection.clone())
     }
 
-    fn connections(&self) -> Result<Connections, RemoteError> {
-        self.connections.read().clone().ok_or(RemoteError::Disconnected)
-    }
-
-    async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<(), RemoteError> {
-        let mut pipeline = Pipeline::with_capacity(SCRIPTS.len());
-        for script in SCRIPTS {
-            // Not by the client's own way, which panics where the server has another hash for it.
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
-        }
-        pipeline.query_async(connection).await.map_err(failed)
+    fn lanes(&self) -> Result<Lanes, RemoteError> {
+        self.lanes.read().clone().ok_or(RemoteError::Disconnected)
     }
 
     async fn ping(&self) -> Result<(), RemoteError> {
         let _one_at_a_time = self.connecting.lock().await;
-        if let Ok(connections) = self.connections() {
-            if connections.answer(&self.probe).await {
+        if let Ok(lanes) = self.lanes() {
+            let mut awaited = lanes.awaited.connection.clone();
+            let takes_writes = async { takes_writes(&mut awaited, &self.probe).await.is_ok() };
+            if lanes.answer(takes_writes).await {
                 return Ok(());
             }
-            *self.connections.write() = None;
+            *self.lanes.write() = None;
         }
         loop {
             let server = self.server().await?;
@@ -207,23 +154,18 @@ impl Link {
                 // Who is left may never answer.
                 Ok(_) = moved.wait_for(another) => None,
             };
-            let mut connections = self.connections.write();
+            let mut lanes = self.lanes.write();
             if connected.is_some() && !another(&self.server.borrow()) {
-                *connections = connected;
+                *lanes = connected;
                 return Ok(());
             }
         }
     }
 
-    async fn connect(&self, server: &Address) -> Result<Connections, RemoteError> {
-        let connect = |most| dial::commands(server, most, CONNECT_TIMEOUT, RESPONSE_TIMEOUT);
-        let (awaited, fills) =
-            tokio::try_join!(connect(MAX_STORED + 1), connect(MAX_FILL_ANSWER)).map_err(failed)?;
-        let (awaited, fills) = (Arc::new(awaited), Arc::new(fills));
-        let mut connection = awaited.connection.clone();
-        self.load_scripts(&mut connection).await?;
-        takes_writes(&mut connection, &self.probe).await?;
-        Ok(Connections { awaited, fills })
+    async fn connect(&self, server: &Address) -> Result<Lanes, RemoteError> {
+        let lanes = Lanes::connect(server).await?;
+        takes_writes(&mut lanes.awaited.connection.clone(), &self.probe).await?;
+        Ok(lanes)
     }
 }
 
@@ -246,7 +188,7 @@ impl RedisRemote {
     ) -> Result<Vec<i64>, RemoteError> {
         match pipeline.query_async(&mut connection).await {
             Err(error) if is_forgotten(&error) => {
-                self.link.load_scripts(&mut connection).await?;
+                load_scripts(&mut connection).await?;
                 pipeline.query_async(&mut connection).await.map_err(failed)
             }
             answered => answered.map_err(failed),
@@ -283,7 +225,7 @@ impl RedisRemote {
 
     /// Whether each was put. As the script does where there is nothing.
     async fn fill_empty(&self, fills: &[(String, Bytes, Duration)]) -> Result<Vec<bool>, RemoteError> {
-        let mut connection = self.link.connections()?.fills.connection.clone();
+        let mut connection = self.link.lanes()?.fills.connection.clone();
         let mut pipeline = Pipeline::with_capacity(fills.len());
         for (key, value, ttl) in fills {
             pipeline.cmd("SET").arg(key).arg(&value[..]).arg("NX").arg("PX").arg(millis(*ttl));
@@ -297,12 +239,14 @@ impl RedisRemote {
     ) -> Result<Vec<i64>, RemoteError> {
         let mut pipeline = Pipeline::new();
         for (key, value, ttl) in fills {
-            pipeline.cmd("EVALSHA").arg(FILL.hash).arg(1).arg(key).arg(&value[..]).arg(millis(ttl));
+            let mut fill = FILL.run(key);
+            fill.arg(&value[..]).arg(millis(ttl));
+            pipeline.add_command(fill);
         }
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        self.run(&pipeline, self.link.connections()?.fills.connection.clone()).await
+        self.run(&pipeline, self.link.lanes()?.fills.connection.clone()).await
     }
 }
 
@@ -313,11 +257,6 @@ impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// At least one: none is an error.
-fn millis(ttl: Duration) -> u64 {
-    u64::try_from(ttl.as_millis().max(1)).unwrap_or(u64::MAX)
 }
 
 /// What lies under keys, but not all of whatever somebody has put there: a client keeps an answer in memory.
@@ -424,7 +363,9 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(keys.len());
             for key in keys {
-                pipeline.cmd("EVALSHA").arg(INVALIDATE.hash).arg(1).arg(key).arg(xid).arg(millis(ttl));
+                let mut invalidate = INVALIDATE.run(key);
+                invalidate.arg(xid).arg(millis(ttl));
+                pipeline.add_command(invalidate);
             }
             self.run(&pipeline, self.link.connection()?).await.map(drop)
         })
@@ -433,9 +374,10 @@ impl Remote for RedisRemote {
     fn discard<'a>(&'a self, key: &'a str, seen: Bytes) -> BoxFuture<'a, Result<(), RemoteError>> {
         Box::pin(async move {
             let mut pipeline = Pipeline::with_capacity(1);
-            let begins = &seen[..seen.len().min(TOLD_APART_BY)];
-            pipeline.cmd("EVALSHA").arg(DISCARD.hash).arg(1).arg(key).arg(begins);
-            self.run(&pipeline, self.link.connections()?.fills.connection.clone()).await.map(drop)
+            let mut discard = DISCARD.run(key);
+            discard.arg(told_apart_by(&seen));
+            pipeline.add_command(discard);
+            self.run(&pipeline, self.link.lanes()?.fills.connection.clone()).await.map(drop)
         })
     }
 
@@ -459,6 +401,6 @@ impl Remote for RedisRemote {
 impl fmt::Debug for Link {
     /// Without the URL: it may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("connected", &self.connections.read().is_some()).finish_non_exhaustive()
+        f.debug_struct("Link").field("connected", &self.lanes.read().is_some()).finish_non_exhaustive()
     }
 }

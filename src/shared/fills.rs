@@ -50,7 +50,7 @@ impl Shared {
                 let timeouts = u32::try_from(batch.len().div_ceil(FILLS_A_TIMEOUT)).unwrap_or(u32::MAX);
                 let limit = shared.settings.remote_timeout.saturating_mul(timeouts);
                 let filled = shared.try_for(limit, remote.fill_many(batch)).await;
-                if matches!(filled, Err(RemoteError::Refused(_))) {
+                if filled.as_ref().is_err_and(RemoteError::leaves_the_rest) {
                     shared.counters.fills_refused.add(batch.len() as u64);
                 }
                 shared.signals.judge(TroubleKind::FillsRefused, filled, "every instance loads for itself");

@@ -49,13 +49,16 @@ impl Shared {
                             found.extend(values);
                         }
                         Err(error) => {
-                            match error {
-                                RemoteError::Timeout => remote.is_late(),
-                                RemoteError::Refused(_) => self.counters.l2_errors.add(1),
-                                _ => {}
-                            }
                             span.failed(&NO_ANSWER);
-                            break;
+                            if matches!(error, RemoteError::Timeout) {
+                                remote.is_late();
+                            }
+                            self.counters.l2_errors.add(u64::from(error.leaves_the_rest()));
+                            if !matches!(error, RemoteError::Partial { .. }) {
+                                break;
+                            }
+                            // Other nodes have what follows.
+                            found.resize(found.len() + names.len(), None);
                         }
                     }
                 }
@@ -66,16 +69,13 @@ impl Shared {
     }
 
     /// An operation on Redis within the L2 timeout. Only silence and broken connections open the breaker: a
-    /// server that refuses one operation is up.
+    /// server that refuses one operation is up, and so are the other nodes of a cluster.
     pub(super) async fn guard<T>(
         &self,
         operation: impl Future<Output = Result<T, RemoteError>>,
     ) -> Option<T> {
         let done = self.try_for(self.settings.remote_timeout, operation).await;
-        if matches!(done, Err(RemoteError::Refused(_))) {
-            self.counters.l2_errors.add(1);
-        }
-        done.ok()
+        done.inspect_err(|error| self.counters.l2_errors.add(u64::from(error.leaves_the_rest()))).ok()
     }
 
     /// The same within a limit, with what went wrong. What was refused is for the caller to count.
@@ -86,7 +86,8 @@ impl Shared {
     ) -> Result<T, RemoteError> {
         let done = tokio::time::timeout(limit, operation).await.unwrap_or(Err(RemoteError::Timeout));
         match &done {
-            Ok(_) | Err(RemoteError::Refused(_)) => return done,
+            Ok(_) => return done,
+            Err(error) if error.leaves_the_rest() => return done,
             Err(RemoteError::Unusable(_)) => self.leave_remote(),
             Err(_) => {
                 self.breaker.trip();

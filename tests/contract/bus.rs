@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use perto::Bus;
 use perto::sim::SimBus;
 
+use crate::support::wait::PATIENCE;
 use crate::{everywhere, redis_url, unique};
 
 /// Two connections to one bus, and one to another.
@@ -29,7 +30,7 @@ async fn real(test: impl AsyncFn(Buses)) {
 async fn on(url: &str, test: impl AsyncFn(Buses)) {
     let app = unique("b");
     let bus = async |app: &str| {
-        let tiers = perto::redis::tiers(url, app).unwrap();
+        let tiers = perto::redis::tiers_within(url, app, PATIENCE).unwrap();
         tiers.remote.ping().await.unwrap();
         tiers.bus
     };

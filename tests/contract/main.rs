@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use support::cluster::PrivateCluster;
 use support::sentinels::Watched;
 use tokio::sync::Mutex;
 
@@ -48,8 +49,15 @@ macro_rules! everywhere {
         mod behind_sentinels {
             $(#[tokio::test]
             async fn $name() {
-                let watched = $crate::watched().await;
+                let watched = $crate::WATCHED.get($crate::support::sentinels::Watched::start).await;
                 super::on(&watched.url(), super::$name).await;
+            })*
+        }
+        mod in_a_cluster {
+            $(#[tokio::test]
+            async fn $name() {
+                let cluster = $crate::CLUSTER.get($crate::support::cluster::PrivateCluster::start).await;
+                super::on(&cluster.url(), super::$name).await;
             })*
         }
     };
@@ -57,16 +65,22 @@ macro_rules! everywhere {
 pub(crate) use everywhere;
 
 /// Servers that tests share for as long as one of them runs.
-pub(crate) async fn watched() -> Arc<Watched> {
-    static SHARED: Mutex<Weak<Watched>> = Mutex::const_new(Weak::new());
-    let mut shared = SHARED.lock().await;
-    if let Some(watched) = shared.upgrade() {
-        return watched;
+pub(crate) struct SharedBy<T>(Mutex<Weak<T>>);
+
+impl<T> SharedBy<T> {
+    pub(crate) async fn get(&self, start: impl AsyncFnOnce() -> T) -> Arc<T> {
+        let mut shared = self.0.lock().await;
+        if let Some(shared) = shared.upgrade() {
+            return shared;
+        }
+        let started = Arc::new(start().await);
+        *shared = Arc::downgrade(&started);
+        started
     }
-    let watched = Arc::new(Watched::start().await);
-    *shared = Arc::downgrade(&watched);
-    watched
 }
+
+pub(crate) static WATCHED: SharedBy<Watched> = SharedBy(Mutex::const_new(Weak::new()));
+pub(crate) static CLUSTER: SharedBy<PrivateCluster> = SharedBy(Mutex::const_new(Weak::new()));
 
 pub(crate) fn redis_url() -> String {
     std::env::var("REDIS_URL").unwrap_or_else(|_unset| "redis://127.0.0.1:6379".to_owned())

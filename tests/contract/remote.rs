@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use perto::sim::{Dice, SimPostgres, SimRemote};
 use perto::{Remote, Snapshot};
 
+use crate::support::wait::PATIENCE;
 use crate::{eventually, everywhere, redis_url, unique};
 
 /// Longer than any test, and short enough to leave nothing behind.
@@ -36,7 +37,7 @@ async fn on(url: &str, test: impl AsyncFn(Tier)) {
 
 async fn redis(url: &str) -> Tier {
     let prefix = unique("perto:contract:");
-    let remote = perto::redis::tiers(url, "contract").unwrap().remote;
+    let remote = perto::redis::tiers_within(url, "contract", PATIENCE).unwrap().remote;
     remote.ping().await.unwrap();
     Tier { remote, prefix }
 }

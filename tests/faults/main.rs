@@ -13,6 +13,7 @@ mod world;
 mod asks;
 mod at_commit;
 mod audits;
+mod cluster;
 mod columns;
 mod declaring;
 mod epochs;

@@ -1,36 +1,15 @@
 //! Redis behind Sentinels: instances are where these say, from a moment after it is so.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use perto::{State, Tier, TroubleKind};
+use perto::{State, TroubleKind};
 
 use crate::support::engines::keys;
 use crate::support::redis::PrivateRedis;
 use crate::support::sentinels::Watched;
 use crate::support::wait::{ends, eventually, eventually_within};
-use crate::traffic::Traffic;
-use crate::world::{Instance, World, coherent};
-
-/// Between the moment that a server was promoted and the one that L2 and hints are used there: the bar is a second, and
-/// the other is for a busy machine.
-const USED_WITHIN: Duration = Duration::from_secs(2);
-
-/// Until a hint of one is heard by the other, and what one loads is found in L2 by the other.
-async fn both_are_used(world: &World, one: &Instance, other: &Instance) {
-    eventually_within(USED_WITHIN, "hints are heard and values found where the Sentinels say", async || {
-        let next = i64::try_from(one.perto.stats().hints_published).unwrap() + 1_000;
-        // Of others' hints only.
-        let heard = other.perto.propagation().count();
-        one.put(world, next, next).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if other.perto.propagation().count() == heard || one.fresh(next).await != Some(next) {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        other.fresh_from(next).await == (Some(next), Tier::Remote)
-    })
-    .await;
-}
+use crate::traffic::{Traffic, USED_WITHIN, both_are_used};
+use crate::world::{World, coherent};
 
 /// Our subscriptions and connections there.
 async fn clients(server: &PrivateRedis) -> usize {

@@ -5,12 +5,33 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use perto::{Cache, Freshness, Perto};
+use perto::{Cache, Freshness, Perto, Tier};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::task::JoinSet;
 
-use crate::support::wait::ends;
+use crate::support::wait::{ends, eventually_within};
 use crate::world::{BOUND, Instance, World, pool};
+
+/// Between the moment that a server was promoted and the one that L2 and hints are used there. The bar is a second; the other
+/// is for a busy machine.
+pub(crate) const USED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Until a hint of one is heard by the other, and what one loads is found in L2 by the other.
+pub(crate) async fn both_are_used(world: &World, one: &Instance, other: &Instance) {
+    eventually_within(USED_WITHIN, "hints are heard, and values found", async || {
+        let next = i64::try_from(one.perto.stats().hints_published).unwrap() + 1_000;
+        // Of others' hints only.
+        let heard = other.perto.propagation().count();
+        one.put(world, next, next).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if other.perto.propagation().count() == heard || one.fresh(next).await != Some(next) {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        other.fresh_from(next).await == (Some(next), Tier::Remote)
+    })
+    .await;
+}
 
 /// Theirs alone: tests have the others.
 const KEYS: std::ops::Range<i64> = 900_000..900_024;

@@ -1,6 +1,7 @@
 //! A private Redis or Valkey, to kill, restart, fill up and restore.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -17,6 +18,7 @@ pub(crate) struct PrivateRedis {
     cluster: bool,
     /// The port of the server that it is a replica of.
     replica_of: Option<u16>,
+    settings: Vec<String>,
 }
 
 impl PrivateRedis {
@@ -29,7 +31,16 @@ impl PrivateRedis {
 
     /// A node of a cluster that has no other.
     pub(crate) async fn start_cluster_node() -> Self {
-        let mut server = Self { cluster: true, ..Self::stopped() };
+        Self::start_cluster_node_with(&[]).await
+    }
+
+    /// The same with settings.
+    pub(crate) async fn start_cluster_node_with(settings: &[String]) -> Self {
+        // Nodes talk to each other on a port that is so much higher.
+        let port = std::iter::repeat_with(free_port)
+            .find(|port| *port < 55_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok());
+        let mut server =
+            Self { cluster: true, port: port.unwrap(), settings: settings.to_vec(), ..Self::stopped() };
         server.restart_empty().await;
         server
     }
@@ -45,7 +56,14 @@ impl PrivateRedis {
     pub(crate) fn stopped() -> Self {
         let folder = Folder::new("redis");
         let port = free_port();
-        Self { process: Process::none(), port, folder, cluster: false, replica_of: None }
+        Self {
+            process: Process::none(),
+            port,
+            folder,
+            cluster: false,
+            replica_of: None,
+            settings: Vec::new(),
+        }
     }
 
     pub(crate) const fn port(&self) -> u16 {
@@ -120,6 +138,7 @@ impl PrivateRedis {
                 .args(["--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1"])
                 .arg(master.to_string());
         }
+        command.args(&self.settings);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         command.arg("--dir").arg(&self.folder.0).stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Process::spawn(&mut command);

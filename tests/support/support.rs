@@ -1,5 +1,6 @@
 //! What tests on real engines share: the shared servers, private servers to break, and waiting for something.
 
+pub(crate) mod cluster;
 pub(crate) mod engines;
 #[cfg(target_os = "linux")]
 pub(crate) mod hostile;

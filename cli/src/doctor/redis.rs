@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
 
 use super::super::columns::{bytes, shell, time};
@@ -15,6 +16,9 @@ const OLDEST: (u32, u32) = (6, 2);
 /// What a read waits for L2 at most, by default.
 const L2_TIMEOUT: Duration = Duration::from_millis(50);
 const PINGS: usize = 20;
+/// To connect to one node of a cluster.
+const NODE_LIMIT: Duration = Duration::from_secs(2);
+const MOST_OF_A_PING: usize = 1 << 10;
 /// A hint has at most 256 KiB; a subscriber must be able to hold some.
 const MIN_BUFFER: u64 = 1 << 20;
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
@@ -38,13 +42,13 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
             return vec![Finding::wrong("redis", format!("REDIS_URL: no answer within {:?}", super::LIMIT))];
         }
     };
-    let of_sentinels = perto::redis::address(url).is_ok_and(|address| !address.is_one_server());
-    if of_sentinels {
+    let found = perto::redis::address(url).is_ok_and(|address| !address.is_one_server());
+    if found {
         place.at = connection.server().place();
     }
     // Where it says nothing of itself, everything else can be looked at all the same.
     let (mut findings, info) = match redis::cmd("INFO").query_async::<String>(&mut *connection).await {
-        Ok(info) => (of_info(&Info(&info), &place.at), info),
+        Ok(info) => (of_info(&Info(&info), &place), info),
         Err(error) => {
             let found =
                 format!("INFO can't be read, so version, role and memory are not known: {}", said(&error));
@@ -52,7 +56,9 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
             (vec![Finding::warn("redis", found).mend(grant)], String::new())
         }
     };
-    if of_sentinels {
+    if place.is_cluster() {
+        findings.extend(limited("nodes", async { Ok(vec![nodes(url).await?]) }).await);
+    } else if found {
         findings.extend(limited("sentinels", async { Ok(vec![sentinels(url).await?]) }).await);
     }
     let ours = connection.server().database();
@@ -63,11 +69,37 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
         limited("persistence", async { Ok(vec![persistence(&mut connection.clone(), &Info(&info)).await]) })
             .await,
     );
-    findings.extend(limited("commands", scripts::commands(&place, &mut connection.clone())).await);
+    findings.extend(limited("commands", scripts::commands(&place)).await);
     findings.extend(limited("scripts", scripts::scripts(&place)).await);
     findings.extend(limited("latency", async { Ok(vec![latency(&mut connection.clone()).await?]) }).await);
     findings.extend(limited("clock", async { Ok(vec![clock(&mut connection).await?]) }).await);
     with_client(findings, &place, others.ok().and_then(Result::ok).flatten().as_deref())
+}
+
+/// Whether each node of the cluster answers.
+async fn nodes(url: &str) -> anyhow::Result<Finding> {
+    let nodes = match perto::redis::nodes(&perto::redis::address(url)?).await {
+        Ok(nodes) => nodes,
+        Err(error) => return Ok(Finding::wrong("nodes", scripts::chain(&error))),
+    };
+    let asking = nodes.iter().map(async |node| {
+        let looked = perto::redis::connect(node, MOST_OF_A_PING, NODE_LIMIT).await;
+        looked.map_err(|error| format!("{} ({})", node.place(), said(&error)))
+    });
+    let silent: Vec<String> = join_all(asking).await.into_iter().filter_map(Result::err).collect();
+    let all = nodes.len();
+    Ok(if silent.is_empty() {
+        Finding::ok("nodes", format!("all {all} that have slots answer"))
+    } else {
+        let found = format!(
+            "{} of {all} that have slots can't be reached from here: {}",
+            silent.len(),
+            silent.join("; ")
+        );
+        Finding::wrong("nodes", found).mend(
+            "start them; if they run, let them announce a place that is reached from here (cluster-announce-ip, cluster-announce-hostname)",
+        )
+    })
 }
 
 /// Whether each Sentinel answers, and names the same server.
@@ -170,8 +202,14 @@ fn said(error: &redis::RedisError) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }
 
-fn of_info(info: &Info<'_>, place: &str) -> Vec<Finding> {
-    vec![version(info, place), mode(info), role(info), memory(info)]
+fn of_info(info: &Info<'_>, place: &Place<'_>) -> Vec<Finding> {
+    let mut all = vec![version(info, &place.at), mode(info, place.is_cluster())];
+    // Any of a cluster's nodes is as good to begin with.
+    if !place.is_cluster() {
+        all.push(role(info));
+    }
+    all.push(memory(info));
+    all
 }
 
 struct Info<'a>(&'a str);
@@ -201,15 +239,16 @@ fn version(info: &Info<'_>, place: &str) -> Finding {
     Finding::ok("redis", format!("{place}, {name}, {clients}"))
 }
 
-fn mode(info: &Info<'_>) -> Finding {
-    match (info.text("redis_mode"), info.text("cluster_enabled")) {
-        ("sentinel", _) => Finding::wrong("mode", "a sentinel, which holds no values")
+fn mode(info: &Info<'_>, of_cluster: bool) -> Finding {
+    match (info.text("redis_mode"), info.text("cluster_enabled") == "1", of_cluster) {
+        ("sentinel", ..) => Finding::wrong("mode", "a sentinel, which holds no values")
             .mend("REDIS_URL=redis+sentinel://HOST:26379/NAME follows the server that it watches"),
-        (_, "1") => {
-            Finding::wrong("mode", "a node of a cluster, which is not supported: most keys are refused")
-                .mend("point REDIS_URL at a server with `cluster-enabled no`")
-        }
-        _ => Finding::ok("mode", "a server by itself"),
+        (_, true, false) => Finding::wrong("mode", "a node of a cluster: most keys are refused there")
+            .mend("REDIS_URL=redis+cluster://HOST:6379 asks each node for its own"),
+        (_, false, true) => Finding::wrong("mode", "a server by itself, and no node of a cluster")
+            .mend("REDIS_URL=redis://HOST:6379"),
+        (_, true, true) => Finding::ok("mode", "a node of a cluster"),
+        (_, false, false) => Finding::ok("mode", "a server by itself"),
     }
 }
 
@@ -376,7 +415,7 @@ mod tests {
         assert_eq!(version(&old, "").state, State::Wrong);
         assert_eq!(version(&Info("redis_version:6.2.0\r\n"), "").state, State::Ok);
         assert_eq!(version(&Info("redis_version:10.0.0\r\n"), "").state, State::Ok);
-        assert_eq!(mode(&Info("redis_mode:sentinel\r\n")).state, State::Wrong);
+        assert_eq!(mode(&Info("redis_mode:sentinel\r\n"), false).state, State::Wrong);
         let hour = Duration::from_hours(1);
         assert_eq!(difference(hour, hour + Duration::from_secs(6)).state, State::Warn);
         assert_eq!(difference(hour + Duration::from_secs(4), hour).state, State::Ok);

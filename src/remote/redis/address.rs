@@ -20,7 +20,10 @@ const OF_TLS: [&str; 4] = ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_h
 /// | `redis://[user[:password]@]host[:6379][/database]` | by TCP; `valkey://` is the same |
 /// | `rediss://…`, `valkeys://…` | by TLS, with the feature `tls` |
 /// | `redis+unix:///path[?db=&user=&pass=]` | by a Unix socket; `valkey+unix:` and `unix:` are the same |
-/// | `redis+sentinel://[user[:password]@]host[:26379][,host…]/name[/database]` | the server that Sentinels name, wherever it moves to; `rediss+sentinel://…` by TLS, to the Sentinels too; a `-` for the `+` is the same |
+/// | `redis+cluster://[user[:password]@]host[:6379][,host…]` | a cluster, by any of its nodes; `rediss+cluster://…` by TLS |
+/// | `redis+sentinel://[user[:password]@]host[:26379][,host…]/name[/database]` | the server that Sentinels name, wherever it moves to; `rediss+sentinel://…` by TLS, to the Sentinels too |
+///
+/// A `-` in place of the `+` is the same.
 ///
 /// With TLS, parameters say whom to trust, and who we are. Their files are PEM, and read at each connection: replaced ones are
 /// used from the next one on.
@@ -38,8 +41,15 @@ pub struct Address {
     info: ConnectionInfo,
     #[cfg(feature = "tls")]
     tls: Tls,
-    /// They say where the server is: what `info` has is only how it is spoken to.
-    sentinels: Option<Arc<Sentinels>>,
+    /// Where the servers are, where that is not known of itself: what `info` has is only how they are spoken to.
+    found_by: Option<FoundBy>,
+}
+
+#[derive(Clone)]
+enum FoundBy {
+    Sentinels(Arc<Sentinels>),
+    /// Some of the cluster's nodes.
+    Nodes(Arc<[Address]>),
 }
 
 /// Who says where a server is, by the name that they have for it.
@@ -59,10 +69,12 @@ impl Address {
             return Err(format!("not a Redis URL: {ENCODE}"));
         }
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
-        let of_sentinels = scheme.strip_suffix("sentinel").and_then(|base| base.strip_suffix(['+', '-']));
-        let (base, sentinels) = match of_sentinels {
-            Some(base @ ("redis" | "rediss" | "valkey" | "valkeys")) => (base, true),
-            _ => (scheme, false),
+        let (base, servers) = match scheme.split_once(['+', '-']) {
+            Some((
+                base @ ("redis" | "rediss" | "valkey" | "valkeys"),
+                servers @ ("sentinel" | "cluster"),
+            )) => (base, servers),
+            _ => (scheme, ""),
         };
         let encrypted = matches!(base, "rediss" | "valkeys");
         if encrypted && !cfg!(feature = "tls") {
@@ -75,12 +87,15 @@ impl Address {
             return Err("not a Redis URL: what follows `#` is of no use. A server by TLS is always verified: name whom to trust by `?ssl_ca_certs=FILE`".to_owned());
         }
         let parameters = parameters(url);
-        let read =
-            if sentinels { Self::watched(base, rest, &parameters)? } else { Self::of(client_info(url)?) };
-        let known: &[&str] = match (read.addr(), sentinels) {
+        let read = match servers {
+            "sentinel" => Self::watched(base, rest, &parameters)?,
+            "cluster" => Self::nodes(base, rest, &parameters)?,
+            _ => Self::of(client_info(url)?),
+        };
+        let known: &[&str] = match (read.addr(), servers) {
             (ConnectionAddr::Unix(_), _) => &["db", "user", "pass", "protocol"],
-            (_, true) => &["protocol", "sentinel_username", "sentinel_password"],
-            (_, false) => &["protocol"],
+            (_, "sentinel") => &["protocol", "sentinel_username", "sentinel_password"],
+            _ => &["protocol"],
         };
         for (at, (name, _)) in parameters.iter().enumerate() {
             let of_tls = encrypted && OF_TLS.contains(&name.as_str());
@@ -99,10 +114,7 @@ impl Address {
     /// What Sentinels watch: `[user@]host[,host…]/name[/database]`.
     fn watched(base: &str, rest: &str, parameters: &[(String, String)]) -> Result<Self, String> {
         let like = "like redis+sentinel://host1:26379,host2:26379/mymaster";
-        let place = rest.split_once('?').map_or(rest, |(place, _)| place);
-        let (authority, path) = place.split_once('/').unwrap_or((place, ""));
-        let hosts = authority.rsplit('@').next().unwrap_or(authority);
-        let user = &authority[..authority.len() - hosts.len()];
+        let (user, hosts, path) = parts(rest);
         let (name, database) = path.split_once('/').unwrap_or((path, ""));
         // As Sentinel has them.
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -119,18 +131,29 @@ impl Address {
                 return Err("a Redis URL with sentinel_username, and without sentinel_password".to_owned());
             }
         };
-        let mut seeds = Vec::new();
-        for host in hosts.split(',') {
+        let seed = |host: &str| {
             let port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
             let port = if port { String::new() } else { format!(":{SENTINEL_PORT}") };
             let info = client_info(&format!("{base}://{host}{port}"))?;
-            seeds.push(Self::of(info.set_redis_settings(login.clone())));
-        }
-        let protocol = value("protocol").map_or(String::new(), |protocol| format!("?protocol={protocol}"));
+            Ok(Self::of(info.set_redis_settings(login.clone())))
+        };
+        let seeds = hosts.split(',').map(seed).collect::<Result<_, String>>()?;
         // Of any host: Sentinels say which.
-        let server = client_info(&format!("{base}://{user}server/{database}{protocol}"))?;
-        let sentinels = Some(Arc::new(Sentinels { name: name.to_owned(), seeds }));
-        Ok(Self { sentinels, ..Self::of(server) })
+        let server = client_info(&format!("{base}://{user}server/{database}{}", protocol(parameters)))?;
+        let sentinels = Sentinels { name: name.to_owned(), seeds };
+        Ok(Self { found_by: Some(FoundBy::Sentinels(Arc::new(sentinels))), ..Self::of(server) })
+    }
+
+    /// Some nodes of a cluster: `[user@]host[,host…]`.
+    fn nodes(base: &str, rest: &str, parameters: &[(String, String)]) -> Result<Self, String> {
+        let (user, hosts, path) = parts(rest);
+        if !matches!(path, "" | "0") {
+            return Err("a Redis URL with a database, and a cluster has none but 0".to_owned());
+        }
+        let protocol = protocol(parameters);
+        let node = |host: &str| client_info(&format!("{base}://{user}{host}{protocol}")).map(Self::of);
+        let nodes = hosts.split(',').map(node).collect::<Result<Arc<[Self]>, String>>()?;
+        Ok(Self { found_by: Some(FoundBy::Nodes(Arc::clone(&nodes))), ..nodes[0].clone() })
     }
 
     fn of(info: ConnectionInfo) -> Self {
@@ -138,36 +161,50 @@ impl Address {
             info,
             #[cfg(feature = "tls")]
             tls: Tls::default(),
-            sentinels: None,
+            found_by: None,
         }
     }
 
     #[cfg(feature = "tls")]
     fn trusting(self, tls: &Tls) -> Self {
-        let all = |sentinels: Arc<Sentinels>| {
-            let seeds = sentinels.seeds.iter().cloned().map(|seed| seed.trusting(tls)).collect();
-            Arc::new(Sentinels { name: sentinels.name.clone(), seeds })
-        };
-        Self { tls: tls.clone(), sentinels: self.sentinels.map(all), ..self }
+        let each = |of: &[Self]| of.iter().cloned().map(|one| one.trusting(tls)).collect::<Vec<_>>();
+        let found_by = self.found_by.map(|found_by| match found_by {
+            FoundBy::Sentinels(by) => {
+                FoundBy::Sentinels(Arc::new(Sentinels { name: by.name.clone(), seeds: each(&by.seeds) }))
+            }
+            FoundBy::Nodes(nodes) => FoundBy::Nodes(each(&nodes).into()),
+        });
+        Self { tls: tls.clone(), found_by, ..self }
     }
 
     /// One server that is spoken to in the same way.
     pub(super) fn at(&self, host: String, port: u16) -> Self {
         let mut addr = self.info.addr().clone();
-        match &mut addr {
-            ConnectionAddr::Tcp(this, its) | ConnectionAddr::TcpTls { host: this, port: its, .. } => {
-                (*this, *its) = (host, port);
-            }
-            _ => {}
+        if let ConnectionAddr::Tcp(this, its) | ConnectionAddr::TcpTls { host: this, port: its, .. } =
+            &mut addr
+        {
+            (*this, *its) = (host, port);
         }
-        Self { info: self.info.clone().set_addr(addr), sentinels: None, ..self.clone() }
+        Self { info: self.info.clone().set_addr(addr), found_by: None, ..self.clone() }
     }
 
-    /// The place without the user: `host:port`, a path, or `name` and the Sentinels that know where that is.
+    /// Another server at this host.
+    pub(super) fn at_port(&self, port: u16) -> Self {
+        let host = match self.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+            _ => String::new(),
+        };
+        self.at(host, port)
+    }
+
+    /// The place without the user: `host:port`, a path, or who knows it.
     #[must_use]
     pub fn place(&self) -> String {
-        match &self.sentinels {
-            Some(sentinels) => sentinels.to_string(),
+        match &self.found_by {
+            Some(FoundBy::Sentinels(sentinels)) => {
+                format!("{} by Sentinel {}", sentinels.name, places(&sentinels.seeds))
+            }
+            Some(FoundBy::Nodes(nodes)) => format!("the cluster of {}", places(nodes)),
             None => self.info.addr().to_string(),
         }
     }
@@ -175,7 +212,13 @@ impl Address {
     /// Whether it names one server, which is where it says.
     #[must_use]
     pub fn is_one_server(&self) -> bool {
-        self.sentinels.is_none()
+        self.found_by.is_none()
+    }
+
+    /// Whether it is a cluster's.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.cluster().is_some()
     }
 
     /// The user, where it has one.
@@ -192,7 +235,18 @@ impl Address {
 
     /// Who says where the server is, where the URL does not.
     pub(crate) fn sentinels(&self) -> Option<&Arc<Sentinels>> {
-        self.sentinels.as_ref()
+        match &self.found_by {
+            Some(FoundBy::Sentinels(sentinels)) => Some(sentinels),
+            _ => None,
+        }
+    }
+
+    /// Some of its nodes, where it is a cluster's.
+    pub(crate) fn cluster(&self) -> Option<&[Self]> {
+        match &self.found_by {
+            Some(FoundBy::Nodes(nodes)) => Some(nodes),
+            _ => None,
+        }
     }
 
     pub(super) fn addr(&self) -> &ConnectionAddr {
@@ -215,11 +269,21 @@ fn client_info(url: &str) -> Result<ConnectionInfo, String> {
         .map_err(|error| format!("not a Redis URL ({:?}); like redis://127.0.0.1:6379/0", error.kind()))
 }
 
-impl fmt::Display for Sentinels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seeds: Vec<String> = self.seeds.iter().map(Address::place).collect();
-        write!(f, "{} by Sentinel {}", self.name, seeds.join(","))
-    }
+fn places(of: &[Address]) -> String {
+    of.iter().map(Address::place).collect::<Vec<_>>().join(",")
+}
+
+/// The user with its `@`, the hosts, and the path, of what follows `://`.
+fn parts(rest: &str) -> (&str, &str, &str) {
+    let place = rest.split_once('?').map_or(rest, |(place, _)| place);
+    let (authority, path) = place.split_once('/').unwrap_or((place, ""));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    (user, hosts, path)
+}
+
+fn protocol(parameters: &[(String, String)]) -> String {
+    let said = parameters.iter().find(|(name, _)| name == "protocol");
+    said.map_or(String::new(), |(_, protocol)| format!("?protocol={protocol}"))
 }
 
 fn parameters(url: &str) -> Vec<(String, String)> {
@@ -275,6 +339,7 @@ mod tests {
             "valkeys://h",
             "rediss://h?ssl_host=cache.internal",
             "rediss+sentinel://h/main?ssl_host=cache.internal",
+            "valkeys-cluster://h1,h2?ssl_host=cache.internal",
         ] {
             let tls = Address::parse(url);
             assert_eq!(tls.is_ok(), cfg!(feature = "tls"), "{url}");
@@ -335,6 +400,36 @@ mod tests {
         ] {
             let refused = Address::parse(url).unwrap_err();
             assert!(refused.contains(said) && !refused.contains("cret"), "{url}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_a_list_of_nodes() {
+        for url in ["redis+cluster://shop:a%2Fb@h1,[::1]:7000", "valkey-cluster://shop:a%2Fb@h1,[::1]:7000/0"]
+        {
+            let address = Address::parse(url).unwrap();
+            assert_eq!(address.place(), "the cluster of h1:6379,::1:7000");
+            let node = address.at("10.0.0.9".to_owned(), 7_001);
+            for one in address.cluster().unwrap().iter().chain([&node, &node.at_port(1)]) {
+                assert!(one.is_one_server());
+                assert_eq!(
+                    (one.settings().username(), one.settings().password()),
+                    (Some("shop"), Some("a/b"))
+                );
+            }
+            assert_eq!(
+                (node.place(), node.at_port(1).place()),
+                ("10.0.0.9:7001".to_owned(), "10.0.0.9:1".to_owned())
+            );
+        }
+        for (url, said) in [
+            ("redis+cluster://u:s3cret@h1,h2/1", "none but 0"),
+            ("redis+cluster://u:s3cret@h1,,h2", "not a Redis URL"),
+            ("redis+cluster://u:s3cret@", "not a Redis URL"),
+            ("redis+cluster://u:s3cret@h1?sentinel_password=s3cret", "known are protocol"),
+        ] {
+            let refused = Address::parse(url).unwrap_err();
+            assert!(refused.contains(said) && !refused.contains("s3cret"), "{url}: {refused}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! A subscription to one channel, over a connection of its own.
+//! A subscription to one channel, over a connection of its own: to a server's, or to a shard's in a cluster.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use redis::aio::{PubSubSink, PubSubStream};
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::mpsc;
 
 use super::address::Address;
-use super::dial::{self, failed};
+use super::dial::{self, Dialled, failed};
 use super::frames::Waiting;
 use crate::error::RemoteError;
 
@@ -69,12 +72,96 @@ impl Channel {
     /// If the subscription broke.
     pub(crate) async fn ping(&mut self) -> Result<(), RemoteError> {
         // To the client an error is a value like others here.
-        let answered = self.sink.ping::<redis::Value>().await.and_then(redis::Value::extract_error);
+        let answered = self.sink.ping::<Value>().await.and_then(Value::extract_error);
         match answered.map(drop).map_err(failed) {
             // An answer like any other: one that can't write its dump refuses pings (`MISCONF`).
             Err(RemoteError::Refused(_)) => Ok(()),
             answered => answered,
         }
+    }
+}
+
+/// What is published on one channel of a shard, at the node that has its slot.
+///
+/// Where the slot moves, that node says so and goes on answering pings; and the client takes what it says for the answer to whatever
+/// is waited for. So nothing but pings goes over this connection, and it is over then.
+pub(crate) struct ShardChannel {
+    dialled: Dialled,
+    messages: mpsc::UnboundedReceiver<Bytes>,
+    waiting: Waiting,
+}
+
+impl ShardChannel {
+    /// No message has more bytes than `most`, with the channel's name.
+    ///
+    /// # Errors
+    /// If the node can't be reached or refuses; if the slot is another's.
+    pub(crate) async fn subscribe(node: &Address, channel: &str, most: usize) -> Result<Self, RemoteError> {
+        let subscribing = async {
+            let waiting = Waiting::default();
+            // As many as may wait by their bytes: with more the connection ends.
+            let (sender, messages) = mpsc::unbounded_channel();
+            let sender = Mutex::new(Some(sender));
+            let hear = move |said: PushInfo| {
+                let mut sender = sender.lock();
+                match (said.kind, said.data.into_iter().nth(1)) {
+                    (PushKind::SMessage, Some(Value::BulkString(message))) => {
+                        if let Some(sender) = &*sender {
+                            drop(sender.send(message.into()));
+                        }
+                    }
+                    (PushKind::SUnsubscribe | PushKind::Disconnection, _) => *sender = None,
+                    _ => {}
+                }
+                Ok(())
+            };
+            let dialled = dial::pushes(node, most, waiting.clone(), MAX_WAITING, hear).await?;
+            let mut subscribe = redis::cmd("SSUBSCRIBE");
+            subscribe.arg(channel).query_async::<Value>(&mut dialled.connection.clone()).await?;
+            Ok(Self { dialled, messages, waiting })
+        };
+        match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
+            Ok(subscribed) => subscribed.map_err(failed),
+            Err(_elapsed) => Err(RemoteError::Timeout),
+        }
+    }
+
+    /// The next message. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// If the subscription broke, or the slot has moved.
+    pub(crate) async fn next(&mut self) -> Result<Bytes, RemoteError> {
+        let next = poll_fn(|cx| {
+            let next = self.messages.poll_recv(cx);
+            if next.is_pending() {
+                self.waiting.none_left();
+            }
+            next
+        });
+        let message = next.await.ok_or(RemoteError::Disconnected)?;
+        self.waiting.taken(AROUND + message.len());
+        Ok(message)
+    }
+
+    /// Returns when the node has answered, after all that it had sent before.
+    ///
+    /// # Errors
+    /// If the subscription broke, or the slot has moved.
+    pub(crate) async fn ping(&mut self) -> Result<(), RemoteError> {
+        let answered = redis::cmd("PING").query_async::<Value>(&mut self.dialled.connection).await;
+        match answered.map_err(failed) {
+            Ok(Value::SimpleString(pong)) if pong == "PONG" && !self.messages.is_closed() => Ok(()),
+            // An answer like any other, as in [`Channel::ping`].
+            Err(RemoteError::Refused(_)) if !self.messages.is_closed() => Ok(()),
+            Ok(_) => Err(RemoteError::Disconnected),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl fmt::Debug for ShardChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardChannel").finish_non_exhaustive()
     }
 }
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select_ok;
-use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, ConnectionAddr, ErrorKind, RedisError, RedisResult};
+use redis::aio::{MultiplexedConnection, PubSub, SendError};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, ProtocolVersion, PushInfo, RedisConnectionInfo,
+    RedisError, RedisResult,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,6 +22,10 @@ use crate::error::RemoteError;
 /// How long a server may say nothing before the kernel asks whether it is there, and how long it may confirm nothing.
 #[cfg(target_os = "linux")]
 const SILENT_FOR: Duration = Duration::from_secs(10);
+
+/// Longest answer of a node about slots, and most things in it: each slot may be a range of its own, with several nodes.
+const MAX_OWNERS: usize = 16 << 20;
+const MAX_OWNER_THINGS: usize = 1 << 19;
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -41,9 +48,38 @@ pub(crate) async fn commands(
     let connecting = async {
         let stream = Limited::new(dial(address).await?, most);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(answer_within));
-        MultiplexedConnection::new_with_config(address.settings(), stream, config).await
+        speak(address.settings(), stream, config).await
     };
-    let (connection, speaker) = tokio::time::timeout(limit, connecting).await.map_err(timed_out)??;
+    tokio::time::timeout(limit, connecting).await.map_err(timed_out)?
+}
+
+/// For one question to a node of a cluster, whose answer has as many things as there are slots.
+pub(crate) async fn owners(address: &Address) -> RedisResult<Dialled> {
+    let stream = Limited::new(dial(address).await?, MAX_OWNERS).with_things(MAX_OWNER_THINGS);
+    speak(address.settings(), stream, AsyncConnectionConfig::new()).await
+}
+
+/// For commands, and for what comes without one (RESP3), which goes to `hear`: within the limits of [`messages`].
+pub(crate) async fn pushes(
+    address: &Address,
+    most: usize,
+    waiting: Waiting,
+    most_waiting: usize,
+    hear: impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static,
+) -> RedisResult<Dialled> {
+    let stream = Limited::new(dial(address).await?, most).with_waiting(waiting, most_waiting);
+    let settings = address.settings().clone().set_protocol(ProtocolVersion::RESP3);
+    // Who waits for an answer has a limit.
+    let config = AsyncConnectionConfig::new().set_response_timeout(None).set_push_sender(hear);
+    speak(&settings, stream, config).await
+}
+
+async fn speak(
+    settings: &RedisConnectionInfo,
+    stream: Limited<Box<dyn Stream>>,
+    config: AsyncConnectionConfig,
+) -> RedisResult<Dialled> {
+    let (connection, speaker) = MultiplexedConnection::new_with_config(settings, stream, config).await?;
     #[expect(clippy::disallowed_methods, reason = "its handle is the owner: it ends with the connection")]
     let speaker = AbortOnDropHandle::new(tokio::spawn(speaker));
     Ok(Dialled { connection, _speaker: speaker })

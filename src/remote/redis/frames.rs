@@ -29,6 +29,7 @@ const CHUNK: usize = 16 << 10;
 struct Frames {
     /// All texts of one answer together.
     most: usize,
+    most_things: usize,
     /// Of this answer.
     texts: usize,
     things: usize,
@@ -54,7 +55,8 @@ fn refused(why: &str) -> io::Error {
 
 impl Frames {
     const fn new(most: usize) -> Self {
-        Self { most, texts: 0, things: 0, open: Vec::new(), at: At::Line, line: Vec::new() }
+        let most_things = MAX_THINGS;
+        Self { most, most_things, texts: 0, things: 0, open: Vec::new(), at: At::Line, line: Vec::new() }
     }
 
     /// Appends what of `bytes` may pass.
@@ -97,7 +99,7 @@ impl Frames {
     /// A whole line, which begins something.
     fn begin(&mut self, passed: &mut Vec<u8>) -> io::Result<()> {
         self.things += 1;
-        if self.things > MAX_THINGS {
+        if self.things > self.most_things {
             return Err(refused("too many things in one answer"));
         }
         let kind = self.line[0];
@@ -124,7 +126,7 @@ impl Frames {
                 let count = self.number()?.unwrap_or(0).saturating_mul(each);
                 // An attribute goes before the thing that it is of.
                 let count = if kind == b'|' { count.saturating_add(1) } else { count };
-                if count > (MAX_THINGS - self.things) as u64 {
+                if count > (self.most_things - self.things) as u64 {
                     return Err(refused("a list that is too long"));
                 }
                 passed.extend_from_slice(&self.line);
@@ -210,6 +212,12 @@ impl<S> Limited<S> {
             next_window: Box::pin(tokio::time::sleep(Duration::ZERO)),
             waiting: None,
         }
+    }
+
+    /// For an answer that has more of them.
+    pub(super) const fn with_things(mut self, most: usize) -> Self {
+        self.frames.most_things = most;
+        self
     }
 
     /// Where more bytes wait than that, the connection is over.

@@ -1,6 +1,8 @@
 //! What the doctor says of Redis.
 
 use super::*;
+use crate::support::cluster::PrivateCluster;
+use crate::support::sentinels::{Sentinel, Watched};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_redis_is_told_of_with_the_command_that_mends_it() {
@@ -95,8 +97,53 @@ async fn a_node_of_a_cluster_is_told_of() {
         "mode",
         "wrong",
         "a node of a cluster",
-        "cluster-enabled no",
+        "REDIS_URL=redis+cluster://",
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_looked_at_node_by_node() {
+    let (database, mut cluster) = (migrated(), PrivateCluster::start_without_replicas(&[]).await);
+    let url = cluster.url();
+    let said = doctor(&database.url, &url, &[]).await;
+    for (check, found) in [
+        ("mode", "a node of a cluster"),
+        ("nodes", "all 3 that have slots answer"),
+        ("commands", "messages arrive"),
+        ("scripts", "as they should be"),
+    ] {
+        said.tells(check, "ok", found, "");
+    }
+    let gone =
+        format!("1 of 3 that have slots can't be reached from here: 127.0.0.1:{}", cluster.nodes[2].port());
+    cluster.nodes[2].kill();
+    doctor(&database.url, &url, &[]).await.tells("nodes", "wrong", &gone, "cluster-announce-ip");
+    let alone = good_redis().await;
+    let url = alone.url().replace("redis://", "redis+cluster://");
+    doctor(&database.url, &url, &[]).await.tells("nodes", "wrong", "does not say which slots", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_are_asked_each_for_the_server_that_is_looked_at() {
+    let (database, mut watched) = (migrated(), Watched::start().await);
+    let url = watched.url();
+    let server = format!("127.0.0.1:{}", watched.servers[0].port());
+    let said = doctor(&database.url, &url, &[]).await;
+    for (check, found) in [
+        ("redis", &format!("{server}, ")[..]),
+        ("mode", "a server by itself"),
+        ("role", "primary"),
+        ("sentinels", &format!("all 3 name {server}")),
+        ("commands", "messages arrive"),
+        ("scripts", "as they should be"),
+    ] {
+        said.tells(check, "ok", found, "");
+    }
+    watched.sentinels[1].kill();
+    let said = doctor(&database.url, &url, &[]).await;
+    said.tells("sentinels", "warn", "not all say where the server is: 127.0.0.1:", "start it");
+    watched.sentinels.iter_mut().for_each(Sentinel::kill);
+    doctor(&database.url, &url, &[]).await.tells("redis", "wrong", "does not say where", "");
 }
 
 /// A user for Perto alone, who was given too little.

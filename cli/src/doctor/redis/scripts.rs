@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use perto::RemoteError;
 use perto::redis::Address;
-use redis::aio::MultiplexedConnection;
 use uuid::Uuid;
 
 use super::super::super::connect::host_and_port;
@@ -15,12 +14,15 @@ use super::{said, shell};
 
 /// Of the key.
 const LIFE: Duration = Duration::from_secs(60);
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// Bytes of what is put there.
 const MOST: usize = 1 << 10;
 /// How long a message to ourselves may take.
 const ARRIVAL: Duration = Duration::from_secs(2);
 /// What the commands and the scripts need, for who makes a user for Perto alone.
 const RIGHTS: &str = "+ping +select +get +getrange +mget +set +unlink +evalsha '+script|load' +publish +subscribe +unsubscribe +info";
+/// And besides, at each node.
+const RIGHTS_IN_A_CLUSTER: &str = " +eval +asking '+cluster|slots' +spublish +ssubscribe";
 
 /// Where it looks.
 pub(super) struct Place<'a> {
@@ -39,6 +41,10 @@ impl<'a> Place<'a> {
         Self { url, app, at }
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        perto::redis::address(self.url).is_ok_and(|address| address.is_cluster())
+    }
+
     pub(super) fn user(&self) -> String {
         let address = perto::redis::address(self.url).ok();
         address.as_ref().and_then(Address::user).unwrap_or("default").to_owned()
@@ -48,13 +54,16 @@ impl<'a> Place<'a> {
     fn grant(&self, refused: &str) -> String {
         let keys = if refused.contains("one of the keys") { " '~perto:*'" } else { "" };
         let channels = if refused.contains("one of the channels") { " '&perto:*'" } else { "" };
-        format!("redis-cli acl setuser {}{keys}{channels} {RIGHTS}", shell(&self.user()))
+        let of_cluster = if self.is_cluster() { RIGHTS_IN_A_CLUSTER } else { "" };
+        format!("redis-cli acl setuser {}{keys}{channels} {RIGHTS}{of_cluster}", shell(&self.user()))
     }
 }
 
 /// Each command that Perto sends.
-pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConnection) -> Findings {
+pub(super) async fn commands(place: &Place<'_>) -> Findings {
     let (key, channel) = (format!("perto:{}:doctor", place.app), format!("perto:{}:doctor:bus", place.app));
+    let at = perto::redis::owner(&perto::redis::address(place.url)?, &key).await?;
+    let mut connection = perto::redis::connect(&at, MOST, CONNECT_LIMIT).await?;
     let mut all = Vec::new();
     for words in [
         &["PING"][..],
@@ -72,7 +81,7 @@ pub(super) async fn commands(place: &Place<'_>, connection: &mut MultiplexedConn
             command.arg(word);
         }
         let name = if words[0] == "SCRIPT" { "SCRIPT LOAD" } else { words[0] };
-        match command.query_async::<redis::Value>(connection).await {
+        match command.query_async::<redis::Value>(&mut *connection).await {
             // What could not be loaded can't be run.
             Err(error) if error.code() == Some("NOSCRIPT") => {}
             Err(error) => all.push(format!("{name} ({})", said(&error))),

@@ -1,0 +1,164 @@
+//! Hints in a cluster: by sharded pub/sub, at the node that has the slot of the channel's name. Where servers have none, by plain
+//! pub/sub at that same node: so a ping's answer follows every earlier message there too.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use redis::Cmd;
+use tokio::sync::watch;
+
+use crate::bus::{Bus, Subscription};
+use crate::error::{RemoteError, chain};
+use crate::remote::redis::channel::{Channel, ShardChannel};
+use crate::remote::redis::cluster::{Asked, Cluster, Lane};
+use crate::remote::redis::nodes::{Map, Node};
+use crate::remote::redis::slots::slot;
+
+/// How long it may take to hear of the owner of a slot that has moved.
+const MOVES_WITHIN: Duration = Duration::from_millis(250);
+
+/// The channel of one app in a cluster.
+pub(super) struct ClusterBus {
+    cluster: Arc<Cluster>,
+    channel: String,
+    /// Longest message, with the name of its channel.
+    most: usize,
+    /// Servers before 7.0 know it not.
+    sharded: AtomicBool,
+}
+
+impl ClusterBus {
+    pub(super) fn new(cluster: Arc<Cluster>, channel: String, most: usize) -> Self {
+        Self { cluster, channel, most, sharded: AtomicBool::new(true) }
+    }
+
+    async fn send(&self, command: &str, message: &[u8]) -> Result<(), RemoteError> {
+        let mut publish = Cmd::new();
+        publish.arg(command).arg(&self.channel).arg(message);
+        let asked = [Asked::plain(&self.channel, publish)];
+        let sent = self.cluster.exchange(Lane::Awaited, &asked, self.cluster.patience()).await;
+        self.cluster.outcome(sent.into_iter().filter_map(Result::err).collect(), 1)
+    }
+
+    async fn subscribe_at(&self, node: &Node) -> Result<Heard, RemoteError> {
+        if self.sharded.load(Ordering::Relaxed) {
+            match ShardChannel::subscribe(&node.address, &self.channel, self.most).await {
+                Err(error) if is_unknown(&error) => self.sharded.store(false, Ordering::Relaxed),
+                subscribed => return subscribed.map(Heard::Sharded),
+            }
+        }
+        Channel::subscribe(&node.address, &self.channel, self.most).await.map(Heard::Plain)
+    }
+}
+
+/// Whether a server has no such command.
+fn is_unknown(error: &RemoteError) -> bool {
+    matches!(error, RemoteError::Refused(why) if chain(&**why).contains("unknown command"))
+}
+
+impl Bus for ClusterBus {
+    fn publish(&self, message: Bytes) -> BoxFuture<'_, Result<Option<u64>, RemoteError>> {
+        Box::pin(async move {
+            if self.sharded.load(Ordering::Relaxed) {
+                match self.send("SPUBLISH", &message).await {
+                    Err(error) if is_unknown(&error) => self.sharded.store(false, Ordering::Relaxed),
+                    sent => return sent.map(|()| None),
+                }
+            }
+            // How many there are is not known: a subscription moves after the slot does.
+            self.send("PUBLISH", &message).await.map(|()| None)
+        })
+    }
+
+    fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, RemoteError>> {
+        Box::pin(async move {
+            self.cluster.known().await?;
+            let (slot, mut maps) = (slot(&self.channel), self.cluster.maps());
+            let owner = |map: &Arc<Map>| map.owner(slot).cloned().ok_or(RemoteError::Disconnected);
+            let mut node = owner(&maps.borrow())?;
+            let heard = match self.subscribe_at(&node).await {
+                Ok(heard) => heard,
+                Err(error) => {
+                    // Perhaps it is another node's by now.
+                    self.cluster.wish();
+                    let moving = tokio::time::timeout(MOVES_WITHIN, moves(slot, &node, &mut maps));
+                    moving.await.map_err(|_elapsed| error)?;
+                    node = owner(&maps.borrow())?;
+                    self.subscribe_at(&node).await?
+                }
+            };
+            Ok(Box::new(Subscribed { heard, slot, node, maps }) as _)
+        })
+    }
+}
+
+#[derive(Debug)]
+enum Heard {
+    Sharded(ShardChannel),
+    Plain(Channel),
+}
+
+#[derive(Debug)]
+struct Subscribed {
+    heard: Heard,
+    slot: u16,
+    node: Arc<Node>,
+    maps: watch::Receiver<Arc<Map>>,
+}
+
+/// Once the slot is another node's.
+async fn moves(slot: u16, from: &Arc<Node>, maps: &mut watch::Receiver<Arc<Map>>) -> RemoteError {
+    let another = |map: &Arc<Map>| map.owner(slot).is_some_and(|owner| !Arc::ptr_eq(owner, from));
+    if maps.wait_for(another).await.is_err() {
+        // Nobody is left to say so.
+        std::future::pending::<()>().await;
+    }
+    RemoteError::Disconnected
+}
+
+impl Subscription for Subscribed {
+    fn next(&mut self) -> BoxFuture<'_, Result<Bytes, RemoteError>> {
+        let Self { heard, slot, node, maps } = self;
+        Box::pin(async move {
+            let next = async {
+                match heard {
+                    Heard::Sharded(channel) => channel.next().await,
+                    Heard::Plain(channel) => channel.next().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                moved = moves(*slot, node, maps) => Err(moved),
+                next = next => next,
+            }
+        })
+    }
+
+    fn ping(&mut self) -> BoxFuture<'_, Result<(), RemoteError>> {
+        let Self { heard, slot, node, maps } = self;
+        Box::pin(async move {
+            let ping = async {
+                match heard {
+                    Heard::Sharded(channel) => channel.ping().await,
+                    Heard::Plain(channel) => channel.ping().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                // An owner that was cut off may go on answering.
+                moved = moves(*slot, node, maps) => Err(moved),
+                answered = ping => answered,
+            }
+        })
+    }
+}
+
+impl fmt::Debug for ClusterBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterBus").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,242 @@
+//! The nodes of a cluster, and which of them has which slots. Each node's connection has a life of its own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use redis::Value;
+use tokio::sync::{Mutex, Notify};
+
+use super::address::Address;
+use super::lanes::{CONNECT_TIMEOUT, Lanes};
+use super::slots::{Placed, SLOTS, ranges};
+use crate::error::RemoteError;
+
+/// Before a node is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A master of the cluster.
+pub(crate) struct Node {
+    /// The same whoever names it.
+    id: String,
+    pub(crate) address: Address,
+    lanes: RwLock<Option<Lanes>>,
+    /// Whether it has answered since it last did not.
+    usable: AtomicBool,
+    lost: Notify,
+    connecting: Mutex<()>,
+}
+
+impl Node {
+    fn new(id: String, address: Address) -> Self {
+        Self {
+            id,
+            address,
+            lanes: RwLock::default(),
+            usable: AtomicBool::default(),
+            lost: Notify::new(),
+            connecting: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        self.usable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn lanes(&self) -> Option<Lanes> {
+        self.lanes.read().clone().filter(|_| self.is_usable())
+    }
+
+    /// It did not answer, or said that it is of no use.
+    pub(super) fn lose(&self) {
+        self.usable.store(false, Ordering::Release);
+        self.lost.notify_one();
+    }
+
+    /// Finds out whether it answers, and connects anew where it does not.
+    pub(super) async fn mend(&self) -> Result<(), RemoteError> {
+        let _one_at_a_time = self.connecting.lock().await;
+        let lanes = self.lanes.read().clone();
+        if let Some(lanes) = lanes {
+            if lanes.answer(std::future::ready(true)).await {
+                self.usable.store(true, Ordering::Release);
+                return Ok(());
+            }
+            // On a new connection one may answer that hangs on the old one.
+            *self.lanes.write() = None;
+        }
+        let lanes = tokio::time::timeout(CONNECT_TIMEOUT, Lanes::connect(&self.address)).await;
+        *self.lanes.write() = Some(lanes.unwrap_or(Err(RemoteError::Timeout))?);
+        self.usable.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Mends it whenever it is lost. While it can't be, its slots may get another owner: `wished` is told. Never returns.
+    pub(super) async fn keep(&self, wished: &Notify) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            while self.is_usable() {
+                self.lost.notified().await;
+            }
+            if self.mend().await.is_ok() {
+                pause = FIRST_PAUSE;
+            } else {
+                wished.notify_one();
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("address", &self.address)
+            .field("usable", &self.is_usable())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who has which slots, as far as is known.
+#[derive(Debug, Default)]
+pub(crate) struct Map {
+    /// Of each slot: which of the nodes, counted from 1. Empty before it is known.
+    owners: Vec<u16>,
+    nodes: Vec<Arc<Node>>,
+    /// By every name that somebody has for them.
+    places: HashMap<String, Arc<Node>>,
+    /// They can be asked too.
+    pub(super) replicas: Vec<Address>,
+}
+
+impl Map {
+    pub(crate) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    pub(crate) fn owner(&self, slot: u16) -> Option<&Arc<Node>> {
+        let owner = *self.owners.get(usize::from(slot))?;
+        self.nodes.get(usize::from(owner).checked_sub(1)?)
+    }
+
+    /// The node that `from` means by `host:port`, or by `:port` for one beside itself.
+    pub(crate) fn named(&self, place: &str, from: &Node) -> Option<&Arc<Node>> {
+        match place.strip_prefix(':') {
+            Some(port) => self.places.get(&from.address.at_port(port.parse().ok()?).place()),
+            None => self.places.get(place),
+        }
+    }
+
+    /// Whether everything is where it was.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.owners == other.owners && self.has_same_nodes(&other.nodes)
+    }
+
+    pub(super) fn has_same_nodes(&self, nodes: &[Arc<Node>]) -> bool {
+        self.nodes.len() == nodes.len()
+            && self.nodes.iter().zip(nodes).all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
+    /// What `answered` says now (`CLUSTER SLOTS`). Nodes that stay keep their connections. None where it says nothing.
+    pub(super) fn next(&self, answered: &Address, answer: &Value) -> Option<Self> {
+        let address = |placed: &Placed| match &placed.host {
+            Some(host) => answered.at(host.clone(), placed.port),
+            None => answered.at_port(placed.port),
+        };
+        let mut next = Self { owners: vec![0; usize::from(SLOTS)], ..Self::default() };
+        for range in ranges(answer) {
+            let owner = address(&range.owner);
+            let id = range.owner.id.unwrap_or_else(|| owner.place());
+            let at = next.nodes.iter().position(|node| node.id == id).unwrap_or_else(|| {
+                next.nodes.push(self.stays(id, owner.clone()));
+                next.nodes.len() - 1
+            });
+            let node = Arc::clone(&next.nodes[at]);
+            let number = u16::try_from(at + 1).ok()?;
+            next.owners[usize::from(range.first)..=usize::from(range.last)].fill(number);
+            next.places.insert(node.address.place(), Arc::clone(&node));
+            next.places.insert(owner.place(), node);
+            for replica in range.replicas.iter().map(address) {
+                if !next.replicas.iter().any(|known| known.place() == replica.place()) {
+                    next.replicas.push(replica);
+                }
+            }
+        }
+        for (place, before) in &self.places {
+            if let Some(node) = next.nodes.iter().find(|node| node.id == before.id) {
+                next.places.entry(place.clone()).or_insert_with(|| Arc::clone(node));
+            }
+        }
+        (!next.nodes.is_empty()).then_some(next)
+    }
+
+    /// The node of this id. It may have another name than before, which only means that somebody else has named it, as long as it
+    /// answers where it was.
+    fn stays(&self, id: String, address: Address) -> Arc<Node> {
+        let before = self.nodes.iter().find(|node| node.id == id);
+        let same = before.filter(|node| node.is_usable() || node.address.place() == address.place());
+        same.cloned().unwrap_or_else(|| Arc::new(Node::new(id, address)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn range(first: i64, last: i64, host: &str, port: i64, id: &str) -> Value {
+        let node = Value::Array(vec![bulk(host), Value::Int(port), bulk(id)]);
+        Value::Array(vec![Value::Int(first), Value::Int(last), node])
+    }
+
+    #[test]
+    fn nodes_that_stay_are_the_same_by_whatever_name() {
+        let address = Address::parse("redis+cluster://u:p@127.0.0.1:7000").unwrap();
+        let answered = address.at("127.0.0.1".to_owned(), 7_000);
+        let first = Value::Array(vec![
+            range(0, 99, "", 7_000, "a"),
+            range(100, 199, "127.0.0.1", 7_001, "b"),
+            range(200, 200, "", 7_000, "a"),
+        ]);
+        let map = Map::default().next(&answered, &first).unwrap();
+        let owner = |map: &Map, slot| map.owner(slot).map(|node| node.address.place());
+        for (slot, place) in [(0, "7000"), (99, "7000"), (100, "7001"), (199, "7001"), (200, "7000")] {
+            assert_eq!(owner(&map, slot), Some(format!("127.0.0.1:{place}")), "{slot}");
+        }
+        assert_eq!((owner(&map, 201), map.nodes.len()), (None, 2));
+
+        // One that answers is the same by another name, one that does not is where it is said to be.
+        map.nodes[0].usable.store(true, Ordering::Release);
+        let other = Value::Array(vec![
+            range(0, 150, "localhost", 7_000, "a"),
+            range(151, 199, "10.0.0.9", 7_001, "b"),
+            range(200, 299, "127.0.0.1", 7_002, "c"),
+        ]);
+        let next = map.next(&answered, &other).unwrap();
+        assert!(Arc::ptr_eq(&next.nodes[0], &map.nodes[0]) && !Arc::ptr_eq(&next.nodes[1], &map.nodes[1]));
+        assert_eq!(owner(&next, 150), Some("127.0.0.1:7000".to_owned()));
+        assert_eq!(owner(&next, 151), Some("10.0.0.9:7001".to_owned()));
+        let named = |place| next.named(place, &next.nodes[0]).map(|node| node.id.as_str());
+        for (place, id) in [
+            ("127.0.0.1:7000", "a"),
+            ("localhost:7000", "a"),
+            ("127.0.0.1:7001", "b"),
+            ("10.0.0.9:7001", "b"),
+            (":7002", "c"),
+        ] {
+            assert_eq!(named(place), Some(id), "{place}");
+        }
+        assert_eq!((named("h:1"), named(":x"), named("")), (None, None, None));
+        assert!(!next.is_same(&map) && next.is_same(&next.next(&answered, &other).unwrap()));
+        assert!(map.next(&answered, &Value::Nil).is_none());
+        assert_eq!(next.nodes[2].address.user(), Some("u"));
+    }
+}
