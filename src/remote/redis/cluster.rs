@@ -105,6 +105,8 @@ type Batch = (Arc<Node>, Vec<Sent>);
 enum Fault {
     /// The node has none.
     Node(RemoteError),
+    /// There was no time left to ask it: that says nothing of the node.
+    Unasked,
     Said(RedisError),
 }
 
@@ -173,7 +175,11 @@ impl Cluster {
             if let Err(Fault::Said(error)) = &answer
                 && let Some((to, asking)) = elsewhere(&map, &node, error, &asked[at])
             {
-                put(&mut again, to, Sent { at, asking, whole: true });
+                if Arc::ptr_eq(to, &node) && error.redirect_node().is_some() {
+                    node.misplace();
+                } else {
+                    put(&mut again, to, Sent { at, asking, whole: true });
+                }
             }
             answers[at] = answer.map_err(|fault| self.judge(&node, fault));
         }
@@ -197,6 +203,7 @@ impl Cluster {
     /// What it means for the node and the map.
     fn judge(&self, node: &Node, fault: Fault) -> RemoteError {
         let error = match fault {
+            Fault::Unasked => return RemoteError::Timeout,
             Fault::Node(error) => error,
             Fault::Said(error) => {
                 let moved = [ServerErrorKind::Moved, ServerErrorKind::ClusterDown].map(ErrorKind::Server);
@@ -343,6 +350,9 @@ async fn send_batch(
     (node, sent): Batch,
     until: Instant,
 ) -> Vec<(Arc<Node>, usize, Result<Value, Fault>)> {
+    if Instant::now() >= until {
+        return sent.iter().map(|sent| (Arc::clone(&node), sent.at, Err(Fault::Unasked))).collect();
+    }
     let answers = pipeline(lane, asked, &node, &sent, until).await;
     let mut answers = answers.map(Vec::into_iter);
     let each = sent.iter().map(|sent| {

@@ -1,6 +1,6 @@
 //! The nodes of a cluster, and which of them has which slots. Each node's connection has a life of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,9 @@ use crate::error::RemoteError;
 /// Before a node is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Masters of a cluster, and replicas that are remembered: clusters are said to go up to so many nodes. Names that are, are a few for each.
+const MOST_NODES: usize = 1_000;
+const MOST_NAMES: usize = 4 * MOST_NODES;
 
 /// A master of the cluster.
 pub(crate) struct Node {
@@ -27,6 +30,8 @@ pub(crate) struct Node {
     lanes: RwLock<Option<Lanes>>,
     /// Whether it has answered since it last did not.
     usable: AtomicBool,
+    /// Whether somebody else answers at its address.
+    misplaced: AtomicBool,
     lost: Notify,
     connecting: Mutex<()>,
 }
@@ -38,6 +43,7 @@ impl Node {
             address,
             lanes: RwLock::default(),
             usable: AtomicBool::default(),
+            misplaced: AtomicBool::default(),
             lost: Notify::new(),
             connecting: Mutex::default(),
         }
@@ -57,6 +63,11 @@ impl Node {
         self.lost.notify_one();
     }
 
+    /// Whoever answers says that this node is elsewhere: somebody has come to an address that it had.
+    pub(super) fn misplace(&self) {
+        self.misplaced.store(true, Ordering::Release);
+    }
+
     /// Finds out whether it answers, and connects anew where it does not.
     pub(super) async fn mend(&self) -> Result<(), RemoteError> {
         let _one_at_a_time = self.connecting.lock().await;
@@ -66,7 +77,8 @@ impl Node {
                 self.usable.store(true, Ordering::Release);
                 return Ok(());
             }
-            // On a new connection one may answer that hangs on the old one.
+            // On a new connection one may answer that hangs on the old one. Whoever drops this leaves it to be kept.
+            self.lose();
             *self.lanes.write() = None;
         }
         let lanes = tokio::time::timeout(CONNECT_TIMEOUT, Lanes::connect(&self.address)).await;
@@ -149,26 +161,32 @@ impl Map {
             None => answered.at_port(placed.port),
         };
         let mut next = Self { owners: vec![0; usize::from(SLOTS)], ..Self::default() };
-        for range in ranges(answer) {
+        let mut replicas = HashSet::new();
+        for range in ranges(answer).into_iter().take(SLOTS.into()) {
             let owner = address(&range.owner);
             let id = range.owner.id.unwrap_or_else(|| owner.place());
             let at = next.nodes.iter().position(|node| node.id == id).unwrap_or_else(|| {
                 next.nodes.push(self.stays(id, owner.clone()));
                 next.nodes.len() - 1
             });
+            if at >= MOST_NODES {
+                return None;
+            }
             let node = Arc::clone(&next.nodes[at]);
             let number = u16::try_from(at + 1).ok()?;
             next.owners[usize::from(range.first)..=usize::from(range.last)].fill(number);
             next.places.insert(node.address.place(), Arc::clone(&node));
             next.places.insert(owner.place(), node);
             for replica in range.replicas.iter().map(address) {
-                if !next.replicas.iter().any(|known| known.place() == replica.place()) {
+                if next.replicas.len() < MOST_NODES && replicas.insert(replica.place()) {
                     next.replicas.push(replica);
                 }
             }
         }
         for (place, before) in &self.places {
-            if let Some(node) = next.nodes.iter().find(|node| node.id == before.id) {
+            if next.places.len() < MOST_NAMES
+                && let Some(node) = next.nodes.iter().find(|node| node.id == before.id)
+            {
                 next.places.entry(place.clone()).or_insert_with(|| Arc::clone(node));
             }
         }
@@ -179,8 +197,11 @@ impl Map {
     /// answers where it was.
     fn stays(&self, id: String, address: Address) -> Arc<Node> {
         let before = self.nodes.iter().find(|node| node.id == id);
-        let same = before.filter(|node| node.is_usable() || node.address.place() == address.place());
-        same.cloned().unwrap_or_else(|| Arc::new(Node::new(id, address)))
+        let is_there = |node: &&Arc<Node>| {
+            let answers = node.is_usable() && !node.misplaced.load(Ordering::Acquire);
+            answers || node.address.place() == address.place()
+        };
+        before.filter(is_there).cloned().unwrap_or_else(|| Arc::new(Node::new(id, address)))
     }
 }
 
@@ -237,6 +258,11 @@ mod tests {
         assert_eq!((named("h:1"), named(":x"), named("")), (None, None, None));
         assert!(!next.is_same(&map) && next.is_same(&next.next(&answered, &other).unwrap()));
         assert!(map.next(&answered, &Value::Nil).is_none());
+        // One that is said to be elsewhere by who answers where it was.
+        map.nodes[0].misplace();
+        let moved = map.next(&answered, &other).unwrap();
+        assert!(!Arc::ptr_eq(&moved.nodes[0], &map.nodes[0]));
+        assert_eq!(owner(&moved, 150), Some("localhost:7000".to_owned()));
         assert_eq!(next.nodes[2].address.user(), Some("u"));
     }
 }
