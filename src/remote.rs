@@ -32,6 +32,12 @@ pub trait Remote: Debug + Send + Sync + 'static {
         most: usize,
     ) -> BoxFuture<'a, Result<Vec<Option<Bytes>>, RemoteError>>;
 
+    /// The host and the port, or the path of the socket, of the server that has all of `keys`, where that is one: for traces. By default
+    /// nobody knows.
+    fn server(&self, _keys: &[String]) -> Option<(String, Option<u16>)> {
+        None
+    }
+
     /// Is told that an answer to [`Remote::get`] did not come in time. By default that is nothing to it.
     fn is_late(&self) {}
 

@@ -324,6 +324,10 @@ impl Remote for RedisRemote {
         })
     }
 
+    fn server(&self, _keys: &[String]) -> Option<(String, Option<u16>)> {
+        self.link.server.borrow().as_ref().map(|server| server.server())
+    }
+
     fn is_late(&self) {
         // Perhaps behind something huge.
         if self.link.given_up.swap(false, Ordering::Relaxed) {

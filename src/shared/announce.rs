@@ -136,6 +136,7 @@ impl Shared {
         for names in names.chunks(KEYS_AT_ONCE) {
             let span = redis_span(trace, Kind::Client, "EVALSHA", names.len());
             span.text("db.stored_procedure.name", "invalidate");
+            self.at_server(&span, trace, names);
             let burying = remote.invalidate(names, xid, TOMBSTONE_TTL);
             self.try_for(self.settings.remote_timeout, burying).await.inspect_err(|_| {
                 span.failed(&NO_ANSWER);

@@ -42,6 +42,7 @@ impl Shared {
                 for names in names.chunks(KEYS_AT_ONCE) {
                     let operation = if names.len() == 1 { "GETRANGE" } else { "MGET" };
                     let span = redis_span(trace, Kind::Client, operation, names.len());
+                    self.at_server(&span, trace, names);
                     match self.try_for(self.settings.remote_timeout, remote.get(names, most)).await {
                         Ok(values) => {
                             let hits = values.iter().filter(|value| value.is_some()).count();
@@ -65,6 +66,19 @@ impl Shared {
                 found
             }
             _ => Vec::new(),
+        }
+    }
+
+    /// Which server it is asked of, where that is one.
+    pub(super) fn at_server(&self, span: &Span, trace: &Trace, names: &[String]) {
+        if !trace.is_recorded() {
+            return;
+        }
+        if let Some((host, port)) = self.remote.as_ref().and_then(|remote| remote.server(names)) {
+            span.text("server.address", &host);
+            if let Some(port) = port {
+                span.number("server.port", u64::from(port));
+            }
         }
     }
 

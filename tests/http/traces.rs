@@ -99,6 +99,7 @@ async fn a_read_shows_the_tiers_that_it_went_through() {
     let (get, load) = (one(&spans, "a", "GETRANGE"), one(&spans, "a", "load company"));
     assert!(get.is_child_of(lookup) && load.is_child_of(lookup));
     assert_eq!((get.number("perto.found"), get.text("db.system.name").unwrap()), (Some(0), "redis".into()));
+    assert!(get.text("server.address").is_some() && get.number("server.port").is_some());
     let select = one(&spans, "a", "SELECT");
     assert!(select.is_child_of(load));
     let text = select.text("db.query.text").unwrap();

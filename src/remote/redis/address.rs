@@ -209,6 +209,16 @@ impl Address {
         }
     }
 
+    /// Host and port, or the path of a socket.
+    pub(super) fn server(&self) -> (String, Option<u16>) {
+        match self.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                (host.clone(), Some(*port))
+            }
+            other => (other.to_string(), None),
+        }
+    }
+
     /// Whether it names one server, which is where it says.
     #[must_use]
     pub fn is_one_server(&self) -> bool {

@@ -544,6 +544,14 @@ impl Remote for ClusterRemote {
         })
     }
 
+    fn server(&self, keys: &[String]) -> Option<(String, Option<u16>)> {
+        let map = self.cluster.map();
+        let mut owners = keys.iter().map(|key| map.owner(slot(key)));
+        let first = owners.next()??;
+        let is_first = |owner: Option<&Arc<Node>>| owner.is_some_and(|owner| Arc::ptr_eq(owner, first));
+        owners.all(is_first).then(|| first.address.server())
+    }
+
     fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>> {
         Box::pin(self.cluster.ping())
     }
