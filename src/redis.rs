@@ -55,7 +55,7 @@ pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
 /// # Errors
 /// If the URL makes no sense.
 pub fn tiers_within(url: &str, app: &str, remote_timeout: Duration) -> Result<Tiers, StartError> {
-    let (remote, bus) = crate::bus::redis::tiers(url, app, remote_timeout, None)?;
+    let (remote, bus) = crate::bus::redis::tiers::tiers(url, app, remote_timeout, None)?;
     Ok(Tiers { remote, bus })
 }
 

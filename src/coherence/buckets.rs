@@ -36,7 +36,8 @@ struct Stripe {
 }
 
 /// Where a key's invalidations are recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct Slot(usize);
 
 /// Something that a value was made of: a key of this cache or of another, or what a topic says of a key.

@@ -356,7 +356,7 @@ impl PertoBuilder {
         #[cfg(feature = "redis")]
         if let Some(url) = &self.redis {
             let at = self.subscribe_at.as_deref();
-            let (remote, bus) = crate::bus::redis::tiers(url, &self.app, self.remote_timeout, at)?;
+            let (remote, bus) = crate::bus::redis::tiers::tiers(url, &self.app, self.remote_timeout, at)?;
             return Ok((Some(self.remote.clone().unwrap_or(remote)), Some(self.bus.clone().unwrap_or(bus))));
         }
         Ok((self.remote.clone(), self.bus.clone()))

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::Cmd;
-use tokio::sync::watch;
 
+use super::subscribed::Subscribed;
 use crate::bus::{Bus, Subscription};
 use crate::error::{RemoteError, chain};
 use crate::remote::redis::channel::{Channel, ShardChannel};
@@ -44,14 +44,20 @@ impl ClusterBus {
         self.cluster.outcome(sent.into_iter().filter_map(Result::err).collect(), 1)
     }
 
-    async fn subscribe_at(&self, node: &Node) -> Result<Heard, RemoteError> {
-        if self.sharded.load(Ordering::Relaxed) {
-            match ShardChannel::subscribe(&node.address, &self.channel, self.most).await {
-                Err(error) if is_unknown(&error) => self.sharded.store(false, Ordering::Relaxed),
-                subscribed => return subscribed.map(Heard::Sharded),
+    /// Each time it is tried anew: the server may be a newer one than before.
+    async fn subscribe_at(&self, node: &Node) -> Result<Box<dyn Subscription>, RemoteError> {
+        match ShardChannel::subscribe(&node.address, &self.channel, self.most).await {
+            Err(error) if is_unknown(&error) => {
+                self.sharded.store(false, Ordering::Relaxed);
+                let plain = Channel::subscribe(&node.address, &self.channel, self.most).await?;
+                Ok(Box::new(plain))
+            }
+            Err(error) => Err(error),
+            Ok(sharded) => {
+                self.sharded.store(true, Ordering::Relaxed);
+                Ok(Box::new(sharded))
             }
         }
-        Channel::subscribe(&node.address, &self.channel, self.most).await.map(Heard::Plain)
     }
 }
 
@@ -79,80 +85,26 @@ impl Bus for ClusterBus {
             self.cluster.known().await?;
             let (slot, mut maps) = (slot(&self.channel), self.cluster.maps());
             let owner = |map: &Arc<Map>| map.owner(slot).cloned().ok_or(RemoteError::Disconnected);
+            // Once the slot is another node's.
+            let moves = |from: &Arc<Node>| {
+                let from = Arc::clone(from);
+                move |map: &Arc<Map>| map.owner(slot).is_some_and(|owner| !Arc::ptr_eq(owner, &from))
+            };
             let mut node = owner(&maps.borrow())?;
             let heard = match self.subscribe_at(&node).await {
                 Ok(heard) => heard,
                 Err(error) => {
                     // Perhaps it is another node's by now.
                     self.cluster.wish();
-                    let moving = tokio::time::timeout(MOVES_WITHIN, moves(slot, &node, &mut maps));
-                    moving.await.map_err(|_elapsed| error)?;
+                    let moving = tokio::time::timeout(MOVES_WITHIN, maps.wait_for(moves(&node)));
+                    if !matches!(moving.await, Ok(Ok(_))) {
+                        return Err(error);
+                    }
                     node = owner(&maps.borrow())?;
                     self.subscribe_at(&node).await?
                 }
             };
-            Ok(Box::new(Subscribed { heard, slot, node, maps }) as _)
-        })
-    }
-}
-
-#[derive(Debug)]
-enum Heard {
-    Sharded(ShardChannel),
-    Plain(Channel),
-}
-
-#[derive(Debug)]
-struct Subscribed {
-    heard: Heard,
-    slot: u16,
-    node: Arc<Node>,
-    maps: watch::Receiver<Arc<Map>>,
-}
-
-/// Once the slot is another node's.
-async fn moves(slot: u16, from: &Arc<Node>, maps: &mut watch::Receiver<Arc<Map>>) -> RemoteError {
-    let another = |map: &Arc<Map>| map.owner(slot).is_some_and(|owner| !Arc::ptr_eq(owner, from));
-    if maps.wait_for(another).await.is_err() {
-        // Nobody is left to say so.
-        std::future::pending::<()>().await;
-    }
-    RemoteError::Disconnected
-}
-
-impl Subscription for Subscribed {
-    fn next(&mut self) -> BoxFuture<'_, Result<Bytes, RemoteError>> {
-        let Self { heard, slot, node, maps } = self;
-        Box::pin(async move {
-            let next = async {
-                match heard {
-                    Heard::Sharded(channel) => channel.next().await,
-                    Heard::Plain(channel) => channel.next().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                moved = moves(*slot, node, maps) => Err(moved),
-                next = next => next,
-            }
-        })
-    }
-
-    fn ping(&mut self) -> BoxFuture<'_, Result<(), RemoteError>> {
-        let Self { heard, slot, node, maps } = self;
-        Box::pin(async move {
-            let ping = async {
-                match heard {
-                    Heard::Sharded(channel) => channel.ping().await,
-                    Heard::Plain(channel) => channel.ping().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                // An owner that was cut off may go on answering.
-                moved = moves(*slot, node, maps) => Err(moved),
-                answered = ping => answered,
-            }
+            Ok(Box::new(Subscribed { heard, places: maps, moves: Box::new(moves(&node)) }) as _)
         })
     }
 }

@@ -114,7 +114,7 @@ impl Address {
     /// What Sentinels watch: `[user@]host[,host…]/name[/database]`.
     fn watched(base: &str, rest: &str, parameters: &[(String, String)]) -> Result<Self, String> {
         let like = "like redis+sentinel://host1:26379,host2:26379/mymaster";
-        let (user, hosts, path) = parts(rest);
+        let (user, hosts, path) = parts(rest)?;
         let (name, database) = path.split_once('/').unwrap_or((path, ""));
         // As Sentinel has them.
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
@@ -146,7 +146,7 @@ impl Address {
 
     /// Some nodes of a cluster: `[user@]host[,host…]`.
     fn nodes(base: &str, rest: &str, parameters: &[(String, String)]) -> Result<Self, String> {
-        let (user, hosts, path) = parts(rest);
+        let (user, hosts, path) = parts(rest)?;
         if !matches!(path, "" | "0") {
             return Err("a Redis URL with a database, and a cluster has none but 0".to_owned());
         }
@@ -284,11 +284,19 @@ fn places(of: &[Address]) -> String {
 }
 
 /// The user with its `@`, the hosts, and the path, of what follows `://`.
-fn parts(rest: &str) -> (&str, &str, &str) {
+///
+/// # Errors
+/// If there are several users: one's password would be taken for a host's name, and looked up as one.
+fn parts(rest: &str) -> Result<(&str, &str, &str), String> {
     let place = rest.split_once('?').map_or(rest, |(place, _)| place);
     let (authority, path) = place.split_once('/').unwrap_or((place, ""));
-    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
-    (user, hosts, path)
+    let (user, hosts) = authority.split_at(authority.find('@').map_or(0, |at| at + 1));
+    if hosts.contains('@') {
+        return Err(format!(
+            "a Redis URL with several @: the user stands before the first host, for all of them; {ENCODE}"
+        ));
+    }
+    Ok((user, hosts, path))
 }
 
 fn protocol(parameters: &[(String, String)]) -> String {
@@ -331,6 +339,11 @@ mod tests {
         {
             let refused = Address::parse(url).unwrap_err();
             assert!(refused.contains("`/` as %2F") && !refused.contains("cret"), "{url}: {refused}");
+        }
+        // Else the second password would be a part of the first, or of a host that is looked up.
+        for url in ["redis+cluster://u:s3cret@h,u:s3cret@h2", "redis+sentinel://u:s3@cret@h/main"] {
+            let refused = Address::parse(url).unwrap_err();
+            assert!(refused.contains("`@` as %40") && !refused.contains("cret"), "{url}: {refused}");
         }
         let refused = Address::parse("http://u:s3cret@h").unwrap_err();
         assert!(refused.contains("not a Redis URL") && !refused.contains("cret"), "{refused}");

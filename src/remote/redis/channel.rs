@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use redis::aio::{PubSubSink, PubSubStream};
-use redis::{PushInfo, PushKind, Value};
+use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::mpsc;
 
 use super::address::Address;
@@ -21,6 +21,13 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
 const MAX_WAITING: usize = 8 << 20;
 /// What is sent with each message, besides its channel and itself.
 const AROUND: usize = b"*3\r\n$7\r\nmessage\r\n$1\r\n\r\n$1\r\n\r\n".len();
+
+async fn in_time<T>(subscribing: impl Future<Output = RedisResult<T>>) -> Result<T, RemoteError> {
+    match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
+        Ok(subscribed) => subscribed.map_err(failed),
+        Err(_elapsed) => Err(RemoteError::Timeout),
+    }
+}
 
 /// What is published on one channel. Dropping it unsubscribes.
 pub(crate) struct Channel {
@@ -42,10 +49,7 @@ impl Channel {
             sink.subscribe(channel).await?;
             Ok(Self { sink, stream, waiting })
         };
-        match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
-            Ok(subscribed) => subscribed.map_err(failed),
-            Err(_elapsed) => Err(RemoteError::Timeout),
-        }
+        in_time(subscribing).await
     }
 
     /// The next message. Dropping the future loses none.
@@ -120,10 +124,7 @@ impl ShardChannel {
             subscribe.arg(channel).query_async::<Value>(&mut dialled.connection.clone()).await?;
             Ok(Self { dialled, messages, waiting })
         };
-        match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
-            Ok(subscribed) => subscribed.map_err(failed),
-            Err(_elapsed) => Err(RemoteError::Timeout),
-        }
+        in_time(subscribing).await
     }
 
     /// The next message. Dropping the future loses none.

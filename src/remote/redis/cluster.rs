@@ -35,6 +35,8 @@ const PING_TIMEOUT: Duration = Duration::from_millis(250);
 const REFRESH_INTERVAL: Duration = Duration::from_secs(10);
 /// And with whatever reason no more often than that.
 const BETWEEN_REFRESHES: Duration = Duration::from_millis(100);
+/// As long as nothing is new, though it is wished: by all who ask for what is on a node that is dead.
+const LONGEST_IN_VAIN: Duration = Duration::from_millis(250);
 /// Where nobody says it, the next time may be that much later.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Nodes that are asked for them together, and in all: the first to answer is believed.
@@ -248,8 +250,8 @@ impl Cluster {
     }
 
     /// Asks which slots are whose: nodes and replicas by turns, then those of the URL. The first to say it is believed, for the
-    /// next one is asked the next time.
-    async fn refresh(&self) -> Result<(), RemoteError> {
+    /// next one is asked the next time. Whether anything is new.
+    async fn refresh(&self) -> Result<bool, RemoteError> {
         let map = self.map();
         let mut known: Vec<&Address> =
             map.nodes().iter().map(|node| &node.address).chain(&map.replicas).collect();
@@ -263,13 +265,12 @@ impl Cluster {
         for some in known.chunks(ASKED_AT_ONCE) {
             match select_ok(some.iter().map(|node| Box::pin(owners(node)))).await {
                 Ok(((answered, answer), _others)) => {
-                    self.map.send_if_modified(|map| {
+                    return Ok(self.map.send_if_modified(|map| {
                         let Some(next) = map.next(answered, &answer) else { return false };
                         let moved = !next.is_same(map);
                         *map = Arc::new(next);
                         moved
-                    });
-                    return Ok(());
+                    }));
                 }
                 Err(error) => refused = error,
             }
@@ -283,9 +284,10 @@ impl Cluster {
         let interval = REFRESH_INTERVAL + REFRESH_INTERVAL / 5_000 * apart;
         let mut pause = BETWEEN_REFRESHES;
         loop {
-            drop(tokio::time::timeout(interval, self.wished.notified()).await);
+            let wished = tokio::time::timeout(interval, self.wished.notified()).await.is_ok();
             pause = match self.refresh().await {
-                Ok(()) => BETWEEN_REFRESHES,
+                Ok(false) if wished => (pause * 2).min(LONGEST_IN_VAIN),
+                Ok(_) => BETWEEN_REFRESHES,
                 Err(_nobody_says) => {
                     self.wish();
                     (pause * 2).min(LONGEST_PAUSE)

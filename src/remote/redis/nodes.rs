@@ -150,8 +150,9 @@ impl Map {
     }
 
     pub(super) fn has_same_nodes(&self, nodes: &[Arc<Node>]) -> bool {
-        self.nodes.len() == nodes.len()
-            && self.nodes.iter().zip(nodes).all(|(one, other)| Arc::ptr_eq(one, other))
+        // In whatever order: each node has one of its own.
+        let is_there = |one: &Arc<Node>| nodes.iter().any(|other| Arc::ptr_eq(one, other));
+        self.nodes.len() == nodes.len() && self.nodes.iter().all(is_there)
     }
 
     /// What `answered` says now (`CLUSTER SLOTS`). Nodes that stay keep their connections. None where it says nothing.
@@ -257,6 +258,9 @@ mod tests {
         }
         assert_eq!((named("h:1"), named(":x"), named("")), (None, None, None));
         assert!(!next.is_same(&map) && next.is_same(&next.next(&answered, &other).unwrap()));
+        let mut turned = next.nodes.clone();
+        turned.reverse();
+        assert!(next.has_same_nodes(&turned) && !next.has_same_nodes(&map.nodes));
         assert!(map.next(&answered, &Value::Nil).is_none());
         // One that is said to be elsewhere by who answers where it was.
         map.nodes[0].misplace();
