@@ -8,8 +8,8 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::coherence::buckets::{Slot, WholeCache};
@@ -19,7 +19,7 @@ use crate::coherence::verdict::{self, Boarded, Demand, Flight, FlightSource, Lea
 use crate::error::{Error, InvalidateError};
 use crate::local::{Cached, Entry, GroupOf, Local};
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
-use crate::read::{Freshness, Read, ReadOptions, Tier, Wish};
+use crate::read::{Freshness, Read, ReadOptions, SoftTimeout, StaleCause, Tier, Wish};
 use crate::shared::Shared;
 use crate::shared::recent::Recent;
 use crate::trace::{self, Kind, Span, Trace};
@@ -37,9 +37,11 @@ pub(crate) mod loader;
 mod member;
 mod pace;
 pub(crate) mod policy;
+mod refresh;
 mod sampler;
 mod settle;
 mod sources;
+mod stale;
 pub(crate) mod topic;
 pub(crate) mod types;
 
@@ -50,6 +52,7 @@ use loader::Loader;
 use pace::Pace;
 use policy::{Outage, Policy};
 use sampler::{Chance, Sampler};
+use stale::StaleEntries;
 
 pub use types::{Key, Value};
 
@@ -65,6 +68,8 @@ pub(crate) struct Core<K: Key, V: Value> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) policy: Policy,
     local: Local<K, V>,
+    stale: Option<StaleEntries<K, V>>,
+    me: Weak<Self>,
     whole: Arc<WholeCache>,
     flights: Arc<Flights<K, FlightResult<V>>>,
     loader: Loader<K, V>,
@@ -256,13 +261,16 @@ impl<K: Key, V: Value> Cache<K, V> {
         core.local.used(key, slot);
         core.sampler.hit(Chance::of(hits.increment()), key, slot);
         if let Some(began) = timed {
-            self.record_sampled_hit(began, held, now);
+            self.record_sampled_hit(key, began, held, now);
         }
         Some(answer(entry))
     }
 
     #[cold]
-    fn record_sampled_hit(&self, began: Instant, held: LeaseView, now_ms: u64) {
+    fn record_sampled_hit<Q: Hash + ?Sized>(&self, key: &Q, began: Instant, held: LeaseView, now_ms: u64) {
+        if let Some(stale) = &self.0.stale {
+            stale.hit(key);
+        }
         self.0.latencies[Tier::Local as usize].record(began.elapsed());
         self.0.shared.staleness.record(self.0.shared.coherence.lease_age(held, now_ms));
     }
@@ -289,22 +297,26 @@ impl<K: Key, V: Value> Cache<K, V> {
             // A key that is none asks for no poll.
             self.texts(keys)?;
         }
-        let wish = self.settle(keys, wish).await?;
+        let (asked, wish) = (wish, self.settle(keys, wish).await?);
         let in_l1 = |key| {
             let hit = if missed { None } else { self.hit(key, wish) };
             hit.or_else(|| self.outage_hit(key, wish))
         };
-        let answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
+        let mut answers: Vec<Option<Read<V>>> = keys.iter().map(in_l1).collect();
         let missing = keys.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
         missing.for_each(|(key, _)| self.0.local.touch(key));
         match answers.iter().flatten().count() {
             0 => {}
             hits => trace::hits(&self.0.name, hits),
         }
-        if answers.iter().all(Option::is_some) {
-            return Ok(answers.into_iter().flatten().collect());
+        let refreshing = self.0.answer_stale(keys, &mut answers, asked);
+        if refreshing.is_none() && answers.iter().all(Option::is_some) {
+            return Ok(self.0.counted_stale(answers.into_iter().flatten().collect()));
         }
         let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
+        if let Some(refreshing) = refreshing {
+            Box::pin(self.land_refreshed(refreshing, keys, &mut answers, &wish, began)).await;
+        }
         let answers = match timeout_from(
             began,
             self.limit(keys.len()),
@@ -322,7 +334,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Ok(answers) => self.0.record_answers(answers, began.elapsed(), &span),
             Err(error) => span.failed(error),
         }
-        answers
+        Ok(self.0.counted_stale(answers?))
     }
 
     /// How long a read may take.
@@ -337,7 +349,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         options: ReadOptions,
         source: bool,
     ) -> Result<Vec<Read<V>>, Error> {
-        let wish = Wish { source, ..self.wish(options) };
+        let wish = Wish { source, soft_timeout: Some(SoftTimeout::NEVER), ..self.wish(options) };
         Box::pin(self.read(keys, wish)).await
     }
 
@@ -481,7 +493,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         };
         let freshness = match flight.verdict(judged, same_era, asked) {
             Verdict::Fresh => Freshness::Fresh,
-            Verdict::Stale => Freshness::Stale,
+            Verdict::Stale => Freshness::Stale(StaleCause::Replica),
             Verdict::Unverified(since) => Freshness::Unverified { since },
             Verdict::Cached(since) if self.may_use_cached(held, self.0.shared.clock.now_ms())? => {
                 Freshness::Unverified { since }
@@ -526,7 +538,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let live = self.0.is_live(slot, held)
             && held.ever_valid()
             && since <= max
-            && entry.life.valid_at(self.0.shared.clock.now_ms())
+            && self.0.shared.clock.now_ms() < self.0.end_of_life(entry)
             && contains(entry, wish.token_in(epoch, held.era()))
             && (entry.made_of().is_none() || self.0.is_unchanged(entry, held));
         live.then(|| self.answer(Arc::clone(entry), Freshness::Unverified { since }, Tier::Local, &wish))
@@ -681,6 +693,14 @@ impl<K: Key, V: Value> Core<K, V> {
         slot.entry.life.era() == held.era() && slot.cache_epoch() == self.whole.epoch()
     }
 
+    fn counted_stale(&self, answers: Vec<Read<V>>) -> Vec<Read<V>> {
+        if self.stale.is_some() {
+            let is_stale = |read: &&Read<V>| read.freshness.is_stale_by_choice();
+            self.counters.stale_answers.add(answers.iter().filter(is_stale).count() as u64);
+        }
+        answers
+    }
+
     /// Notes what a read that went below L1 has found, and how long it took.
     fn record_answers(&self, answers: &[Read<V>], took: Duration, span: &Span) {
         let by = |tier| answers.iter().filter(|read| read.tier == tier).count() as u64;
@@ -711,7 +731,9 @@ impl<K: Key, V: Value> Core<K, V> {
         group: Option<GroupOf<K, V>>,
         loader: Loader<K, V>,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|core| Self {
+            me: Weak::clone(core),
+            stale: StaleEntries::new(&policy),
             local: Local::new(&name, policy.capacity_bytes, group),
             name,
             shared,

@@ -29,7 +29,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use crate::read::Freshness;
+use crate::read::{Freshness, StaleCause};
 
 mod answer;
 mod report;
@@ -154,7 +154,7 @@ impl Judge {
         self.windows.push(Window::new(name, from, to));
     }
 
-    /// Judges one answer, by the bound or by the shorter one that it demanded. Returns how stale it was, whatever it was flagged as; `None` where that value never was.
+    /// Judges one answer, by the bound or by the shorter one that it demanded; what is stale by choice, by that and what it says. Returns how stale it was, whatever it was flagged as; `None` where that value never was.
     pub fn read(&mut self, answer: &Answer) -> Option<Duration> {
         let place = match self.keys.get(&answer.key) {
             Some(timeline) => timeline.place(answer.value, answer.ended),
@@ -164,8 +164,18 @@ impl Judge {
         let staleness = place.map(|place| answer.begun.saturating_sub(replaced(place)));
         let fresh = answer.freshness == Freshness::Fresh;
         let bound = answer.within.map_or(self.bound, |within| within.min(self.bound));
+        // What is stale by choice says since when.
+        let limit = match answer.freshness {
+            Freshness::Fresh => Some(bound),
+            Freshness::Stale(StaleCause::Invalidated { since } | StaleCause::Expired { since }) => {
+                Some(bound.saturating_add(since))
+            }
+            _ => None,
+        };
         let wrong = match (place, staleness) {
-            (Some(_), Some(staleness)) if fresh && staleness > bound => Some(Wrong::OverBound(staleness)),
+            (Some(_), Some(staleness)) if limit.is_some_and(|limit| staleness > limit) => {
+                Some(Wrong::OverBound(staleness))
+            }
             (Some(place), Some(_)) if answer.at_least.is_some_and(|least| place < least) => {
                 Some(Wrong::BehindToken)
             }
@@ -283,6 +293,7 @@ impl fmt::Display for Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
+
     use crate::read::Tier;
 
     const BOUND: Duration = ms(1_000);
@@ -330,11 +341,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_flagged_has_no_bound_but_must_have_been() {
+    fn what_is_flagged_has_no_bound_but_must_have_been_and_what_is_stale_by_choice_has_one() {
         let unverified = Freshness::Unverified { since: ms(1) };
         assert_eq!(wrong(three(), Answer { freshness: unverified, ..fresh(Some(1), 60_000) }), None);
-        assert_eq!(wrong(three(), Answer { freshness: Freshness::Stale, ..fresh(None, 60_000) }), None);
-        let never = Answer { freshness: Freshness::Stale, ..fresh(Some(9), 60_000) };
+        assert_eq!(
+            wrong(
+                three(),
+                Answer { freshness: Freshness::Stale(StaleCause::Replica), ..fresh(None, 60_000) }
+            ),
+            None
+        );
+        let stale = |since| Freshness::Stale(StaleCause::Invalidated { since });
+        assert_eq!(wrong(three(), Answer { freshness: stale(ms(500)), ..fresh(Some(1), 1_600) }), None);
+        assert_eq!(
+            wrong(three(), Answer { freshness: stale(ms(500)), ..fresh(Some(1), 1_601) }),
+            Some(Wrong::OverBound(ms(1_501)))
+        );
+        let never = Answer { freshness: Freshness::Stale(StaleCause::Replica), ..fresh(Some(9), 60_000) };
         assert_eq!(wrong(three(), never), Some(Wrong::NeverWas));
     }
 

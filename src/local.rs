@@ -60,6 +60,13 @@ pub(crate) struct Cached<V> {
     weight: AtomicU32,
 }
 
+/// What was taken out.
+pub(crate) struct Evicted<V> {
+    pub(crate) entry: Arc<Entry<V>>,
+    pub(crate) cache_epoch: u64,
+    pub(crate) weight: u32,
+}
+
 /// L1 while one looks at what it holds: what is looked at is freed only after. Made without a write that another core sees.
 pub(crate) struct Pinned<'a, K, V>(HashMapRef<'a, Held<K>, Cached<V>, Hashed, LocalGuard<'a>>);
 
@@ -104,7 +111,7 @@ struct Itself(u64);
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 #[inline]
-fn hash_of<Q: Hash + ?Sized>(key: &Q) -> u64 {
+pub(crate) fn hash_of<Q: Hash + ?Sized>(key: &Q) -> u64 {
     HASHER.hash_one(key)
 }
 
@@ -193,8 +200,8 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
     }
 
     /// Evicts the key unless what is held contains `xid`. Always, also for duplicates: that is what keeps an entry
-    /// that came in between from being older than an invalidation known here. Returns whether something went.
-    pub(crate) fn evict(&self, key: &K, xid: u64) -> bool {
+    /// that came in between from being older than an invalidation known here. Returns what went.
+    pub(crate) fn evict(&self, key: &K, xid: u64) -> Option<Evicted<V>> {
         let hash = hash_of(key);
         self.take(hash, |held, cached| held == key && !cached.entry.stamp().contains(xid))
     }
@@ -218,9 +225,9 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         self.take(hash, |held, cached| held.borrow() == key && Arc::ptr_eq(&cached.entry, entry));
     }
 
-    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> Option<Evicted<V>> {
         let taken = self.index.take(hash, which);
-        if taken {
+        if taken.is_some() {
             self.policy.invalidate(&hash);
         }
         taken
@@ -261,15 +268,14 @@ impl<K: Hash + Eq + Clone, V> Index<K, V> {
 
     /// Takes out what is held, if it is what is meant. It is found by its hash, as the map compares what it holds: while the map grows, it
     /// is not found by a key that has just taken another's place.
-    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> Option<Evicted<V>> {
         let guard = self.held.guard();
         let taken = self.held.remove_if(&Gone(hash), |Held(key), cached| which(key, cached), &guard);
-        let taken = taken.ok().flatten();
-        if let Some((Held(key), cached)) = taken {
-            self.went(key, cached);
-            hurry(cached, &guard);
-        }
-        taken.is_some()
+        let (Held(key), cached) = taken.ok().flatten()?;
+        self.went(key, cached);
+        hurry(cached, &guard);
+        let entry = Arc::clone(&cached.entry);
+        Some(Evicted { entry, cache_epoch: cached.cache_epoch(), weight: cached.weight() })
     }
 
     /// Said by who has taken an entry out, and by nobody else.
@@ -394,7 +400,8 @@ mod tests {
     use crate::coherence::snapshot::Snapshot;
 
     fn entry_of<V>(stamp: Snapshot, value: Option<V>) -> Arc<Entry<V>> {
-        let made = Made { era: 0, expires_ms: 0, stamp, token: None, made_of: None, judged: true };
+        let made =
+            Made { era: 0, expires_ms: 0, stamp, token: None, made_of: None, judged: true, is_brief: false };
         Arc::new(Entry::new(value, made))
     }
 
@@ -613,7 +620,7 @@ mod tests {
                             // Two go: one is replaced, one removed.
                             index.put(key, counted(weight));
                             index.put(key, counted(weight));
-                            assert!(index.take(hash_of(&key), |_, _| true));
+                            assert!(index.take(hash_of(&key), |_, _| true).is_some());
                         }
                         done.wait();
                         done.wait();
@@ -647,9 +654,9 @@ mod tests {
         }
         let held = |number| local.pin().get(&Alike(number)).and_then(|cached| cached.entry.value);
         assert_eq!((held(0), held(998), held(999)), (None, None, Some(999)));
-        assert!(!local.evict(&Alike(998), 5) && held(999).is_some(), "another key");
+        assert!(local.evict(&Alike(998), 5).is_none() && held(999).is_some(), "another key");
         assert_eq!((local.size(), local.index.held.len()), ((1, 96), 1));
-        assert!(local.evict(&Alike(999), 5) && held(999).is_none());
+        assert!(local.evict(&Alike(999), 5).is_some() && held(999).is_none());
         assert_eq!((local.size(), local.index.held.len()), ((0, 0), 0));
     }
 
@@ -673,7 +680,7 @@ mod tests {
             put(&HalfAlike(number, false));
             let key = HalfAlike(number / 2, true);
             put(&key);
-            assert!(local.evict(&key, 5), "{key:?}");
+            assert!(local.evict(&key, 5).is_some(), "{key:?}");
             evicted.push(key);
         }
         let held = |key: &&HalfAlike| local.pin().get(*key).is_some();

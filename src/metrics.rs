@@ -145,6 +145,12 @@ macro_rules! cache_counters {
                 keys_misread,
                 /// Answers given without a valid lease, flagged as unverified.
                 unverified,
+                /// Stale answers, given while their successors were loaded or could not be.
+                stale_answers,
+                /// Reads begun to replace stale values, or values whose time was nearly over. They count as reads.
+                refreshes,
+                /// Such loads that failed.
+                refresh_errors,
                 /// Values served from L1 that were loaded again and compared.
                 audits,
                 /// Audits that could not be made: no answer from the primary in time, or one that is never the same.

@@ -1,5 +1,6 @@
 //! What a read asks for and what it answers.
 
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,14 +71,34 @@ impl<V> Read<V> {
 pub enum Freshness {
     /// It misses no write that was visible more than the bound before the read began.
     Fresh,
-    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction
-    /// whose one snapshot is too old, which can't be told from that. Or another server than the one that the
-    /// log is on: an old primary, or for a moment the new one.
-    Stale,
+    /// It is known to miss a write, or may.
+    Stale(StaleCause),
     /// It contains every write that this instance knows of, but the log has not been read in time: the lease
     /// ended this long ago.
     Unverified {
         /// How long ago the lease ended.
+        since: Duration,
+    },
+}
+
+/// Why an answer is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StaleCause {
+    /// The loader read a replica that lags behind, also when it was asked for the primary. Or a transaction
+    /// whose one snapshot is too old, which can't be told from that. Or another server than the one that the
+    /// log is on: an old primary, or for a moment the new one.
+    Replica,
+    /// It was invalidated so long ago, and its successor is being loaded or could not be:
+    /// [`CacheBuilder::stale_while_loading`](crate::CacheBuilder::stale_while_loading). It misses no write that was visible more than that
+    /// and the bound before the read began.
+    Invalidated {
+        /// How long ago.
+        since: Duration,
+    },
+    /// Its time to live was over so long ago, and its successor is being loaded or could not be. As for what was invalidated.
+    Expired {
+        /// How long ago.
         since: Duration,
     },
 }
@@ -108,10 +129,15 @@ impl Tier {
 }
 
 impl Freshness {
+    /// Whether it was served instead of waiting for its successor.
+    pub(crate) const fn is_stale_by_choice(self) -> bool {
+        matches!(self, Self::Stale(StaleCause::Invalidated { .. } | StaleCause::Expired { .. }))
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Fresh => "fresh",
-            Self::Stale => "stale",
+            Self::Stale(_) => "stale",
             Self::Unverified { .. } => "unverified",
         }
     }
@@ -125,6 +151,8 @@ pub struct ReadOptions {
     pub at_least: Option<Token>,
     /// See [`ReadOptions::within`].
     pub within: Option<Duration>,
+    /// See [`ReadOptions::stale_after`].
+    pub stale_after: Option<Duration>,
 }
 
 impl ReadOptions {
@@ -134,7 +162,7 @@ impl ReadOptions {
     /// for the next one together.
     #[must_use]
     pub const fn at_least(token: Token) -> Self {
-        Self { at_least: Some(token), within: None }
+        Self { at_least: Some(token), within: None, stale_after: None }
     }
 
     /// Miss no write that was visible more than `limit` before the read began: the promise with another bound.
@@ -144,7 +172,7 @@ impl ReadOptions {
     /// instance's bound makes a read weaker.
     #[must_use]
     pub const fn within(limit: Duration) -> Self {
-        Self { at_least: None, within: Some(limit) }
+        Self { at_least: None, within: Some(limit), stale_after: None }
     }
 
     /// Miss no write that was visible when the read began, whoever made it. As [`ReadOptions::within`] no time at all.
@@ -155,11 +183,43 @@ impl ReadOptions {
         Self::within(Duration::ZERO)
     }
 
+    /// Wait for this long before a [stale answer](crate::CacheBuilder::stale_while_loading) is served, whatever the cache says. No cache serves
+    /// one that doesn't [keep them](crate::CacheBuilder::stale_while_loading).
+    #[must_use]
+    pub const fn stale_after(limit: Duration) -> Self {
+        Self { at_least: None, within: None, stale_after: Some(limit) }
+    }
+
+    /// Serve no stale answer, however long the load takes. Reads that ask for more than the bound never get one.
+    #[must_use]
+    pub const fn never_stale() -> Self {
+        Self::stale_after(Duration::MAX)
+    }
+
     /// The same, and nothing older than the write that gave this token.
     #[must_use]
     pub const fn and_at_least(mut self, token: Token) -> Self {
         self.at_least = Some(token);
         self
+    }
+}
+
+/// How long one read waits before it gets a stale answer, in milliseconds; for ever where it shall get none. Small, for it is a part of
+/// each read that goes below L1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SoftTimeout(NonZeroU32);
+
+impl SoftTimeout {
+    pub(crate) const NEVER: Self = Self(NonZeroU32::MAX);
+
+    /// What is longer than 49 days is for ever.
+    pub(crate) fn of(limit: Duration) -> Self {
+        let ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+        Self(NonZeroU32::MIN.saturating_add(ms))
+    }
+
+    pub(crate) fn limit(self) -> Duration {
+        Duration::from_millis(u64::from(self.0.get() - 1))
     }
 }
 
@@ -178,11 +238,25 @@ pub(crate) struct Wish {
     pub(crate) source: bool,
     /// The rank of a poll that has granted it: what any later answer must contain to contain it too.
     pub(crate) floor: Option<Token>,
+    /// Where it is not as the cache says.
+    pub(crate) soft_timeout: Option<SoftTimeout>,
 }
 
 impl Wish {
-    pub(crate) const NONE: Self =
-        Self { asked: None, token: None, polled: None, within: None, source: false, floor: None };
+    pub(crate) const NONE: Self = Self {
+        asked: None,
+        token: None,
+        polled: None,
+        within: None,
+        source: false,
+        floor: None,
+        soft_timeout: None,
+    };
+
+    /// Whether it asks for more than the bound.
+    pub(crate) const fn asks_for_more(&self) -> bool {
+        self.asked.is_some() || self.within.is_some() || self.source
+    }
 
     /// Whether only a poll may grant it.
     pub(crate) const fn waits(&self) -> bool {

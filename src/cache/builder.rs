@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loader::{self, BoxError, Load, Loaded};
-use super::policy::{Outage, Policy};
+use super::policy::{Outage, Policy, StaleWhileLoading};
 use super::{Cache, Core, Key, Value};
 use crate::error::StartError;
 use crate::local::GroupOf;
@@ -130,6 +130,43 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
+    /// Serves values that were invalidated, or whose time to live is over, for a while longer: flagged as
+    /// [`Freshness::Stale`](crate::Freshness::Stale) with why and since when, while the load of the successor runs, where it fails and where it
+    /// hangs. Nobody waits longer than the soft timeout ([`StaleWhileLoading::after`]) but for a key of which nothing is left. The load goes on
+    /// when its reader has its answer, and when the reader is dropped.
+    ///
+    /// It prevents that readers of a hot key wait each time it is written, and that they fail with its loader. Reads that ask for more than
+    /// the bound, by a token, by `within` or `latest`, or in a view, never get a stale answer; nor does anybody after the cache was cleared
+    /// or the log was lost, for nobody knows then how old the value is. A value that [depends](Loaded::depends_on) on others is served
+    /// after its time, and not after an invalidation. Kept values take an eighth of the cache's capacity, beside it. Default: none.
+    pub const fn stale_while_loading(mut self, stale: StaleWhileLoading) -> Self {
+        self.policy.stale = Some(stale);
+        self
+    }
+
+    /// Loads a value anew when it is read less than this before the end of its time to live. The read gets the value that there is, which is
+    /// fresh, at once: nobody waits when its time is over. [`Cache::get_if_cached`] and [`Cache::get_ref`] find nothing meanwhile.
+    /// Default: nothing is.
+    pub const fn refresh_ahead(mut self, of_the_end: Duration) -> Self {
+        self.policy.refresh_ahead = of_the_end;
+        self
+    }
+
+    /// Loads a key anew as soon as it was invalidated, if it was read often since the last time: some thousand times, for one hit in 1,024 is
+    /// looked at. So the first reader after a write finds the new value, or waits for less. Only where
+    /// [stale values](CacheBuilder::stale_while_loading) are kept. Default: no.
+    pub const fn refresh_hot(mut self) -> Self {
+        self.policy.refresh_hot = true;
+        self
+    }
+
+    /// Cuts each key's time to live by up to so many per cent, each key's by another part: what was loaded together does not end together.
+    /// Default: 0.
+    pub const fn ttl_jitter(mut self, per_cent: u8) -> Self {
+        self.policy.ttl_jitter = Some(per_cent);
+        self
+    }
+
     /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
     /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. A test
     /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
@@ -181,6 +218,16 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("load_timeout", "must be more than nothing".to_owned())
         } else if policy.max_batch == 0 {
             ("max_batch", "must be at least one key".to_owned())
+        } else if policy.refresh_ahead >= policy.ttl
+            || policy.refresh_ahead >= policy.absent_ttl && policy.refreshes()
+        {
+            ("refresh_ahead", "must be less than the times to live, also of what is absent".to_owned())
+        } else if policy.ttl_jitter.is_some_and(|per_cent| per_cent >= 100) {
+            ("ttl_jitter", "must be less than 100 per cent".to_owned())
+        } else if policy.stale.is_some_and(|stale| stale.grace.is_zero()) {
+            ("stale_while_loading", "must be for more than no time".to_owned())
+        } else if policy.refresh_hot && policy.stale.is_none() {
+            ("refresh_hot", "needs stale_while_loading: what was invalidated is kept there".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
         } else {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::led::{LedKey, Piece};
 use super::loader::{self, Load, Loaded, Stamp};
 use super::pace::Slow;
+use super::policy::millis;
 use super::{Core, FlightResult, Key, Outcome, Value};
 use crate::coherence::buckets::{Slot, Subject};
 use crate::coherence::lease::LeaseView;
@@ -60,6 +61,9 @@ impl<K: Key, V: Value> Core<K, V> {
             // An entry of an ended era would be dead weight.
             if entry.life.era() == self.shared.coherence.lease.held().era() {
                 self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
+                if let Some(stale) = &self.stale {
+                    stale.replaced(key);
+                }
             }
         };
         let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp())
@@ -143,13 +147,18 @@ impl<K: Key, V: Value> Core<K, V> {
         let clock = &self.shared.clock;
         let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
-        let left_ms = u64::from(stored.life_ms).checked_sub(age_ms).filter(|left_ms| *left_ms > 0)?;
+        // What is due to be refreshed is loaded.
+        let (ahead, is_brief) = self.ahead_of(Duration::from_millis(u64::from(stored.life_ms)));
+        let left_ms = u64::from(stored.life_ms)
+            .checked_sub(age_ms.saturating_add(millis(ahead)))
+            .filter(|left_ms| *left_ms > 0)?;
         let made = Made {
             era: start.era,
             expires_ms: clock.now_ms().saturating_add(left_ms),
             token: stored.rank.map(|rank| Token::of_read(start.epoch, rank)),
             made_of,
             judged: true,
+            is_brief,
             stamp: stored.stamp,
         };
         Some(Entry::new(value, made))
@@ -301,6 +310,7 @@ impl<K: Key, V: Value> Core<K, V> {
                     Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
                     None => (None, self.policy.absent_ttl),
                 };
+                let ttl = self.jittered(&text, ttl);
                 let entry =
                     Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);
@@ -344,12 +354,14 @@ impl<K: Key, V: Value> Core<K, V> {
                 (None, false)
             }
         };
+        let (ahead, is_brief) = self.ahead_of(ttl);
         let made = Made {
             era: start.era,
-            expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl)),
+            expires_ms: self.shared.clock.now_ms().saturating_add(millis(ttl.saturating_sub(ahead))),
             token: stamp.rank.map(|rank| Token::of_read(start.epoch, rank)),
             made_of,
             judged,
+            is_brief,
             stamp: stamp.snapshot.clone(),
         };
         Entry::new(value, made)
@@ -448,8 +460,4 @@ struct ForRemote<V> {
 /// The bytes of an entry, which has room for a value, also where there is none.
 pub(super) fn weight<V: Value>(text: &str, entry: &Entry<V>) -> u32 {
     entry.weigh(text.len(), entry.value.as_ref().map_or(size_of::<V>(), tape::weigh))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -234,7 +234,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(Refusal::Era)
         } else if slot.cache_epoch() != self.0.whole.epoch() {
             Some(Refusal::WholeCache)
-        } else if !entry.life.valid_at(now) {
+        } else if now >= self.0.end_of_life(entry) {
             Some(Refusal::Expired)
         } else if !held.valid_at(now) {
             Some(Refusal::Lease)
@@ -250,7 +250,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let depends = depends.map(|(on, subject)| DependsOn { on: on.clone(), refused: misses(subject) });
         Some(InLocal {
             stamp: entry.stamp().into_owned(),
-            left: Duration::from_millis(entry.life.deadline_ms().saturating_sub(now)),
+            left: Duration::from_millis(self.0.end_of_life(entry).saturating_sub(now)),
             absent: entry.value.is_none(),
             weight: slot.weight(),
             refused,

@@ -63,7 +63,11 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
     }
 
     fn apply(&self, told: Told<'_>, key: Option<&str>) -> bool {
-        apply(self, &self.shared, told, key, |key| self.local.evict(key, told.xid))
+        let evicted = apply(self, &self.shared, told, key, |key| self.evict(key, told.xid));
+        if let (true, Some(text)) = (evicted, key) {
+            self.refresh_evicted(text);
+        }
+        evicted
     }
 }
 

@@ -116,7 +116,8 @@ mod tests {
 
     fn entry(weight: u32) -> Cached<()> {
         let stamp = Snapshot::all_below(1);
-        let made = Made { era: 0, expires_ms: 0, stamp, token: None, made_of: None, judged: true };
+        let made =
+            Made { era: 0, expires_ms: 0, stamp, token: None, made_of: None, judged: true, is_brief: false };
         Cached::new(Arc::new(Entry::new(Some(()), made)), 0, weight, 0)
     }
 

@@ -7,7 +7,7 @@ use crate::coherence::lease::LeaseView;
 use crate::coherence::token::Token;
 use crate::coherence::tokens::Asks;
 use crate::error::Error;
-use crate::read::{ReadOptions, Wish};
+use crate::read::{ReadOptions, SoftTimeout, Wish};
 use crate::shared::polls::Asked;
 
 enum Waited {
@@ -36,6 +36,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             polled: asks.and_then(polled),
             within: options.within.filter(|limit| *limit < shared.coherence.bound),
             source: false,
+            soft_timeout: options.stale_after.map(SoftTimeout::of),
             floor: options
                 .at_least
                 .filter(|_| asks.and_then(polled).is_some())

@@ -29,6 +29,7 @@ struct More {
     /// Of the whole stamp, where what came from L2 is cut.
     rank: Rank,
     judged: bool,
+    is_brief: bool,
     made_of: Option<MadeOf>,
 }
 
@@ -46,6 +47,8 @@ pub(crate) struct Made {
     pub(crate) made_of: Option<MadeOf>,
     /// Else it depends on more than can be judged: it is cached nowhere, and nobody joins it.
     pub(crate) judged: bool,
+    /// Whether it ends when it expires, though its cache refreshes ahead of the end.
+    pub(crate) is_brief: bool,
 }
 
 /// What an entry was made of that may change without its key being evicted.
@@ -61,13 +64,13 @@ pub(super) const ENTRY_BYTES: u32 = 300;
 
 impl<V> Entry<V> {
     pub(crate) fn new(value: Option<V>, made: Made) -> Self {
-        let Made { era, expires_ms, stamp, token, made_of, judged } = made;
+        let Made { era, expires_ms, stamp, token, made_of, judged, is_brief } = made;
         let rank = token.and_then(Token::rank);
         let xmin = stamp.xmin();
         let plain = stamp == Snapshot::all_below(xmin) && rank.is_none_or(|rank| rank == stamp.rank());
-        let more = (!plain || !judged || made_of.is_some()).then(|| {
+        let more = (!plain || !judged || is_brief || made_of.is_some()).then(|| {
             let rank = rank.unwrap_or_else(|| stamp.rank());
-            Box::new(More { stamp, rank, judged, made_of })
+            Box::new(More { stamp, rank, judged, is_brief, made_of })
         });
         let epoch = token.map_or(0, |token| token.epoch);
         Self { value, life: LeaseView::of(era, expires_ms), xmin, epoch, more }
@@ -89,6 +92,11 @@ impl<V> Entry<V> {
     /// See [`Made::judged`].
     pub(crate) fn judged(&self) -> bool {
         self.more.as_ref().is_none_or(|more| more.judged)
+    }
+
+    /// See [`Made::is_brief`].
+    pub(crate) fn is_brief(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.is_brief)
     }
 
     /// What each hit judges.
@@ -141,7 +149,10 @@ mod tests {
 
     fn entry(stamp: &str, token: Option<Token>, judged: bool) -> Entry<u8> {
         let stamp = Snapshot::parse(stamp).unwrap();
-        Entry::new(None, Made { era: 3, expires_ms: 70, stamp, token, made_of: None, judged })
+        Entry::new(
+            None,
+            Made { era: 3, expires_ms: 70, stamp, token, made_of: None, judged, is_brief: false },
+        )
     }
 
     #[test]

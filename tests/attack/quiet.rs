@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use perto::history::{self, History};
-use perto::{Freshness, Tier};
+use perto::{Freshness, StaleCause, Tier};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -250,7 +250,7 @@ fn understood(answer: &Answer, key: u64, begun: Duration, ended: Duration) -> Op
     };
     let freshness = match answer.header("perto-freshness")? {
         "fresh" => Freshness::Fresh,
-        "stale" => Freshness::Stale,
+        "stale" => Freshness::Stale(StaleCause::Replica),
         _ => Freshness::Unverified { since: Duration::ZERO },
     };
     let body: serde_json::Value =

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use perto::history::{Answer, History};
-use perto::{Freshness, Tier};
+use perto::{Freshness, StaleCause, Tier};
 
 use crate::record::{Flag, Kind, Record, read_file, reads_file, writes_file};
 
@@ -122,7 +122,7 @@ fn freshness(flag: Flag) -> Freshness {
     match flag {
         Flag::Fresh => Freshness::Fresh,
         Flag::Unverified => Freshness::Unverified { since: Duration::ZERO },
-        Flag::Stale => Freshness::Stale,
+        Flag::Stale => Freshness::Stale(StaleCause::Replica),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::{Error, Freshness, Outage, Read, ReadOptions, Tier, Token};
+use perto::{Error, Freshness, Outage, Read, ReadOptions, StaleCause, Tier, Token};
 use tokio::time::Instant;
 
 use crate::ring::{BOUND, CACHE, Member, POLL, Ring, eventually, ms, some, spawn, text};
@@ -274,7 +274,7 @@ async fn without_a_lease_the_latest_of_a_server_that_the_log_was_not_on_is_not_c
     member.node.log.faults.hang();
     ring.sim.postgres.crash(0);
     tokio::time::sleep(BOUND).await;
-    assert_eq!(latest(member, 1).await.freshness, Freshness::Stale);
+    assert_eq!(latest(member, 1).await.freshness, Freshness::Stale(StaleCause::Replica));
     // Also where another reader leads, who asks for nothing.
     member.loader.after().close();
     let before = member.reading(1);
@@ -283,7 +283,7 @@ async fn without_a_lease_the_latest_of_a_server_that_the_log_was_not_on_is_not_c
     let asking = spawn(async move { users.get_with(&1, ReadOptions::latest()).await });
     ms(10).await;
     member.loader.after().open();
-    assert_eq!(asking.await.unwrap().unwrap().freshness, Freshness::Stale);
+    assert_eq!(asking.await.unwrap().unwrap().freshness, Freshness::Stale(StaleCause::Replica));
     assert_eq!(
         before.await.unwrap().unwrap().freshness,
         Freshness::Fresh,
@@ -368,7 +368,7 @@ async fn a_replica_that_lags_behind_is_flagged_to_who_asks_for_the_latest_and_re
     let token = ring.write(0, 1, "new").await.token;
     tokio::time::sleep(POLL).await;
     let read = latest(reader, 1).await;
-    assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale));
+    assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale(StaleCause::Replica)));
     let refused = reader.users.get_with(&1, ReadOptions::at_least(token)).await;
     assert!(matches!(refused, Err(Error::TokenAhead)), "{refused:?}");
     ring.end().await;
@@ -386,7 +386,7 @@ async fn while_the_log_is_cut_off_a_replica_is_stale_to_who_asks_for_the_latest(
     reader.node.log.faults.cut();
     ring.write_silently(1, "new");
     let read = latest(reader, 1).await;
-    assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale));
+    assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale(StaleCause::Replica)));
     ring.end().await;
 }
 

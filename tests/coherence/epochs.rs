@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::{Event, Freshness, Recovery, State, Tier};
+use perto::{Event, Freshness, Recovery, StaleCause, State, Tier};
 use tokio::sync::broadcast::Receiver;
 
 use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some, text};
@@ -163,7 +163,11 @@ async fn a_crash_in_the_middle_of_a_recovery_is_another_recovery() {
         let read = member.users.get(&1).await.unwrap();
         assert_eq!(text(&read), some("lost"));
         // Under the lease of the server before, what another one says is not called fresh.
-        assert!(matches!(read.freshness, Freshness::Fresh | Freshness::Stale), "{:?}", read.freshness);
+        assert!(
+            matches!(read.freshness, Freshness::Fresh | Freshness::Stale(StaleCause::Replica)),
+            "{:?}",
+            read.freshness
+        );
     }
     ring.sim.postgres.crash(1);
     member.node.log.faults.heal();
@@ -229,7 +233,7 @@ async fn what_is_loaded_from_a_new_server_before_the_log_tells_of_it_is_not_cach
     let read = member.users.get(&1).await.unwrap();
     assert_eq!(
         (text(&read), read.freshness),
-        (some("one"), Freshness::Stale),
+        (some("one"), Freshness::Stale(StaleCause::Replica)),
         "the old server's lease is valid"
     );
     ms(1_000).await;

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use perto::sim::{Sim, SimLoader};
-use perto::{Cache, CacheBuilder, Error, Freshness, Load, Loaded, Perto, ReadOptions, Stamp, Tier};
+use perto::{
+    Cache, CacheBuilder, Error, Freshness, Load, Loaded, Perto, ReadOptions, StaleCause, Stamp, Tier,
+};
 use tokio::time::Instant;
 
 use crate::ring::{CACHE, Member, POLL, Ring, ms, some, spawn, text};
@@ -604,7 +606,7 @@ async fn a_replica_that_lags_behind_for_one_key_answers_the_others() {
     let reads = member.users.get_many(&[4, 5]).await.unwrap();
     assert_eq!(
         reads.iter().map(|read| read.freshness).collect::<Vec<_>>(),
-        [Freshness::Fresh, Freshness::Stale]
+        [Freshness::Fresh, Freshness::Stale(StaleCause::Replica)]
     );
     ring.end().await;
 }

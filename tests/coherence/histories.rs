@@ -38,7 +38,7 @@ fn no_history_of_random_faults_shows_a_fresh_value_older_than_the_bound() {
     let enough = seeds.end - seeds.start >= 200;
     let totals = run(seeds, None);
     // Histories in which nothing happens would prove nothing.
-    let of_many = [totals.pairs, totals.views, totals.session];
+    let of_many = [totals.pairs, totals.views, totals.session, totals.invalidated, totals.expired];
     let seen = [totals.fresh, totals.local, totals.remote, totals.refused, totals.repairs, totals.audits];
     let seen: Vec<_> = seen.into_iter().chain(of_many).collect();
     assert!(!enough || seen.iter().all(|count| *count > 300), "{totals:?}");
@@ -128,9 +128,10 @@ fn run(seeds: std::ops::Range<u64>, limit: Option<Duration>) -> Totals {
         let steps: Vec<String> =
             plan.steps.iter().map(|step| format!("  {:?}, {:?}", step.what, step.pause)).collect();
         panic!(
-            "{reason}\nin {} steps with a time to live of {:?}:\n{}\nto replay: PERTO_SEED={seed} cargo test --test coherence no_history",
+            "{reason}\nin {} steps with a time to live of {:?}, stale: {:?}:\n{}\nto replay: PERTO_SEED={seed} cargo test --test coherence no_history",
             steps.len(),
             plan.ttl,
+            plan.stale,
             steps.join("\n"),
         );
     }

@@ -28,6 +28,7 @@ mod replays;
 mod replicas;
 mod ring;
 mod spellings;
+mod stale;
 mod starting;
 mod tokens;
 mod troubles;

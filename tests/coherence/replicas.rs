@@ -1,6 +1,6 @@
 //! Loaders that read a replica: its lag is never taken for freshness.
 
-use perto::{Freshness, Tier};
+use perto::{Freshness, StaleCause, Tier};
 
 use crate::ring::{POLL, Ring, ms, some, text};
 
@@ -31,7 +31,7 @@ async fn a_replicas_value_that_misses_a_write_is_never_served_as_fresh() {
     reader.loader.use_replica(false);
     for _ in 0..2 {
         let read = reader.users.get(&1).await.unwrap();
-        assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale));
+        assert_eq!((text(&read), read.freshness), (some("old"), Freshness::Stale(StaleCause::Replica)));
         ms(1).await;
     }
     assert_eq!(reader.cached(1), None);

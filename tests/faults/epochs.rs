@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use perto::proxy::{Fault, FaultProxy};
-use perto::{Event, Freshness, Recovery, State, Tier};
+use perto::{Event, Freshness, Recovery, StaleCause, State, Tier};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::support::engines::{keys, moved_to, place_of, redis_at, redis_url};
@@ -285,7 +285,7 @@ async fn what_a_server_says_that_the_log_is_not_on_is_neither_cached_nor_called_
     }
     for _ in 0..3 {
         let read = a.read(1).await;
-        assert_eq!((read.value(), read.freshness), (Some(&1), Freshness::Stale));
+        assert_eq!((read.value(), read.freshness), (Some(&1), Freshness::Stale(StaleCause::Replica)));
     }
     assert_eq!(b.fresh(1).await, Some(2), "nothing of it is in L2");
     right.store(true, std::sync::atomic::Ordering::Release);
@@ -373,7 +373,10 @@ async fn after_a_backend_was_killed_what_is_loaded_before_the_next_poll_is_of_no
     })
     .await;
     let read = a.read(2).await;
-    assert_eq!((read.freshness, read.tier, read.token()), (Freshness::Stale, Tier::Load, None));
+    assert_eq!(
+        (read.freshness, read.tier, read.token()),
+        (Freshness::Stale(StaleCause::Replica), Tier::Load, None)
+    );
     assert_eq!(a.read(2).await.tier, Tier::Load, "it is cached nowhere");
     proxy.set(Fault::None);
     eventually("the new epoch is known", async || a.read(2).await.token().is_some()).await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use perto::{Freshness, Tier};
+use perto::{Freshness, StaleCause, Tier};
 
 use crate::support::engines::redis_url;
 use crate::support::postgres::PrivatePostgres;
@@ -70,7 +70,10 @@ async fn a_value_from_a_lagging_replica_is_never_served_as_fresh() {
     b.polled().await;
     for _ in 0..2 {
         let read = b.read(1).await;
-        assert_eq!((read.value(), read.freshness, read.tier), (Some(&1), Freshness::Stale, Tier::Load));
+        assert_eq!(
+            (read.value(), read.freshness, read.tier),
+            (Some(&1), Freshness::Stale(StaleCause::Replica), Tier::Load)
+        );
     }
 
     sqlx::raw_sql("select pg_wal_replay_resume()").execute(&behind).await.unwrap();

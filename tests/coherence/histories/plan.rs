@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use perto::Outage;
+use perto::{Outage, StaleWhileLoading};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -17,6 +17,7 @@ pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) ttl: Duration,
     pub(super) outages: Vec<Outage>,
+    pub(super) stale: Option<Stale>,
     /// Whether the auditor works. Its loads would count as those of the entries whose time to live is checked.
     pub(super) audited: bool,
     pub(super) steps: Vec<Step>,
@@ -27,6 +28,14 @@ pub(super) struct Step {
     pub(super) what: What,
     /// Time until the next step.
     pub(super) pause: Duration,
+}
+
+/// Stale answers, and loads before anybody misses a value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stale {
+    pub(super) while_loading: StaleWhileLoading,
+    pub(super) refresh_ahead: Duration,
+    pub(super) jitter: u8,
 }
 
 /// What a read asks for beyond the bound.
@@ -165,8 +174,22 @@ pub(super) fn plans(steps: usize) -> impl Strategy<Value = Plan> {
     let ttl = prop_oneof![7 => Just(Duration::from_mins(30)), 3 => Just(Duration::from_secs(2))];
     let outage =
         prop_oneof![2 => Just(Outage::default()), 1 => Just(Outage::PassThrough), 1 => Just(Outage::Fail)];
-    (any::<u64>(), ttl, vec(outage, INSTANCES), any::<bool>(), vec(step(), 0..=steps))
-        .prop_map(|(seed, ttl, outages, audited, steps)| Plan { seed, ttl, outages, audited, steps })
+    let stale = prop_oneof![1 => Just(None), 1 => stale().prop_map(Some)];
+    (any::<u64>(), ttl, vec(outage, INSTANCES), any::<bool>(), stale, vec(step(), 0..=steps)).prop_map(
+        |(seed, ttl, outages, audited, stale, steps)| Plan { seed, ttl, outages, stale, audited, steps },
+    )
+}
+
+fn stale() -> impl Strategy<Value = Stale> {
+    let after = prop_oneof![Just(Duration::ZERO), millis(1..100)];
+    let ahead = prop_oneof![Just(Duration::ZERO), millis(1..1_500)];
+    (millis(1..20_000), after, millis(0..2_000), ahead, 0..50_u8).prop_map(
+        |(grace, after, retry, refresh_ahead, jitter)| Stale {
+            while_loading: StaleWhileLoading::for_up_to(grace).after(after).retry_after(retry),
+            refresh_ahead,
+            jitter,
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -10,11 +10,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use perto::history::{Answer, History};
 use perto::sim::{Dice, Dump, Faults, Sim, SimTransaction};
-use perto::{Cache, Error, Freshness, Load, Read, ReadOptions, Tier, Token};
+use perto::{Cache, CacheBuilder, Error, Freshness, Load, Read, ReadOptions, StaleCause, Tier, Token};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, ROWS, Seam, What};
+use super::plan::{Asks, Fault, INSTANCES, KEYS, Kind, L2, Loader, Plan, Put, ROWS, Seam, Stale, What};
 use crate::ring::{BOUND, CACHE, Member, Ring, ms, spawn};
 
 /// A value that no plan writes.
@@ -53,6 +53,8 @@ struct Session {
 pub(super) struct Totals {
     pub(super) fresh: u64,
     pub(super) flagged: u64,
+    pub(super) invalidated: u64,
+    pub(super) expired: u64,
     pub(super) failed: u64,
     pub(super) local: u64,
     pub(super) remote: u64,
@@ -70,6 +72,8 @@ impl Totals {
     pub(super) fn add(&mut self, other: &Self) {
         self.fresh += other.fresh;
         self.flagged += other.flagged;
+        self.invalidated += other.invalidated;
+        self.expired += other.expired;
         self.failed += other.failed;
         self.local += other.local;
         self.remote += other.remote;
@@ -179,6 +183,18 @@ pub(super) struct World {
     frozen: [Arc<Freezer>; INSTANCES],
 }
 
+impl Plan {
+    fn declare<V: perto::Value>(&self, who: usize, cache: CacheBuilder<u64, V>) -> CacheBuilder<u64, V> {
+        let cache = cache.outage(self.outages[who]).ttl(self.ttl).absent_ttl(self.ttl);
+        match self.stale {
+            None => cache,
+            Some(Stale { while_loading, refresh_ahead, jitter }) => {
+                cache.stale_while_loading(while_loading).refresh_ahead(refresh_ahead).ttl_jitter(jitter)
+            }
+        }
+    }
+}
+
 impl World {
     pub(super) async fn run(plan: Plan, journal: Arc<Mutex<Journal>>) {
         let mut world = Self {
@@ -231,9 +247,7 @@ impl World {
                 Ok::<_, perto::sim::Down>(rows)
             }
         };
-        let cache =
-            perto.cache(CACHE).outage(self.plan.outages[who]).ttl(self.plan.ttl).absent_ttl(self.plan.ttl);
-        let users = cache.loader(load).unwrap();
+        let users = self.plan.declare(who, perto.cache(CACHE)).loader(load).unwrap();
         let (loading, on) = (loader.clone(), users.clone());
         let load = move |load: Load<u64>| {
             let (loading, on) = (loading.clone(), on.clone());
@@ -248,9 +262,7 @@ impl World {
                 Ok::<_, perto::sim::Down>(loaded.depends_on(move |key, _| [on.key(key), on.key(&next(*key))]))
             }
         };
-        let cache =
-            perto.cache("pair").outage(self.plan.outages[who]).ttl(self.plan.ttl).absent_ttl(self.plan.ttl);
-        let pairs = cache.loader(load).unwrap();
+        let pairs = self.plan.declare(who, perto.cache("pair")).loader(load).unwrap();
         (Member { node, perto, users, loader }, pairs)
     }
 
@@ -349,6 +361,7 @@ impl World {
                         let last = loaded.lock().get(&key).copied();
                         if !audited
                             && read.tier != Tier::Load
+                            && !matches!(read.freshness, Freshness::Stale(_))
                             && last.is_none_or(|last| begun > last + ttl + GRAIN)
                         {
                             journal.wrong(format!("key {key} outlived its time to live"));
@@ -356,8 +369,7 @@ impl World {
                         rows.push([(key, number(read))]);
                     }
                     if let Some(session) = &mut session {
-                        // Those of several answers of one read would have to be kept together.
-                        let token = if let [read] = &reads[..] { read.token() } else { None };
+                        let token = Token::of_all(reads.iter().map(Read::token));
                         journal.goes_on(session, &rows, token);
                     }
                 }
@@ -648,20 +660,21 @@ impl World {
         ms(2_500).await;
         for (who, member) in self.ring.members.iter().enumerate() {
             for key in 0..KEYS {
-                let read = member.users.get(&key).await.unwrap();
+                let read = member.users.get_with(&key, ReadOptions::never_stale()).await.unwrap();
                 let truth = self.journal.lock().history.latest(key);
                 let shown = (number(&read), read.freshness);
                 assert_eq!(shown, (truth, Freshness::Fresh), "instance {who}, key {key}, at rest");
             }
             for key in 0..KEYS {
-                let read = self.pairs[who].get(&key).await.unwrap();
+                let read = self.pairs[who].get_with(&key, ReadOptions::never_stale()).await.unwrap();
                 let truth = [key, next(key)].map(|key| (key, self.journal.lock().history.latest(key)));
                 let shown = (pair_of(key, &read), read.freshness);
                 assert_eq!(shown, (truth, Freshness::Fresh), "instance {who}, pair {key}, at rest");
             }
             let stats = member.users.stats();
             let counted = stats.l1_hits + stats.l2_hits + stats.load_hits;
-            if let Some(answered) = self.answered.lock()[who] {
+            // The loads that replace stale values count too.
+            if let (Some(answered), None) = (self.answered.lock()[who], self.plan.stale) {
                 assert_eq!(counted, answered + KEYS, "instance {who}: {stats:?}");
             }
         }
@@ -716,6 +729,8 @@ impl Journal {
         self.answers.push((answer, self.lines.len()));
         match freshness {
             Freshness::Fresh => self.totals.fresh += 1,
+            Freshness::Stale(StaleCause::Invalidated { .. }) => self.totals.invalidated += 1,
+            Freshness::Stale(StaleCause::Expired { .. }) => self.totals.expired += 1,
             _ => self.totals.flagged += 1,
         }
     }
@@ -735,7 +750,9 @@ impl Journal {
         let floor = session.floor;
         for rows in answers {
             match self.was(floor, rows) {
-                Some(seen) => session.floor = session.floor.max(seen),
+                // An answer without a token is left out of the promise.
+                Some(seen) if token.is_some() => session.floor = session.floor.max(seen),
+                Some(_) => {}
                 None => self.wrong(format!("a session went back in time: {rows:?}")),
             }
         }
