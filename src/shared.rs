@@ -1,6 +1,6 @@
 //! What all parts of an instance share: its settings, its tiers, its caches and its tasks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Debug};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -93,7 +93,8 @@ pub(crate) enum Unjudged {
     NotAKey(Arc<str>),
 }
 
-pub(crate) type Caches = HashMap<String, Arc<dyn Applied>>;
+/// In order, so that a simulated history replays exactly.
+pub(crate) type Caches = BTreeMap<String, Arc<dyn Applied>>;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
