@@ -55,6 +55,10 @@ struct World {
 }
 
 async fn world() -> World {
+    world_with(&[]).await
+}
+
+async fn world_with(settings: &[&str]) -> World {
     let database = seeded();
     let (postgres, redis) = (
         FaultProxy::start(place_of(&database.url)).await.unwrap(),
@@ -63,7 +67,7 @@ async fn world() -> World {
     let through = moved_to(&database.url, &postgres.address().to_string());
     let redis_through = moved_to(&redis_url(), &redis.address().to_string());
     let brief = ["--pool-acquire", "1s"];
-    let a = Served::start_on(&through, &redis_through, "a", &brief);
+    let a = Served::start_on(&through, &redis_through, "a", &[&brief, settings].concat());
     let b = Served::start_on(&database.url, &redis_through, "b", &brief);
     for served in [&a, &b] {
         eventually("it is coherent", async || state(served).await == "coherent").await;
@@ -232,4 +236,36 @@ async fn an_instance_whose_first_poll_fails_starts_all_the_same() {
     sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
     let served = starting.await.unwrap();
     eventually("it is coherent", async || state(&served).await == "coherent").await;
+}
+
+/// Postgres answers nobody on one instance; a write on the other is told of by its hint.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_stale_answers_are_allowed_an_invalidated_value_is_served_and_says_for_how_long_it_is_old() {
+    let World { _database, postgres, a, b, redis: _redis } = world_with(&["--stale", "60s"]).await;
+    let path = "/api/v1/companies/1";
+    let before = get(&a, path).await;
+    assert_eq!(before.header("cache-status"), Some("perto; fwd=uri-miss"), "{}", before.text);
+    eventually("L1 answers", async || {
+        get(&a, path).await.header("cache-status") == Some("perto; hit; detail=l1")
+    })
+    .await;
+    postgres.set(Fault::BlackHole);
+    let written = request(&b, "PATCH", path, "", r#"{ "name": "Other" }"#).await;
+    assert_eq!(written.status, 200, "{}", written.text);
+    eventually("the hint has come", async || get(&a, path).await.header("perto-freshness") == Some("stale"))
+        .await;
+    let read = get(&a, path).await;
+    let status = read.header("cache-status").unwrap();
+    assert!(status.starts_with("perto; hit; ttl=-") && status.ends_with("; detail=invalidated"), "{status}");
+    assert_eq!((read.status, &read.body, read.header("perto-tier")), (200, &before.body, Some("l1")));
+    for asked in ["perto-read: fresh\r\n".to_owned(), written.at_least()] {
+        let read = request(&a, "GET", path, &asked, "").await;
+        assert_eq!(read.status, 503, "{asked}: {}", read.text);
+    }
+    postgres.set(Fault::None);
+    eventually("the load has landed", async || {
+        let read = get(&a, path).await;
+        read.body == written.body && read.header("perto-freshness") == Some("fresh")
+    })
+    .await;
 }

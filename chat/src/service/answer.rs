@@ -16,7 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use perto::postgres::Written;
-use perto::{Freshness, Read, ReadOptions, Tier, Token};
+use perto::{Freshness, Read, ReadOptions, StaleCause, Tier, Token};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
@@ -31,6 +31,7 @@ const READ: &str = "perto-read";
 /// As long as the longest bound.
 const MAX_WITHIN_MS: u32 = 3_600_000;
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const FRESHNESS: HeaderName = HeaderName::from_static("perto-freshness");
 const TOKEN: HeaderName = HeaderName::from_static("perto-token");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -42,6 +43,7 @@ pub(crate) struct Preconditions {
     at_least: Option<Token>,
     /// None at all for the latest.
     within: Option<Duration>,
+    never_stale: bool,
     /// As they came, line by line.
     if_none_match: Vec<HeaderValue>,
 }
@@ -60,10 +62,10 @@ pub(crate) struct ReadHeaders {
     )]
     at_least: Option<String>,
     /// `latest`: the answer misses nothing that was visible when the request came. `within=100ms`: nothing that was visible
-    /// 100 ms before.
+    /// 100 ms before. `fresh`: nothing stale, where the service is set up to serve that.
     #[param(
         rename = "perto-read",
-        pattern = "^(latest|within=([0-9]{1,6}|[12][0-9]{6}|3[0-5][0-9]{5}|3600000)ms)$",
+        pattern = "^(latest|fresh|within=([0-9]{1,6}|[12][0-9]{6}|3[0-5][0-9]{5}|3600000)ms)$",
         required = false,
         nullable = false,
         example = "within=100ms"
@@ -76,7 +78,11 @@ pub(crate) struct ReadHeaders {
 
 impl Preconditions {
     pub(crate) fn options(&self) -> ReadOptions {
-        let options = self.within.map_or_else(ReadOptions::default, ReadOptions::within);
+        let options = match (self.within, self.never_stale) {
+            (Some(within), _) => ReadOptions::within(within),
+            (None, true) => ReadOptions::never_stale(),
+            (None, false) => ReadOptions::default(),
+        };
         self.at_least.map_or(options, |token| options.and_at_least(token))
     }
 
@@ -96,20 +102,23 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
                 None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
             },
         };
-        let within = match input::only(&parts.headers, READ)? {
+        let asked = input::only(&parts.headers, READ)?;
+        let never_stale = asked.is_some_and(|given| given == "fresh");
+        let within = match asked {
             None => None,
+            Some(_) if never_stale => None,
             Some(given) => match given.to_str().ok().and_then(within) {
                 Some(within) => Some(within),
                 None => {
                     return Err(Problem::bad(
                         READ,
-                        "must be `latest`, or like `within=100ms`: at most 3600000ms",
+                        "must be `latest`, `fresh`, or like `within=100ms`: at most 3600000ms",
                     ));
                 }
             },
         };
         let if_none_match = parts.headers.get_all(IF_NONE_MATCH).iter().cloned().collect();
-        Ok(Self { at_least, within, if_none_match })
+        Ok(Self { at_least, within, never_stale, if_none_match })
     }
 }
 
@@ -283,7 +292,28 @@ pub(crate) fn worse(one: Freshness, other: Freshness) -> Freshness {
     if one == Freshness::Fresh { other } else { one }
 }
 
+/// RFC 9211: whether a tier had it, which, and how long it is stale.
+fn cache_status(freshness: Freshness, tier: Tier) -> HeaderValue {
+    let stale_by_choice = |why: &str, since: Duration| {
+        let status = format!("perto; hit; ttl=-{}; detail={why}", since.as_millis().div_ceil(1_000));
+        HeaderValue::try_from(status).unwrap_or(HeaderValue::from_static("perto; hit"))
+    };
+    let plain = match (freshness, tier) {
+        (Freshness::Stale(StaleCause::Invalidated { since }), _) => {
+            return stale_by_choice("invalidated", since);
+        }
+        (Freshness::Stale(StaleCause::Expired { since }), _) => return stale_by_choice("expired", since),
+        (Freshness::Unverified { .. }, Tier::Local | Tier::Remote) => "perto; hit; detail=unverified",
+        (Freshness::Stale(_), Tier::Load) => "perto; fwd=uri-miss; detail=replica",
+        (_, Tier::Local) => "perto; hit; detail=l1",
+        (_, Tier::Remote) => "perto; hit; detail=l2",
+        (_, Tier::Load) => "perto; fwd=uri-miss",
+    };
+    HeaderValue::from_static(plain)
+}
+
 fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
+    let (of, from) = (freshness, tier);
     let tier = match tier {
         Tier::Local => "l1",
         Tier::Remote => "l2",
@@ -294,6 +324,7 @@ fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
         Freshness::Unverified { .. } => "unverified",
         _ => "stale",
     };
+    headers.insert(CACHE_STATUS, cache_status(of, from));
     headers.insert(TIER, HeaderValue::from_static(tier));
     headers.insert(FRESHNESS, HeaderValue::from_static(freshness));
     headers.insert(CACHE_CONTROL, PRIVATE);

@@ -110,6 +110,9 @@ fn describe(path: &str, method: &str, operation: &mut Value) {
             response["headers"]["perto-tier"] = text("Where it came from: `l1`, `l2` or `load`");
             response["headers"]["perto-freshness"] =
                 text("`fresh`; else it may miss writes: `unverified`, `stale`");
+            response["headers"]["cache-status"] = text(
+                "RFC 9211: `perto; hit; detail=l1`. Of what is stale while its successor is loaded, `ttl` says for how long",
+            );
             response["headers"]["perto-token"] =
                 text("Of this answer, for `perto-at-least`. Not where nobody knows how new it is");
         }

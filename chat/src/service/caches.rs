@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perto::{
-    Cache, CacheBuilder, CacheStats, Histogram, Inspection, InvalidateError, Key, Perto, StartError, Tier,
-    Token, Topic, Value,
+    Cache, CacheBuilder, CacheStats, Histogram, Inspection, InvalidateError, Key, Perto, StaleWhileLoading,
+    StartError, Tier, Token, Topic, Value,
 };
 
 use super::database::Database;
@@ -37,7 +37,11 @@ impl Caches {
         let (ttls, database) = (&settings.ttls, || database.clone());
         let window = usize::try_from(settings.sizes.message_window).unwrap_or(usize::MAX);
         let l1_bytes = settings.sizes.l1_mib << 20;
-        let defaults = Defaults { perto, l1_bytes };
+        let grace = Some(settings.stale.grace).filter(|grace| !grace.is_zero());
+        let stale = grace.map(|grace| StaleWhileLoading::for_up_to(grace).after(settings.stale.stale_after));
+        let defaults = Defaults { perto, l1_bytes, stale };
+        // A key that was revoked is served to nobody.
+        let never_stale = Defaults { stale: None, ..defaults };
         let of_company: Topic<i64> = perto.topic(contacts::OF_COMPANY).tables(["contacts"]).declare()?;
         let companies = companies::cache(defaults.builder(companies::CACHE, ttls.company), database())?;
         Ok(Self {
@@ -68,7 +72,7 @@ impl Caches {
                 database(),
                 companies.clone(),
             )?,
-            api_keys: keys::cache(defaults.builder(keys::CACHE, ttls.api_key), database())?,
+            api_keys: keys::cache(never_stale.builder(keys::CACHE, ttls.api_key), database())?,
             companies,
         })
     }
@@ -108,14 +112,20 @@ pub(super) fn share_of(company: Option<i64>) -> u64 {
 pub(crate) struct NotAKey;
 
 /// What all caches begin with.
+#[derive(Clone, Copy)]
 struct Defaults<'a> {
     perto: &'a Perto,
     l1_bytes: u64,
+    stale: Option<StaleWhileLoading>,
 }
 
 impl Defaults<'_> {
     fn builder<K: Key, V: Value>(&self, name: &str, ttl: Duration) -> CacheBuilder<K, V> {
-        self.perto.cache(name).ttl(ttl).capacity_bytes(self.l1_bytes)
+        let builder = self.perto.cache(name).ttl(ttl).capacity_bytes(self.l1_bytes);
+        match self.stale {
+            Some(stale) => builder.stale_while_loading(stale),
+            None => builder,
+        }
     }
 }
 

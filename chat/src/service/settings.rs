@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     #[command(flatten, next_help_heading = "Caches")]
     pub(crate) ttls: Ttls,
     #[command(flatten, next_help_heading = "Caches")]
+    pub(crate) stale: StaleSettings,
+    #[command(flatten, next_help_heading = "Caches")]
     pub(crate) sizes: Sizes,
     #[command(flatten, next_help_heading = "Imports")]
     pub(crate) imports: super::imports::ImportSettings,
@@ -77,6 +79,18 @@ pub(crate) struct Ttls {
     /// API keys
     #[arg(long = "ttl-api-key", env = "PERTO_TTL_API_KEY", default_value = "30m", value_parser = ttl, value_name = "TIME")]
     pub(crate) api_key: Duration,
+}
+
+/// What is served though it is known to be old.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StaleSettings {
+    /// How long a value that was invalidated, or whose time is over, is served on while its successor is loaded or can't be, flagged as
+    /// stale: 0s for never. API keys never are
+    #[arg(long = "stale", env = "PERTO_STALE", default_value = "0s", value_parser = ttl_or_none, value_name = "TIME")]
+    pub(crate) grace: Duration,
+    /// How long a read waits for the successor before it gets a stale answer
+    #[arg(long, env = "PERTO_STALE_AFTER", default_value = "0s", value_parser = ttl_or_none, value_name = "TIME")]
+    pub(crate) stale_after: Duration,
 }
 
 /// How much is held.
@@ -156,6 +170,13 @@ fn ttl(text: &str) -> Result<Duration, String> {
     match limit(text)? {
         ttl if ttl <= Duration::from_hours(24 * 30) => Ok(ttl),
         _ => Err("at most 720h".to_owned()),
+    }
+}
+
+fn ttl_or_none(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        none if none.is_zero() => Ok(none),
+        _ => ttl(text),
     }
 }
 
