@@ -26,7 +26,7 @@ type Label = (&'static str, &'static str);
 const TIER: &str = "perto.tier";
 const OUTCOME: &str = "perto.outcome";
 
-const OF_CACHES: [OfCaches; 11] = [
+const OF_CACHES: [OfCaches; 13] = [
     ("perto.lookups", "Look-ups of keys, by the tier that answered or did not.", |stats| {
         vec![
             (stats.l1_hits, &[(TIER, "l1"), (OUTCOME, "hit")]),
@@ -73,6 +73,16 @@ const OF_CACHES: [OfCaches; 11] = [
     ("perto.unverified", "Answers given without a valid lease, and flagged so.", |stats| {
         vec![(stats.unverified, &[])]
     }),
+    (
+        "perto.stale",
+        "Stale answers, given while their successors were loaded or could not be, and flagged so.",
+        |stats| vec![(stats.stale_answers, &[])],
+    ),
+    (
+        "perto.refreshes",
+        "Reads begun to replace stale values, or values whose time was nearly over; and those that failed.",
+        |stats| vec![(stats.refreshes, &[(OUTCOME, "begun")]), (stats.refresh_errors, &[(OUTCOME, "error")])],
+    ),
     ("perto.audits", "Values served from L1 that were compared with what the primary says.", |stats| {
         vec![
             (stats.audits, &[(OUTCOME, "compared")]),
