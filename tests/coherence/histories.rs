@@ -38,10 +38,12 @@ fn no_history_of_random_faults_shows_a_fresh_value_older_than_the_bound() {
     let enough = seeds.end - seeds.start >= 200;
     let totals = run(seeds, None);
     // Histories in which nothing happens would prove nothing.
-    let of_many = [totals.pairs, totals.views, totals.session, totals.invalidated, totals.expired];
+    let of_many = [totals.pairs, totals.views, totals.session];
     let seen = [totals.fresh, totals.local, totals.remote, totals.refused, totals.repairs, totals.audits];
     let seen: Vec<_> = seen.into_iter().chain(of_many).collect();
     assert!(!enough || seen.iter().all(|count| *count > 300), "{totals:?}");
+    // In half of the histories.
+    assert!(!enough || [totals.invalidated, totals.expired].iter().all(|count| *count > 30), "{totals:?}");
 }
 
 /// `PERTO_SOAK_SECONDS` (an hour), from seed `PERTO_SOAK_FROM` (by the clock) on.
