@@ -125,6 +125,9 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
         // What was asked for may be there under another spelling.
         loaded.retain_answers(keys, &self.name).ok()?;
+        if !loaded.failed.is_empty() {
+            return None;
+        }
         let stamp = loaded.stamp;
         let new = start.poll.is_some_and(|poll| stamp.snapshot.rank() >= poll);
         let elsewhere = self.shared.is_elsewhere(stamp.server);

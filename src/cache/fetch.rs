@@ -294,12 +294,20 @@ impl<K: Key, V: Value> Core<K, V> {
         let (mut depends, mut lacking) = (depends.into_iter(), lacking.into_iter());
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
+        let mut failed: HashMap<K, Cause> = loaded.failed.into_iter().collect();
         let (mut loads, mut again) = (Vec::new(), Vec::new());
         let of_all = piece.led.first()?.start;
         for mut led in piece.led {
             for key in std::mem::take(&mut led.keys) {
                 let depends = depends.next().unwrap_or_default();
                 let lacks = lacking.next().unwrap_or_default();
+                if let Some(source) = failed.remove(key.leader.key()) {
+                    let error = Error::Load { cache: Arc::clone(&self.name), source };
+                    self.counters.load_errors.add(1);
+                    self.shared.load_failed(&self.name, &error);
+                    key.leader.finish(Err(error));
+                    continue;
+                }
                 if lacks && !piece.primary {
                     led.keys.push(key);
                     continue;
@@ -314,6 +322,10 @@ impl<K: Key, V: Value> Core<K, V> {
                 let entry =
                     Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);
+                if ttl.is_zero() {
+                    leader.finish(Ok(Outcome { entry, from }));
+                    continue;
+                }
                 let inserted = entry.judged() && self.insert(leader.key(), slot, &entry, led.start, weight);
                 if entry.judged() && !inserted && from == FlightSource::Computed {
                     // It contains what the last poll does, and there has been an invalidation since.

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Key, Value};
 use crate::coherence::snapshot::{Origin, Rank, Snapshot};
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::wire::Dependency;
 use crate::wire::tape::Tape;
 
@@ -145,6 +145,7 @@ pub struct Loaded<K, V> {
     /// Depends on no row: the stamp says nothing, and the time of the load all.
     pub(crate) computed: bool,
     pub(crate) found: Vec<Found<K, V>>,
+    pub(crate) failed: Vec<(K, Cause)>,
     /// By key and value what the answer depends on besides.
     pub(crate) depends: Option<Depends<K, V>>,
 }
@@ -163,7 +164,7 @@ impl<K, V> Loaded<K, V> {
     /// Nothing found, as of `stamp`.
     #[must_use]
     pub const fn new(stamp: Stamp) -> Self {
-        Self { stamp, computed: false, found: Vec::new(), depends: None }
+        Self { stamp, computed: false, found: Vec::new(), failed: Vec::new(), depends: None }
     }
 
     /// Nothing found, by a loader that reads no row of the database: values that are computed, or that come from somewhere
@@ -189,7 +190,7 @@ impl<K, V> Loaded<K, V> {
             server: None,
             rank: None,
         };
-        Self { stamp, computed: true, found: Vec::new(), depends: None }
+        Self { stamp, computed: true, found: Vec::new(), failed: Vec::new(), depends: None }
     }
 
     /// Adds a value.
@@ -259,10 +260,20 @@ impl<K, V> Loaded<K, V> {
         self
     }
 
-    /// Adds a value that lives for `ttl` at most, where that is shorter than the cache's time to live.
+    /// Adds a value that lives for `ttl` at most, where that is shorter than the cache's time to live. One of no time at all is for those
+    /// who wait for this load, and is cached nowhere.
     #[must_use]
     pub fn with_ttl(mut self, key: K, value: V, ttl: Duration) -> Self {
         self.found.push(Found { key, value, ttl: Some(ttl) });
+        self
+    }
+
+    /// Fails one key of those that were asked for, and none of the others: whoever reads it gets [`Error::Load`] with this as its source, and
+    /// nothing is cached. Without this, an error of a batch is the error of all its keys, or costs calls of the loader to find whose it is. A
+    /// key that has a value, too, fails.
+    #[must_use]
+    pub fn with_error(mut self, key: K, error: impl Into<BoxError>) -> Self {
+        self.failed.push((key, Arc::from(error.into())));
         self
     }
 }
@@ -286,9 +297,10 @@ impl<K: Key, V: Value> Loaded<K, V> {
         let asked: HashSet<&K> = asked.iter().collect();
         // Equal keys of different texts lie under different names in L2 and in the log.
         let is_asked = |key: &K| asked.get(key).is_some_and(|same| same.to_string() == key.to_string());
-        let brought = self.found.len();
+        let brought = self.found.len() + self.failed.len();
         self.found.retain(|found| is_asked(&found.key));
-        let unasked = brought - self.found.len();
+        self.failed.retain(|(key, _)| is_asked(key));
+        let unasked = brought - self.found.len() - self.failed.len();
         let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
         let mut ambiguous = HashSet::new();
         for Found { key, value, .. } in &self.found {
@@ -296,7 +308,9 @@ impl<K: Key, V: Value> Loaded<K, V> {
                 ambiguous.insert(key);
             }
         }
-        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len()));
+        let failed: HashSet<&K> =
+            self.failed.iter().map(|(key, _)| key).filter(|key| !first.contains_key(key)).collect();
+        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len() + failed.len()));
         if unasked > 0 && missing > 0 {
             Err(Error::UnaskedKeys { cache, unasked, missing })
         } else if !ambiguous.is_empty() {

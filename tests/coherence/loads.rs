@@ -683,3 +683,57 @@ async fn before_its_start_an_instance_reads_from_the_source_and_caches_nothing_a
     member.perto.shutdown().await;
     ring.end().await;
 }
+
+/// Of the keys below 10 each has itself as its value; 3 fails, and 5 is for this answer only.
+#[tokio::test(start_paused = true)]
+async fn a_key_of_a_batch_may_fail_by_itself_and_a_value_may_be_for_this_answer_only() {
+    let sim = Sim::new(1);
+    let node = sim.node();
+    let perto = node.builder("ring").build().unwrap();
+    let loads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&loads);
+    let postgres = sim.postgres.clone();
+    let load = move |load: Load<u64>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let mut loaded = postgres.begin().load::<u64, u64>("user", &load.keys).unwrap();
+        for key in load.keys {
+            loaded = match key {
+                3 => loaded.with_error(3, "no such luck"),
+                5 => loaded.with_ttl(5, 5, Duration::ZERO),
+                _ => loaded.with(key, key),
+            };
+        }
+        async move { Ok::<_, std::convert::Infallible>(loaded) }
+    };
+    let users: Cache<u64, u64> = perto.cache("user").loader(load).unwrap();
+    perto.start().await.unwrap();
+    ms(300).await;
+    let reading: Vec<_> = (1..7_u64)
+        .map(|key| {
+            let users = users.clone();
+            spawn(async move { users.get(&key).await })
+        })
+        .collect();
+    for (key, reading) in (1..7_u64).zip(reading) {
+        match reading.await.unwrap() {
+            Ok(read) => assert!(key != 3 && read.value() == Some(&key), "{key}"),
+            Err(error) => {
+                let source = std::error::Error::source(&error).unwrap().to_string();
+                assert_eq!((key, source.as_str()), (3, "no such luck"));
+                assert!(matches!(error, Error::Load { .. }));
+            }
+        }
+    }
+    ms(100).await;
+    let cached: Vec<_> = (1..7_u64).filter(|key| users.get_if_cached(key).is_some()).collect();
+    assert_eq!(cached, [1, 2, 4, 6]);
+    assert!(users.get_many(&[1, 3]).await.is_err(), "one key's error is the error of all");
+    let before = loads.load(Ordering::Relaxed);
+    for _ in 0..3 {
+        assert_eq!(users.get(&5).await.unwrap().value(), Some(&5));
+    }
+    assert_eq!(loads.load(Ordering::Relaxed), before + 3);
+    assert_eq!(users.stats().load_errors, 2);
+    assert_eq!(sim.remote.keys().len(), 4, "and L2 has no more: {:?}", sim.remote.keys());
+    perto.shutdown().await;
+}
