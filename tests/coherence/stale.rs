@@ -110,6 +110,29 @@ async fn a_load_that_is_quicker_than_the_soft_timeout_is_waited_for_and_a_slower
     ring.end().await;
 }
 
+/// The load of the refresh has read before the last write, of which the second reader's instance has heard.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_others_began_is_no_answer_to_who_knows_of_a_later_write() {
+    let ring =
+        ring(|cache| cache.stale_while_loading(StaleWhileLoading::for_up_to(GRACE).after(ms_of(400)))).await;
+    let reader = &ring.members[1];
+    reader.loader.after().close();
+    ring.write(0, 1, "two").await;
+    ms(5).await;
+    let first = reader.reading(1);
+    reader.loader.after().reached_by(1).await;
+    ring.write(0, 1, "three").await;
+    ms(5).await;
+    let second = reader.reading(1);
+    ms(5).await;
+    reader.loader.after().open();
+    let [first, second] = [first.await.unwrap().unwrap(), second.await.unwrap().unwrap()];
+    assert_eq!((text(&first), first.freshness), (some("two"), Freshness::Fresh), "it began before the write");
+    assert!(second.freshness != Freshness::Fresh || text(&second) == some("three"), "{second:?}");
+    landed(reader).await;
+    ring.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_loads_fail_or_hang_nobody_waits_and_the_loader_has_peace_until_grace_is_over() {
     let retry = ms_of(500);
@@ -184,11 +207,23 @@ async fn after_a_clear_or_a_recovery_nobody_knows_how_old_a_value_is_and_it_is_n
     ring.members[0].users.clear().await.unwrap();
     ms(5).await;
     assert_eq!(reader.fresh(1).await, some("two"));
-    evicted("three").await;
-    ring.sim.postgres.crash(0);
-    eventually("the instance has recovered", 4 * BOUND, || reader.perto.stats().recoveries > 1).await;
-    ms(500).await;
-    assert_eq!(reader.fresh(1).await, some("three"));
+    for (recoveries, value, crashes) in [(1, "three", true), (2, "four", false)] {
+        assert_eq!(reader.perto.stats().recoveries, recoveries);
+        evicted(value).await;
+        if crashes {
+            ring.sim.postgres.crash(0);
+        } else {
+            // It misses rows that are there no more.
+            reader.node.log.faults.cut();
+            ms(1_500).await;
+            ring.write_silently(9, "nine");
+            ring.sim.postgres.trim();
+            reader.node.log.faults.heal();
+        }
+        eventually("it has recovered", 4 * BOUND, || reader.perto.stats().recoveries > recoveries).await;
+        ms(500).await;
+        assert_eq!(reader.fresh(1).await, some(value));
+    }
     ring.end().await;
 }
 
