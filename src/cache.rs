@@ -314,10 +314,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(self.0.counted_stale(answers.into_iter().flatten().collect()));
         }
         let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
-        if let Some(refreshing) = refreshing {
-            Box::pin(self.land_refreshed(refreshing, keys, &mut answers, &wish, began)).await;
-        }
-        let answers = match timeout_from(
+        let mut answers = match timeout_from(
             began,
             self.limit(keys.len()),
             self.read_within(keys, answers, &wish, &span, began),
@@ -330,6 +327,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                 Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit })
             }
         };
+        if let (Ok(answers), Some(refreshing)) = (&mut answers, refreshing) {
+            Box::pin(self.land_refreshed(refreshing, keys, answers, &wish, began)).await;
+        }
         match &answers {
             Ok(answers) => self.0.record_answers(answers, began.elapsed(), &span),
             Err(error) => span.failed(error),

@@ -18,7 +18,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use perto::sim::{Sim, SimBus};
-use perto::{Cache, Load, Perto, Remote, RemoteError, State, Tier};
+use perto::{Cache, Load, Perto, Remote, RemoteError, StaleWhileLoading, State, Tier};
 use rows::{Id, Message, ROWS, bare_moka, zipf};
 use tokio::runtime::Runtime;
 use tokio::task::yield_now;
@@ -46,7 +46,7 @@ fn run<K: perto::Key + From<Id>>(path: &str, depends: i64) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     match path {
         "moka" => moka::<K>(),
-        "get" | "get_ref" => hits::<K>(&runtime, path, depends),
+        "get" | "get_ref" | "get_all" => hits::<K>(&runtime, path, depends),
         "l2" => reads::<K>(&runtime, Tier::Remote, 1),
         "l2_64" => reads::<K>(&runtime, Tier::Remote, 64),
         "miss" => reads::<K>(&runtime, Tier::Load, 1),
@@ -74,7 +74,7 @@ fn moka<K: perto::Key + From<Id>>() -> usize {
 fn hits<K: perto::Key + From<Id>>(runtime: &Runtime, path: &str, depends: i64) -> usize {
     let (keys, world) = (popular::<K>(), World::new());
     runtime.block_on(async {
-        let (perto, cache) = world.instance::<K>(depends).await;
+        let (perto, cache) = world.instance_with::<K>(depends, path == "get_all").await;
         #[cfg(feature = "otel")]
         let _unsampled = observed(&perto);
         cache.get_many(&keys_of(0..ROWS as usize)).await.expect("load");
@@ -82,7 +82,9 @@ fn hits<K: perto::Key + From<Id>>(runtime: &Runtime, path: &str, depends: i64) -
         let ((_entries, _bytes), before) = (cache.size(), cache.stats().l1_hits);
         // A hit never waits, so its future is ready at once.
         match path {
-            "get" => counted(|| keys.iter().for_each(|key| drop(black_box(cache.get(key).now_or_never())))),
+            "get" | "get_all" => {
+                counted(|| keys.iter().for_each(|key| drop(black_box(cache.get(key).now_or_never()))))
+            }
             _ => counted(|| {
                 for key in &keys {
                     black_box(cache.get_ref(key, |message| message.is_some()));
@@ -175,8 +177,17 @@ impl World {
         Self { sim: Sim::new(7), remote: Arc::default(), bus: SimBus::new(7) }
     }
 
-    /// A coherent instance on the machine's own clock, as in production. Its values depend on so many keys besides their own.
     async fn instance<K: perto::Key + From<Id>>(&self, depends: i64) -> (Perto, Cache<K, Message>) {
+        self.instance_with(depends, false).await
+    }
+
+    /// A coherent instance on the machine's own clock, as in production. Its values depend on so many keys besides their own. Where
+    /// `all` is set, the cache does all that a cache can.
+    async fn instance_with<K: perto::Key + From<Id>>(
+        &self,
+        depends: i64,
+        all: bool,
+    ) -> (Perto, Cache<K, Message>) {
         let perto = Perto::builder("bench")
             .log(Arc::new(self.sim.postgres.log(7)))
             .remote(Arc::clone(&self.remote) as _)
@@ -190,8 +201,17 @@ impl World {
             .expect("settings");
         let others = perto.topic::<i64>("others").declare().expect("topic");
         let stamp = self.sim.postgres.loader(CACHE);
-        let cache = perto
-            .cache::<K, Message>(CACHE)
+        let mut cache = perto.cache::<K, Message>(CACHE);
+        if all {
+            let stale = StaleWhileLoading::for_up_to(Duration::from_mins(1));
+            cache = cache
+                .stale_while_loading(stale)
+                .refresh_ahead(Duration::from_secs(30))
+                .refresh_hot()
+                .ttl_jitter(10)
+                .groups(|_, message| message.map_or(0, |message| message.id.unsigned_abs()));
+        }
+        let cache = cache
             .loader(move |load: Load<K>| {
                 let (others, stamp, keys) = (others.clone(), stamp.clone(), load.keys.clone());
                 async move {

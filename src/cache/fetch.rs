@@ -301,7 +301,10 @@ impl<K: Key, V: Value> Core<K, V> {
             for key in std::mem::take(&mut led.keys) {
                 let depends = depends.next().unwrap_or_default();
                 let lacks = lacking.next().unwrap_or_default();
-                if let Some(source) = failed.remove(key.leader.key()) {
+                // Mostly there is none, and to hash a key takes a while.
+                if !failed.is_empty()
+                    && let Some(source) = failed.remove(key.leader.key())
+                {
                     let error = Error::Load { cache: Arc::clone(&self.name), source };
                     self.counters.load_errors.add(1);
                     self.shared.load_failed(&self.name, &error);

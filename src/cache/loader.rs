@@ -299,7 +299,9 @@ impl<K: Key, V: Value> Loaded<K, V> {
         let is_asked = |key: &K| asked.get(key).is_some_and(|same| same.to_string() == key.to_string());
         let brought = self.found.len() + self.failed.len();
         self.found.retain(|found| is_asked(&found.key));
-        self.failed.retain(|(key, _)| is_asked(key));
+        if !self.failed.is_empty() {
+            self.failed.retain(|(key, _)| is_asked(key));
+        }
         let unasked = brought - self.found.len() - self.failed.len();
         let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
         let mut ambiguous = HashSet::new();

@@ -63,13 +63,13 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Gives stale answers to the keys that L1 can't answer, and begins the loads that replace them. An answer of a value that is only
-    /// due to be refreshed is fresh.
+    /// due to be refreshed is fresh. What may be waited for is apart from the read, which so is small.
     pub(super) fn answer_stale(
         &self,
         keys: &[K],
         answers: &mut [Option<Read<V>>],
         wish: &Wish,
-    ) -> Option<Refreshing<V>> {
+    ) -> Option<Box<Refreshing<V>>> {
         let stale = self.stale.as_ref()?;
         if wish.asks_for_more() || wish.soft_timeout == Some(SoftTimeout::NEVER) {
             return None;
@@ -94,7 +94,7 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         }
         let after = wish.soft_timeout.map_or(stale.policy.after, SoftTimeout::limit);
-        (!of.is_empty() && !after.is_zero()).then_some(Refreshing { of, after })
+        (!of.is_empty() && !after.is_zero()).then(|| Box::new(Refreshing { of, after }))
     }
 
     /// What L1 holds of a key, though its time is over or it is due to be refreshed.
@@ -205,13 +205,13 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Waits until the soft timeout, counted from when the read began; puts what has come by then in place of stale answers.
     pub(super) async fn land_refreshed(
         &self,
-        refreshing: Refreshing<V>,
+        refreshing: Box<Refreshing<V>>,
         keys: &[K],
-        answers: &mut [Option<Read<V>>],
+        answers: &mut [Read<V>],
         wish: &Wish,
         began: Instant,
     ) {
-        let Refreshing { of, after } = refreshing;
+        let Refreshing { of, after } = *refreshing;
         let landing = async {
             for Awaited { at, mut landing, is_own } in of {
                 // Over where it was dropped, too.
@@ -219,7 +219,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 let own = brought.ok().flatten().filter(|_| is_own);
                 // What others began before this read may miss what this one must not: L1 knows.
                 if let Some(read) = own.or_else(|| self.hit(&keys[at], *wish)) {
-                    answers[at] = Some(read);
+                    answers[at] = read;
                 }
             }
         };

@@ -346,6 +346,22 @@ async fn of_many_keys_each_is_as_fresh_as_it_can_be() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_of_which_nothing_is_left_is_loaded_while_others_wait_for_the_soft_timeout() {
+    let soft = ms_of(400);
+    let ring = ring(|cache| cache.stale_while_loading(StaleWhileLoading::for_up_to(GRACE).after(soft))).await;
+    let reader = &ring.members[1];
+    // Each load takes it twice.
+    reader.loader.faults().delay(ms_of(150), ms_of(150));
+    ring.write(0, 1, "two").await;
+    ms(5).await;
+    let began = Instant::now();
+    let reads = reader.users.get_many(&[1, 77]).await.unwrap();
+    assert!(began.elapsed() < ms_of(350), "{:?}", began.elapsed());
+    assert_eq!((text(&reads[0]), reads[0].freshness), (some("two"), Freshness::Fresh));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_that_is_read_often_is_loaded_anew_before_anybody_asks_and_one_that_nobody_reads_is_not() {
     let ring = ring(|cache| stale(cache).refresh_hot()).await;
     let reader = &ring.members[1];
