@@ -294,17 +294,15 @@ impl<K: Key, V: Value> Core<K, V> {
         let (mut depends, mut lacking) = (depends.into_iter(), lacking.into_iter());
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
-        let mut failed: HashMap<K, Cause> = loaded.failed.into_iter().collect();
+        let mut failed = loaded.failed;
         let (mut loads, mut again) = (Vec::new(), Vec::new());
         let of_all = piece.led.first()?.start;
         for mut led in piece.led {
             for key in std::mem::take(&mut led.keys) {
                 let depends = depends.next().unwrap_or_default();
                 let lacks = lacking.next().unwrap_or_default();
-                // Mostly there is none, and to hash a key takes a while.
-                if !failed.is_empty()
-                    && let Some(source) = failed.remove(key.leader.key())
-                {
+                if let Some(at) = failed.iter().position(|(failed, _)| failed == key.leader.key()) {
+                    let (_, source) = failed.swap_remove(at);
                     let error = Error::Load { cache: Arc::clone(&self.name), source };
                     self.counters.load_errors.add(1);
                     self.shared.load_failed(&self.name, &error);

@@ -299,9 +299,7 @@ impl<K: Key, V: Value> Loaded<K, V> {
         let is_asked = |key: &K| asked.get(key).is_some_and(|same| same.to_string() == key.to_string());
         let brought = self.found.len() + self.failed.len();
         self.found.retain(|found| is_asked(&found.key));
-        if !self.failed.is_empty() {
-            self.failed.retain(|(key, _)| is_asked(key));
-        }
+        self.failed.retain(|(key, _)| is_asked(key));
         let unasked = brought - self.found.len() - self.failed.len();
         let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
         let mut ambiguous = HashSet::new();
@@ -310,9 +308,16 @@ impl<K: Key, V: Value> Loaded<K, V> {
                 ambiguous.insert(key);
             }
         }
-        let failed: HashSet<&K> =
-            self.failed.iter().map(|(key, _)| key).filter(|key| !first.contains_key(key)).collect();
-        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len() + failed.len()));
+        let failed = match &self.failed[..] {
+            [] => 0,
+            failed => failed
+                .iter()
+                .map(|(key, _)| key)
+                .filter(|key| !first.contains_key(key))
+                .collect::<HashSet<_>>()
+                .len(),
+        };
+        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len() + failed));
         if unasked > 0 && missing > 0 {
             Err(Error::UnaskedKeys { cache, unasked, missing })
         } else if !ambiguous.is_empty() {
