@@ -17,6 +17,7 @@ mod cluster;
 mod columns;
 mod declaring;
 mod epochs;
+mod fixed_texts;
 mod forged;
 mod garbage;
 mod hints;

@@ -82,6 +82,9 @@ async fn a_trigger_that_is_missing_disabled_or_not_always_on_is_told_of() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_trigger_function_is_told_of() {
     let world = World::new().await;
+    // By a key that needs settings.
+    let watch = Watch { key: "id || ''".to_owned(), ..world.watch("items", "item") };
+    postgres::rewatch(&mut connected(&world).await, &watch).await.unwrap();
     let function: String =
         sqlx::query_scalar("select oid::regprocedure::text from pg_proc where pronamespace = $1::regnamespace and proname like 'item:%'")
             .bind(&world.name)
@@ -124,7 +127,7 @@ async fn a_changed_trigger_function_is_told_of() {
             .any(|fault| matches!(fault, Fault::Function { change: found, .. } if found == change));
         assert!(told, "{sql}: {faults:?}");
     }
-    postgres::watch(&mut connected(&world).await, &world.watch("items", "item")).await.unwrap();
+    postgres::watch(&mut connected(&world).await, &watch).await.unwrap();
     assert_eq!(faults(&world).await, []);
 }
 
@@ -156,6 +159,8 @@ async fn as_of(world: &World, version: usize) {
         include_str!("../../src/log/postgres/schema.sql"),
         include_str!("../../src/log/postgres/schema-2.sql"),
         include_str!("../../src/log/postgres/schema-3.sql"),
+        include_str!("../../src/log/postgres/schema-4.sql"),
+        include_str!("../../src/log/postgres/schema-5.sql"),
     ];
     world.sql("drop table watched, tick, boot, invalidation").await;
     let functions = ["origin", "epoch", "pending", "version"].map(|name| format!("{}.{name}()", world.name));
@@ -165,7 +170,9 @@ async fn as_of(world: &World, version: usize) {
         let step = step.replace("on schema perto to", &format!("on schema {} to", world.name));
         world.sql(&step.replace("perto.", &format!("{}.", world.name))).await;
     }
-    world.sql(&format!("update meta set version = {version}")).await;
+    if version < 4 {
+        world.sql(&format!("update meta set version = {version}")).await;
+    }
 }
 
 /// The first version's tables, with triggers on them: migrated, they are told of until they are watched again.
@@ -238,4 +245,56 @@ async fn what_an_upgrade_adds_runs_as_who_owns_the_log_and_also_where_nothing_ma
     sqlx::raw_sql(AssertSqlSafe(clean_up)).execute(&mut again).await.unwrap();
     assert_eq!(owner, role, "not as whoever upgrades: the table may have triggers of its owner's");
     read.unwrap();
+}
+
+/// With the functions that version wrote: they go on, and watching again replaces them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_the_version_before_is_upgraded_with_its_rows_and_rights() {
+    let world = World::new().await;
+    let (schema, role) = (&world.name, format!("{}_reader", world.name));
+    let mut connection = connected(&world).await;
+    as_of(&world, 5).await;
+    // What it wrote for this key, in short.
+    let function: String =
+        sqlx::query_scalar("select p.oid::regproc::text from pg_proc p where p.pronamespace = $1::regnamespace and proname like 'item:%'")
+            .bind(schema)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+    world
+        .sql(&format!(
+            "create or replace function {function}() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp \
+               as 'begin insert into {schema}.invalidation (cache, keys) values (''item'', ''{{1}}''); return null; end'; \
+             create role {role}; grant select, insert, delete on invalidation to {role}; \
+             insert into items values (1, 1)"
+        ))
+        .await;
+    postgres::migrate(&mut connection, schema).await.unwrap();
+    assert_eq!(postgres::migrate_sql(&mut connection, schema).await.unwrap(), None);
+    world.sql("update items set v = 2").await;
+    let kept = format!(
+        "select array_agg(has_table_privilege('{role}', 'invalidation', p) order by p) = '{{t,t,t,f}}' \
+         from unnest(array['delete', 'insert', 'select', 'truncate']) p"
+    );
+    let kept: bool = sqlx::query_scalar(AssertSqlSafe(kept)).fetch_one(&world.pool).await.unwrap();
+    world.sql(&format!("drop owned by {role}; drop role {role}")).await;
+    assert!(kept);
+    assert_eq!(world.count("invalidation where keys = '{1}'").await, 2, "from before and after");
+    assert_eq!(
+        world.count("pg_constraint where conrelid = 'invalidation'::regclass and contype = 'c'").await,
+        0
+    );
+    assert_eq!(
+        world.count("pg_class where oid = 'invalidation'::regclass and relpersistence = 'u'").await,
+        1
+    );
+    // It was restored without what is recorded of it.
+    postgres::watch(&mut connection, &world.watch("items", "item")).await.unwrap();
+    assert_eq!(faults(&world).await, []);
+    let a = world.start().await;
+    coherent([&a]).await;
+    assert_eq!(a.fresh(1).await, Some(2));
+    world.put(1, 3).await;
+    a.polled().await;
+    assert_eq!(a.fresh(1).await, Some(3));
 }

@@ -1,7 +1,8 @@
 //! The columns that a table is watched for.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::function::{Texts, fixed_columns};
 use super::sql::{literal, refused};
 use super::trigger::{Table, Watch};
 use crate::error::LogError;
@@ -56,4 +57,20 @@ pub(super) async fn completed(
     let counts =
         |(name, _, primary): (String, bool, bool)| (primary || watch.columns.contains(&name)).then_some(name);
     Ok(Watch { columns: known.into_iter().filter_map(counts).collect(), ..watch.clone() })
+}
+
+/// What the texts of what is watched depend on, as the table is now.
+pub(super) async fn texts(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    table: &Table,
+) -> Result<Texts, LogError> {
+    let columns: Vec<String> =
+        sqlx::query_scalar(AssertSqlSafe(format!("select {}", fixed_columns("$1::bigint::oid"))))
+            .persistent(false)
+            .bind(table.oid)
+            .fetch_one(connection)
+            .await
+            .map_err(refused)?;
+    Ok(Texts::of(watch, &columns))
 }

@@ -3,6 +3,11 @@
 //! With static SQL: a generic one would plan its statement anew at each call. One for each cache and key, shared by all
 //! tables that are watched alike (`plpgsql` compiles it for each). Its name says what is in it and no table's number, so
 //! that it fits after a dump and a restore too.
+//!
+//! Settings cost as much as the row that is written. So a function has none where all its texts are of types that no setting
+//! changes. It looks at the types each time, for a column's type can be altered. Without a pinned search path everything in it
+//! is named with its schema, down to types, operators and collations: it runs as its owner, and the path is the caller's. Only
+//! what no path can change bears a bare name: the rows of the statement, variables, and what the grammar knows.
 
 use sqlx::PgConnection;
 
@@ -12,9 +17,53 @@ use super::trigger::Watch;
 use crate::error::LogError;
 use crate::wire::MAX_KEY_BYTES;
 
-/// What the function runs under. Dates, times, bytes, floats and the key's own literals have one text, whatever the session
-/// of the writer has set: else a key's text would depend on who writes.
-pub(super) const SETTINGS: [(&str, &str); 11] = [
+/// What the texts of a watched table's key and columns depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Texts {
+    /// On no setting: the key is a column, and it and the columns that count have [`FIXED_TYPES`].
+    Fixed,
+    /// On settings, which the function has to pin.
+    Pinned,
+}
+
+/// Types whose text no setting changes. (Not arrays and not domains of them. More than eight would be hashed at each call.)
+pub(super) const FIXED_TYPES: [&str; 8] =
+    ["bool", "int2", "int4", "int8", "numeric", "text", "uuid", "varchar"];
+
+impl Texts {
+    /// Of what is watched so, where these columns of the table have fixed types: as [`fixed_columns`] names them.
+    pub(super) fn of(watch: &Watch, fixed_columns: &[String]) -> Self {
+        let fixed = |name: &str| fixed_columns.iter().any(|column| column == name);
+        if fixed(watch.key.trim()) && watch.columns.iter().all(|column| fixed(&identifier(column))) {
+            Self::Fixed
+        } else {
+            Self::Pinned
+        }
+    }
+}
+
+/// SQL for the columns of a table that have fixed types, as a key can spell each: in quotes, and without where it needs none.
+/// What is a word of the grammar (`user`, `null`) needs some.
+pub(super) fn fixed_columns(table: &str) -> String {
+    format!(
+        "array(select s.spelling from pg_catalog.pg_attribute a, \
+           lateral (select '\"' || replace(a.attname::text, '\"', '\"\"') || '\"' union all \
+             select a.attname::text where a.attname::text ~ '^[a-z_][a-z0-9_]*$' \
+               and a.attname::text not in (select word from pg_get_keywords() where catcode <> 'U')) s(spelling) \
+         where a.attrelid = {table} and a.attnum > 0 and not a.attisdropped and a.attgenerated::text <> 'v' \
+           and a.atttypid = any ({}))",
+        fixed_types()
+    )
+}
+
+fn fixed_types() -> String {
+    let types: Vec<String> = FIXED_TYPES.iter().map(|name| format!("pg_catalog.{name}")).collect();
+    format!("'{{{}}}'::pg_catalog.regtype[]", types.join(","))
+}
+
+/// What the function runs under where its texts are [`Texts::Pinned`]. Dates, times, bytes, floats and the key's own literals
+/// have one text, whatever the session of the writer has set: else a key's text would depend on who writes.
+const SETTINGS: [(&str, &str); 11] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("timezone", "'UTC'"),
     ("datestyle", "'ISO, YMD'"),
@@ -33,48 +82,81 @@ pub(super) const SETTINGS: [(&str, &str); 11] = [
 /// Messages without a row's data: of names and rights, of what is not supported, of bugs; and `division_by_zero`.
 const HARMLESS: &str = "^(42|0A|XX|22012)";
 
+/// A row's key, told apart by its bytes.
+fn text(key: &str) -> String {
+    format!("(({key})::pg_catalog.text) collate pg_catalog.\"C\"")
+}
+
+/// Whether the types in these rows are those that the function was made for.
+fn as_watched(watch: &Watch, texts: Texts) -> String {
+    if texts == Texts::Pinned {
+        return "true".to_owned();
+    }
+    let columns = watch.columns.iter().map(|column| identifier(column));
+    let types = fixed_types();
+    let is_fixed = |column| format!("pg_catalog.pg_typeof({column}) operator(pg_catalog.=) any ({types})");
+    let all: Vec<String> =
+        std::iter::once(watch.key.trim().to_owned()).chain(columns).map(is_fixed).collect();
+    all.join(" and ")
+}
+
 /// The function's text.
 ///
 /// Whatever the key fails with, the write goes on: the whole cache is invalidated, and the row says why. What is caught
 /// has written nothing, so it costs no transaction number. A key that is longer than any that is ever cached is treated
 /// alike. Columns win over variables of their names, and old and new spelling are told apart by their bytes.
-pub(super) fn body(watch: &Watch) -> String {
+pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     let Watch { schema, cache, key, table: _, columns } = watch;
+    let as_watched = as_watched(watch, texts);
     let collect = |rows: &str| {
         format!(
-            "select array_agg(k), max(octet_length(k)) into perto_keys, perto_bytes \
-             from (select distinct k from ({rows}) r where k is not null limit {}) d;",
+            "select pg_catalog.array_agg(k), pg_catalog.max(pg_catalog.octet_length(k)), pg_catalog.bool_and(as_watched) \
+               into perto_keys, perto_bytes, perto_as_watched \
+             from (select distinct k, as_watched from ({rows}) r where k is not null or not as_watched limit {}) d;",
             MAX_KEYS_PER_ROW + 1
         )
     };
-    let of = |rows: &str| format!("select (({key})::text) collate \"C\" as k from {rows}");
+    let of = |rows: &str| {
+        format!(
+            "select case when {as_watched} then {} end as k, {as_watched} as as_watched from {rows}",
+            text(key)
+        )
+    };
     let changed = if columns.is_empty() {
         format!("{} union all {}", of("old_rows"), of("new_rows"))
     } else {
-        changed(key, columns)
+        changed(key, columns, &as_watched)
     };
+    let one_row =
+        if texts == Texts::Fixed && columns.is_empty() { one_row(watch, &as_watched) } else { String::new() };
     format!(
         "\n#variable_conflict use_column\n\
-         declare perto_keys text[]; perto_bytes integer; perto_fault text; \
+         declare perto_keys pg_catalog.text[]; perto_bytes pg_catalog.int4; perto_as_watched pg_catalog.bool; \
+           perto_fault pg_catalog.text; \
          begin \
-           if tg_op = 'TRUNCATE' then \
+           if tg_op operator(pg_catalog.=) 'TRUNCATE' then \
              insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null; \
-           end if; \
+           end if; {one_row}\
            begin \
-             if tg_op = 'INSERT' then {} elsif tg_op = 'DELETE' then {} else {} end if; \
-             if perto_bytes > {MAX_KEY_BYTES} then \
-               perto_fault := format('%I.%I: a key of %s bytes, and at most {MAX_KEY_BYTES} are possible', \
+             if tg_op operator(pg_catalog.=) 'INSERT' then {} \
+             elsif tg_op operator(pg_catalog.=) 'DELETE' then {} else {} end if; \
+             if not perto_as_watched then \
+               raise datatype_mismatch using message = 'a column has another type than when this was watched: watch it again'; \
+             end if; \
+             if perto_bytes operator(pg_catalog.>) {MAX_KEY_BYTES} then \
+               perto_fault := pg_catalog.format('%I.%I: a key of %s bytes, and at most {MAX_KEY_BYTES} are possible', \
                  tg_table_schema, tg_table_name, perto_bytes); \
              end if; \
            exception when others or assert_failure then \
-             perto_fault := format('%I.%I: %s (%s)', tg_table_schema, tg_table_name, \
-               case when sqlstate ~ '{HARMLESS}' then left(sqlerrm, 300) else 'its key failed' end, sqlstate); \
+             perto_fault := pg_catalog.format('%I.%I: %s (%s)', tg_table_schema, tg_table_name, \
+               case when sqlstate operator(pg_catalog.~) '{HARMLESS}' then pg_catalog.left(sqlerrm, 300) \
+                 else 'its key failed' end, sqlstate); \
            end; \
            if perto_fault is not null then \
              insert into {schema}.invalidation (cache, keys, fault) values ({cache}, null, perto_fault); \
-           elsif cardinality(perto_keys) > {MAX_KEYS_PER_ROW} then \
+           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) {MAX_KEYS_PER_ROW} then \
              insert into {schema}.invalidation (cache, keys) values ({cache}, null); \
-           elsif cardinality(perto_keys) > 0 then \
+           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) 0 then \
              insert into {schema}.invalidation (cache, keys) values ({cache}, perto_keys); \
            end if; \
            return null; \
@@ -86,43 +168,105 @@ pub(super) fn body(watch: &Watch) -> String {
     )
 }
 
+/// What is tried first: to log a statement of one row by one statement that can't fail, and so needs no block around it. Where
+/// it logs nothing, all else follows.
+///
+/// It logs nothing of no row or of several, of a key that is null or too long, and of a column whose type is another now. Nor
+/// where the column is gone: its name is then found in `missing`, which has null for it, where it would be an error else.
+/// No part of it can be switched off by a setting, as joins and sorts can, which would make its plan worth compiling.
+fn one_row(watch: &Watch, as_watched: &str) -> String {
+    let Watch { schema, cache, key, .. } = watch;
+    let (key, cache) = (key.trim(), literal(cache));
+    // Two at most: of more it need not know.
+    let keys = |rows: &str| {
+        format!("array(select {} from {rows} where {key} is not null and {as_watched} limit 2)", text(key))
+    };
+    let one = |keys: &str| {
+        format!(
+            "pg_catalog.cardinality({keys}) operator(pg_catalog.=) 1 \
+             and pg_catalog.octet_length({keys}[1]) operator(pg_catalog.<=) {MAX_KEY_BYTES}"
+        )
+    };
+    // Kept from being merged with what is around it, which would look into the rows once for each mention.
+    let log = |found: &str, logged: &str, is_one: &str| {
+        format!(
+            "insert into {schema}.invalidation (xid, cache, keys) \
+             select pg_catalog.pg_current_xact_id(), {cache}, {logged} \
+             from (select {found} from (select null::pg_catalog.text as {key}) as missing offset 0) as found \
+             where {is_one};"
+        )
+    };
+    let (new, old) = (keys("new_rows"), keys("old_rows"));
+    let update = log(
+        &format!("{old} as o, {new} as n"),
+        "case when o[1] operator(pg_catalog.=) n[1] then n else o operator(pg_catalog.||) n end",
+        &format!("{} and {}", one("o"), one("n")),
+    );
+    let insert = log(&format!("{new} as n"), "n", &one("n"));
+    let delete = log(&format!("{old} as o"), "o", &one("o"));
+    format!(
+        "if tg_op operator(pg_catalog.=) 'UPDATE' then {update} \
+         elsif tg_op operator(pg_catalog.=) 'INSERT' then {insert} else {delete} end if; \
+         if found then return null; end if; "
+    )
+}
+
 /// The keys of rows that an update has changed in these columns. What a row was and what it is cancel each other out where
 /// they are alike.
 ///
 /// Compared by the text of a row of them, which is what the types' own output functions say. Some types have no equality
 /// (`json`), some call alike what readers can tell apart (`1.0` and `1.00`, a collation that passes over case), and a cast to
-/// text may lose something (blanks of `bpchar`, or whatever somebody has written a cast to).
-fn changed(key: &str, columns: &[String]) -> String {
+/// text may lose something (blanks of `bpchar`, or whatever somebody has written a cast to). Where a type is another than when
+/// it was watched, a text may lose something too.
+fn changed(key: &str, columns: &[String], as_watched: &str) -> String {
     let names: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
-    let row = format!("(row({})::text) collate \"C\"", names.join(", "));
-    let side =
-        |rows: &str, sign: i32| format!("select (({key})::text) collate \"C\", {row}, {sign} from {rows}");
+    let row = text(&format!("row({})", names.join(", ")));
+    let side = |rows: &str, sign: i32| {
+        format!(
+            "select case when {as_watched} then {} end, {as_watched}, {row}, {sign} from {rows}",
+            text(key)
+        )
+    };
     format!(
-        "select k from ({} union all {}) as s(k, row_text, sign) group by k, row_text having sum(sign) <> 0",
+        "select k, as_watched from ({} union all {}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text \
+         having pg_catalog.sum(sign) operator(pg_catalog.<>) 0 or not as_watched",
         side("old_rows", -1),
         side("new_rows", 1),
     )
 }
 
 /// Its name, with its schema: by the cache, by what it does, and by who watches, for nobody else may attach it.
-pub(super) async fn name(connection: &mut PgConnection, watch: &Watch) -> Result<String, LogError> {
+pub(super) async fn name(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    texts: Texts,
+) -> Result<String, LogError> {
     let sql = "select left(encode(sha256(convert_to(current_user::text || $1, 'UTF8')), 'hex'), 16)";
     let hash: String = sqlx::query_scalar(sql)
         .persistent(false)
-        .bind(format!("{SETTINGS:?}{}", body(watch)))
+        .bind(format!("{:?}{}", settings(texts), body(watch, texts)))
         .fetch_one(connection)
         .await
         .map_err(refused)?;
     Ok(format!("{}.{}", watch.schema, identifier(&format!("{}:{hash}", watch.cache))))
 }
 
-/// `security definer` with a pinned search path: whoever may write the table needs no right on the log.
-pub(super) fn create(watch: &Watch, name: &str) -> String {
-    let settings: String = SETTINGS.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
+/// `security definer`: whoever may write the table needs no right on the log.
+pub(super) fn create(watch: &Watch, name: &str, texts: Texts) -> String {
+    let settings: String =
+        settings(texts).iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
     format!(
         "create or replace function {name}() returns trigger language plpgsql security definer {settings}as {}",
-        literal(&body(watch))
+        literal(&body(watch, texts))
     )
+}
+
+/// What a function runs under.
+pub(super) fn settings(texts: Texts) -> &'static [(&'static str, &'static str)] {
+    match texts {
+        Texts::Fixed => &[],
+        Texts::Pinned => &SETTINGS,
+    }
 }
 
 /// Drops the functions that no trigger runs, of ours and of whoever asks.

@@ -6,7 +6,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::function;
+use super::function::{self, Texts};
 use super::locks::run_one;
 use super::sql::{identifier, refused};
 use super::trigger::{EVENTS, Table, Watch, trigger_sql};
@@ -95,12 +95,13 @@ pub(super) async fn judge(
     watch: &Watch,
     table: &Table,
     name: &str,
+    texts: Texts,
 ) -> Result<(), LogError> {
     // As in the function: what the expression names outside of pg_catalog must be written with its schema.
     let begin = "savepoint perto_key; set local search_path = pg_catalog, pg_temp";
     sqlx::raw_sql(begin).execute(&mut *connection).await.map_err(refused)?;
     let judged = match one_row(connection, watch, table).await {
-        Ok(None) => dry_run(connection, watch, table, name).await,
+        Ok(None) => dry_run(connection, watch, table, name, texts).await,
         other => other,
     };
     // First of all: a refusal leaves the transaction broken.
@@ -258,6 +259,7 @@ async fn dry_run(
     watch: &Watch,
     table: &Table,
     name: &str,
+    texts: Texts,
 ) -> Result<Refusal, sqlx::Error> {
     let copy = Table::made(format!("{}.perto_copy", watch.schema));
     run_one(
@@ -265,7 +267,7 @@ async fn dry_run(
         &format!("create unlogged table {} (like {} including generated)", copy.name, table.name),
     )
     .await?;
-    if let Some(said) = said(connection, &function::create(watch, name)).await? {
+    if let Some(said) = said(connection, &function::create(watch, name, texts)).await? {
         return Ok(Some(said));
     }
     for event in EVENTS {

@@ -57,7 +57,8 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          set local enable_seqscan = off; set local jit = off; \
          with boot as materialized (select * from {schema}.boot where origin = {schema}.origin()), \
          new as materialized (select i.xid, i.cache, k.key, i.traceparent, i.fault, {bytes} as bytes \
-           from ({rows}) i left join lateral unnest(i.keys) k(key) on true limit {most}), \
+           from ({rows}) i left join lateral unnest(i.keys) k(key) on true \
+           where i.keys is null or cardinality(i.keys) > 0 limit {most}), \
          size as materialized ( \
            select count(*) <= {MAX_POLL_ROWS} and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
          select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \

@@ -152,19 +152,26 @@ async fn plan(
             other.name
         )));
     }
-    let name = function::name(connection, watch).await?;
-    key::judge(connection, watch, &tables[0], &name).await?;
+    let texts = columns::texts(connection, watch, &tables[0]).await?;
+    let name = function::name(connection, watch, texts).await?;
+    key::judge(connection, watch, &tables[0], &name, texts).await?;
     // Since 14 a trigger is replaced without keeping readers waiting.
     let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
         .persistent(false)
         .fetch_one(&mut *connection)
         .await
         .map_err(refused)?;
-    let plan = statements(watch, &tables, &name, version < 140_000);
+    let function = function::create(watch, &name, texts);
+    let plan = statements(watch, &tables, (&name, function), version < 140_000);
     Ok((tables, plan))
 }
 
-fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool) -> Vec<Sql> {
+fn statements(
+    watch: &Watch,
+    tables: &[Table],
+    (function, create): (&str, String),
+    drop_first: bool,
+) -> Vec<Sql> {
     let Watch { schema, cache, key, columns, .. } = watch;
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let quoted: Vec<String> = names.iter().map(|name| literal(name)).collect();
@@ -172,7 +179,7 @@ fn statements(watch: &Watch, tables: &[Table], function: &str, drop_first: bool)
     let mut plan = vec![
         Sql::One(format!("lock table {} in share row exclusive mode", names.join(", "))),
         Sql::One(locks::PINNED_PATH.to_owned()),
-        Sql::One(function::create(watch, function)),
+        Sql::One(create),
         // Attached to a table of one's own, with types of one's own, it would run one's casts as its owner.
         Sql::One(format!("revoke all on function {function}() from public")),
     ];

@@ -5,7 +5,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
-use super::function::{SETTINGS, body};
+use super::function::{Texts, body, fixed_columns, settings};
 use super::locks::{PINNED_PATH, run_one};
 use super::schema;
 use super::sql::{identifier, refused};
@@ -114,6 +114,8 @@ struct Found {
     settings: Option<Vec<String>>,
     public: Option<bool>,
     owner_writes: Option<bool>,
+    /// The columns whose text no setting changes.
+    fixed_columns: Vec<String>,
 }
 
 /// By hand: library users compile no macros of sqlx.
@@ -136,6 +138,7 @@ impl FromRow<'_, PgRow> for Found {
             settings: row.try_get("settings")?,
             public: row.try_get("public")?,
             owner_writes: row.try_get("owner_writes")?,
+            fixed_columns: row.try_get("fixed_columns")?,
         })
     }
 }
@@ -265,9 +268,10 @@ fn changes(watch: &Watch, row: &Found) -> Vec<FunctionChange> {
     let Some(source) = &row.source else { return Vec::new() };
     let plain = |text: &str| text.replace(['\'', ' '], "").to_lowercase();
     let set: Vec<String> = row.settings.iter().flatten().map(|setting| plain(setting)).collect();
-    let pinned = SETTINGS.iter().all(|(name, value)| set.contains(&plain(&format!("{name}={value}"))));
+    let texts = Texts::of(watch, &row.fixed_columns);
+    let pinned = settings(texts).iter().all(|(name, value)| set.contains(&plain(&format!("{name}={value}"))));
     let mut changes = Vec::new();
-    if row.key.is_some() && *source != body(watch) {
+    if row.key.is_some() && *source != body(watch, texts) {
         changes.push(FunctionChange::Body);
     }
     if row.definer != Some(true) || !pinned {
@@ -317,11 +321,12 @@ fn sql(schema: &str) -> String {
            p.prosrc as source, p.prosecdef as definer, p.proconfig as settings, \
            p.oid is not null and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
              where a.grantee = 0 and a.privilege_type = 'EXECUTE') as public, \
-           has_table_privilege(p.proowner, '{schema}.invalidation', 'insert') as owner_writes \
+           has_table_privilege(p.proowner, '{schema}.invalidation', 'insert') as owner_writes, {fixed_columns} as fixed_columns \
          from every e cross join unnest($2::text[]) with ordinality ev(event, at) \
          left join named n on n.oid = e.oid \
          left join pg_trigger g on g.tgrelid = e.oid and g.tgname = format('%s:%s:%s', $1::text, e.cache, ev.event) \
          left join pg_proc p on p.oid = g.tgfoid \
-         order by e.cache, e.name, e.level, n.name, ev.at"
+         order by e.cache, e.name, e.level, n.name, ev.at",
+        fixed_columns = fixed_columns("e.oid"),
     )
 }
