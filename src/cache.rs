@@ -594,7 +594,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Invalidates many keys, like [`Cache::invalidate`]. More than [`MAX_KEYS_PER_ROW`](crate::MAX_KEYS_PER_ROW) clear
-    /// the cache.
+    /// the cache; none invalidate nothing.
     ///
     /// # Errors
     /// Those of [`Cache::invalidate`].

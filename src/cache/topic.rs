@@ -116,7 +116,8 @@ impl<K: Key> Topic<K> {
         self.invalidate_many(std::slice::from_ref(key)).await
     }
 
-    /// The same for many keys. More than [`MAX_KEYS_PER_ROW`](crate::MAX_KEYS_PER_ROW) invalidate all that depends on any key of the topic.
+    /// The same for many keys. More than [`MAX_KEYS_PER_ROW`](crate::MAX_KEYS_PER_ROW) invalidate all that depends on any key of the topic;
+    /// none invalidate nothing.
     ///
     /// # Errors
     /// Those of [`Cache::invalidate`](crate::Cache::invalidate).

@@ -1,8 +1,9 @@
 //! The columns that a table is watched for.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::function::{Texts, fixed_columns};
+use super::locks::PINNED_PATH;
 use super::sql::{literal, refused};
 use super::trigger::{Table, Watch};
 use crate::error::LogError;
@@ -65,12 +66,16 @@ pub(super) async fn texts(
     watch: &Watch,
     table: &Table,
 ) -> Result<Texts, LogError> {
+    let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     let columns: Vec<String> =
         sqlx::query_scalar(AssertSqlSafe(format!("select {}", fixed_columns("$1::bigint::oid"))))
             .persistent(false)
             .bind(table.oid)
-            .fetch_one(connection)
+            .fetch_one(&mut *tx)
             .await
             .map_err(refused)?;
+    // The path of a transaction around it is as it was.
+    tx.rollback().await.map_err(refused)?;
     Ok(Texts::of(watch, &columns))
 }

@@ -42,7 +42,7 @@ impl Texts {
     }
 }
 
-/// SQL for the columns of a table that have fixed types, as a key can spell each: in quotes, and without where it needs none.
+/// SQL, under a pinned search path, for the columns of a table that have fixed types, as a key can spell each: in quotes, and without where it needs none.
 /// What is a word of the grammar (`user`, `null`) needs some.
 pub(super) fn fixed_columns(table: &str) -> String {
     format!(
@@ -190,8 +190,7 @@ fn one_row(watch: &Watch, as_watched: &str) -> String {
     // Kept from being merged with what is around it, which would look into the rows once for each mention.
     let log = |found: &str, logged: &str, is_one: &str| {
         format!(
-            "insert into {schema}.invalidation (xid, cache, keys) \
-             select pg_catalog.pg_current_xact_id(), {cache}, {logged} \
+            "insert into {schema}.invalidation (cache, keys) select {cache}, {logged} \
              from (select {found} from (select null::pg_catalog.text as {key}) as missing offset 0) as found \
              where {is_one};"
         )
