@@ -110,8 +110,8 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     let as_watched = as_watched(watch, texts);
     let collect = |rows: &str| {
         format!(
-            "select pg_catalog.array_agg(k), pg_catalog.max(pg_catalog.octet_length(k)), pg_catalog.bool_and(as_watched) \
-               into perto_keys, perto_bytes, perto_as_watched \
+            "select pg_catalog.array_agg(k), pg_catalog.max(pg_catalog.octet_length(k)), pg_catalog.bool_and(as_watched)
+               into perto_keys, perto_bytes, perto_as_watched
              from (select distinct k, as_watched from ({rows}) r where k is not null or not as_watched limit {}) d;",
             MAX_KEYS_PER_ROW + 1
         )
@@ -130,36 +130,36 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     let one_row =
         if texts == Texts::Fixed && columns.is_empty() { one_row(watch, &as_watched) } else { String::new() };
     format!(
-        "\n#variable_conflict use_column\n\
-         declare perto_keys pg_catalog.text[]; perto_bytes pg_catalog.int4; perto_as_watched pg_catalog.bool; \
-           perto_fault pg_catalog.text; \
-         begin \
-           if tg_op operator(pg_catalog.=) 'TRUNCATE' then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null; \
-           end if; {one_row}\
-           begin \
-             if tg_op operator(pg_catalog.=) 'INSERT' then {} \
-             elsif tg_op operator(pg_catalog.=) 'DELETE' then {} else {} end if; \
-             if not perto_as_watched then \
-               raise datatype_mismatch using message = 'a column has another type than when this was watched: watch it again'; \
-             end if; \
-             if perto_bytes operator(pg_catalog.>) {MAX_KEY_BYTES} then \
-               perto_fault := pg_catalog.format('%I.%I: a key of %s bytes, and at most {MAX_KEY_BYTES} are possible', \
-                 tg_table_schema, tg_table_name, perto_bytes); \
-             end if; \
-           exception when others or assert_failure then \
-             perto_fault := pg_catalog.format('%I.%I: %s (%s)', tg_table_schema, tg_table_name, \
-               case when sqlstate operator(pg_catalog.~) '{HARMLESS}' then pg_catalog.left(sqlerrm, 300) \
-                 else 'its key failed' end, sqlstate); \
-           end; \
-           if perto_fault is not null then \
-             insert into {schema}.invalidation (cache, keys, fault) values ({cache}, null, perto_fault); \
-           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) {MAX_KEYS_PER_ROW} then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, null); \
-           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) 0 then \
-             insert into {schema}.invalidation (cache, keys) values ({cache}, perto_keys); \
-           end if; \
-           return null; \
+        "\n#variable_conflict use_column
+         declare perto_keys pg_catalog.text[]; perto_bytes pg_catalog.int4; perto_as_watched pg_catalog.bool;
+           perto_fault pg_catalog.text;
+         begin {one_row}
+           if tg_op operator(pg_catalog.=) 'TRUNCATE' then
+             insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null;
+           end if;
+           begin
+             if tg_op operator(pg_catalog.=) 'INSERT' then {}
+             elsif tg_op operator(pg_catalog.=) 'DELETE' then {} else {} end if;
+             if not perto_as_watched then
+               raise datatype_mismatch using message = 'a column has another type than when this was watched: watch it again';
+             end if;
+             if perto_bytes operator(pg_catalog.>) {MAX_KEY_BYTES} then
+               perto_fault := pg_catalog.format('%I.%I: a key of %s bytes, and at most {MAX_KEY_BYTES} are possible',
+                 tg_table_schema, tg_table_name, perto_bytes);
+             end if;
+           exception when others or assert_failure then
+             perto_fault := pg_catalog.format('%I.%I: %s (%s)', tg_table_schema, tg_table_name,
+               case when sqlstate operator(pg_catalog.~) '{HARMLESS}' then pg_catalog.left(sqlerrm, 300)
+                 else 'its key failed' end, sqlstate);
+           end;
+           if perto_fault is not null then
+             insert into {schema}.invalidation (cache, keys, fault) values ({cache}, null, perto_fault);
+           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) {MAX_KEYS_PER_ROW} then
+             insert into {schema}.invalidation (cache, keys) values ({cache}, null);
+           elsif pg_catalog.cardinality(perto_keys) operator(pg_catalog.>) 0 then
+             insert into {schema}.invalidation (cache, keys) values ({cache}, perto_keys);
+           end if;
+           return null;
          end ",
         collect(&of("new_rows")),
         collect(&of("old_rows")),
@@ -176,37 +176,35 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
 /// No part of it can be switched off by a setting, as joins and sorts can, which would make its plan worth compiling.
 fn one_row(watch: &Watch, as_watched: &str) -> String {
     let Watch { schema, cache, key, .. } = watch;
-    let (key, cache) = (key.trim(), literal(cache));
-    // Two at most: of more it need not know.
-    let keys = |rows: &str| {
-        format!("array(select {} from {rows} where {key} is not null and {as_watched} limit 2)", text(key))
-    };
-    let one = |keys: &str| {
-        format!(
-            "pg_catalog.cardinality({keys}) operator(pg_catalog.=) 1 \
-             and pg_catalog.octet_length({keys}[1]) operator(pg_catalog.<=) {MAX_KEY_BYTES}"
-        )
-    };
+    let (key, cache, text) = (key.trim(), literal(cache), text(key));
+    let keys = |rows: &str, limit: u8| format!("select {text} from {rows} where {as_watched} limit {limit}");
+    // Of more than two it need not know. An update has as many old rows as new ones.
+    let all = |rows: &str| format!("array({})", keys(rows, 2));
+    let fits = |key: &str| format!("pg_catalog.octet_length({key}) operator(pg_catalog.<=) {MAX_KEY_BYTES}");
+    let is_one = format!("pg_catalog.cardinality(keys) operator(pg_catalog.=) 1 and {}", fits("keys[1]"));
     // Kept from being merged with what is around it, which would look into the rows once for each mention.
-    let log = |found: &str, logged: &str, is_one: &str| {
+    let log = |logged: &str, found: &str, condition: &str| {
         format!(
-            "insert into {schema}.invalidation (cache, keys) select {cache}, {logged} \
-             from (select {found} from (select null::pg_catalog.text as {key}) as missing offset 0) as found \
-             where {is_one};"
+            "
+             insert into {schema}.invalidation (cache, keys) select {cache}, {logged}
+             from (select {found} from (select null::pg_catalog.text as {key}) as missing offset 0) as found
+             where {condition};"
         )
     };
-    let (new, old) = (keys("new_rows"), keys("old_rows"));
     let update = log(
-        &format!("{old} as o, {new} as n"),
-        "case when o[1] operator(pg_catalog.=) n[1] then n else o operator(pg_catalog.||) n end",
-        &format!("{} and {}", one("o"), one("n")),
+        "case when old_key operator(pg_catalog.=) keys[1] then keys else old_key operator(pg_catalog.||) keys end",
+        &format!("{} as keys, ({}) as old_key", all("new_rows"), keys("old_rows", 1)),
+        &format!("{is_one} and {}", fits("old_key")),
     );
-    let insert = log(&format!("{new} as n"), "n", &one("n"));
-    let delete = log(&format!("{old} as o"), "o", &one("o"));
+    let [insert, delete] =
+        ["new_rows", "old_rows"].map(|rows| log("keys", &format!("{} as keys", all(rows)), &is_one));
     format!(
-        "if tg_op operator(pg_catalog.=) 'UPDATE' then {update} \
-         elsif tg_op operator(pg_catalog.=) 'INSERT' then {insert} else {delete} end if; \
-         if found then return null; end if; "
+        "
+           if tg_op operator(pg_catalog.=) 'UPDATE' then {update}
+           elsif tg_op operator(pg_catalog.=) 'INSERT' then {insert}
+           elsif tg_op operator(pg_catalog.=) 'DELETE' then {delete}
+           end if;
+           if found then return null; end if;"
     )
 }
 
@@ -227,7 +225,7 @@ fn changed(key: &str, columns: &[String], as_watched: &str) -> String {
         )
     };
     format!(
-        "select k, as_watched from ({} union all {}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text \
+        "select k, as_watched from ({} union all {}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text
          having pg_catalog.sum(sign) operator(pg_catalog.<>) 0 or not as_watched",
         side("old_rows", -1),
         side("new_rows", 1),
