@@ -2,8 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::function::{Texts, fixed_columns};
-use super::locks::PINNED_PATH;
+use super::function::{LOOKING, Texts, fixed_columns};
 use super::sql::{literal, refused};
 use super::trigger::{Table, Watch};
 use crate::error::LogError;
@@ -67,7 +66,7 @@ pub(super) async fn texts(
     table: &Table,
 ) -> Result<Texts, LogError> {
     let mut tx = connection.begin().await.map_err(refused)?;
-    sqlx::raw_sql(PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
+    sqlx::raw_sql(LOOKING).execute(&mut *tx).await.map_err(refused)?;
     let columns: Vec<String> =
         sqlx::query_scalar(AssertSqlSafe(format!("select {}", fixed_columns("$1::bigint::oid"))))
             .persistent(false)

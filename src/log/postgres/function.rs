@@ -42,16 +42,17 @@ impl Texts {
     }
 }
 
-/// SQL, under a pinned search path, for the columns of a table that have fixed types, as a key can spell each: in quotes, and without where it needs none.
+/// What [`fixed_columns`] runs under: words are quoted where they need it, and a plan that takes milliseconds is not compiled.
+pub(super) const LOOKING: &str =
+    "set local search_path = pg_catalog, pg_temp; set local quote_all_identifiers = off; set local jit = off";
+
+/// SQL for the columns of a table that have fixed types, as a key can spell each: in quotes, and without where it needs none.
 /// What is a word of the grammar (`user`, `null`) needs some.
 pub(super) fn fixed_columns(table: &str) -> String {
     format!(
-        "array(select s.spelling from pg_catalog.pg_attribute a, \
-           lateral (select '\"' || replace(a.attname::text, '\"', '\"\"') || '\"' union all \
-             select a.attname::text where a.attname::text ~ '^[a-z_][a-z0-9_]*$' \
-               and a.attname::text not in (select word from pg_get_keywords() where catcode <> 'U')) s(spelling) \
-         where a.attrelid = {table} and a.attnum > 0 and not a.attisdropped and a.attgenerated::text <> 'v' \
-           and a.atttypid = any ({}))",
+        "array(select unnest(array[quote_ident(a.attname), '\"' || replace(a.attname::text, '\"', '\"\"') || '\"']) \
+           from pg_attribute a where a.attrelid = {table} and a.attnum > 0 and not a.attisdropped \
+             and a.attgenerated::text <> 'v' and a.atttypid = any ({}))",
         fixed_types()
     )
 }

@@ -5,8 +5,8 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
 
-use super::function::{Texts, body, fixed_columns, settings};
-use super::locks::{PINNED_PATH, run_one};
+use super::function::{LOOKING, Texts, body, fixed_columns, settings};
+use super::locks::run_one;
 use super::schema;
 use super::sql::{identifier, refused};
 use super::trigger::{EVENTS, Watch};
@@ -158,7 +158,7 @@ pub async fn watched(connection: &mut PgConnection, schema: &str) -> Result<Vec<
 pub(super) async fn recorded(connection: &mut PgConnection, schema: &str) -> Result<Vec<Watched>, LogError> {
     // On one server, whatever is in between: see the log.
     let mut tx = connection.begin().await.map_err(refused)?;
-    sqlx::raw_sql(PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
+    sqlx::raw_sql(LOOKING).execute(&mut *tx).await.map_err(refused)?;
     let rows: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql(schema)))
         .persistent(false)
         .bind(schema)
