@@ -177,14 +177,18 @@ pub(super) async fn recorded(connection: &mut PgConnection, schema: &str) -> Res
             columns: first.columns.clone().unwrap_or_default(),
         };
         let tables = group.chunk_by(|a, b| a.table_oid == b.table_oid);
+        let key = match (&first.table_name, &first.key) {
+            (Some(table), Some(_)) => {
+                let error = probe(&mut tx, &watch, table).await.map_err(refused)?;
+                error.map(|error| Fault::Key { table: table.clone(), error })
+            }
+            _ => None,
+        };
         let mut faults: Vec<Fault> = match first.root {
             None => vec![Fault::Gone],
-            Some(_) => tables.clone().flat_map(|rows| faults(&watch, rows)).collect(),
+            Some(_) => tables.clone().flat_map(|rows| faults(&watch, rows, key.is_some())).collect(),
         };
-        if let (Some(table), Some(_)) = (&first.table_name, &first.key) {
-            let error = probe(&mut tx, &watch, table).await.map_err(refused)?;
-            faults.extend(error.map(|error| Fault::Key { table: table.clone(), error }));
-        }
+        faults.extend(key);
         let names = tables.filter_map(|rows| rows[0].table_name.clone()).collect();
         all.push(Watched { watch, recorded: first.key.is_some(), tables: names, faults });
     }
@@ -230,7 +234,7 @@ pub(super) fn has_triggers(watched: &Watched) -> bool {
 }
 
 /// What is wrong with one table: a row for each kind of statement.
-fn faults(watch: &Watch, rows: &[Found]) -> Vec<Fault> {
+fn faults(watch: &Watch, rows: &[Found], key_fails: bool) -> Vec<Fault> {
     let first = &rows[0];
     let table = first.table_name.clone().unwrap_or_default();
     if first.key.is_some() && rows.iter().all(|row| row.enabled.is_none()) {
@@ -253,7 +257,7 @@ fn faults(watch: &Watch, rows: &[Found]) -> Vec<Fault> {
     }
     // One function for all four, unless somebody gave a trigger another one.
     for row in rows {
-        for change in changes(watch, row) {
+        for change in changes(watch, row, key_fails) {
             let function = row.function.clone().unwrap_or_default();
             let fault = Fault::Function { table: table.clone(), function, change };
             if !faults.contains(&fault) {
@@ -264,11 +268,15 @@ fn faults(watch: &Watch, rows: &[Found]) -> Vec<Fault> {
     faults
 }
 
-fn changes(watch: &Watch, row: &Found) -> Vec<FunctionChange> {
+fn changes(watch: &Watch, row: &Found, key_fails: bool) -> Vec<FunctionChange> {
     let Some(source) = &row.source else { return Vec::new() };
     let plain = |text: &str| text.replace(['\'', ' '], "").to_lowercase();
     let set: Vec<String> = row.settings.iter().flatten().map(|setting| plain(setting)).collect();
-    let texts = Texts::of(watch, &row.fixed_columns);
+    // Of a column that is gone nobody knows which type it had.
+    let texts = match key_fails && *source == body(watch, Texts::Fixed) {
+        true => Texts::Fixed,
+        false => Texts::of(watch, &row.fixed_columns),
+    };
     let pinned = settings(texts).iter().all(|(name, value)| set.contains(&plain(&format!("{name}={value}"))));
     let mut changes = Vec::new();
     if row.key.is_some() && *source != body(watch, texts) {
