@@ -117,16 +117,16 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
             MAX_KEYS_PER_ROW + 1
         )
     };
-    let of = |rows: &str| {
-        format!(
-            "select case when {as_watched} then {} end as k, {as_watched} as as_watched from {rows}",
-            text(key)
-        )
+    // Where settings are pinned any type will do, and a key may be several, which no `case` takes.
+    let key = match texts {
+        Texts::Fixed => format!("case when {as_watched} then {} end", text(key)),
+        Texts::Pinned => text(key),
     };
+    let of = |rows: &str| format!("select {key} as k, {as_watched} as as_watched from {rows}");
     let changed = if columns.is_empty() {
         format!("{} union all {}", of("old_rows"), of("new_rows"))
     } else {
-        changed(key, columns, &as_watched)
+        changed(&key, columns, &as_watched)
     };
     let one_row =
         if texts == Texts::Fixed && columns.is_empty() { one_row(watch, &as_watched) } else { String::new() };
@@ -219,12 +219,7 @@ fn one_row(watch: &Watch, as_watched: &str) -> String {
 fn changed(key: &str, columns: &[String], as_watched: &str) -> String {
     let names: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
     let row = text(&format!("row({})", names.join(", ")));
-    let side = |rows: &str, sign: i32| {
-        format!(
-            "select case when {as_watched} then {} end, {as_watched}, {row}, {sign} from {rows}",
-            text(key)
-        )
-    };
+    let side = |rows: &str, sign: i32| format!("select {key}, {as_watched}, {row}, {sign} from {rows}");
     format!(
         "select k, as_watched from ({} union all {}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text
          having pg_catalog.sum(sign) operator(pg_catalog.<>) 0 or not as_watched",
