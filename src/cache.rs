@@ -25,6 +25,7 @@ use crate::shared::recent::Recent;
 use crate::trace::{self, Kind, Span, Trace};
 use crate::wire::{Change, Dependency, MAX_KEY_BYTES};
 
+mod agreement;
 pub(crate) mod audit;
 mod batches;
 pub(crate) mod builder;
@@ -45,6 +46,7 @@ mod stale;
 pub(crate) mod topic;
 pub(crate) mod types;
 
+use agreement::Agreement;
 use flight::{Flights, Waiter};
 use gather::{FEW_LOADS, FEW_LOOK_UPS, Gather};
 use led::{Few, Led, LedKey};
@@ -79,6 +81,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     loads: Arc<Gather<Led<K, FlightResult<V>>>>,
     /// Whether it was told of that it declares no tables.
     undeclared: AtomicBool,
+    agreement: Agreement<K>,
     counters: CacheCounters,
     recent: Recent,
     /// By tier.
@@ -746,6 +749,7 @@ impl<K: Key, V: Value> Core<K, V> {
             look_ups: Gather::new(FEW_LOOK_UPS, Led::count),
             loads: Gather::new(FEW_LOADS, Led::count),
             undeclared: AtomicBool::new(false),
+            agreement: Agreement::new(),
             counters: CacheCounters::default(),
             recent: Recent::new(),
             latencies: Default::default(),

@@ -171,6 +171,7 @@ impl Perto {
         });
         shared.spawn_endless(Some(TroubleKind::LogNotTrimmed), upkeep::trim);
         shared.spawn_endless(None, loads::judge);
+        shared.spawn_endless(None, upkeep::compare_keys);
         if shared.settings.audit_rate > 0 {
             shared.spawn_endless(None, upkeep::audit);
         }

@@ -113,6 +113,35 @@ pub trait Log: Debug + Send + Sync + 'static {
         tables: &'a [String],
         sources: &'a [Source],
     ) -> BoxFuture<'a, Result<Vec<Unwatched>, LogError>>;
+
+    /// Whether a row of the tables that are watched for `cache` bears `key`: whether the log would name a write to it so. Looks
+    /// for a moment only. Default: nobody knows.
+    ///
+    /// # Errors
+    /// If Postgres can't be read.
+    fn borne<'a>(&'a self, cache: &'a str, key: &'a str) -> BoxFuture<'a, Result<Borne, LogError>> {
+        let _ = (cache, key);
+        Box::pin(std::future::ready(Ok(Borne::Unknown)))
+    }
+}
+
+/// Whether rows bear a key, by the expressions that their tables are watched by. See [`Log::borne`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Borne {
+    /// One does, at least but for case and for blanks at the ends.
+    Yes,
+    /// None does.
+    No {
+        /// The keys of a few of the rows that there are; never empty.
+        others: Vec<String>,
+        /// A table that is watched.
+        table: String,
+        /// The expression that it is watched by.
+        by: String,
+    },
+    /// There are no rows, or it would take too long, or what is watched is not as it was recorded.
+    Unknown,
 }
 
 /// A table whose writes are to invalidate a cache.

@@ -54,6 +54,10 @@ impl<K: Key, V: Value> Auditable for Core<K, V> {
             }
         })
     }
+
+    fn compare_keys(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.compare_a_key())
+    }
 }
 
 impl<K: Key, V: Value> Core<K, V> {
@@ -114,6 +118,17 @@ impl<K: Key, V: Value> Core<K, V> {
         self.counters.audits.add(count);
         self.counters.audit_violations.add(wrong);
         self.shared.nines.add(self.shared.clock.now_ms(), count, wrong);
+    }
+
+    /// Which of the keys are there, by what the primary says now. `None` where it did not, in time.
+    pub(super) async fn present(&self, keys: &[K]) -> Option<Vec<bool>> {
+        let start = self.shared.coherence.read_start(&self.whole);
+        let mut present = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(self.policy.max_batch) {
+            let said = self.ask(keys, start).await?;
+            present.extend(said.answers.iter().map(|answer| !matches!(answer, Answer::Absent)));
+        }
+        Some(present)
     }
 
     /// What the primary says now. `None` where it did not, in time.

@@ -320,6 +320,9 @@ impl<K: Key, V: Value> Core<K, V> {
                     None => (None, self.policy.absent_ttl),
                 };
                 let ttl = self.jittered(&text, ttl);
+                if value.is_some() && from == FlightSource::Primary {
+                    self.agreement.loaded(leader.key());
+                }
                 let entry =
                     Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);

@@ -196,6 +196,10 @@ impl<K> Auditable for Core<K> {
     fn audit(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
+
+    fn compare_keys(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 impl<K> Clone for Topic<K> {

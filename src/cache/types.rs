@@ -19,7 +19,9 @@ use crate::error::Error;
 ///
 /// What the trigger makes of a row is not known here. Case and blanks at the ends make no difference to what is evicted:
 /// with the key expression `lower(slug)`, a write to `prod-61` is one to `Prod-61` too. Whatever else an expression does to a text
-/// must be done to the key as well, in `FromStr` or where it is made. If it is not, writes evict another key, and only the
+/// must be done to the key as well, in `FromStr` or where it is made. If it is not, writes evict another key. That is looked for
+/// within a second or two of the first fill, beside the reads: the trouble
+/// [`KeysDiffer`](crate::TroubleKind::KeysDiffer) tells of it. In a table that is too large to be searched in 200 ms only the
 /// auditor finds the entry that stayed.
 ///
 /// A load checks what it can. A text that is parsed as another key is [`Error::KeyNotReadBack`]. A loader that spells a key

@@ -60,7 +60,8 @@ kinds! {
     Unwatched = "unwatched",
     /// A trigger could not compute keys and cleared the whole cache instead.
     KeyFails = "key-fails",
-    /// A loader brought keys that it was not asked for: it and the key's type spell them differently.
+    /// A loader and the log name the same row by different keys: it brought keys that it was not asked for, or the triggers name
+    /// rows otherwise than it does, so that writes evict nothing.
     KeysDiffer = "keys-differ",
     /// Values of a type that L2 can't keep: each instance loads them for itself.
     ValuesUnstorable = "values-unstorable",

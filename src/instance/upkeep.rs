@@ -1,4 +1,5 @@
-//! What an instance does beside serving: the log is trimmed, and what was served is audited. None of it ever ends by itself.
+//! What an instance does beside serving: the log is trimmed, what was served is audited, and keys are compared with those of rows.
+//! None of it ever ends by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use crate::shared::Shared;
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two audits of a cache.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks whether there are keys to compare with those of rows.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn trim(shared: Arc<Shared>) {
     loop {
@@ -37,5 +40,15 @@ pub(super) async fn audit(shared: Arc<Shared>) {
         tokio::time::sleep(AUDIT_INTERVAL).await;
         // None waits for another's loader.
         futures_util::future::join_all(caches.values().map(|cache| cache.audit())).await;
+    }
+}
+
+/// One cache after the other: it takes one connection at a time, and nobody waits for it.
+pub(super) async fn compare_keys(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(COMPARE_INTERVAL).await;
+        for cache in shared.caches().values() {
+            cache.compare_keys().await;
+        }
     }
 }

@@ -18,13 +18,14 @@ use tokio::sync::Mutex;
 
 use self::poll::Answer;
 use self::sql::refused;
-use super::{Appended, CONNECT_LIMIT, Log, Poll, Source};
+use super::{Appended, Borne, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
 use crate::pool::{Lent, Pool};
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
+mod borne;
 mod columns;
 mod declared;
 mod function;
@@ -276,6 +277,13 @@ impl Log for PostgresLog {
             declared::unwatched(&mut connection, &self.schema, cache, tables, sources)
                 .await
                 .map_err(|error| self.explain(error))
+        })
+    }
+
+    fn borne<'a>(&'a self, cache: &'a str, key: &'a str) -> BoxFuture<'a, Result<Borne, LogError>> {
+        Box::pin(async move {
+            let mut connection = self.lend().await?;
+            borne::borne(&mut connection, &self.schema, cache, key).await.map_err(|error| self.explain(error))
         })
     }
 }

@@ -53,4 +53,6 @@ pub(crate) trait Auditable: Send + Sync {
     fn sample(&self, most: usize);
     /// Audits what was kept: within two load timeouts, and three polls' time.
     fn audit(&self) -> BoxFuture<'_, ()>;
+    /// Looks whether a key that was loaded is one that the log would name, where it is time for that.
+    fn compare_keys(&self) -> BoxFuture<'_, ()>;
 }

@@ -10,6 +10,7 @@
 mod support;
 mod world;
 
+mod agreement;
 mod asks;
 mod at_commit;
 mod audits;

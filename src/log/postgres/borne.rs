@@ -1,0 +1,154 @@
+//! Whether a row bears a key, by the expressions that its tables are watched by.
+//!
+//! What is recorded may be anybody's SQL. So an expression is run only where the table's own triggers run it at each write:
+//! then whoever wrote it may make triggers there. It is run in a transaction that only reads, under a short limit, and
+//! with the settings of the triggers' function.
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection, Row as _};
+
+use super::function::{SETTINGS, body};
+use super::sql::literal;
+use super::trigger::{Watch, trigger_name};
+use crate::coherence::spelling::folded;
+use crate::log::Borne;
+use crate::wire::MAX_KEY_BYTES;
+
+/// Of one statement. A table without an index that helps is read to its end only where it is small.
+const LIMIT: &str = "200ms";
+/// Rows whose keys are told where none bears the one that was asked for.
+const OTHERS: usize = 4;
+/// Rows that are alike to the database, or but for their case. More would be no key.
+const ALIKE: usize = 8;
+
+struct Found {
+    name: Option<String>,
+    key: String,
+    columns: Vec<String>,
+    source: Option<String>,
+}
+
+impl FromRow<'_, PgRow> for Found {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            name: row.try_get("name")?,
+            key: row.try_get("key")?,
+            columns: row.try_get("columns")?,
+            source: row.try_get("source")?,
+        })
+    }
+}
+
+pub(super) async fn borne(
+    connection: &mut PgConnection,
+    schema: &str,
+    cache: &str,
+    key: &str,
+) -> Result<Borne, sqlx::Error> {
+    // On one server, whatever is in between: see the log.
+    let mut tx = connection.begin().await?;
+    let settings: String =
+        SETTINGS.iter().map(|(name, value)| format!("; set local {name} = {value}")).collect();
+    let begin = format!(
+        "set transaction read only; set local statement_timeout = '{LIMIT}'; set local lock_timeout = '{LIMIT}'; \
+         set local jit = off; set local max_parallel_workers_per_gather = 0{settings}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *tx).await?;
+    let sql = format!(
+        "select format('%I.%I', n.nspname, c.relname) as name, w.key, coalesce(w.columns, '{{}}') as columns, p.prosrc as source \
+         from {schema}.watched w left join pg_class c on c.oid = to_regclass(w.name) \
+         left join pg_namespace n on n.oid = c.relnamespace \
+         left join pg_trigger g on g.tgrelid = c.oid and g.tgname = $2 and g.tgenabled = 'A' \
+         left join pg_proc p on p.oid = g.tgfoid where w.cache = $1 order by w.name"
+    );
+    let watched: Vec<Found> = sqlx::query_as(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(cache)
+        .bind(trigger_name(schema, cache, "insert"))
+        .fetch_all(&mut *tx)
+        .await?;
+    let mut no = None;
+    for found in watched {
+        let (schema, cache) = (schema.to_owned(), cache.to_owned());
+        let Found { name: Some(table), key: by, columns, source: Some(source) } = found else {
+            return Ok(Borne::Unknown);
+        };
+        let watch = Watch { schema, table, cache, key: by, columns };
+        if source != body(&watch) {
+            return Ok(Borne::Unknown);
+        }
+        match of_table(&mut tx, &watch, key).await? {
+            Some(Rows::Bear) => return Ok(Borne::Yes),
+            None => return Ok(Borne::Unknown),
+            Some(Rows::Others(these)) => match &mut no {
+                Some(Borne::No { others, .. }) => others.extend(these),
+                _ if these.is_empty() => {}
+                _ => no = Some(Borne::No { others: these, table: watch.table, by: watch.key }),
+            },
+        }
+    }
+    tx.rollback().await?;
+    Ok(no.unwrap_or(Borne::Unknown))
+}
+
+enum Rows {
+    Bear,
+    /// The keys of some of them.
+    Others(Vec<String>),
+}
+
+/// `None` where it would take too long, or is refused.
+async fn of_table(
+    connection: &mut PgConnection,
+    watch: &Watch,
+    key: &str,
+) -> Result<Option<Rows>, sqlx::Error> {
+    let Watch { table, key: by, .. } = watch;
+    let asked = literal(key);
+    let bears = |texts: &[String]| texts.iter().any(|text| folded(text) == folded(key));
+    // As a value of the expression's own type: an index helps with that. It may be no such value, nor a type with equality.
+    let indexed = format!(
+        "select (k::text) collate \"C\" from (select ({by}) as k from {table} as \"a row\") r where k = {asked} limit {ALIKE}"
+    );
+    match texts(connection, &indexed).await? {
+        Answer::Texts(texts) if bears(&texts) => return Ok(Some(Rows::Bear)),
+        Answer::Late => return Ok(None),
+        _ => {}
+    }
+    let rows = format!("(select (({by})::text) collate \"C\" as k from {table} as \"a row\") r");
+    let alike = format!(
+        "select k from {rows} where lower(btrim(k) collate \"default\") = lower(btrim({asked}) collate \"default\") limit {ALIKE}"
+    );
+    match texts(connection, &alike).await? {
+        Answer::Texts(texts) if bears(&texts) => return Ok(Some(Rows::Bear)),
+        Answer::Texts(_) => {}
+        Answer::Late | Answer::Refused => return Ok(None),
+    }
+    let others =
+        format!("select k from {rows} where octet_length(k) between 1 and {MAX_KEY_BYTES} limit {OTHERS}");
+    Ok(match texts(connection, &others).await? {
+        Answer::Texts(texts) => Some(Rows::Others(texts)),
+        Answer::Late | Answer::Refused => None,
+    })
+}
+
+enum Answer {
+    Texts(Vec<String>),
+    Late,
+    Refused,
+}
+
+async fn texts(connection: &mut PgConnection, sql: &str) -> Result<Answer, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    let asking = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_all(&mut *tx).await;
+    tx.rollback().await?;
+    match asking {
+        Ok(texts) => Ok(Answer::Texts(texts)),
+        Err(sqlx::Error::Database(error)) => match error.code().as_deref() {
+            // query_canceled, lock_not_available
+            Some("57014" | "55P03") => Ok(Answer::Late),
+            _ => Ok(Answer::Refused),
+        },
+        Err(error) => Err(error),
+    }
+}
