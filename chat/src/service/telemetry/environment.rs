@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use axum::http::{HeaderName, HeaderValue};
 use opentelemetry_sdk::trace::{BatchConfig, BatchConfigBuilder, Sampler};
 
 /// How it is exported.
@@ -19,6 +20,10 @@ const DAY_MS: u64 = 24 * 3_600 * 1_000;
 /// Those that only the SDK reads, which passes over what is no number.
 const COUNTS: [&str; 3] =
     ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT"];
+
+const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
+const PROPAGATORS: &str = "OTEL_PROPAGATORS";
+const NO_TLS: &str = "is not read: only http:// is supported";
 
 /// The variables, and what was wrong with those that were asked for.
 #[derive(Debug)]
@@ -104,6 +109,7 @@ impl Environment {
                 return None;
             }
         }
+        self.judge_the_rest(signal);
         match self.either(signal, "PROTOCOL") {
             Some((_, protocol)) if protocol == "grpc" => Some(By::Grpc),
             Some((name, protocol)) if protocol != "http/protobuf" => {
@@ -111,6 +117,58 @@ impl Environment {
                 Some(By::Http)
             }
             _ => Some(By::Http),
+        }
+    }
+
+    /// What only the exporter reads, which passes over what makes no sense.
+    fn judge_the_rest(&mut self, signal: &str) {
+        if let Some((name, headers)) = self.either(signal, "HEADERS") {
+            let mut parts = headers.split(',').map(str::trim).filter(|part| !part.is_empty());
+            if parts.any(|part| !is_header(part)) {
+                self.warn(&name, "has a part that is no NAME=VALUE, and is left out");
+            }
+        }
+        for (what, known, wrong) in [
+            ("COMPRESSION", &["none"][..], "only `none` is supported, and is taken"),
+            (
+                "INSECURE",
+                &["true", "false"],
+                "is neither `true` nor `false`; the http:// of the endpoint decides",
+            ),
+            ("CERTIFICATE", &[], NO_TLS),
+            ("CLIENT_KEY", &[], NO_TLS),
+            ("CLIENT_CERTIFICATE", &[], NO_TLS),
+        ] {
+            let set = self.either(signal, what);
+            self.one_of(set, known, wrong);
+        }
+        let set = |name: &str| self.read(name).map(|text| (name.to_owned(), text));
+        let (temporality, propagators) = (set(TEMPORALITY), set(PROPAGATORS));
+        if signal == "METRICS" {
+            let known = ["cumulative", "delta", "lowmemory"];
+            self.one_of(
+                temporality,
+                &known,
+                "is none of `cumulative`, `delta` and `lowmemory`; `cumulative` is taken",
+            );
+        }
+        for one in
+            propagators.iter().flat_map(|(name, list)| list.split(',').map(move |one| (name, one.trim())))
+        {
+            let one = Some((one.0.clone(), one.1.to_owned()));
+            self.one_of(
+                one,
+                &["tracecontext", "baggage", ""],
+                "only `tracecontext` is read, and baggage is passed over",
+            );
+        }
+    }
+
+    fn one_of(&mut self, set: Option<(String, String)>, known: &[&str], wrong: &str) {
+        if let Some((name, text)) = set
+            && !known.iter().any(|known| text.eq_ignore_ascii_case(known))
+        {
+            self.warn(&name, wrong);
         }
     }
 
@@ -199,6 +257,14 @@ impl Environment {
         let named = named.map(|(_, value)| value.trim().to_owned()).filter(|value| !value.is_empty());
         self.read("OTEL_SERVICE_NAME").or(named).unwrap_or_else(|| "perto".to_owned())
     }
+}
+
+/// As the exporter takes it: what may stand in the line of a request.
+fn is_header(part: &str) -> bool {
+    part.split_once('=').is_some_and(|(name, value)| {
+        let (name, value) = (name.trim().parse::<HeaderName>(), value.trim().parse::<HeaderValue>());
+        name.is_ok() && value.is_ok_and(|value| !value.is_empty())
+    })
 }
 
 #[cfg(test)]
