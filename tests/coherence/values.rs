@@ -171,25 +171,41 @@ async fn a_value_that_panics_when_it_is_written_or_read_is_served_and_stays_out_
     crosses(|| Panics(false), true).await;
 }
 
-/// As deep as somebody makes it.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-enum Nested {
-    Leaf,
-    Deeper(Box<Self>),
+/// As deep as somebody makes it. To drop it and to compare it takes no stack.
+#[derive(Debug, Serialize, Deserialize)]
+struct Link {
+    next: Option<Box<Self>>,
 }
 
-impl Nested {
+impl Link {
     fn of(depth: usize) -> Self {
-        (0..depth).fold(Self::Leaf, |inner, _| Self::Deeper(Box::new(inner)))
+        (1..depth).fold(Self { next: None }, |inner, _| Self { next: Some(Box::new(inner)) })
+    }
+
+    fn depth(&self) -> usize {
+        std::iter::successors(Some(self), |link| link.next.as_deref()).count()
     }
 }
 
-/// A thread of a test has 2 MiB. To compare and drop such a value takes less of them.
-const DEEPEST: usize = 15_000;
+impl PartialEq for Link {
+    fn eq(&self, other: &Self) -> bool {
+        self.depth() == other.depth()
+    }
+}
 
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut next = self.next.take();
+        while let Some(mut link) = next {
+            next = link.next.take();
+        }
+    }
+}
+
+/// A thread of a test has 2 MiB.
 #[tokio::test(start_paused = true)]
 async fn a_value_of_too_many_values_within_values_stays_out_of_l2_and_ends_no_thread() {
-    crosses(|| Nested::of(100), false).await;
+    crosses(|| Link::of(60), false).await;
     // What writes or reads it to its end takes more of the stack than a thread has.
-    crosses(|| Nested::of(DEEPEST), true).await;
+    crosses(|| Link::of(100_000), true).await;
 }
