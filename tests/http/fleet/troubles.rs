@@ -1,6 +1,7 @@
 //! Troubles, each forced for real: an alert that fires and ends, and one line in the log at each end.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use super::*;
 use crate::support::servers::Folder;
@@ -18,14 +19,14 @@ struct Logged {
 
 impl Logged {
     fn start(database: &str, redis: &str) -> Self {
+        Self::start_by(perto(database, redis))
+    }
+
+    fn start_by(command: Command) -> Self {
         let folder = Folder::new("log");
         let file = folder.0.join("log");
         let log = std::fs::File::create(&file).unwrap();
-        Self {
-            served: Served::start_saying(perto(database, redis), "a", &[], log.into()),
-            file,
-            _folder: folder,
-        }
+        Self { served: Served::start_saying(command, "a", &[], log.into()), file, _folder: folder }
     }
 
     /// The lines that tell of it.
@@ -329,4 +330,16 @@ async fn a_redis_that_takes_no_hints_raises_an_alert_until_it_does() {
     a.fires("hints-refused", "warning", "").await;
     user(&redis, &[">s3cret"]).await;
     a.ends("hints-refused", writing).await;
+}
+
+/// It ends a minute after the last one: who asks is traced, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_that_no_collector_takes_raise_an_alert() {
+    let database = seeded();
+    let mut command = perto(&database.url, &redis_url());
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9").env("OTEL_BSP_SCHEDULE_DELAY", "100");
+    let a = Logged::start_by(command);
+    read_companies(&a.served, 1..=1).await;
+    let alert = a.fires("traces-lost", "warning", "could not be sent to the collector").await;
+    assert!(alert["value"].as_f64() > Some(0.0), "{alert}");
 }
