@@ -1,45 +1,20 @@
-//! Whether the triggers name rows as the loader does. Where they don't, writes evict other keys, and what is cached goes on
-//! being served.
-//!
-//! No program knows what an expression makes of a row, so the rows are asked: now and then, for one key that a load has
-//! brought a value for, the first one first. A row that bears it shows that all is well. Where none does, the value may be
-//! computed over no rows: a count of nothing. Then the loader is asked for keys that rows bear. Where it knows none of these
-//! either, they disagree. None of it is on the way of a read.
+//! Which key is compared with those of rows, and when: now and then one that a load has just brought a value for.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Core, Key, Value};
-use crate::health::troubles::TroubleKind;
-use crate::log::Borne;
-
-/// Before it is looked again where all is well, or nobody can say.
+/// Before the next one where all is well, or nobody can say.
 const REST: Duration = Duration::from_mins(10);
-/// The same where they disagree, which ends once they agree, or nobody has answered.
+/// The same where they disagree, which ends once they agree, or where nobody has answered.
 const SHORT_REST: Duration = Duration::from_secs(10);
-/// How long it is a trouble after it was last found.
-const DISAGREEMENT_LASTS: Duration = Duration::from_mins(10);
-/// How often in a row it has to be found: rows come and go meanwhile.
+/// How often in a row a disagreement has to be found: rows come and go meanwhile.
 const TIMES: u32 = 2;
 
-pub(super) struct Agreement<K> {
-    /// Whether a key is to be kept: all that a load looks at.
-    wanted: AtomicBool,
-    state: Mutex<State<K>>,
-}
-
-struct State<K> {
-    key: Option<K>,
-    /// By the instance's clock.
-    rests_until_ms: u64,
-    found: u32,
-}
-
 /// What a look has shown.
-enum Seen {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Seen {
     Agreement,
     Disagreement {
         table: String,
@@ -49,6 +24,19 @@ enum Seen {
     Nothing,
     /// The log or the loader did not answer.
     Silence,
+}
+
+pub(super) struct Agreement<K> {
+    /// Whether a key is to be kept: all that a load looks at.
+    wanted: AtomicBool,
+    state: Mutex<State<K>>,
+}
+
+struct State<K> {
+    key: Option<K>,
+    rests_until_ms: u64,
+    /// Disagreements in a row.
+    found: u32,
 }
 
 impl<K: Clone> Agreement<K> {
@@ -66,7 +54,7 @@ impl<K: Clone> Agreement<K> {
     }
 
     /// The key that is to be looked at now.
-    fn due(&self, now_ms: u64) -> Option<K> {
+    pub(super) fn due(&self, now_ms: u64) -> Option<K> {
         let mut state = self.state.lock();
         if now_ms < state.rests_until_ms {
             return None;
@@ -77,15 +65,12 @@ impl<K: Clone> Agreement<K> {
         }
         key
     }
-}
 
-impl<K: Key, V: Value> Core<K, V> {
-    pub(super) async fn compare_a_key(&self) {
-        let Some(key) = self.agreement.due(self.shared.clock.now_ms()) else { return };
-        let seen = self.compare(&key).await;
-        let mut state = self.agreement.state.lock();
+    /// Returns whether it is to be told.
+    pub(super) fn seen(&self, seen: &Seen, key: K, now_ms: u64) -> bool {
+        let mut state = self.state.lock();
         state.found = if matches!(seen, Seen::Disagreement { .. }) { state.found + 1 } else { 0 };
-        let rest = match &seen {
+        let rest = match seen {
             Seen::Disagreement { .. } if state.found < TIMES => {
                 // The same one again: it may be the only one that is read.
                 state.key = Some(key);
@@ -95,50 +80,36 @@ impl<K: Key, V: Value> Core<K, V> {
             Seen::Agreement | Seen::Nothing => REST,
         };
         let rest_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-        state.rests_until_ms = self.shared.clock.now_ms().saturating_add(rest_ms);
-        let often = state.found >= TIMES;
-        drop(state);
-        match seen {
-            Seen::Disagreement { table, by } if often => self.disagree(&table, &by),
-            Seen::Agreement => self.shared.signals.end_others(TroubleKind::KeysDiffer, |subject| {
-                // Those without a table are of loads.
-                subject.table.is_none() || subject.cache.as_deref() != Some(&*self.name)
-            }),
-            Seen::Disagreement { .. } | Seen::Nothing | Seen::Silence => {}
-        }
+        state.rests_until_ms = now_ms.saturating_add(rest_ms);
+        state.found >= TIMES || *seen == Seen::Agreement
     }
+}
 
-    async fn compare(&self, key: &K) -> Seen {
-        let (text, limit) = (key.to_string(), self.shared.settings.log_timeout);
-        let asking = tokio::time::timeout(limit, self.shared.log.borne(&self.name, &text));
-        let (others, table, by) = match asking.await {
-            Ok(Ok(Borne::Yes)) => return Seen::Agreement,
-            Ok(Ok(Borne::No { others, table, by })) => (others, table, by),
-            Ok(Ok(Borne::Unknown)) => return Seen::Nothing,
-            Ok(Err(_)) | Err(_) => return Seen::Silence,
-        };
-        // What is no key clears the whole cache at each write, but is none that the loader knows either.
-        let parse = |text: &String| catch_unwind(AssertUnwindSafe(|| text.parse().ok())).ok().flatten();
-        let mut keys = vec![key.clone()];
-        keys.extend(others.iter().filter_map(parse).filter(|other| other != key));
-        match self.present(&keys).await.as_deref() {
-            None => Seen::Silence,
-            Some([true, others @ ..]) if !others.contains(&true) => Seen::Disagreement { table, by },
-            Some([true, ..]) => Seen::Agreement,
-            // It is gone by now: so may its row be.
-            Some(_) => Seen::Nothing,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disagreement_is_told_when_it_is_found_twice_in_a_row_and_all_is_quiet_in_between() {
+        let agreement = Agreement::new();
+        let differ = || Seen::Disagreement { table: String::new(), by: String::new() };
+        assert_eq!(agreement.due(0), None);
+        agreement.loaded(&1);
+        agreement.loaded(&2);
+        assert_eq!(agreement.due(0), Some(1), "the first one");
+        assert!(!agreement.seen(&Seen::Silence, 1, 0));
+        agreement.loaded(&3);
+        assert_eq!((agreement.due(9_999), agreement.due(10_000)), (None, None), "nobody asked for it");
+        agreement.loaded(&3);
+        for (now_ms, told) in [(10_000, false), (10_001, true)] {
+            assert_eq!(agreement.due(now_ms), Some(3));
+            assert_eq!(agreement.seen(&differ(), 3, now_ms), told);
         }
-    }
-
-    #[cold]
-    fn disagree(&self, table: &str, by: &str) {
-        let detail = format!(
-            "no row of {table} bears the key that was loaded, by the expression that it is watched by ({by}), and the loader \
-             knows no key of its rows: writes there evict other keys, and what is cached stays. Watch it by the key that the \
-             loader reads by (`perto watch {table} --cache {} --key EXPR --replace`), or make the key's text the same",
-            self.name
-        );
-        let trouble = TroubleKind::KeysDiffer.on(&self.name, table);
-        self.shared.signals.begin_for(DISAGREEMENT_LASTS, trouble, &detail);
+        assert_eq!((agreement.due(20_000), agreement.due(20_001)), (None, None));
+        agreement.loaded(&4);
+        assert_eq!(agreement.due(20_001), Some(4));
+        assert!(agreement.seen(&Seen::Agreement, 4, 20_001), "it is over");
+        agreement.loaded(&5);
+        assert_eq!(agreement.due(600_000), None);
     }
 }

@@ -67,42 +67,52 @@ pub(super) async fn borne(
         .bind(trigger_name(schema, cache, "insert"))
         .fetch_all(&mut *tx)
         .await?;
-    let mut no = None;
+    let (mut no, mut known) = (None, true);
     for found in watched {
-        let (schema, cache) = (schema.to_owned(), cache.to_owned());
-        let Found { name: Some(table), key: by, columns, source: Some(source) } = found else {
-            return Ok(Borne::Unknown);
-        };
-        let watch = Watch { schema, table, cache, key: by, columns };
-        if source != body(&watch) {
-            return Ok(Borne::Unknown);
-        }
-        match of_table(&mut tx, &watch, key).await? {
-            Some(Rows::Bear) => return Ok(Borne::Yes),
-            None => return Ok(Borne::Unknown),
-            Some(Rows::Others(these)) => match &mut no {
-                Some(Borne::No { others, .. }) => others.extend(these),
-                _ if these.is_empty() => {}
-                _ => no = Some(Borne::No { others: these, table: watch.table, by: watch.key }),
+        match of_table(&mut tx, schema, cache, found, key).await? {
+            Rows::Bear => {
+                tx.rollback().await?;
+                return Ok(Borne::Yes);
+            }
+            // Another one may bear it all the same.
+            Rows::Unknown => known = false,
+            Rows::Others { others, table, by } => match &mut no {
+                Some(Borne::No { others: all, .. }) => all.extend(others),
+                _ if others.is_empty() => {}
+                _ => no = Some(Borne::No { others, table, by }),
             },
         }
     }
     tx.rollback().await?;
-    Ok(no.unwrap_or(Borne::Unknown))
+    Ok(no.filter(|_| known).unwrap_or(Borne::Unknown))
 }
 
 enum Rows {
     Bear,
-    /// The keys of some of them.
-    Others(Vec<String>),
+    /// The keys of some of them, if there are any.
+    Others {
+        others: Vec<String>,
+        table: String,
+        by: String,
+    },
+    /// It would take too long, or is refused, or what is recorded is not what the triggers do.
+    Unknown,
 }
 
-/// `None` where it would take too long, or is refused.
 async fn of_table(
     connection: &mut PgConnection,
-    watch: &Watch,
+    schema: &str,
+    cache: &str,
+    found: Found,
     key: &str,
-) -> Result<Option<Rows>, sqlx::Error> {
+) -> Result<Rows, sqlx::Error> {
+    let Found { name: Some(table), key: by, columns, source: Some(source) } = found else {
+        return Ok(Rows::Unknown);
+    };
+    let watch = Watch { schema: schema.to_owned(), table, cache: cache.to_owned(), key: by, columns };
+    if source != body(&watch) {
+        return Ok(Rows::Unknown);
+    }
     let Watch { table, key: by, .. } = watch;
     let asked = literal(key);
     let bears = |texts: &[String]| texts.iter().any(|text| folded(text) == folded(key));
@@ -111,8 +121,8 @@ async fn of_table(
         "select (k::text) collate \"C\" from (select ({by}) as k from {table} as \"a row\") r where k = {asked} limit {ALIKE}"
     );
     match texts(connection, &indexed).await? {
-        Answer::Texts(texts) if bears(&texts) => return Ok(Some(Rows::Bear)),
-        Answer::Late => return Ok(None),
+        Answer::Texts(texts) if bears(&texts) => return Ok(Rows::Bear),
+        Answer::Late => return Ok(Rows::Unknown),
         _ => {}
     }
     let rows = format!("(select (({by})::text) collate \"C\" as k from {table} as \"a row\") r");
@@ -120,15 +130,15 @@ async fn of_table(
         "select k from {rows} where lower(btrim(k) collate \"default\") = lower(btrim({asked}) collate \"default\") limit {ALIKE}"
     );
     match texts(connection, &alike).await? {
-        Answer::Texts(texts) if bears(&texts) => return Ok(Some(Rows::Bear)),
+        Answer::Texts(texts) if bears(&texts) => return Ok(Rows::Bear),
         Answer::Texts(_) => {}
-        Answer::Late | Answer::Refused => return Ok(None),
+        Answer::Late | Answer::Refused => return Ok(Rows::Unknown),
     }
     let others =
         format!("select k from {rows} where octet_length(k) between 1 and {MAX_KEY_BYTES} limit {OTHERS}");
     Ok(match texts(connection, &others).await? {
-        Answer::Texts(texts) => Some(Rows::Others(texts)),
-        Answer::Late | Answer::Refused => None,
+        Answer::Texts(others) => Rows::Others { others, table, by },
+        Answer::Late | Answer::Refused => Rows::Unknown,
     })
 }
 
