@@ -320,15 +320,15 @@ impl<K: Key, V: Value> Core<K, V> {
                     None => (None, self.policy.absent_ttl),
                 };
                 let ttl = self.jittered(&text, ttl);
-                if value.is_some() && from == FlightSource::Primary {
-                    self.agreement.loaded(leader.key());
-                }
                 let entry =
                     Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);
                 if ttl.is_zero() {
                     leader.finish(Ok(Outcome { entry, from }));
                     continue;
+                }
+                if entry.value.is_some() && from == FlightSource::Primary {
+                    self.agreement.loaded(leader.key());
                 }
                 let inserted = entry.judged() && self.insert(leader.key(), slot, &entry, led.start, weight);
                 if entry.judged() && !inserted && from == FlightSource::Computed {
