@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use perto::proxy::Fault;
-use perto::redis::{Tiers, tiers};
+use perto::redis::{Tiers, address, owner, tiers};
 use perto::{Remote, State, Tier, TroubleKind};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -246,6 +246,56 @@ async fn a_failover_by_hand_of_the_node_with_the_hints_is_followed() {
         eventually("it is a replica", async || !cluster.nodes[old].is_master().await).await;
     }
     traffic.end().await;
+}
+
+/// Cut off from the others it goes on saying that its slots are its own, and may be the first to answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_others_have_left_behind_is_not_believed() {
+    let cluster = PrivateCluster::start().await;
+    let left = 0;
+    let key = cluster.key_of(left).await;
+    cluster.leave_behind(left).await;
+    let (address, port) = (address(&cluster.url()).unwrap(), cluster.nodes[left + 3].port());
+    assert_eq!(cluster.owner(left, &key).await, Some(left), "it still says so");
+    for _ in 0..20 {
+        let owner = owner(&address, &key).await.unwrap();
+        assert_eq!(owner.place(), format!("127.0.0.1:{port}"));
+    }
+    let world = World::with_redis(&cluster.url()).await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    both_are_used(&world, &a, &b).await;
+    let names: Vec<String> = (0..300).map(|n| format!("perto:left:{n}")).collect();
+    let (Tiers { remote, .. }, _tending) = tended(&cluster, "left").await;
+    remote.invalidate(&names, 5, TTL).await.unwrap();
+    for node in [1, 2, left + 3] {
+        let held = keys(&mut cluster.nodes[node].connect().await, "perto:left:*").await.unwrap().len();
+        assert!(held > 0, "{node}");
+    }
+}
+
+/// Whoever waits for L2 as a whole waits once for a node that does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_known_to_be_silent_is_not_waited_for_again() {
+    let cluster = PrivateCluster::start_without_replicas(&[]).await;
+    let remote = tiers(&cluster.url(), "silent").unwrap().remote;
+    remote.ping().await.unwrap();
+    cluster.nodes[1].hold();
+    remote.ping().await.unwrap();
+    let mut least = PATIENCE;
+    for _ in 0..5 {
+        let began = Instant::now();
+        remote.ping().await.unwrap();
+        least = least.min(began.elapsed());
+    }
+    assert!(least < Duration::from_millis(150), "{least:?}");
+    cluster.nodes[1].let_go_on();
+    let names: Vec<String> = (0..300).map(|n| format!("perto:silent:{n}")).collect();
+    eventually("it is there again", async || {
+        remote.ping().await.unwrap();
+        remote.invalidate(&names, 5, TTL).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

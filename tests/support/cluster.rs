@@ -175,6 +175,32 @@ impl PrivateCluster {
         })
         .await;
     }
+
+    /// Lets a master know of no other node any more, though it goes on answering: what a cut between nodes does. Its replica takes
+    /// over.
+    pub(crate) async fn leave_behind(&self, master: usize) {
+        for at in (0..self.nodes.len()).filter(|at| *at != master) {
+            let other = self.id(at).await;
+            cluster::<Value>(&self.nodes[master], &["FORGET", &other]).await.unwrap();
+        }
+        let replica = master + MASTERS;
+        cluster::<Value>(&self.nodes[replica], &["FAILOVER", "TAKEOVER"]).await.unwrap();
+        let (key, asked) = (self.key_of(master).await, (master + 1) % MASTERS);
+        eventually("others know that it was left", async || self.owner(asked, &key).await == Some(replica))
+            .await;
+    }
+
+    /// A key whose slot a master had from the start.
+    pub(crate) async fn key_of(&self, master: usize) -> String {
+        for n in 0..1_000 {
+            let key = n.to_string();
+            let slot: usize = cluster(&self.nodes[master], &["KEYSLOT", &key]).await.unwrap();
+            if (SLOTS * master / MASTERS..SLOTS * (master + 1) / MASTERS).contains(&slot) {
+                return key;
+            }
+        }
+        unreachable!("each has a third of the slots")
+    }
 }
 
 async fn cluster<T: FromRedisValue>(node: &PrivateRedis, words: &[&str]) -> RedisResult<T> {

@@ -19,8 +19,12 @@ use crate::error::RemoteError;
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// Bytes of messages that may wait to be taken. With more the subscription is over.
 const MAX_WAITING: usize = 8 << 20;
-/// What is sent with each message, besides its channel and itself.
-const AROUND: usize = b"*3\r\n$7\r\nmessage\r\n$1\r\n\r\n$1\r\n\r\n".len();
+
+/// Bytes that a message takes on its way.
+fn sent(kind: &str, channel: &str, message: &[u8]) -> usize {
+    let text = |length: usize| "$\r\n\r\n".len() + length.to_string().len() + length;
+    "*3\r\n".len() + text(kind.len()) + text(channel.len()) + text(message.len())
+}
 
 async fn in_time<T>(subscribing: impl Future<Output = RedisResult<T>>) -> Result<T, RemoteError> {
     match tokio::time::timeout(SUBSCRIBE_TIMEOUT, subscribing).await {
@@ -66,7 +70,7 @@ impl Channel {
         });
         let message = next.await.ok_or(RemoteError::Disconnected)?;
         let payload = message.get_payload_bytes();
-        self.waiting.taken(AROUND + message.get_channel_name().len() + payload.len());
+        self.waiting.taken(sent("message", message.get_channel_name(), payload));
         Ok(Bytes::copy_from_slice(payload))
     }
 
@@ -90,6 +94,7 @@ impl Channel {
 /// Where the slot moves, that node says so and goes on answering pings; and the client takes what it says for the answer to whatever
 /// is waited for. So nothing but pings goes over this connection, and it is over then.
 pub(crate) struct ShardChannel {
+    channel: String,
     dialled: Dialled,
     messages: mpsc::UnboundedReceiver<Bytes>,
     waiting: Waiting,
@@ -122,7 +127,7 @@ impl ShardChannel {
             let dialled = dial::pushes(node, most, waiting.clone(), MAX_WAITING, hear).await?;
             let mut subscribe = redis::cmd("SSUBSCRIBE");
             subscribe.arg(channel).query_async::<Value>(&mut dialled.connection.clone()).await?;
-            Ok(Self { dialled, messages, waiting })
+            Ok(Self { channel: channel.to_owned(), dialled, messages, waiting })
         };
         in_time(subscribing).await
     }
@@ -140,7 +145,7 @@ impl ShardChannel {
             next
         });
         let message = next.await.ok_or(RemoteError::Disconnected)?;
-        self.waiting.taken(AROUND + message.len());
+        self.waiting.taken(sent("smessage", &self.channel, &message));
         Ok(message)
     }
 
@@ -169,5 +174,28 @@ impl fmt::Debug for ShardChannel {
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else a busy subscription would seem to have more and more waiting.
+    #[test]
+    fn what_is_taken_is_what_has_come() {
+        let long = "x".repeat(1_000);
+        for (kind, channel, message, frame) in [
+            ("message", "c", "", "*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$0\r\n\r\n".to_owned()),
+            (
+                "smessage",
+                "perto:a:bus",
+                "hint",
+                ">3\r\n$8\r\nsmessage\r\n$11\r\nperto:a:bus\r\n$4\r\nhint\r\n".to_owned(),
+            ),
+            ("smessage", "c", &long, format!(">3\r\n$8\r\nsmessage\r\n$1\r\nc\r\n$1000\r\n{long}\r\n")),
+        ] {
+            assert_eq!(sent(kind, channel, message.as_bytes()), frame.len(), "{frame}");
+        }
     }
 }

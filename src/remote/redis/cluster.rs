@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, join_all, pending, select_ok};
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, join_all, pending};
+use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -21,8 +23,8 @@ use tokio::time::Instant;
 use super::address::Address;
 use super::dial::{self, failed};
 use super::lanes::{DISCARD, FILL, INVALIDATE, Script, millis, told_apart_by};
-use super::nodes::{Map, Node};
-use super::slots::{ranges, slot};
+use super::nodes::{Map, Node, Said};
+use super::slots::{epoch, ranges, slot};
 use crate::error::{Cause, RemoteError};
 use crate::remote::Remote;
 use crate::wire::MAX_STORED;
@@ -39,9 +41,13 @@ const BETWEEN_REFRESHES: Duration = Duration::from_millis(100);
 const LONGEST_IN_VAIN: Duration = Duration::from_millis(250);
 /// Where nobody says it, the next time may be that much later.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Nodes that are asked for them together, and in all: the first to answer is believed.
+/// Nodes that are asked for them together, and in all.
 const ASKED_AT_ONCE: usize = 3;
 const MOST_ASKED: usize = 12;
+/// How much later than the first of them others may answer, and still be compared with it.
+const AFTER_FIRST: Duration = Duration::from_millis(20);
+/// How much later than the first node one may answer that is known to be silent, where somebody waits until all have.
+const AFTER_FIRST_PING: Duration = Duration::from_millis(50);
 /// Fills that may take the time for L2, as on one server.
 const FILLS_A_TIMEOUT: usize = 100;
 /// So many fills first go where nothing is, as on one server.
@@ -249,8 +255,8 @@ impl Cluster {
         Ok(done)
     }
 
-    /// Asks which slots are whose: nodes and replicas by turns, then those of the URL. The first to say it is believed, for the
-    /// next one is asked the next time. Whether anything is new.
+    /// Asks which slots are whose: nodes and replicas by turns, then those of the URL. One that knows less than what is known here is
+    /// not believed: cut off from the others it would go on saying what was so before. Whether anything is new.
     async fn refresh(&self) -> Result<bool, RemoteError> {
         let map = self.map();
         let mut known: Vec<&Address> =
@@ -263,15 +269,16 @@ impl Cluster {
         known.extend(self.address.cluster().into_iter().flatten());
         let mut refused = RemoteError::Disconnected;
         for some in known.chunks(ASKED_AT_ONCE) {
-            match select_ok(some.iter().map(|node| Box::pin(owners(node)))).await {
-                Ok(((answered, answer), _others)) => {
+            match newest(some).await {
+                Ok(said) if map.next(&said).is_some() => {
                     return Ok(self.map.send_if_modified(|map| {
-                        let Some(next) = map.next(answered, &answer) else { return false };
+                        let Some(next) = map.next(&said) else { return false };
                         let moved = !next.is_same(map);
                         *map = Arc::new(next);
                         moved
                     }));
                 }
+                Ok(_older) => {}
                 Err(error) => refused = error,
             }
         }
@@ -314,15 +321,33 @@ impl Cluster {
         }
     }
 
+    /// Once each node has answered, or has let its time pass. One that is known to be silent is not waited for again.
     async fn ping(&self) -> Result<(), RemoteError> {
         let map = self.known().await?;
-        let mending = map.nodes().iter().map(|node| tokio::time::timeout(PING_TIMEOUT, node.mend()));
+        let (mut mending, mut unknown) = (FuturesUnordered::new(), 0);
+        for node in map.nodes() {
+            let was_silent = node.is_silent();
+            unknown += usize::from(!was_silent);
+            mending.push(async move { (was_silent, node.mend_within(PING_TIMEOUT).await) });
+        }
         let mut refused = RemoteError::Disconnected;
-        for mended in join_all(mending).await {
-            match mended.unwrap_or(Err(RemoteError::Timeout)) {
-                Ok(()) => return Ok(()),
+        let mut answered = None::<Instant>;
+        loop {
+            let next = match answered {
+                Some(first) if unknown == 0 => {
+                    tokio::time::timeout_at(first + AFTER_FIRST_PING, mending.next()).await.unwrap_or(None)
+                }
+                _ => mending.next().await,
+            };
+            let Some((was_silent, mended)) = next else { break };
+            unknown -= usize::from(!was_silent);
+            match mended {
+                Ok(()) => drop(answered.get_or_insert_with(Instant::now)),
                 Err(error) => refused = error,
             }
+        }
+        if answered.is_some() {
+            return Ok(());
         }
         // Perhaps they are elsewhere by now, all of them.
         self.wish();
@@ -395,21 +420,50 @@ async fn pipeline(
     answering.await.unwrap_or_else(|_elapsed| Err(timed_out())).map_err(failed)
 }
 
-/// Which slots are whose, by one node.
-async fn owners(node: &Address) -> Result<(&Address, Value), RemoteError> {
+/// What the newest of those that answer together says.
+async fn newest(nodes: &[&Address]) -> Result<Said, RemoteError> {
+    let mut asking: FuturesUnordered<_> = nodes.iter().map(|node| said(node)).collect();
+    let mut refused = RemoteError::Disconnected;
+    let mut newest = None::<Said>;
+    let mut until = None::<Instant>;
+    loop {
+        let next = match until {
+            Some(until) => tokio::time::timeout_at(until, asking.next()).await.unwrap_or(None),
+            None => asking.next().await,
+        };
+        match next {
+            None => return newest.ok_or(refused),
+            Some(Err(error)) => refused = error,
+            Some(Ok(said)) => {
+                until.get_or_insert_with(|| Instant::now() + AFTER_FIRST);
+                if newest.as_ref().is_none_or(|newest| newest.epoch < said.epoch) {
+                    newest = Some(said);
+                }
+            }
+        }
+    }
+}
+
+/// Which slots are whose, by one node, and how much it knows. The latter only where it may be asked for that.
+async fn said(node: &Address) -> Result<Said, RemoteError> {
     let asking = async {
         let mut dialled = dial::owners(node).await?;
-        let answer: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut dialled.connection).await?;
-        match ranges(&answer)[..] {
+        let mut both = Pipeline::with_capacity(2);
+        both.ignore_errors().cmd("CLUSTER").arg("SLOTS").cmd("CLUSTER").arg("INFO");
+        let answers: Vec<RedisResult<Value>> = both.query_async(&mut dialled.connection).await?;
+        let mut answers = answers.into_iter();
+        let slots = answers.next().unwrap_or_else(|| Err(closed()))?;
+        let epoch = answers.next().and_then(Result::ok).as_ref().and_then(epoch);
+        match ranges(&slots)[..] {
             [] => Err(RedisError::from((
                 ErrorKind::UnexpectedReturnType,
                 "no owner of any slot is known there",
             ))),
-            _ => Ok((node, answer)),
+            _ => Ok(Said { by: node.clone(), slots, epoch }),
         }
     };
     let source: Cause = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
-        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Ok(said)) => return Ok(said),
         Ok(Err(error)) => Arc::new(error),
         Err(_elapsed) => Arc::new(RemoteError::Timeout),
     };

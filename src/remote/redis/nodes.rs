@@ -11,13 +11,15 @@ use redis::Value;
 use tokio::sync::{Mutex, Notify};
 
 use super::address::Address;
-use super::lanes::{CONNECT_TIMEOUT, Lanes};
+use super::lanes::Lanes;
 use super::slots::{Placed, SLOTS, ranges};
 use crate::error::RemoteError;
 
 /// Before a node is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// How long a node may take to be found out to answer, or to be connected with.
+const MEND_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Masters of a cluster, and replicas that are remembered: clusters are said to go up to so many nodes. Names that are, are a few for each.
 const MOST_NODES: usize = 1_000;
 const MOST_NAMES: usize = 4 * MOST_NODES;
@@ -30,6 +32,8 @@ pub(crate) struct Node {
     lanes: RwLock<Option<Lanes>>,
     /// Whether it has answered since it last did not.
     usable: AtomicBool,
+    /// Whether it was tried in vain since it last answered.
+    silent: AtomicBool,
     /// Whether somebody else answers at its address.
     misplaced: AtomicBool,
     lost: Notify,
@@ -43,6 +47,7 @@ impl Node {
             address,
             lanes: RwLock::default(),
             usable: AtomicBool::default(),
+            silent: AtomicBool::default(),
             misplaced: AtomicBool::default(),
             lost: Notify::new(),
             connecting: Mutex::default(),
@@ -51,6 +56,10 @@ impl Node {
 
     pub(super) fn is_usable(&self) -> bool {
         self.usable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Acquire)
     }
 
     pub(super) fn lanes(&self) -> Option<Lanes> {
@@ -69,7 +78,13 @@ impl Node {
     }
 
     /// Finds out whether it answers, and connects anew where it does not.
-    pub(super) async fn mend(&self) -> Result<(), RemoteError> {
+    pub(super) async fn mend_within(&self, limit: Duration) -> Result<(), RemoteError> {
+        let mended = tokio::time::timeout(limit, self.mend()).await.unwrap_or(Err(RemoteError::Timeout));
+        self.silent.store(mended.is_err(), Ordering::Release);
+        mended
+    }
+
+    async fn mend(&self) -> Result<(), RemoteError> {
         let _one_at_a_time = self.connecting.lock().await;
         let lanes = self.lanes.read().clone();
         if let Some(lanes) = lanes {
@@ -81,8 +96,7 @@ impl Node {
             self.lose();
             *self.lanes.write() = None;
         }
-        let lanes = tokio::time::timeout(CONNECT_TIMEOUT, Lanes::connect(&self.address)).await;
-        *self.lanes.write() = Some(lanes.unwrap_or(Err(RemoteError::Timeout))?);
+        *self.lanes.write() = Some(Lanes::connect(&self.address).await?);
         self.usable.store(true, Ordering::Release);
         Ok(())
     }
@@ -94,7 +108,7 @@ impl Node {
             while self.is_usable() {
                 self.lost.notified().await;
             }
-            if self.mend().await.is_ok() {
+            if self.mend_within(MEND_TIMEOUT).await.is_ok() {
                 pause = FIRST_PAUSE;
             } else {
                 wished.notify_one();
@@ -124,6 +138,17 @@ pub(crate) struct Map {
     places: HashMap<String, Arc<Node>>,
     /// They can be asked too.
     pub(super) replicas: Vec<Address>,
+    /// How far whoever said it had followed the cluster.
+    epoch: Option<u64>,
+}
+
+/// What a node says of who has which slots.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) by: Address,
+    /// `CLUSTER SLOTS`.
+    pub(super) slots: Value,
+    pub(super) epoch: Option<u64>,
 }
 
 impl Map {
@@ -155,15 +180,16 @@ impl Map {
         self.nodes.len() == nodes.len() && self.nodes.iter().all(is_there)
     }
 
-    /// What `answered` says now (`CLUSTER SLOTS`). Nodes that stay keep their connections. None where it says nothing.
-    pub(super) fn next(&self, answered: &Address, answer: &Value) -> Option<Self> {
+    /// What a node says now. Nodes that stay keep their connections. None where it says nothing, or what was so before.
+    pub(super) fn next(&self, said: &Said) -> Option<Self> {
         let address = |placed: &Placed| match &placed.host {
-            Some(host) => answered.at(host.clone(), placed.port),
-            None => answered.at_port(placed.port),
+            Some(host) => said.by.at(host.clone(), placed.port),
+            None => said.by.at_port(placed.port),
         };
-        let mut next = Self { owners: vec![0; usize::from(SLOTS)], ..Self::default() };
+        let (owners, epoch) = (vec![0; usize::from(SLOTS)], said.epoch.or(self.epoch));
+        let mut next = Self { owners, epoch, ..Self::default() };
         let mut replicas = HashSet::new();
-        for range in ranges(answer).into_iter().take(SLOTS.into()) {
+        for range in ranges(&said.slots).into_iter().take(SLOTS.into()) {
             let owner = address(&range.owner);
             let id = range.owner.id.unwrap_or_else(|| owner.place());
             let at = next.nodes.iter().position(|node| node.id == id).unwrap_or_else(|| {
@@ -191,7 +217,13 @@ impl Map {
                 next.places.entry(place.clone()).or_insert_with(|| Arc::clone(node));
             }
         }
-        (!next.nodes.is_empty()).then_some(next)
+        (!next.nodes.is_empty() && !next.is_before(self)).then_some(next)
+    }
+
+    /// Whether it is from before the other one. What different clusters say can't be compared.
+    fn is_before(&self, other: &Self) -> bool {
+        let is_known = |node: &Arc<Node>| other.nodes.iter().any(|before| before.id == node.id);
+        self.epoch < other.epoch && self.nodes.iter().any(is_known)
     }
 
     /// The node of this id. It may have another name than before, which only means that somebody else has named it, as long as it
@@ -228,7 +260,8 @@ mod tests {
             range(100, 199, "127.0.0.1", 7_001, "b"),
             range(200, 200, "", 7_000, "a"),
         ]);
-        let map = Map::default().next(&answered, &first).unwrap();
+        let said = |slots: &Value| Said { by: answered.clone(), slots: slots.clone(), epoch: None };
+        let map = Map::default().next(&said(&first)).unwrap();
         let owner = |map: &Map, slot| map.owner(slot).map(|node| node.address.place());
         for (slot, place) in [(0, "7000"), (99, "7000"), (100, "7001"), (199, "7001"), (200, "7000")] {
             assert_eq!(owner(&map, slot), Some(format!("127.0.0.1:{place}")), "{slot}");
@@ -242,7 +275,7 @@ mod tests {
             range(151, 199, "10.0.0.9", 7_001, "b"),
             range(200, 299, "127.0.0.1", 7_002, "c"),
         ]);
-        let next = map.next(&answered, &other).unwrap();
+        let next = map.next(&said(&other)).unwrap();
         assert!(Arc::ptr_eq(&next.nodes[0], &map.nodes[0]) && !Arc::ptr_eq(&next.nodes[1], &map.nodes[1]));
         assert_eq!(owner(&next, 150), Some("127.0.0.1:7000".to_owned()));
         assert_eq!(owner(&next, 151), Some("10.0.0.9:7001".to_owned()));
@@ -257,16 +290,36 @@ mod tests {
             assert_eq!(named(place), Some(id), "{place}");
         }
         assert_eq!((named("h:1"), named(":x"), named("")), (None, None, None));
-        assert!(!next.is_same(&map) && next.is_same(&next.next(&answered, &other).unwrap()));
+        assert!(!next.is_same(&map) && next.is_same(&next.next(&said(&other)).unwrap()));
         let mut turned = next.nodes.clone();
         turned.reverse();
         assert!(next.has_same_nodes(&turned) && !next.has_same_nodes(&map.nodes));
-        assert!(map.next(&answered, &Value::Nil).is_none());
+        assert!(map.next(&said(&Value::Nil)).is_none());
         // One that is said to be elsewhere by who answers where it was.
         map.nodes[0].misplace();
-        let moved = map.next(&answered, &other).unwrap();
+        let moved = map.next(&said(&other)).unwrap();
         assert!(!Arc::ptr_eq(&moved.nodes[0], &map.nodes[0]));
         assert_eq!(owner(&moved, 150), Some("localhost:7000".to_owned()));
         assert_eq!(next.nodes[2].address.user(), Some("u"));
+    }
+
+    /// Who says it may be cut off from the others.
+    #[test]
+    fn what_was_so_before_is_not_taken_back_from_who_knows_no_more() {
+        let by = Address::parse("redis+cluster://127.0.0.1:7000").unwrap();
+        let said = |id: &str, epoch| Said {
+            by: by.clone(),
+            slots: Value::Array(vec![range(0, 99, "", 7_000, id), range(100, 199, "", 7_001, "b")]),
+            epoch,
+        };
+        let map = Map::default().next(&said("a", Some(5))).unwrap();
+        let moved = map.next(&said("c", Some(6))).unwrap();
+        assert!(moved.next(&said("a", Some(5))).is_none());
+        assert!(moved.next(&said("a", Some(6))).is_some() && moved.next(&said("a", Some(7))).is_some());
+        // Who says nothing of how much it knows: as far as it goes.
+        let unknown = moved.next(&said("a", None)).unwrap();
+        assert!(unknown.next(&said("c", Some(5))).is_none() && unknown.next(&said("c", Some(6))).is_some());
+        let another = Said { slots: Value::Array(vec![range(0, 99, "", 7_000, "x")]), ..said("x", Some(1)) };
+        assert!(moved.next(&another).is_some());
     }
 }

@@ -64,6 +64,12 @@ pub(crate) fn ranges(answer: &Value) -> Vec<Range> {
     ranges.iter().filter_map(range).collect()
 }
 
+/// How far a node has followed its cluster (`CLUSTER INFO`): each change of who has slots, but for moves of single ones, begins with a
+/// number that is higher than all before, and nodes tell each other of it.
+pub(crate) fn epoch(answer: &Value) -> Option<u64> {
+    text(answer)?.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:")?.trim().parse().ok())
+}
+
 fn range(value: &Value) -> Option<Range> {
     let Value::Array(parts) = value else { return None };
     let [Value::Int(first), Value::Int(last), owner, replicas @ ..] = &parts[..] else { return None };
@@ -88,7 +94,7 @@ fn placed(value: &Value) -> Option<Placed> {
 fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text),
         _ => None,
     }
 }
@@ -122,6 +128,16 @@ mod tests {
         for whole in ["}a{b", "a{b", "{}a{b}"] {
             assert_eq!(slot(whole), crc16(whole.as_bytes()) % SLOTS, "{whole}");
         }
+    }
+
+    #[test]
+    fn how_far_a_node_has_followed_stands_in_what_it_says_of_itself() {
+        let info = |text: &str| Value::BulkString(text.into());
+        assert_eq!(epoch(&info("cluster_state:ok\r\ncluster_current_epoch:17\r\n")), Some(17));
+        for none in ["", "cluster_current_epoch:\r\n", "cluster_current_epoch:-1", "cluster_my_epoch:3\r\n"] {
+            assert_eq!(epoch(&info(none)), None, "{none:?}");
+        }
+        assert_eq!(epoch(&Value::Nil), None);
     }
 
     fn node(host: Value, port: i64, id: &str) -> Value {

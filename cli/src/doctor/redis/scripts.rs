@@ -22,7 +22,7 @@ const ARRIVAL: Duration = Duration::from_secs(2);
 /// What the commands and the scripts need, for who makes a user for Perto alone.
 const RIGHTS: &str = "+ping +select +get +getrange +mget +set +unlink +evalsha '+script|load' +publish +subscribe +unsubscribe +info";
 /// And besides, at each node.
-const RIGHTS_IN_A_CLUSTER: &str = " +eval +asking '+cluster|slots' +spublish +ssubscribe";
+const RIGHTS_IN_A_CLUSTER: &str = " +eval +asking '+cluster|slots' '+cluster|info' +spublish +ssubscribe";
 
 /// Where it looks.
 pub(super) struct Place<'a> {
