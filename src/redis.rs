@@ -18,6 +18,7 @@ use crate::instance::builder::REMOTE_TIMEOUT;
 use crate::remote::Remote;
 pub use crate::remote::redis::address::Address;
 use crate::remote::redis::cluster::Cluster;
+pub use crate::remote::redis::credentials::Credentials;
 use crate::remote::redis::dial::{self, Dialled};
 use crate::remote::redis::sentinels;
 use crate::remote::redis::slots::slot;
@@ -55,8 +56,14 @@ pub fn tiers(url: &str, app: &str) -> Result<Tiers, StartError> {
 /// # Errors
 /// If the URL makes no sense.
 pub fn tiers_within(url: &str, app: &str, remote_timeout: Duration) -> Result<Tiers, StartError> {
-    let (remote, bus) = crate::bus::redis::tiers::tiers(url, app, remote_timeout, None)?;
-    Ok(Tiers { remote, bus })
+    Ok(tiers_at(address(url)?, app, remote_timeout))
+}
+
+/// The same at an address: for one that [has a password asked for](Address::with_credentials).
+#[must_use]
+pub fn tiers_at(address: Address, app: &str, remote_timeout: Duration) -> Tiers {
+    let (remote, bus) = crate::bus::redis::tiers::tiers(address, app, remote_timeout, None);
+    Tiers { remote, bus }
 }
 
 /// Where each Sentinel of an address says that the server is, or why it does not: `host:port` of both. Empty for a server's own

@@ -9,6 +9,8 @@ use tokio::sync::Semaphore;
 
 use super::{Owner, Perto};
 use crate::bus::Bus;
+#[cfg(feature = "redis")]
+use crate::bus::redis::tiers;
 use crate::clock::{Clock, SystemClock};
 use crate::coherence::Coherence;
 use crate::error::StartError;
@@ -16,6 +18,8 @@ use crate::health::signals::Signals;
 #[cfg(feature = "postgres")]
 use crate::log::postgres::Server;
 use crate::log::{CONNECT_LIMIT, Log};
+#[cfg(feature = "redis")]
+use crate::redis::Address;
 use crate::remote::{Breaker, Remote};
 use crate::shared::fills::MAX_FILLS;
 use crate::shared::{Settings, Shared};
@@ -49,7 +53,7 @@ pub struct PertoBuilder {
     allow_unwatched: bool,
     schema: String,
     #[cfg(feature = "redis")]
-    redis: Option<String>,
+    redis: Option<Result<Address, StartError>>,
     #[cfg(feature = "redis")]
     subscribe_at: Option<String>,
     #[cfg(feature = "postgres")]
@@ -169,11 +173,19 @@ impl PertoBuilder {
     /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2. How it is written: [`Address`](crate::redis::Address).
     #[cfg(feature = "redis")]
     pub fn redis(mut self, url: &str) -> Self {
-        self.redis = Some(url.to_owned());
+        self.redis = Some(crate::redis::address(url));
         self
     }
 
-    /// The URL at which hints are received, where that is not the one of [`PertoBuilder::redis`].
+    /// The same by an address: for one that [has a password asked for](crate::redis::Address::with_credentials).
+    #[cfg(feature = "redis")]
+    pub fn redis_at(mut self, address: Address) -> Self {
+        self.redis = Some(Ok(address));
+        self
+    }
+
+    /// The URL at which hints are received, where that is not the one of [`PertoBuilder::redis`]. One without a user and a password has
+    /// those that are asked for of [`PertoBuilder::redis_at`].
     #[cfg(feature = "redis")]
     pub fn subscribe_at(mut self, url: &str) -> Self {
         self.subscribe_at = Some(url.to_owned());
@@ -354,9 +366,10 @@ impl PertoBuilder {
     #[expect(clippy::type_complexity, reason = "a pair of two options")]
     fn redis_tiers(&self) -> Result<(Option<Arc<dyn Remote>>, Option<Arc<dyn Bus>>), StartError> {
         #[cfg(feature = "redis")]
-        if let Some(url) = &self.redis {
-            let at = self.subscribe_at.as_deref();
-            let (remote, bus) = crate::bus::redis::tiers::tiers(url, &self.app, self.remote_timeout, at)?;
+        if let Some(address) = self.redis.clone() {
+            let address = address?;
+            let elsewhere = self.subscribe_at.as_deref().map(|url| tiers::elsewhere(url, &address));
+            let (remote, bus) = tiers::tiers(address, &self.app, self.remote_timeout, elsewhere.transpose()?);
             return Ok((Some(self.remote.clone().unwrap_or(remote)), Some(self.bus.clone().unwrap_or(bus))));
         }
         Ok((self.remote.clone(), self.bus.clone()))

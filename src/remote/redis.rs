@@ -23,6 +23,7 @@ use crate::wire::MAX_STORED;
 pub(crate) mod address;
 pub(crate) mod channel;
 pub(crate) mod cluster;
+pub(crate) mod credentials;
 pub(crate) mod dial;
 pub(crate) mod frames;
 mod lanes;

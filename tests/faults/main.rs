@@ -16,6 +16,7 @@ mod at_commit;
 mod audits;
 mod cluster;
 mod columns;
+mod credentials;
 mod declaring;
 mod epochs;
 mod fixed_texts;

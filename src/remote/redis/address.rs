@@ -1,10 +1,13 @@
 //! Where a Redis server is, and how it is spoken to.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use futures_util::FutureExt as _;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisResult};
 
+use super::credentials::{Asked, Credentials};
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use crate::url::{ENCODE, is_cut};
@@ -43,6 +46,8 @@ pub struct Address {
     tls: Tls,
     /// Where the servers are, where that is not known of itself: what `info` has is only how they are spoken to.
     found_by: Option<FoundBy>,
+    /// Whoever knows the user and the password, where the URL does not.
+    credentials: Option<Asked>,
 }
 
 #[derive(Clone)]
@@ -162,6 +167,7 @@ impl Address {
             #[cfg(feature = "tls")]
             tls: Tls::default(),
             found_by: None,
+            credentials: None,
         }
     }
 
@@ -175,6 +181,65 @@ impl Address {
             FoundBy::Nodes(nodes) => FoundBy::Nodes(each(&nodes).into()),
         });
         Self { tls: tls.clone(), found_by, ..self }
+    }
+
+    /// Has the user and the password asked for, each time that a connection is made: they may be other ones by then, as tokens are.
+    /// Whoever dials at the same time shares an answer. Those of the URL are not used. Sentinels keep theirs.
+    ///
+    /// `ask` is given two seconds. It is called for each connection that is made anew, so it had better remember what is good for a
+    /// while. Its future may be dropped, or be left for a while and go on then. Where it fails, is late or panics, there is no
+    /// connection: as if the server refused it, it is tried again, and [`Health::troubles`](crate::Health::troubles) quotes the error.
+    /// So it must have no secret in it.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use perto::redis::{Credentials, address};
+    /// # async fn token() -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # fn example() -> Result<(), perto::StartError> {
+    /// let redis = address("rediss+cluster://cache.internal")?
+    ///     .with_credentials(async || Ok::<_, std::io::Error>(Credentials { user: Some("shop".to_owned()), password: token().await? }));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_credentials<Fut, E>(self, ask: impl Fn() -> Fut + Send + Sync + 'static) -> Self
+    where
+        Fut: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let asked = Asked::new(move || {
+            let asking = ask();
+            async move { asking.await.map_err(|error| Arc::from(error.into())) }.boxed()
+        });
+        self.asking(Some(asked))
+    }
+
+    fn asking(self, credentials: Option<Asked>) -> Self {
+        let found_by = self.found_by.map(|found_by| match found_by {
+            FoundBy::Nodes(nodes) => {
+                FoundBy::Nodes(nodes.iter().map(|node| node.clone().asking(credentials.clone())).collect())
+            }
+            sentinels @ FoundBy::Sentinels(_) => sentinels,
+        });
+        Self { credentials, found_by, ..self }
+    }
+
+    /// As the other one is logged in to, unless it says something else.
+    pub(crate) fn with_credentials_of(self, other: &Self) -> Self {
+        let says = self.user().is_some() || self.settings().password().is_some();
+        if says { self } else { self.asking(other.credentials.clone()) }
+    }
+
+    /// How it is spoken to by a connection that is made now.
+    ///
+    /// # Errors
+    /// If whoever is asked for the password does not say it.
+    pub(super) async fn login(&self) -> RedisResult<RedisConnectionInfo> {
+        let settings = self.settings().clone();
+        match &self.credentials {
+            None => Ok(settings),
+            Some(asked) => asked.into(settings).await,
+        }
     }
 
     /// One server that is spoken to in the same way.

@@ -46,9 +46,10 @@ impl Channel {
     /// # Errors
     /// If the server can't be reached or refuses.
     pub(crate) async fn subscribe(server: &Address, channel: &str, most: usize) -> Result<Self, RemoteError> {
+        let login = server.login().await.map_err(failed)?;
         let subscribing = async {
             let waiting = Waiting::default();
-            let connecting = dial::messages(server, most, waiting.clone(), MAX_WAITING);
+            let connecting = dial::messages(server, &login, most, waiting.clone(), MAX_WAITING);
             let (mut sink, stream) = connecting.await?.split();
             sink.subscribe(channel).await?;
             Ok(Self { sink, stream, waiting })
@@ -106,6 +107,7 @@ impl ShardChannel {
     /// # Errors
     /// If the node can't be reached or refuses; if the slot is another's.
     pub(crate) async fn subscribe(node: &Address, channel: &str, most: usize) -> Result<Self, RemoteError> {
+        let login = node.login().await.map_err(failed)?;
         let subscribing = async {
             let waiting = Waiting::default();
             // As many as may wait by their bytes: with more the connection ends.
@@ -124,7 +126,7 @@ impl ShardChannel {
                 }
                 Ok(())
             };
-            let dialled = dial::pushes(node, most, waiting.clone(), MAX_WAITING, hear).await?;
+            let dialled = dial::pushes(node, login, most, waiting.clone(), MAX_WAITING, hear).await?;
             let mut subscribe = redis::cmd("SSUBSCRIBE");
             subscribe.arg(channel).query_async::<Value>(&mut dialled.connection.clone()).await?;
             Ok(Self { channel: channel.to_owned(), dialled, messages, waiting })

@@ -446,8 +446,8 @@ async fn newest(nodes: &[&Address]) -> Result<Said, RemoteError> {
 
 /// Which slots are whose, by one node, and how much it knows. The latter only where it may be asked for that.
 async fn said(node: &Address) -> Result<Said, RemoteError> {
-    let asking = async {
-        let mut dialled = dial::owners(node).await?;
+    let asking = async |login| {
+        let mut dialled = dial::owners(node, &login).await?;
         let mut both = Pipeline::with_capacity(2);
         both.ignore_errors().cmd("CLUSTER").arg("SLOTS").cmd("CLUSTER").arg("INFO");
         let answers: Vec<RedisResult<Value>> = both.query_async(&mut dialled.connection).await?;
@@ -462,10 +462,13 @@ async fn said(node: &Address) -> Result<Said, RemoteError> {
             _ => Ok(Said { by: node.clone(), slots, epoch }),
         }
     };
-    let source: Cause = match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
-        Ok(Ok(said)) => return Ok(said),
-        Ok(Err(error)) => Arc::new(error),
-        Err(_elapsed) => Arc::new(RemoteError::Timeout),
+    let source: Cause = match node.login().await {
+        Err(error) => Arc::new(error),
+        Ok(login) => match tokio::time::timeout(ANSWER_TIMEOUT, asking(login)).await {
+            Ok(Ok(said)) => return Ok(said),
+            Ok(Err(error)) => Arc::new(error),
+            Err(_elapsed) => Arc::new(RemoteError::Timeout),
+        },
     };
     Err(RemoteError::Unusable(Arc::new(NoOwners { node: node.place(), source })))
 }

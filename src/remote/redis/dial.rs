@@ -38,37 +38,39 @@ pub(crate) struct Dialled {
     _speaker: AbortOnDropHandle<()>,
 }
 
-/// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`.
+/// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`, from when it is known who we are.
 pub(crate) async fn commands(
     address: &Address,
     most: usize,
     limit: Duration,
     answer_within: Duration,
 ) -> RedisResult<Dialled> {
+    let login = address.login().await?;
     let connecting = async {
         let stream = Limited::new(dial(address).await?, most);
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(answer_within));
-        speak(address.settings(), stream, config).await
+        speak(&login, stream, config).await
     };
     tokio::time::timeout(limit, connecting).await.map_err(timed_out)?
 }
 
 /// For one question to a node of a cluster, whose answer has as many things as there are slots.
-pub(crate) async fn owners(address: &Address) -> RedisResult<Dialled> {
+pub(crate) async fn owners(address: &Address, login: &RedisConnectionInfo) -> RedisResult<Dialled> {
     let stream = Limited::new(dial(address).await?, MAX_OWNERS).with_things(MAX_OWNER_THINGS);
-    speak(address.settings(), stream, AsyncConnectionConfig::new()).await
+    speak(login, stream, AsyncConnectionConfig::new()).await
 }
 
 /// For commands, and for what comes without one (RESP3), which goes to `hear`: within the limits of [`messages`].
 pub(crate) async fn pushes(
     address: &Address,
+    login: RedisConnectionInfo,
     most: usize,
     waiting: Waiting,
     most_waiting: usize,
     hear: impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static,
 ) -> RedisResult<Dialled> {
     let stream = Limited::new(dial(address).await?, most).with_waiting(waiting, most_waiting);
-    let settings = address.settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let settings = login.set_protocol(ProtocolVersion::RESP3);
     // Who waits for an answer has a limit.
     let config = AsyncConnectionConfig::new().set_response_timeout(None).set_push_sender(hear);
     speak(&settings, stream, config).await
@@ -88,12 +90,13 @@ async fn speak(
 /// No message has more bytes of text than `most`, and no more than `most_waiting` wait for whoever takes messages.
 pub(crate) async fn messages(
     address: &Address,
+    login: &RedisConnectionInfo,
     most: usize,
     waiting: Waiting,
     most_waiting: usize,
 ) -> RedisResult<PubSub> {
     let stream = Limited::new(dial(address).await?, most).with_waiting(waiting, most_waiting);
-    PubSub::new(address.settings(), stream).await
+    PubSub::new(login, stream).await
 }
 
 fn timed_out(_elapsed: tokio::time::error::Elapsed) -> RedisError {
