@@ -11,6 +11,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::cluster::PrivateCluster;
+#[cfg(unix)]
+use support::redis::PrivateRedis;
 use support::sentinels::Watched;
 use tokio::sync::Mutex;
 
@@ -22,6 +24,8 @@ mod bus;
 mod clock;
 mod log;
 mod remote;
+#[cfg(feature = "tls")]
+mod secured;
 
 /// Runs each function of a module on both implementations.
 macro_rules! both {
@@ -53,6 +57,23 @@ macro_rules! everywhere {
                 super::on(&watched.url(), super::$name).await;
             })*
         }
+        #[cfg(unix)]
+        mod by_a_unix_socket {
+            $(#[tokio::test]
+            async fn $name() {
+                let redis =
+                    $crate::SOCKET.get($crate::support::redis::PrivateRedis::start_with_a_socket).await;
+                super::on(&redis.socket_url(), super::$name).await;
+            })*
+        }
+        #[cfg(feature = "tls")]
+        mod by_tls {
+            $(#[tokio::test]
+            async fn $name() {
+                let secured = $crate::secured::Secured::start().await;
+                super::on(&secured.url(), super::$name).await;
+            })*
+        }
         mod in_a_cluster {
             $(#[tokio::test]
             async fn $name() {
@@ -80,6 +101,8 @@ impl<T> SharedBy<T> {
 }
 
 pub(crate) static WATCHED: SharedBy<Watched> = SharedBy(Mutex::const_new(Weak::new()));
+#[cfg(unix)]
+pub(crate) static SOCKET: SharedBy<PrivateRedis> = SharedBy(Mutex::const_new(Weak::new()));
 pub(crate) static CLUSTER: SharedBy<PrivateCluster> = SharedBy(Mutex::const_new(Weak::new()));
 
 pub(crate) fn redis_url() -> String {

@@ -192,3 +192,30 @@ async fn sentinels_that_want_a_password_get_theirs_and_a_wrong_one_is_told_and_n
         assert_eq!((b.perto.health().state, b.fresh(1).await), (State::Isolated, Some(1)));
     }
 }
+
+/// By somebody who asks no Sentinel. They put another one in its place, or make it what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_demoted_by_hand_is_left_until_there_is_one_that_takes_writes() {
+    let watched = Watched::start().await;
+    let world = World::with_redis(&watched.url()).await;
+    let (a, b) = (world.start().await, world.start().await);
+    coherent([&a, &b]).await;
+    both_are_used(&world, &a, &b).await;
+    let traffic = Traffic::start(&world, [&a, &b]);
+    let mut demote = redis::cmd("REPLICAOF");
+    demote.arg("127.0.0.1").arg(1).query_async::<()>(&mut watched.servers[0].connect().await).await.unwrap();
+    a.becomes(State::Isolated).await;
+    b.becomes(State::Isolated).await;
+    eventually("one takes writes, and the Sentinels name it", async || {
+        let Some(named) = watched.named().await else { return false };
+        let server = watched.servers.iter().find(|server| server.port() == named).unwrap();
+        server.is_master().await
+    })
+    .await;
+    let began = Instant::now();
+    both_are_used(&world, &a, &b).await;
+    both_are_used(&world, &b, &a).await;
+    assert!(began.elapsed() < USED_WITHIN, "{:?}", began.elapsed());
+    coherent([&a, &b]).await;
+    traffic.end().await;
+}

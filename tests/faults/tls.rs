@@ -1,45 +1,19 @@
 //! TLS to Redis and to Postgres: who is trusted, who is let in, and certificates that are replaced meanwhile.
 
-mod front;
-
 use std::time::Duration;
 
 use perto::State;
 use perto::redis::{address, connect};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::support::cluster::PrivateCluster;
 use crate::support::engines::{place_of, redis_url};
-use crate::support::servers::Folder;
-use crate::support::wait::eventually;
-use crate::world::World;
-use front::{Authority, Before, Front, Pair};
-
-const VALID: i32 = 2_999;
-const EXPIRED: i32 = 2_020;
-
-/// Files, as somebody lays them down beside a service.
-struct Files(Folder);
-
-impl Files {
-    fn of(authority: &Authority) -> Self {
-        let files = Self(Folder::new("tls"));
-        files.put("ca.pem", &authority.pem());
-        files
-    }
-
-    fn put(&self, name: &str, pem: &str) {
-        std::fs::write(self.0.0.join(name), pem).unwrap();
-    }
-
-    fn put_ours(&self, ours: &Pair) {
-        self.put("our.pem", &ours.certificate);
-        self.put("our.key", &ours.key);
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.0.join(name).to_str().unwrap().to_owned()
-    }
-}
+use crate::support::front::{Authority, Before, EXPIRED, Files, Front, VALID};
+use crate::support::redis::PrivateRedis;
+use crate::support::sentinels::Watched;
+use crate::support::wait::{PATIENCE, eventually};
+use crate::traffic::{Traffic, both_are_used};
+use crate::world::{World, coherent};
 
 /// What a connection says, made anew by the same address.
 async fn says(url: &str) -> String {
@@ -103,13 +77,7 @@ async fn an_instance_goes_on_by_itself_when_certificates_and_who_certifies_them_
     files.put_ours(&authority.certify("an instance", VALID));
     let shown = authority.certify("localhost", VALID);
     let front = Front::start(place_of(&world.redis), &shown, Some(&authority), Before::Nothing).await;
-    let url = format!(
-        "rediss://localhost:{}?ssl_ca_certs={}&ssl_certfile={}&ssl_keyfile={}",
-        front.port,
-        files.path("ca.pem"),
-        files.path("our.pem"),
-        files.path("our.key")
-    );
+    let url = format!("rediss://localhost:{}?{}", front.port, files.parameters());
     let a = world.start_with(|perto| perto.redis(&url), |cache| cache).await;
     let b = world.start().await;
     let usable = async || a.perto.health().remote_up && a.perto.health().bus_up;
@@ -185,4 +153,95 @@ async fn a_postgres_is_spoken_to_where_its_certificate_is_of_its_name_valid_and_
     eventually("the log is read again", async || a.fresh(1).await == Some(8)).await;
     a.becomes(State::Coherent).await;
     a.perto.shutdown().await;
+}
+
+/// Each node shows a certificate of one name, and is known by an address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_spoken_to_by_tls_at_each_node_and_where_slots_move_to() {
+    let authority = Authority::new();
+    let files = Files::of(&authority);
+    files.put_ours(&authority.certify("an instance", VALID));
+    let shown = authority.certify("localhost", VALID);
+    let fronts = parking_lot::Mutex::new(Vec::new());
+    let cluster = PrivateCluster::start_behind(async |place| {
+        let front = Front::start(place, &shown, Some(&authority), Before::Nothing).await;
+        let port = front.port;
+        fronts.lock().push(front);
+        port
+    })
+    .await;
+    let fronts = fronts.into_inner();
+    let place = cluster.url().replace("redis+", "rediss+");
+    let url = format!("{place}?{}&ssl_host=localhost", files.parameters());
+    let world = World::with_redis(&format!("redis://127.0.0.1:{}", cluster.nodes[0].port())).await;
+    let start = async || world.start_with(|perto| perto.redis(&url), |cache| cache).await;
+    let (a, b) = (start().await, start().await);
+    coherent([&a, &b]).await;
+    both_are_used(&world, &a, &b).await;
+    let traffic = Traffic::start(&world, [&a, &b]);
+    for channel in [true, false] {
+        let key = if channel { format!("perto:{}:bus", world.name) } else { "{moves}".to_owned() };
+        let from = cluster.owner(0, &key).await.unwrap();
+        cluster.move_slot(&key, from, (from + 1) % 3).await;
+        both_are_used(&world, &a, &b).await;
+    }
+    // Certificates are replaced, and connections made anew.
+    let next = Authority::new();
+    files.put("ca.pem", &next.pem());
+    files.put_ours(&next.certify("an instance", VALID));
+    fronts.iter().for_each(|front| front.show(&next.certify("localhost", VALID), Some(&next)));
+    eventually("they are connected with again", async || {
+        a.put(&world, 1, 1).await;
+        b.fresh(1).await;
+        [&a, &b].iter().all(|instance| instance.perto.health().state == State::Coherent)
+    })
+    .await;
+    both_are_used(&world, &a, &b).await;
+    traffic.end().await;
+
+    let unnamed = format!("{place}?{}", files.parameters());
+    let c = world.start_with(|perto| perto.redis(&unnamed).remote_timeout(PATIENCE), |cache| cache).await;
+    eventually("a certificate of another name is told", async || {
+        c.perto.health().troubles.iter().any(|trouble| trouble.detail.contains("not valid for name"))
+    })
+    .await;
+}
+
+/// Sentinels, the server that they name, and the one that they name after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_what_they_watch_are_spoken_to_by_tls() {
+    if !PrivateRedis::has_tls() {
+        // The one from PyPI has none.
+        eprintln!("this server has no TLS");
+        return;
+    }
+    let authority = Authority::new();
+    let files = Files::of(&authority);
+    files.put_ours(&authority.certify("an instance", VALID));
+    files.put_pair("server", &authority.certify("localhost", VALID));
+    let watched = Watched::start_secured(&files).await;
+    let place = watched.url().replace("redis+", "rediss+");
+    let url = format!("{place}?{}&ssl_host=localhost", files.parameters());
+    let world = World::with_redis(&watched.servers[0].url()).await;
+    let start = async || world.start_with(|perto| perto.redis(&url), |cache| cache).await;
+    let (a, b) = (start().await, start().await);
+    coherent([&a, &b]).await;
+    both_are_used(&world, &a, &b).await;
+    let traffic = Traffic::start(&world, [&a, &b]);
+    watched.fail_over(1).await;
+    eventually("both are at the other one", async || {
+        let list: String = redis::cmd("CLIENT")
+            .arg("LIST")
+            .query_async(&mut watched.servers[1].connect().await)
+            .await
+            .unwrap();
+        list.lines().filter(|line| line.contains(" sub=1 ") && !line.contains("name=sentinel")).count() == 2
+    })
+    .await;
+    both_are_used(&world, &a, &b).await;
+    both_are_used(&world, &b, &a).await;
+    traffic.end().await;
+    // Who is nobody is let in by nobody.
+    let stranger = says(&format!("{place}?ssl_ca_certs={}&ssl_host=localhost", files.path("ca.pem"))).await;
+    assert_ne!(stranger, "PONG");
 }

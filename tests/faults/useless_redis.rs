@@ -1,8 +1,11 @@
 //! A Redis that answers, and says that it is of no use: it is left where that helps, and what it says is told.
 
+use std::time::{Duration, Instant};
+
 use perto::{State, TroubleKind};
 use redis::AsyncCommands;
 
+use crate::support::cluster::PrivateCluster;
 use crate::support::engines::keys;
 use crate::support::redis::PrivateRedis;
 use crate::support::wait::eventually;
@@ -176,4 +179,100 @@ async fn a_redis_that_wants_a_password_is_a_trouble_and_no_error() {
     let b = world.start().await;
     is_told(&b, TroubleKind::RedisUnusable, "NOAUTH").await;
     assert_eq!((b.perto.health().state, b.fresh(1).await), (State::Isolated, None));
+}
+
+/// What `perto doctor` names for a user of its own, and what an instance tells of by itself where it is missing. Of the others it needs
+/// none while all is well: the doctor tells of them.
+const RIGHTS: [(&str, bool); 12] = [
+    ("ping", false),
+    ("select", false),
+    ("get", false),
+    ("getrange", true),
+    ("mget", false),
+    ("set", true),
+    ("unlink", false),
+    ("evalsha", true),
+    ("script|load", true),
+    ("publish", true),
+    ("subscribe", true),
+    ("info", false),
+];
+const RIGHTS_IN_A_CLUSTER: [(&str, bool); 17] = [
+    ("ping", false),
+    ("select", false),
+    ("get", false),
+    ("getrange", true),
+    ("mget", false),
+    ("set", true),
+    ("unlink", false),
+    ("evalsha", true),
+    ("script|load", true),
+    ("publish", false),
+    ("subscribe", false),
+    ("info", false),
+    ("eval", false),
+    ("cluster|slots", true),
+    ("cluster|info", false),
+    ("spublish", true),
+    ("ssubscribe", true),
+];
+
+async fn is_well_without_each(url: &str, servers: &[PrivateRedis], rights: &[(&str, bool)]) {
+    let world = World::with_redis(url).await;
+    let as_user = url.replacen("://", "://least:pass-word@", 1);
+    let mut unlike = Vec::new();
+    // Nothing is missing at first.
+    for (missing, told) in std::iter::once(&("", false)).chain(rights) {
+        for server in servers {
+            let mut user =
+                vec!["ACL", "SETUSER", "least", "reset", "on", ">pass-word", "~perto:*", "&perto:*"];
+            let rights: Vec<String> = rights
+                .iter()
+                .filter(|(right, _)| right != missing)
+                .map(|(right, _)| format!("+{right}"))
+                .collect();
+            user.extend(rights.iter().map(String::as_str));
+            say(server, &user).await;
+        }
+        let a = world.start_with(|perto| perto.redis(&as_user), |cache| cache).await;
+        let is_told = || {
+            let denied = |detail: &str| {
+                ["NOPERM", "NoPerm", "permission", "can't run this command"]
+                    .iter()
+                    .any(|is| detail.contains(is))
+            };
+            a.perto.health().troubles.iter().any(|trouble| denied(&trouble.detail))
+        };
+        let began = Instant::now();
+        for n in 0.. {
+            for id in [1, 2] {
+                a.put(&world, id, n).await;
+                assert_eq!(a.fresh(id).await, Some(n), "without {missing:?}");
+            }
+            let many = a.items.get_many(&[1, 2, 3]).await.unwrap();
+            assert!(many[..2].iter().all(|read| read.value() == Some(&n)), "without {missing:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if is_told() || began.elapsed() > Duration::from_millis(if *told { 20_000 } else { 1_500 }) {
+                break;
+            }
+        }
+        let detail = format!("{:?}", a.perto.health().troubles);
+        assert!(!detail.contains("pass-word"), "{detail}");
+        if is_told() != *told {
+            unlike.push(format!("without {missing:?}: {detail}"));
+        }
+    }
+    assert_eq!(unlike, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_one_of_its_rights_reads_go_on_and_what_is_refused_is_told() {
+    let redis = [PrivateRedis::start().await];
+    is_well_without_each(&redis[0].url(), &redis, &RIGHTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_one_of_its_rights_in_a_cluster_reads_go_on_and_what_is_refused_is_told() {
+    let cluster = PrivateCluster::start_without_replicas(&[]).await;
+    is_well_without_each(&cluster.url(), &cluster.nodes, &RIGHTS_IN_A_CLUSTER).await;
 }

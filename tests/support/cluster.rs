@@ -19,40 +19,52 @@ pub(crate) struct PrivateCluster {
     pub(crate) nodes: Vec<PrivateRedis>,
     /// In front of each, where there are any: clients know no other way.
     pub(crate) proxies: Vec<FaultProxy>,
+    /// The ports that clients know then.
+    announced: Vec<u16>,
 }
 
 impl PrivateCluster {
     pub(crate) async fn start() -> Self {
-        Self::start_with(2 * MASTERS, false, &[]).await
+        Self::start_with(2 * MASTERS, Vec::new(), &[]).await
     }
 
     /// Without replicas, and a proxy in front of each.
     pub(crate) async fn start_behind_proxies() -> Self {
-        Self::start_with(MASTERS, true, &[]).await
+        Self::start_behind(async |place| place.rsplit_once(':').unwrap().1.parse().unwrap()).await
+    }
+
+    /// Without replicas, and with a proxy of ours, and whatever is put in front of its place, before each. Gives the port of that.
+    pub(crate) async fn start_behind(front: impl AsyncFn(String) -> u16) -> Self {
+        let mut fronts = Vec::new();
+        for _ in 0..MASTERS {
+            let proxy = FaultProxy::start("127.0.0.1:1").await.unwrap();
+            let port = front(proxy.address().to_string()).await;
+            fronts.push((proxy, port));
+        }
+        Self::start_with(MASTERS, fronts, &[]).await
     }
 
     /// Without replicas, and with settings.
     pub(crate) async fn start_without_replicas(settings: &[&str]) -> Self {
-        Self::start_with(MASTERS, false, settings).await
+        Self::start_with(MASTERS, Vec::new(), settings).await
     }
 
-    async fn start_with(count: usize, behind: bool, settings: &[&str]) -> Self {
-        let (mut nodes, mut proxies) = (Vec::new(), Vec::new());
-        for _ in 0..count {
+    async fn start_with(count: usize, fronts: Vec<(FaultProxy, u16)>, settings: &[&str]) -> Self {
+        let mut nodes = Vec::new();
+        for at in 0..count {
             let mut all: Vec<String> = settings.iter().map(|&word| word.to_owned()).collect();
             all.extend(["--cluster-node-timeout".to_owned(), NODE_TIMEOUT_MS.to_string()]);
-            if behind {
-                let proxy = FaultProxy::start("127.0.0.1:1").await.unwrap();
-                all.extend(["--cluster-announce-port".to_owned(), proxy.address().port().to_string()]);
-                proxies.push(proxy);
+            if let Some((_, announced)) = fronts.get(at) {
+                all.extend(["--cluster-announce-port".to_owned(), announced.to_string()]);
             }
             let node = PrivateRedis::start_cluster_node_with(&all).await;
-            if let Some(proxy) = proxies.last() {
+            if let Some((proxy, _)) = fronts.get(at) {
                 proxy.point_at(format!("127.0.0.1:{}", node.port()));
             }
             nodes.push(node);
         }
-        let cluster = Self { nodes, proxies };
+        let (proxies, announced) = fronts.into_iter().unzip();
+        let cluster = Self { nodes, proxies, announced };
         cluster.join().await;
         cluster
     }
@@ -97,9 +109,8 @@ impl PrivateCluster {
     }
 
     pub(crate) fn url(&self) -> String {
-        let port = |(at, node): (usize, &PrivateRedis)| {
-            self.proxies.get(at).map_or(node.port(), |proxy| proxy.address().port())
-        };
+        let port =
+            |(at, node): (usize, &PrivateRedis)| self.announced.get(at).copied().unwrap_or(node.port());
         let places: Vec<String> =
             self.nodes.iter().enumerate().map(|node| format!("127.0.0.1:{}", port(node))).collect();
         format!("redis+cluster://{}", places.join(","))

@@ -8,6 +8,8 @@ use std::process::Command;
 use redis::aio::MultiplexedConnection;
 
 use super::engines::redis_at;
+#[cfg(feature = "tls")]
+use super::front::Files;
 use super::servers::{Folder, Process, free_port, on_path};
 use super::wait::eventually;
 
@@ -18,6 +20,8 @@ pub(crate) struct PrivateRedis {
     cluster: bool,
     /// The port of the server that it is a replica of.
     replica_of: Option<u16>,
+    /// Another port, for TLS.
+    secured: Option<u16>,
     settings: Vec<String>,
 }
 
@@ -52,6 +56,46 @@ impl PrivateRedis {
         server
     }
 
+    /// One that can be reached by a Unix socket too.
+    pub(crate) async fn start_with_a_socket() -> Self {
+        let mut server = Self::stopped();
+        server.settings = vec!["--unixsocket".to_owned(), server.socket().to_str().unwrap().to_owned()];
+        server.restart_empty().await;
+        server
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.0.join("socket")
+    }
+
+    pub(crate) fn socket_url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    /// Whether it was built with TLS: those from PyPI are not.
+    pub(crate) fn has_tls() -> bool {
+        let setting = b"tls-auth-clients";
+        let program = std::fs::read(program()).unwrap();
+        program.windows(setting.len()).any(|bytes| bytes == setting)
+    }
+
+    /// One that also listens for TLS, lets nobody in who is not certified, and speaks so to its replicas.
+    #[cfg(feature = "tls")]
+    pub(crate) async fn start_secured(files: &Files, of: Option<&Self>) -> Self {
+        let port = free_port();
+        let mut settings = secured(files, port);
+        settings.extend(["--tls-replication", "yes"].map(str::to_owned));
+        let mut server = Self { replica_of: of.map(Self::known_port), settings, ..Self::stopped() };
+        server.secured = Some(port);
+        server.restart_empty().await;
+        server
+    }
+
+    /// The port by which others know it.
+    pub(crate) fn known_port(&self) -> u16 {
+        self.secured.unwrap_or(self.port)
+    }
+
     /// A port on which no server listens yet.
     pub(crate) fn stopped() -> Self {
         let folder = Folder::new("redis");
@@ -62,6 +106,7 @@ impl PrivateRedis {
             folder,
             cluster: false,
             replica_of: None,
+            secured: None,
             settings: Vec::new(),
         }
     }
@@ -159,6 +204,26 @@ impl PrivateRedis {
     fn dump_file(&self) -> PathBuf {
         self.folder.0.join("dump.rdb")
     }
+}
+
+/// What makes a server or a Sentinel listen for TLS on this port.
+#[cfg(feature = "tls")]
+pub(crate) fn secured(files: &Files, port: u16) -> Vec<String> {
+    let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| files.path(name));
+    let port = port.to_string();
+    let settings = [
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "yes",
+    ];
+    settings.map(str::to_owned).to_vec()
 }
 
 pub(crate) fn program() -> PathBuf {

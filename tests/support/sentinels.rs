@@ -6,6 +6,10 @@ use std::process::Command;
 use redis::aio::MultiplexedConnection;
 
 use super::engines::{redis_at, unique_name};
+#[cfg(feature = "tls")]
+use super::front::Files;
+#[cfg(feature = "tls")]
+use super::redis::secured;
 use super::redis::{PrivateRedis, program};
 use super::servers::{Folder, Process, free_port};
 use super::wait::eventually;
@@ -31,12 +35,40 @@ impl Watched {
         let master = PrivateRedis::start().await;
         let replica = PrivateRedis::start_replica(&master).await;
         let name = unique_name();
-        let sentinel = |_| Sentinel::new(&name, master.port(), password);
-        let mut sentinels: Vec<Sentinel> = (0..3).map(sentinel).collect();
+        let sentinel = |_| Sentinel::new(&name, master.port(), password, None, &[]);
+        let sentinels = (0..3).map(sentinel).collect();
+        Self::watch(vec![master, replica], sentinels, name, password).await
+    }
+
+    /// All of them by TLS: clients, Sentinels and servers among each other.
+    #[cfg(feature = "tls")]
+    pub(crate) async fn start_secured(files: &Files) -> Self {
+        let master = PrivateRedis::start_secured(files, None).await;
+        let replica = PrivateRedis::start_secured(files, Some(&master)).await;
+        let name = unique_name();
+        let sentinel = |_| {
+            let port = free_port();
+            let settings: Vec<String> = secured(files, port)
+                .chunks(2)
+                .map(|pair| format!("{} {}", pair[0].trim_start_matches('-'), pair[1]))
+                .chain(["tls-replication yes".to_owned()])
+                .collect();
+            Sentinel::new(&name, master.known_port(), None, Some(port), &settings)
+        };
+        let sentinels = (0..3).map(sentinel).collect();
+        Self::watch(vec![master, replica], sentinels, name, None).await
+    }
+
+    async fn watch(
+        servers: Vec<PrivateRedis>,
+        mut sentinels: Vec<Sentinel>,
+        name: String,
+        password: Option<&'static str>,
+    ) -> Self {
         for sentinel in &mut sentinels {
             sentinel.start().await;
         }
-        let watched = Self { servers: vec![master, replica], sentinels, name, password };
+        let watched = Self { servers, sentinels, name, password };
         eventually("the Sentinels know the replica and each other", async || {
             for sentinel in &watched.sentinels {
                 let known = sentinel.says("MASTER").await;
@@ -52,8 +84,11 @@ impl Watched {
     }
 
     pub(crate) fn url(&self) -> String {
-        let places: Vec<String> =
-            self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
+        let places: Vec<String> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.secured.unwrap_or(sentinel.port)))
+            .collect();
         let login = self.password.map_or(String::new(), |password| format!("?sentinel_password={password}"));
         format!("redis+sentinel://{}/{}{login}", places.join(","), self.name)
     }
@@ -69,7 +104,12 @@ impl Watched {
 
     /// Has the replica take over though the server is well, by one of the Sentinels.
     pub(crate) async fn fail_over(&self, by: usize) {
-        let promoted = self.servers[1].port();
+        self.fail_over_to(1, by).await;
+    }
+
+    /// The same, whichever of the servers is the replica.
+    pub(crate) async fn fail_over_to(&self, replica: usize, by: usize) {
+        let promoted = self.servers[replica].known_port();
         eventually("the Sentinels name the other one", async || {
             let sentinel = &self.sentinels[by];
             if sentinel.names().await != Some(promoted) {
@@ -87,6 +127,8 @@ impl Watched {
 pub(crate) struct Sentinel {
     process: Process,
     port: u16,
+    /// Another port, for TLS.
+    secured: Option<u16>,
     folder: Folder,
     name: String,
     password: Option<&'static str>,
@@ -94,18 +136,25 @@ pub(crate) struct Sentinel {
 }
 
 impl Sentinel {
-    fn new(name: &str, server: u16, password: Option<&'static str>) -> Self {
+    fn new(
+        name: &str,
+        server: u16,
+        password: Option<&'static str>,
+        secured: Option<u16>,
+        others: &[String],
+    ) -> Self {
         let (folder, port) = (Folder::new("sentinel"), free_port());
         let login = password.map_or(String::new(), |password| {
             format!("requirepass {password}\nsentinel sentinel-pass {password}\n")
         });
         let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\n{login}sentinel monitor {name} 127.0.0.1 {server} 2\n\
+            "port {port}\nbind 127.0.0.1\ndir {}\n{}\n{login}sentinel monitor {name} 127.0.0.1 {server} 2\n\
              sentinel down-after-milliseconds {name} {DOWN_AFTER_MS}\nsentinel failover-timeout {name} 3000\n",
-            folder.0.display()
+            folder.0.display(),
+            others.join("\n")
         );
         std::fs::write(folder.0.join("sentinel.conf"), settings).unwrap();
-        Self { process: Process::none(), port, folder, name: name.to_owned(), password, runs: false }
+        Self { process: Process::none(), port, secured, folder, name: name.to_owned(), password, runs: false }
     }
 
     /// With what it knew when it ended.
