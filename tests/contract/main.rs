@@ -16,6 +16,10 @@ use support::redis::PrivateRedis;
 use support::sentinels::Watched;
 use tokio::sync::Mutex;
 
+#[cfg(feature = "tls")]
+#[path = "../support/front.rs"]
+#[expect(dead_code, reason = "other rings use the rest")]
+mod front;
 #[path = "../support/support.rs"]
 #[expect(dead_code, reason = "other rings use the rest")]
 mod support;

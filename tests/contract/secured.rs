@@ -1,8 +1,9 @@
 //! The shared Redis behind TLS, which lets nobody in without a certificate.
 
+use crate::front::{Authority, Before, Front, VALID};
 use crate::redis_url;
 use crate::support::engines::place_of;
-use crate::support::front::{Authority, Before, Files, Front, VALID};
+use crate::support::servers::Files;
 
 pub(crate) struct Secured {
     front: Front,
@@ -12,7 +13,7 @@ pub(crate) struct Secured {
 impl Secured {
     pub(crate) async fn start() -> Self {
         let authority = Authority::new();
-        let files = Files::of(&authority);
+        let files = Files::of(&authority.pem());
         files.put_ours(&authority.certify("an instance", VALID));
         let shown = authority.certify("localhost", VALID);
         let front = Front::start(place_of(&redis_url()), &shown, Some(&authority), Before::Nothing).await;

@@ -5,6 +5,9 @@
 //! waits for something to be so.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test ends where it is wrong")]
 
+#[cfg(feature = "tls")]
+#[path = "../support/front.rs"]
+mod front;
 #[path = "../support/support.rs"]
 #[expect(dead_code, reason = "other rings use the rest")]
 mod support;

@@ -6,11 +6,12 @@ use perto::State;
 use perto::redis::{address, connect};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::front::{Authority, Before, EXPIRED, Front, VALID};
 use crate::support::cluster::PrivateCluster;
 use crate::support::engines::{place_of, redis_url};
-use crate::support::front::{Authority, Before, EXPIRED, Files, Front, VALID};
 use crate::support::redis::PrivateRedis;
 use crate::support::sentinels::Watched;
+use crate::support::servers::Files;
 use crate::support::wait::{PATIENCE, eventually};
 use crate::traffic::{Traffic, both_are_used};
 use crate::world::{World, coherent};
@@ -30,7 +31,7 @@ async fn says(url: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_is_spoken_to_where_its_certificate_is_of_its_name_valid_and_trusted() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     let shown = authority.certify("localhost", VALID);
     let front = Front::start(place_of(&redis_url()), &shown, None, Before::Nothing).await;
     let url = |host: &str, query: &str| format!("rediss://{host}:{}?{query}", front.port);
@@ -57,7 +58,7 @@ async fn a_redis_is_spoken_to_where_its_certificate_is_of_its_name_valid_and_tru
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_asks_who_we_are_is_shown_our_certificate() {
     let authority = Authority::new();
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     files.put_ours(&authority.certify("an instance", VALID));
     let shown = authority.certify("localhost", VALID);
     let front = Front::start(place_of(&redis_url()), &shown, Some(&authority), Before::Nothing).await;
@@ -73,7 +74,7 @@ async fn a_redis_that_asks_who_we_are_is_shown_our_certificate() {
 async fn an_instance_goes_on_by_itself_when_certificates_and_who_certifies_them_are_replaced() {
     let world = World::new().await;
     let (authority, next) = (Authority::new(), Authority::new());
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     files.put_ours(&authority.certify("an instance", VALID));
     let shown = authority.certify("localhost", VALID);
     let front = Front::start(place_of(&world.redis), &shown, Some(&authority), Before::Nothing).await;
@@ -105,7 +106,7 @@ async fn an_instance_goes_on_by_itself_when_certificates_and_who_certifies_them_
 async fn a_postgres_is_spoken_to_where_its_certificate_is_of_its_name_valid_and_trusted() {
     let world = World::new().await;
     let (authority, other) = (Authority::new(), Authority::new());
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     files.put_ours(&authority.certify("an instance", VALID));
     let shown = authority.certify("localhost", VALID);
     let front = Front::start(place_of(&world.database), &shown, Some(&authority), Before::Request).await;
@@ -159,7 +160,7 @@ async fn a_postgres_is_spoken_to_where_its_certificate_is_of_its_name_valid_and_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_spoken_to_by_tls_at_each_node_and_where_slots_move_to() {
     let authority = Authority::new();
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     files.put_ours(&authority.certify("an instance", VALID));
     let shown = authority.certify("localhost", VALID);
     let fronts = parking_lot::Mutex::new(Vec::new());
@@ -216,7 +217,7 @@ async fn sentinels_and_what_they_watch_are_spoken_to_by_tls() {
         return;
     }
     let authority = Authority::new();
-    let files = Files::of(&authority);
+    let files = Files::of(&authority.pem());
     files.put_ours(&authority.certify("an instance", VALID));
     files.put_pair("server", &authority.certify("localhost", VALID));
     let watched = Watched::start_secured(&files).await;

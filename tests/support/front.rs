@@ -14,8 +14,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 use tokio_util::task::TaskTracker;
 
-use super::engines::unique_name;
-use super::servers::Folder;
+use crate::support::engines::unique_name;
+use crate::support::servers::Pair;
 
 /// Of certificates that are good for long, and of ones that are not any more.
 pub(crate) const VALID: i32 = 2_999;
@@ -23,12 +23,6 @@ pub(crate) const EXPIRED: i32 = 2_020;
 
 /// Whom clients and servers trust.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-/// A certificate and its key, as PEM.
-pub(crate) struct Pair {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
-}
 
 impl Authority {
     pub(crate) fn new() -> Self {
@@ -116,40 +110,6 @@ impl Front {
     pub(crate) fn show(&self, shown: &Pair, clients: Option<&Authority>) {
         *self.config.lock() = config(shown, clients);
         self.cut.send_modify(|times| *times += 1);
-    }
-}
-
-/// Files, as somebody lays them down beside a service.
-pub(crate) struct Files(Folder);
-
-impl Files {
-    pub(crate) fn of(authority: &Authority) -> Self {
-        let files = Self(Folder::new("tls"));
-        files.put("ca.pem", &authority.pem());
-        files
-    }
-
-    pub(crate) fn put(&self, name: &str, pem: &str) {
-        std::fs::write(self.0.0.join(name), pem).unwrap();
-    }
-
-    pub(crate) fn put_ours(&self, ours: &Pair) {
-        self.put_pair("our", ours);
-    }
-
-    pub(crate) fn put_pair(&self, name: &str, pair: &Pair) {
-        self.put(&format!("{name}.pem"), &pair.certificate);
-        self.put(&format!("{name}.key"), &pair.key);
-    }
-
-    pub(crate) fn path(&self, name: &str) -> String {
-        self.0.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Whom to trust, and who we are, in a URL.
-    pub(crate) fn parameters(&self) -> String {
-        let [ca, certificate, key] = ["ca.pem", "our.pem", "our.key"].map(|name| self.path(name));
-        format!("ssl_ca_certs={ca}&ssl_certfile={certificate}&ssl_keyfile={key}")
     }
 }
 

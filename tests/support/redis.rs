@@ -8,9 +8,7 @@ use std::process::Command;
 use redis::aio::MultiplexedConnection;
 
 use super::engines::redis_at;
-#[cfg(feature = "tls")]
-use super::front::Files;
-use super::servers::{Folder, Process, free_port, on_path};
+use super::servers::{Files, Folder, Process, free_port, on_path};
 use super::wait::eventually;
 
 pub(crate) struct PrivateRedis {
@@ -80,7 +78,6 @@ impl PrivateRedis {
     }
 
     /// One that also listens for TLS, lets nobody in who is not certified, and speaks so to its replicas.
-    #[cfg(feature = "tls")]
     pub(crate) async fn start_secured(files: &Files, of: Option<&Self>) -> Self {
         let port = free_port();
         let mut settings = secured(files, port);
@@ -207,7 +204,6 @@ impl PrivateRedis {
 }
 
 /// What makes a server or a Sentinel listen for TLS on this port.
-#[cfg(feature = "tls")]
 pub(crate) fn secured(files: &Files, port: u16) -> Vec<String> {
     let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| files.path(name));
     let port = port.to_string();

@@ -6,12 +6,8 @@ use std::process::Command;
 use redis::aio::MultiplexedConnection;
 
 use super::engines::{redis_at, unique_name};
-#[cfg(feature = "tls")]
-use super::front::Files;
-#[cfg(feature = "tls")]
-use super::redis::secured;
-use super::redis::{PrivateRedis, program};
-use super::servers::{Folder, Process, free_port};
+use super::redis::{PrivateRedis, program, secured};
+use super::servers::{Files, Folder, Process, free_port};
 use super::wait::eventually;
 
 /// How long it may be silent before they replace it. Longer than a busy machine keeps a process waiting.
@@ -41,7 +37,6 @@ impl Watched {
     }
 
     /// All of them by TLS: clients, Sentinels and servers among each other.
-    #[cfg(feature = "tls")]
     pub(crate) async fn start_secured(files: &Files) -> Self {
         let master = PrivateRedis::start_secured(files, None).await;
         let replica = PrivateRedis::start_secured(files, Some(&master)).await;

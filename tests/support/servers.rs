@@ -33,6 +33,47 @@ impl Drop for Folder {
     }
 }
 
+/// A certificate and its key, as PEM.
+pub(crate) struct Pair {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// Files, as somebody lays them down beside a service.
+pub(crate) struct Files(Folder);
+
+impl Files {
+    /// With whom to trust.
+    pub(crate) fn of(authority: &str) -> Self {
+        let files = Self(Folder::new("tls"));
+        files.put("ca.pem", authority);
+        files
+    }
+
+    pub(crate) fn put(&self, name: &str, pem: &str) {
+        std::fs::write(self.0.0.join(name), pem).unwrap();
+    }
+
+    pub(crate) fn put_ours(&self, ours: &Pair) {
+        self.put_pair("our", ours);
+    }
+
+    pub(crate) fn put_pair(&self, name: &str, pair: &Pair) {
+        self.put(&format!("{name}.pem"), &pair.certificate);
+        self.put(&format!("{name}.key"), &pair.key);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Whom to trust, and who we are, in a URL.
+    pub(crate) fn parameters(&self) -> String {
+        let [ca, certificate, key] = ["ca.pem", "our.pem", "our.key"].map(|name| self.path(name));
+        format!("ssl_ca_certs={ca}&ssl_certfile={certificate}&ssl_keyfile={key}")
+    }
+}
+
 /// A running server. Killed on drop.
 pub(crate) struct Process(Option<Child>);
 

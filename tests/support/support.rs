@@ -2,8 +2,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod engines;
-#[cfg(feature = "tls")]
-pub(crate) mod front;
 #[cfg(target_os = "linux")]
 pub(crate) mod hostile;
 pub(crate) mod liar;
