@@ -85,6 +85,17 @@ pub async fn nodes(address: &Address) -> Result<Vec<Address>, RemoteError> {
     Ok(map.nodes().iter().map(|node| node.address.clone()).collect())
 }
 
+/// The nodes that follow those of [`nodes`] and may take their places. None where it is of no cluster.
+///
+/// # Errors
+/// If no node says which they are.
+pub async fn replicas(address: &Address) -> Result<Vec<Address>, RemoteError> {
+    if address.cluster().is_none() {
+        return Ok(Vec::new());
+    }
+    Ok(Cluster::new(address.clone(), REMOTE_TIMEOUT).known().await?.replicas.clone())
+}
+
 /// That of a cluster's nodes which has a key's slot, or the address itself where it is of none.
 ///
 /// # Errors

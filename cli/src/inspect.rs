@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 use perto::postgres::Watched;
+use perto::redis::Address;
 use perto::{Clock, InRemote, MAX_KEY_BYTES, Snapshot, SystemClock};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
@@ -223,11 +224,12 @@ impl Inspect {
             return Remote::unknown(place, "no instance has read the log since Postgres was started");
         };
         let reading = async {
+            let address = perto::redis::address(url)?;
             let mut connection = check_redis(url).await?;
             let (app, mut apps) = match &self.app {
                 Some(app) => (app.clone(), BTreeSet::new()),
                 None => {
-                    let apps = self.apps(epoch, &mut connection).await?;
+                    let apps = self.apps(epoch, &address).await?;
                     match (apps.first(), apps.len()) {
                         (Some(app), 1) => (app.clone(), apps),
                         (None, _) => return Ok(Remote::nothing(place.clone())),
@@ -236,18 +238,19 @@ impl Inspect {
                 }
             };
             let name = InRemote::name(&app, epoch, &self.cache, self.value_version, &self.key);
-            let address = perto::redis::address(url)?;
+            let mut place = place.clone();
             if address.is_cluster() {
                 let owner = perto::redis::owner(&address, &name).await?;
                 connection = perto::redis::connect(&owner, MOST, LIMIT).await?;
+                place = format!("{} of {place}", owner.place());
             }
             let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
             let holds = InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms());
             if matches!(holds, InRemote::Nothing) && self.app.is_some() {
                 // A user may lack the right to look.
-                apps = self.apps(epoch, &mut connection).await.unwrap_or_default();
+                apps = self.apps(epoch, &address).await.unwrap_or_default();
             }
-            anyhow::Ok(Remote { place: place.clone(), holds: Ok(holds), apps, app: Some(app) })
+            anyhow::Ok(Remote { place, holds: Ok(holds), apps, app: Some(app) })
         };
         match reading.await {
             Ok(remote) => remote,
@@ -255,8 +258,18 @@ impl Inspect {
         }
     }
 
-    /// The apps for which Redis has values of the cache, of this database, among as many names as are looked at.
-    async fn apps(
+    /// The apps for which Redis has values of the cache, of this database, among as many names as are looked at. At each node, where
+    /// there are several.
+    async fn apps(&self, epoch: u64, address: &Address) -> anyhow::Result<BTreeSet<String>> {
+        let mut all = BTreeSet::new();
+        for node in perto::redis::nodes(address).await? {
+            let mut connection = perto::redis::connect(&node, MOST, LIMIT).await?;
+            all.extend(self.apps_at(epoch, &mut connection).await?);
+        }
+        Ok(all)
+    }
+
+    async fn apps_at(
         &self,
         epoch: u64,
         connection: &mut MultiplexedConnection,

@@ -13,11 +13,12 @@ use crate::plot::grouped;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use perto::postgres;
+use perto::redis::Address;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::connect::{Database, check_redis};
+use super::connect::{Database, LIMIT, MOST, check_redis};
 
 mod causes;
 mod faults;
@@ -103,8 +104,13 @@ impl Replay {
         let redis_url = self.redis_url()?;
         // Whatever is wrong with the servers is said before the trace is read.
         drop(check_redis(redis_url).await?);
-        if !perto::redis::address(redis_url)?.is_one_server() {
-            bail!("REDIS_URL: a replay is of one server: like redis://127.0.0.1:6379/0");
+        if !perto::redis::address(redis_url)?.is_one_server()
+            && let Some(fault) = self.faults.iter().find(|fault| fault.what.is_between_redis())
+        {
+            bail!(
+                "--faults: {}: REDIS_URL must be one server's own, like redis://127.0.0.1:6379/0",
+                fault.name
+            );
         }
         let mut connection = self.database.connect().await?;
         let trace = match &self.trace {
@@ -184,10 +190,7 @@ impl Replay {
 
     fn plan(&self, schema: &str, trace: Trace, proxies: Option<&Proxies>) -> anyhow::Result<Plan> {
         let (postgres_url, redis_url, subscribe_url) = match proxies {
-            None => {
-                let redis_url = self.redis_url()?.to_owned();
-                (self.database.url()?.to_owned(), redis_url.clone(), redis_url)
-            }
+            None => (self.database.url()?.to_owned(), self.redis_url()?.to_owned(), None),
             Some(proxies) => proxies.urls(self).context("--faults needs URLs with a host")?,
         };
         let postgres = Database { database_url: Some(postgres_url.clone()) }.options()?;
@@ -283,7 +286,16 @@ impl Replay {
                 }
             }
         }
-        unlink_own_keys(self.redis_url()?, schema).await
+        match unlink_own_keys(self.redis_url()?, schema).await {
+            // Perto itself never looks for keys.
+            Err(error) if is_for_want_of_a_right(&error) => {
+                super::say_error(
+                    "this user may not SCAN: what the replay put into Redis stays there for half an hour",
+                );
+                Ok(())
+            }
+            unlinked => unlinked,
+        }
     }
 }
 
@@ -327,8 +339,20 @@ async fn prepare(
     Ok(())
 }
 
+fn is_for_want_of_a_right(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<redis::RedisError>().and_then(redis::RedisError::code) == Some("NOPERM")
+}
+
+/// At each node, where there are several.
 async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {
-    let mut redis = check_redis(redis_url).await?;
+    for node in perto::redis::nodes(&perto::redis::address(redis_url)?).await? {
+        unlink_at(&node, app).await?;
+    }
+    Ok(())
+}
+
+async fn unlink_at(node: &Address, app: &str) -> anyhow::Result<()> {
+    let mut redis = perto::redis::connect(node, MOST, LIMIT).await?;
     let mut cursor = 0_u64;
     loop {
         let (next, keys): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
@@ -340,8 +364,13 @@ async fn unlink_own_keys(redis_url: &str, app: &str) -> anyhow::Result<()> {
             .arg(1_000)
             .query_async(&mut *redis)
             .await?;
+        // One by one: they are in different slots.
+        let mut unlink = redis::Pipeline::with_capacity(keys.len());
+        for key in &keys {
+            unlink.cmd("UNLINK").arg(key).ignore();
+        }
         if !keys.is_empty() {
-            redis::cmd("UNLINK").arg(keys).query_async::<()>(&mut *redis).await?;
+            unlink.query_async::<()>(&mut *redis).await?;
         }
         cursor = next;
         if cursor == 0 {

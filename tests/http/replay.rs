@@ -7,7 +7,9 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 
 use crate::command::{Database, perto, succeed};
+use crate::support::cluster::PrivateCluster;
 use crate::support::engines::{keys, redis_at, redis_url};
+use crate::support::sentinels::Watched;
 
 const FIELDS: [&str; 18] = [
     "accesses",
@@ -65,6 +67,33 @@ async fn a_replay_with_faults_keeps_the_promise_writes_its_fields_and_leaves_not
     let mut redis = redis_at(&redis_url()).await;
     let pattern = format!("perto:replay_{:08x}*", std::process::id());
     assert_eq!(keys(&mut redis, &pattern).await.unwrap(), Vec::<String>::new());
+}
+
+/// Behind Sentinels, and in a cluster, where what is between the instances and Redis is no one place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_runs_on_what_instances_run_on() {
+    let (watched, cluster) = tokio::join!(Watched::start(), PrivateCluster::start_without_replicas(&[]));
+    let database = Database::new();
+    succeed(perto(&database.url, &redis_url()).arg("migrate"));
+    let servers = [(watched.url(), &watched.servers[..1]), (cluster.url(), &cluster.nodes[..])];
+    for (url, servers) in servers {
+        let json = std::env::temp_dir().join(format!("perto-replay-at-{}.json", std::process::id()));
+        let small = ["replay", "--accesses", "8000", "--rate", "4000", "--keys", "500", "--writes", "0.02"];
+        let faults = "redis:flush@500ms,instance2:pause@900ms+300ms,postgres:cut@1300ms+300ms";
+        succeed(perto(&database.url, &url).args(small).args(["--faults", faults, "--json"]).arg(&json));
+        let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        std::fs::remove_file(&json).unwrap();
+        assert_eq!(report["reads_over_bound"], 0);
+        assert!(report["hits"]["l2"].as_f64().unwrap() > 0.0, "{report}");
+        for server in servers {
+            let left = keys(&mut server.connect().await, "perto:replay*").await.unwrap();
+            assert_eq!(left, Vec::<String>::new());
+        }
+        let refused =
+            perto(&database.url, &url).args(small).args(["--faults", "bus:drop@1s+1s"]).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("must be one server's own"), "{said}");
+    }
 }
 
 #[test]

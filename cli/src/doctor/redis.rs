@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
+use perto::redis::Address;
 use redis::aio::MultiplexedConnection;
 
 use super::super::columns::{bytes, shell, time};
@@ -18,7 +19,7 @@ const L2_TIMEOUT: Duration = Duration::from_millis(50);
 const PINGS: usize = 20;
 /// To connect to one node of a cluster.
 const NODE_LIMIT: Duration = Duration::from_secs(2);
-const MOST_OF_A_PING: usize = 1 << 10;
+const MOST_OF_AN_INFO: usize = 64 << 10;
 /// A hint has at most 256 KiB; a subscriber must be able to hold some.
 const MIN_BUFFER: u64 = 1 << 20;
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
@@ -57,7 +58,7 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
         }
     };
     if place.is_cluster() {
-        findings.extend(limited("nodes", async { Ok(vec![nodes(url).await?]) }).await);
+        findings.extend(limited("nodes", nodes(url)).await);
     } else if found {
         findings.extend(limited("sentinels", async { Ok(vec![sentinels(url).await?]) }).await);
     }
@@ -76,30 +77,69 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     with_client(findings, &place, others.ok().and_then(Result::ok).flatten().as_deref())
 }
 
-/// Whether each node of the cluster answers.
-async fn nodes(url: &str) -> anyhow::Result<Finding> {
-    let nodes = match perto::redis::nodes(&perto::redis::address(url)?).await {
-        Ok(nodes) => nodes,
-        Err(error) => return Ok(Finding::wrong("nodes", scripts::chain(&error))),
+/// Whether each node of the cluster answers, and what it is.
+async fn nodes(url: &str) -> anyhow::Result<Vec<Finding>> {
+    let address = perto::redis::address(url)?;
+    let (nodes, replicas) =
+        match tokio::try_join!(perto::redis::nodes(&address), perto::redis::replicas(&address)) {
+            Ok(both) => both,
+            Err(error) => return Ok(vec![Finding::wrong("nodes", scripts::chain(&error))]),
+        };
+    let (masters, replicas) = tokio::join!(
+        join_all(nodes.iter().map(|node| node_is(node, "master"))),
+        join_all(replicas.iter().map(|node| node_is(node, "slave")))
+    );
+    const MEND: &str = "start them; if they run, let them announce a place that is reached from here (cluster-announce-ip, cluster-announce-hostname)";
+    let of = |nodes: Vec<Result<String, String>>| {
+        let all = nodes.len();
+        let (well, ill): (Vec<_>, Vec<_>) = nodes.into_iter().partition(Result::is_ok);
+        let texts = |of: Vec<Result<String, String>>| {
+            of.into_iter().map(|one| one.unwrap_or_else(|silent| silent)).collect::<Vec<_>>().join("; ")
+        };
+        (all, ill.len(), texts(well), texts(ill))
     };
-    let asking = nodes.iter().map(async |node| {
-        let looked = perto::redis::connect(node, MOST_OF_A_PING, NODE_LIMIT).await;
-        looked.map_err(|error| format!("{} ({})", node.place(), said(&error)))
-    });
-    let silent: Vec<String> = join_all(asking).await.into_iter().filter_map(Result::err).collect();
-    let all = nodes.len();
-    Ok(if silent.is_empty() {
-        Finding::ok("nodes", format!("all {all} that have slots answer"))
+    let (all, ill, well, silent) = of(masters);
+    let mut findings = vec![if ill == 0 {
+        Finding::ok("nodes", format!("all {all} that have slots answer: {well}"))
+    } else {
+        let rest = if well.is_empty() { String::new() } else { format!(". The others answer: {well}") };
+        let found = format!("{ill} of {all} that have slots can't be reached from here: {silent}{rest}");
+        Finding::wrong("nodes", found).mend(MEND)
+    }];
+    let (all, ill, well, silent) = of(replicas);
+    findings.push(if all == 0 {
+        Finding::ok(
+            "replicas",
+            "none: what a node had is loaded again when it dies, and L2 has no place for it",
+        )
+    } else if ill == 0 {
+        Finding::ok("replicas", format!("all {all} answer: {well}"))
     } else {
         let found = format!(
-            "{} of {all} that have slots can't be reached from here: {}",
-            silent.len(),
-            silent.join("; ")
+            "{ill} of {all} can't be reached from here, now or when they take a master's place: {silent}"
         );
-        Finding::wrong("nodes", found).mend(
-            "start them; if they run, let them announce a place that is reached from here (cluster-announce-ip, cluster-announce-hostname)",
-        )
-    })
+        Finding::warn("replicas", found).mend(MEND)
+    });
+    Ok(findings)
+}
+
+/// One of them, with its version; or why it is not what it should be.
+async fn node_is(node: &Address, role: &str) -> Result<String, String> {
+    let place = node.place();
+    let looked = perto::redis::connect(node, MOST_OF_AN_INFO, NODE_LIMIT).await;
+    let mut connection = looked.map_err(|error| format!("{place} ({})", said(&error)))?;
+    let info: String = match redis::cmd("INFO").query_async(&mut *connection).await {
+        Ok(info) => info,
+        Err(_no_right) => return Ok(format!("{place} (its version can't be read)")),
+    };
+    let info = Info(&info);
+    match info.text("role") {
+        other if !other.is_empty() && other != role => {
+            let is = if other == "master" { "a master" } else { "a replica" };
+            Err(format!("{place} (it says that it is {is})"))
+        }
+        _ => Ok(format!("{place} ({})", name(&info))),
+    }
 }
 
 /// Whether each Sentinel answers, and names the same server.
@@ -188,7 +228,14 @@ fn with_client(mut findings: Vec<Finding>, at: &Place<'_>, others: Option<&str>)
 
 /// The command that reaches this server, without its password.
 fn client(place: &Place<'_>) -> String {
-    let tls = if ["rediss", "valkeys"].iter().any(|by| place.url.starts_with(by)) { "--tls " } else { "" };
+    let by_tls = ["rediss", "valkeys"].iter().any(|by| place.url.starts_with(by));
+    let (_, query) = place.url.split_once('?').unwrap_or_default();
+    let trusted = query.split('&').find_map(|parameter| parameter.strip_prefix("ssl_ca_certs="));
+    let tls = match trusted.filter(|file| !file.contains(['%', '+'])) {
+        Some(file) if by_tls => format!("--tls --cacert {} ", shell(file)),
+        _ if by_tls => "--tls ".to_owned(),
+        _ => String::new(),
+    };
     match place.at.rsplit_once(':') {
         Some((host, port)) if port.parse::<u16>().is_ok() && !host.contains(' ') => {
             format!("redis-cli -h {} -p {port} {tls}", shell(host))
@@ -224,10 +271,16 @@ impl<'a> Info<'a> {
     }
 }
 
+fn name(info: &Info<'_>) -> String {
+    match info.text("valkey_version") {
+        "" => format!("Redis {}", info.text("redis_version")),
+        valkey => format!("Valkey {valkey}"),
+    }
+}
+
 fn version(info: &Info<'_>, place: &str) -> Finding {
-    let (redis, valkey) = (info.text("redis_version"), info.text("valkey_version"));
-    let name = if valkey.is_empty() { format!("Redis {redis}") } else { format!("Valkey {valkey}") };
-    let mut parts = redis.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
+    let name = name(info);
+    let mut parts = info.text("redis_version").split('.').map(|part| part.parse::<u32>().unwrap_or_default());
     if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
         return Finding::wrong("redis", format!("{place}, {name}, is older than 6.2"))
             .mend("upgrade it to Redis 6.2 or Valkey");

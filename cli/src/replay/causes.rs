@@ -16,41 +16,47 @@ const COHERENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The proxies between the instances and the servers.
 pub(super) struct Proxies {
-    redis: FaultProxy,
-    bus: FaultProxy,
+    /// For what is asked, and for hints. None where Redis is no one server.
+    redis: Option<(FaultProxy, FaultProxy)>,
     postgres: FaultProxy,
 }
 
 impl Proxies {
     pub(super) async fn start(replay: &Replay) -> anyhow::Result<Self> {
-        let redis =
-            host_and_port(replay.redis_url()?, 6379).context("--faults needs a REDIS_URL with a host")?;
+        let redis = if perto::redis::address(replay.redis_url()?)?.is_one_server() {
+            let redis =
+                host_and_port(replay.redis_url()?, 6379).context("--faults needs a REDIS_URL with a host")?;
+            Some((FaultProxy::start(redis.as_str()).await?, FaultProxy::start(redis.as_str()).await?))
+        } else {
+            None
+        };
         let postgres = host_and_port(replay.database.url()?, 5432)
             .context("--faults needs a DATABASE_URL with a host")?;
-        Ok(Self {
-            redis: FaultProxy::start(redis.as_str()).await?,
-            bus: FaultProxy::start(redis.as_str()).await?,
-            postgres: FaultProxy::start(postgres).await?,
+        Ok(Self { redis, postgres: FaultProxy::start(postgres).await? })
+    }
+
+    pub(super) fn urls(&self, replay: &Replay) -> Option<(String, String, Option<String>)> {
+        let postgres = with_address(replay.database.url().ok()?, self.postgres.address())?;
+        let redis_url = replay.redis_url().ok()?;
+        Some(match &self.redis {
+            None => (postgres, redis_url.to_owned(), None),
+            Some((redis, bus)) => {
+                let [redis, bus] = [redis, bus].map(|proxy| with_address(redis_url, proxy.address()));
+                (postgres, redis?, Some(bus?))
+            }
         })
     }
 
-    pub(super) fn urls(&self, replay: &Replay) -> Option<(String, String, String)> {
-        Some((
-            with_address(replay.database.url().ok()?, self.postgres.address())?,
-            with_address(replay.redis_url().ok()?, self.redis.address())?,
-            with_address(replay.redis_url().ok()?, self.bus.address())?,
-        ))
-    }
-
     fn set(&self, what: &What, fault: Fault) {
-        match what {
-            What::Redis(_) => {
-                self.redis.set(fault);
-                self.bus.set(fault);
+        match (what, &self.redis) {
+            (What::Redis(_), Some((redis, bus))) => {
+                redis.set(fault);
+                bus.set(fault);
             }
-            What::Bus(_) => self.bus.set(fault),
-            What::Postgres(_) => self.postgres.set(fault),
-            What::Flush | What::Pause(_) => {}
+            (What::Bus(_), Some((_, bus))) => bus.set(fault),
+            (What::Postgres(_), _) => self.postgres.set(fault),
+            // Without a proxy these are refused at the start.
+            (What::Redis(_) | What::Bus(_), None) | (What::Flush | What::Pause(_), _) => {}
         }
     }
 }

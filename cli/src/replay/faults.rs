@@ -31,6 +31,13 @@ pub(super) enum What {
     Pause(usize),
 }
 
+impl What {
+    /// Whether it is done between the instances and one Redis.
+    pub(super) fn is_between_redis(&self) -> bool {
+        matches!(self, Self::Redis(_) | Self::Bus(_))
+    }
+}
+
 /// How long after a flush its reads are counted as its own.
 const FLUSH_WINDOW: Duration = Duration::from_secs(1);
 

@@ -41,7 +41,8 @@ pub(super) struct Plan {
     pub(super) postgres_url: String,
     pub(super) postgres: PgConnectOptions,
     pub(super) redis_url: String,
-    pub(super) subscribe_url: String,
+    /// Where hints are received, if that is another place.
+    pub(super) subscribe_url: Option<String>,
 }
 
 /// What a run has counted so far.
@@ -168,9 +169,12 @@ impl Member {
             .bound(plan.bound)
             .schema(&plan.schema)
             .postgres(&plan.postgres_url)
-            .redis(&plan.redis_url)
-            .subscribe_at(&plan.subscribe_url)
-            .build()?;
+            .redis(&plan.redis_url);
+        let perto = match &plan.subscribe_url {
+            Some(url) => perto.subscribe_at(url),
+            None => perto,
+        };
+        let perto = perto.build()?;
         let (loader_pool, sql) = (
             pool.clone(),
             format!("select id, version, filler from {}.rows where id = any($1)", plan.schema),

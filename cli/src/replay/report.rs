@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::plot::grouped;
 use anyhow::anyhow;
-use futures_util::StreamExt;
+use bytes::Bytes;
 use perto::{Freshness, Histogram};
 use serde::Serialize;
 
-use super::check_redis;
 use super::fleet::{Member, Run, precise};
 use super::timeline::Timeline;
 
@@ -347,13 +346,13 @@ pub(super) async fn show_progress(run: &Run, members: &[Member], terminal: bool)
 /// A bare `PUBLISH` to a bare subscriber, measured while the replay runs.
 pub(super) struct BarePublish {
     url: String,
-    channel: String,
+    app: String,
     histogram: Arc<Histogram>,
 }
 
 impl BarePublish {
     pub(super) fn new(redis_url: &str, schema: &str) -> Self {
-        Self { url: redis_url.to_owned(), channel: format!("perto:{schema}:bare"), histogram: Arc::default() }
+        Self { url: redis_url.to_owned(), app: format!("{schema}-bare"), histogram: Arc::default() }
     }
 
     /// Never returns.
@@ -364,19 +363,17 @@ impl BarePublish {
     }
 
     async fn try_measure(&self) -> anyhow::Result<()> {
-        let mut publisher = check_redis(&self.url).await?;
-        let mut subscriber = redis::Client::open(&*self.url)?.get_async_pubsub().await?;
-        subscriber.subscribe(&self.channel).await?;
-        let mut messages = subscriber.into_on_message();
+        // By whatever way instances have to it.
+        let tiers = perto::redis::tiers(&self.url, &self.app)?;
+        tiers.remote.ping().await?;
+        let mut messages = tiers.bus.subscribe().await?;
         loop {
             let sent = Instant::now();
-            let publish = redis::cmd("PUBLISH").arg(&self.channel).arg("x").to_owned();
             let (published, message) =
-                tokio::join!(publish.query_async::<()>(&mut *publisher), messages.next());
+                tokio::join!(tiers.bus.publish(Bytes::from_static(b"x")), messages.next());
             published?;
-            if message.is_some() {
-                self.histogram.record(sent.elapsed());
-            }
+            message?;
+            self.histogram.record(sent.elapsed());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

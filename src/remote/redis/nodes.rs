@@ -137,7 +137,7 @@ pub(crate) struct Map {
     /// By every name that somebody has for them.
     places: HashMap<String, Arc<Node>>,
     /// They can be asked too.
-    pub(super) replicas: Vec<Address>,
+    pub(crate) replicas: Vec<Address>,
     /// How far whoever said it had followed the cluster.
     epoch: Option<u64>,
 }

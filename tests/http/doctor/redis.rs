@@ -103,12 +103,18 @@ async fn a_node_of_a_cluster_is_told_of() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_looked_at_node_by_node() {
-    let (database, mut cluster) = (migrated(), PrivateCluster::start_without_replicas(&[]).await);
+    let (database, mut cluster) = (migrated(), PrivateCluster::start().await);
     let url = cluster.url();
     let said = doctor(&database.url, &url, &[]).await;
+    for (at, node) in cluster.nodes.iter().enumerate() {
+        let check = if at < 3 { "nodes" } else { "replicas" };
+        let is = said.text.contains("Valkey").then_some("Valkey ").unwrap_or("Redis ");
+        said.tells(check, "ok", &format!("127.0.0.1:{} ({is}", node.port()), "");
+    }
     for (check, found) in [
         ("mode", "a node of a cluster"),
         ("nodes", "all 3 that have slots answer"),
+        ("replicas", "all 3 answer"),
         ("commands", "messages arrive"),
         ("scripts", "as they should be"),
     ] {
@@ -116,6 +122,12 @@ async fn a_cluster_is_looked_at_node_by_node() {
     }
     let gone =
         format!("1 of 3 that have slots can't be reached from here: 127.0.0.1:{}", cluster.nodes[2].port());
+    let lost = format!(
+        "1 of 3 can't be reached from here, now or when they take a master's place: 127.0.0.1:{}",
+        cluster.nodes[5].port()
+    );
+    cluster.nodes[5].kill();
+    doctor(&database.url, &url, &[]).await.tells("replicas", "warn", &lost, "cluster-announce-ip");
     cluster.nodes[2].kill();
     doctor(&database.url, &url, &[]).await.tells("nodes", "wrong", &gone, "cluster-announce-ip");
     let alone = good_redis().await;
