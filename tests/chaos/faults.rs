@@ -81,6 +81,7 @@ macro_rules! marked {
         false
     };
 }
+pub(crate) use {faults, marked};
 
 pub(crate) const FAULTS: &[Fault] = faults! {
     "nothing": nothing, "no fault at all, to compare with";
@@ -122,7 +123,7 @@ pub(crate) const FAULTS: &[Fault] = faults! {
     "both-down": both_down, "Redis and Postgres are both killed, and come back";
 };
 
-async fn nothing(_: &mut World, time: Duration) -> anyhow::Result<Caused> {
+pub(crate) async fn nothing(_: &mut World, time: Duration) -> anyhow::Result<Caused> {
     sleep(time).await;
     Ok(Caused::default())
 }

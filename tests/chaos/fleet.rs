@@ -62,6 +62,14 @@ pub(crate) struct Pace {
     pub(crate) writes: u64,
 }
 
+/// What a worker is told of.
+pub(crate) struct Servers<'a> {
+    pub(crate) redis: &'a str,
+    /// In place of `redis`, and without proxies.
+    pub(crate) topology: Option<&'a str>,
+    pub(crate) postgres: &'a str,
+}
+
 pub(crate) struct Worker {
     pub(crate) number: u32,
     pub(crate) proxies: Arc<Proxies>,
@@ -88,8 +96,7 @@ impl Worker {
         folder: &Path,
         part: &str,
         pace: Pace,
-        redis: &str,
-        postgres: &str,
+        servers: &Servers<'_>,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let through = |url: &str, proxy: &FaultProxy| moved_to(url, &proxy.address().to_string());
@@ -98,8 +105,14 @@ impl Worker {
             .args(["--number", &number.to_string(), "--part", part])
             .arg("--folder")
             .arg(folder);
-        command.args(["--redis", &through(redis, &proxies.redis), "--bus", &through(redis, &proxies.bus)]);
-        command.args(["--postgres", &through(postgres, &proxies.postgres)]);
+        match servers.topology {
+            Some(url) => command.args(["--redis", url]),
+            None => {
+                let [redis, bus] = [&proxies.redis, &proxies.bus].map(|proxy| through(servers.redis, proxy));
+                command.args(["--redis", &redis, "--bus", &bus])
+            }
+        };
+        command.args(["--postgres", &through(servers.postgres, &proxies.postgres)]);
         command.args(["--bound-ms", &pace.bound.as_millis().to_string()]);
         command.args(["--reads", &pace.reads.to_string(), "--writes", &pace.writes.to_string()]);
         command.args(["--cold", &pace.cold.to_string()]);

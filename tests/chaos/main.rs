@@ -19,6 +19,7 @@ mod report;
 mod schedule;
 mod schema_faults;
 mod stats;
+mod topology_faults;
 mod verdict;
 mod worker;
 mod world;
@@ -27,13 +28,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use faults::{FAULTS, Fault};
 use fleet::Pace;
 use report::{Report, say};
 use schedule::Plan;
+use topology_faults::{BEHIND_SENTINELS, IN_A_CLUSTER};
 
 #[derive(Debug, Parser)]
 struct Command {
@@ -49,11 +51,31 @@ enum What {
     Worker(worker::Settings),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum On {
+    One,
+    Sentinel,
+    Cluster,
+}
+
+impl On {
+    fn faults(self) -> &'static [Fault] {
+        match self {
+            Self::One => FAULTS,
+            Self::Sentinel => BEHIND_SENTINELS,
+            Self::Cluster => IN_A_CLUSTER,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct Run {
     /// Faults to run, by name or by the beginning of it [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     only: Vec<String>,
+    /// How Redis is run. Where it is no one server, the faults are others
+    #[arg(long, value_enum, default_value_t = On::One)]
+    on: On,
     /// Lists the faults
     #[arg(long)]
     list: bool,
@@ -108,6 +130,7 @@ const SMOKE_READS: u64 = 10_000;
 /// A few faults, short: what `cargo test` runs.
 fn smoke() -> Run {
     Run {
+        on: On::One,
         only: FAULTS.iter().filter(|fault| fault.smoke).map(|fault| fault.name.to_owned()).collect(),
         list: false,
         seconds: 1.2,
@@ -124,7 +147,7 @@ fn smoke() -> Run {
 impl Run {
     fn main(self) -> ExitCode {
         if self.list {
-            FAULTS.iter().for_each(|fault| say(&format!("{:<20}  {}", fault.name, fault.what)));
+            self.on.faults().iter().for_each(|fault| say(&format!("{:<20}  {}", fault.name, fault.what)));
             return ExitCode::SUCCESS;
         }
         // The servers' proxies need threads of their own beside what blocks.
@@ -139,7 +162,7 @@ impl Run {
         let wanted = |fault: &&Fault| {
             self.only.is_empty() || self.only.iter().any(|name| fault.name.starts_with(name.as_str()))
         };
-        let faults: Vec<&Fault> = FAULTS.iter().filter(wanted).collect();
+        let faults: Vec<&Fault> = self.on.faults().iter().filter(wanted).collect();
         if faults.is_empty() {
             say(&format!("no fault is called {:?}; --list shows them all", self.only));
             return ExitCode::FAILURE;
@@ -150,6 +173,7 @@ impl Run {
             time: Duration::from_secs_f64(self.seconds),
             pace: Pace { bound, reads: self.reads, cold: self.cold, writes: self.writes },
             workers: self.instances,
+            on: self.on,
         };
         let folder = std::env::temp_dir().join(format!("perto-chaos-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -169,7 +193,8 @@ impl Run {
         if let Err(error) = &outcome {
             report.wrong.push(format!("{error:#}"));
         }
-        let least = self.least_reads.unwrap_or(if self.only.is_empty() { FULL_READS } else { 0 });
+        let all = self.only.is_empty() && self.on == On::One;
+        let least = self.least_reads.unwrap_or(if all { FULL_READS } else { 0 });
         if report.reads() < least && !interrupted {
             report.wrong.push(format!("only {} reads were judged, not {least}", report.reads()));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::On;
 use crate::faults::{Caused, Fault};
 use crate::fleet::{Pace, coherent};
 use crate::record::now_ns;
@@ -37,11 +38,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) time: Duration,
     pub(crate) pace: Pace,
     pub(crate) workers: u32,
+    pub(crate) on: On,
 }
 
 /// Runs it all. Trouble with the run itself is an error; what is wrong with the instances is in the report.
 pub(crate) async fn run(plan: &Plan<'_>, folder: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let mut world = Box::pin(World::start(folder, plan.pace, plan.workers)).await?;
+    let mut world = Box::pin(World::start(folder, plan.pace, plan.workers, plan.on)).await?;
     let outcome = Box::pin(faults(plan, &mut world, report)).await;
     for worker in std::mem::take(&mut world.workers) {
         report.wrong.extend(worker.stop().await);

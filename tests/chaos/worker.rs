@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(crate) redis: String,
     #[arg(long)]
-    pub(crate) bus: String,
+    pub(crate) bus: Option<String>,
     #[arg(long)]
     pub(crate) postgres: String,
     #[arg(long)]
@@ -161,10 +161,12 @@ impl Worker {
             .remote_timeout(REMOTE_TIMEOUT)
             .postgres(&settings.postgres)
             .redis(&settings.redis)
-            .subscribe_at(&settings.bus)
-            .clock(Arc::clone(&clock) as Arc<dyn Clock>)
-            .build()
-            .unwrap();
+            .clock(Arc::clone(&clock) as Arc<dyn Clock>);
+        let perto = match &settings.bus {
+            Some(bus) => perto.subscribe_at(bus),
+            None => perto,
+        };
+        let perto = perto.build().unwrap();
         let loading = pool.clone();
         let rows = perto
             .cache("row")

@@ -9,22 +9,52 @@ use perto::postgres::{Watch, migrate, watch};
 use perto::proxy::{Fault, FaultProxy};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::fleet::{Pace, Proxies, Worker};
+use crate::On;
+use crate::fleet::{Pace, Proxies, Servers, Worker};
 use crate::hand::Hand;
 use crate::load::{HOT, RESERVED, ROWS};
 use crate::record::{Kind, Record, now_ns};
 use crate::stats::AllStats;
+use crate::support::cluster::PrivateCluster;
 use crate::support::engines::place_of;
 use crate::support::postgres::PrivatePostgres;
 use crate::support::redis::PrivateRedis;
+use crate::support::sentinels::Watched;
 
 /// Written by [`World::probe`] and by nobody else.
 const PROBED: u32 = HOT + RESERVED - 1;
 
+/// Where Redis is no one server.
+pub(crate) enum Topology {
+    None,
+    Watched(Watched),
+    Cluster(PrivateCluster),
+}
+
+impl Topology {
+    async fn start(on: On) -> Self {
+        match on {
+            On::One => Self::None,
+            On::Sentinel => Self::Watched(Watched::start().await),
+            On::Cluster => Self::Cluster(PrivateCluster::start().await),
+        }
+    }
+
+    fn url(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Watched(watched) => Some(watched.url()),
+            Self::Cluster(cluster) => Some(cluster.url()),
+        }
+    }
+}
+
 pub(crate) struct World {
     pub(crate) folder: PathBuf,
     pub(crate) pace: Pace,
+    /// Of which instances make no use where there is a topology.
     pub(crate) redis: PrivateRedis,
+    pub(crate) topology: Topology,
     pub(crate) postgres: PrivatePostgres,
     /// Streams from the primary through a proxy.
     pub(crate) standby: Option<(PrivatePostgres, FaultProxy)>,
@@ -40,12 +70,14 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) async fn start(folder: &Path, pace: Pace, workers: u32) -> anyhow::Result<Self> {
-        let (redis, postgres) = tokio::join!(PrivateRedis::start(), PrivatePostgres::start());
+    pub(crate) async fn start(folder: &Path, pace: Pace, workers: u32, on: On) -> anyhow::Result<Self> {
+        let (redis, postgres, topology) =
+            tokio::join!(PrivateRedis::start(), PrivatePostgres::start(), Topology::start(on));
         let mut world = Self {
             folder: folder.to_owned(),
             pace,
             redis,
+            topology,
             postgres,
             standby: None,
             workers: Vec::new(),
@@ -83,9 +115,9 @@ impl World {
     pub(crate) async fn start_worker(&mut self, proxies: Arc<Proxies>) -> anyhow::Result<()> {
         let number = self.next_worker;
         self.next_worker += 1;
-        let (redis, postgres) = (self.redis.url(), self.url());
-        let worker =
-            Worker::start(number, proxies, &self.folder, &self.part, self.pace, &redis, &postgres).await?;
+        let (redis, postgres, topology) = (self.redis.url(), self.url(), self.topology.url());
+        let servers = Servers { redis: &redis, topology: topology.as_deref(), postgres: &postgres };
+        let worker = Worker::start(number, proxies, &self.folder, &self.part, self.pace, &servers).await?;
         self.workers.push(worker);
         Ok(())
     }
@@ -189,7 +221,12 @@ impl World {
         let version: String =
             sqlx::query_scalar("show server_version").fetch_one(&mut self.connect().await?).await?;
         let version = version.split(' ').next().unwrap_or_default();
-        Ok(format!("{cache}, Postgres {version}, {} instances", self.workers.len()))
+        let run = match self.topology {
+            Topology::None => "",
+            Topology::Watched(_) => " behind three Sentinels, with a replica",
+            Topology::Cluster(_) => " in a cluster of three nodes and their replicas",
+        };
+        Ok(format!("{cache}{run}, Postgres {version}, {} instances", self.workers.len()))
     }
 
     /// A write by hand, and when the last worker showed it as fresh, after how long.
