@@ -77,6 +77,9 @@ pub(super) async fn look(url: Option<&str>, app: &str) -> Vec<Finding> {
     with_client(findings, &place, others.ok().and_then(Result::ok).flatten().as_deref())
 }
 
+/// What mends a node that does not answer here.
+const UNREACHED: &str = "start them; if they run, let them announce a place that is reached from here (cluster-announce-ip, cluster-announce-hostname)";
+
 /// Whether each node of the cluster answers, and what it is.
 async fn nodes(url: &str) -> anyhow::Result<Vec<Finding>> {
     let address = perto::redis::address(url)?;
@@ -89,7 +92,6 @@ async fn nodes(url: &str) -> anyhow::Result<Vec<Finding>> {
         join_all(nodes.iter().map(|node| node_is(node, "master"))),
         join_all(replicas.iter().map(|node| node_is(node, "slave")))
     );
-    const MEND: &str = "start them; if they run, let them announce a place that is reached from here (cluster-announce-ip, cluster-announce-hostname)";
     let of = |nodes: Vec<Result<String, String>>| {
         let all = nodes.len();
         let (well, ill): (Vec<_>, Vec<_>) = nodes.into_iter().partition(Result::is_ok);
@@ -104,7 +106,7 @@ async fn nodes(url: &str) -> anyhow::Result<Vec<Finding>> {
     } else {
         let rest = if well.is_empty() { String::new() } else { format!(". The others answer: {well}") };
         let found = format!("{ill} of {all} that have slots can't be reached from here: {silent}{rest}");
-        Finding::wrong("nodes", found).mend(MEND)
+        Finding::wrong("nodes", found).mend(UNREACHED)
     }];
     let (all, ill, well, silent) = of(replicas);
     findings.push(if all == 0 {
@@ -118,7 +120,7 @@ async fn nodes(url: &str) -> anyhow::Result<Vec<Finding>> {
         let found = format!(
             "{ill} of {all} can't be reached from here, now or when they take a master's place: {silent}"
         );
-        Finding::warn("replicas", found).mend(MEND)
+        Finding::warn("replicas", found).mend(UNREACHED)
     });
     Ok(findings)
 }
