@@ -212,7 +212,7 @@ async fn a_cluster_is_spoken_to_by_tls_at_each_node_and_where_slots_move_to() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_and_what_they_watch_are_spoken_to_by_tls() {
     if !PrivateRedis::has_tls() {
-        // The one from PyPI has none.
+        // What comes by pip has none.
         eprintln!("this server has no TLS");
         return;
     }

@@ -70,7 +70,7 @@ impl PrivateRedis {
         format!("redis+unix://{}", self.socket().display())
     }
 
-    /// Whether it was built with TLS: those from PyPI are not.
+    /// Whether it was built with TLS: what comes by pip is not.
     pub(crate) fn has_tls() -> bool {
         let setting = b"tls-auth-clients";
         let program = std::fs::read(program()).unwrap();

@@ -51,7 +51,7 @@ impl Files {
     }
 
     pub(crate) fn put(&self, name: &str, pem: &str) {
-        std::fs::write(self.0.0.join(name), pem).unwrap();
+        fs::write(self.0.0.join(name), pem).unwrap();
     }
 
     pub(crate) fn put_ours(&self, ours: &Pair) {
