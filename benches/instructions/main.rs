@@ -83,7 +83,7 @@ fn hits<K: perto::Key + From<Id>>(runtime: &Runtime, path: &str, depends: i64) -
         // A hit never waits, so its future is ready at once.
         match path {
             "get" | "get_all" => {
-                counted(|| keys.iter().for_each(|key| drop(black_box(cache.get(key).now_or_never()))))
+                counted(|| keys.iter().for_each(|key| drop(black_box(cache.get(key).now_or_never()))));
             }
             _ => counted(|| {
                 for key in &keys {

@@ -64,7 +64,7 @@ fn fixed_types() -> String {
 
 /// What the function runs under where its texts are [`Texts::Pinned`]. Dates, times, bytes, floats and the key's own literals
 /// have one text, whatever the session of the writer has set: else a key's text would depend on who writes.
-const SETTINGS: [(&str, &str); 11] = [
+pub(super) const SETTINGS: [(&str, &str); 11] = [
     ("search_path", "pg_catalog, pg_temp"),
     ("timezone", "'UTC'"),
     ("datestyle", "'ISO, YMD'"),
