@@ -108,7 +108,7 @@ async fn a_cluster_is_looked_at_node_by_node() {
     let said = doctor(&database.url, &url, &[]).await;
     for (at, node) in cluster.nodes.iter().enumerate() {
         let check = if at < 3 { "nodes" } else { "replicas" };
-        let is = said.text.contains("Valkey").then_some("Valkey ").unwrap_or("Redis ");
+        let is = if said.text.contains("Valkey") { "Valkey " } else { "Redis " };
         said.tells(check, "ok", &format!("127.0.0.1:{} ({is}", node.port()), "");
     }
     for (check, found) in [
