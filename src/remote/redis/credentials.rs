@@ -161,7 +161,6 @@ mod tests {
                 ("they did not come within 2s", times)
             );
         }
-        #[expect(clippy::panic, reason = "what somebody else's code does")]
         let panics = Asked::new(|| async { panic!("in it") }.boxed());
         for _ in 0..2 {
             assert!(panics.answer().await.unwrap_err().to_string().contains("panicked"));
