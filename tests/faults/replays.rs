@@ -76,9 +76,13 @@ async fn a_poll_reads_what_is_new_and_not_the_whole_log_also_where_postgres_know
     // What came before is told of within a second.
     let first = scans().await.1;
     eventually("the first polls are counted", async || scans().await.1 > first).await;
-    let (before, by_index) = scans().await;
-    eventually("more are", async || scans().await.1 > by_index + 8).await;
-    assert_eq!(scans().await.0, before);
+    // A start reads an empty log as a whole, and on a busy machine that is told of late.
+    eventually("polls go by the index alone", async || {
+        let (before, by_index) = scans().await;
+        eventually("more are", async || scans().await.1 > by_index + 8).await;
+        scans().await.0 == before
+    })
+    .await;
     trimming.rollback().await.unwrap();
 }
 
