@@ -238,6 +238,8 @@ pub(crate) struct Wish {
     pub(crate) source: bool,
     /// The rank of a poll that has granted it: what any later answer must contain to contain it too.
     pub(crate) floor: Option<Token>,
+    /// It replaces what is known to be old, or soon will be.
+    pub(crate) refreshes: bool,
     /// Where it is not as the cache says.
     pub(crate) soft_timeout: Option<SoftTimeout>,
 }
@@ -250,6 +252,7 @@ impl Wish {
         within: None,
         source: false,
         floor: None,
+        refreshes: false,
         soft_timeout: None,
     };
 

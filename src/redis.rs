@@ -39,7 +39,7 @@ pub struct Tiers {
 /// # Errors
 /// What is wrong with the URL, without quoting it.
 pub fn address(url: &str) -> Result<Address, StartError> {
-    Address::parse(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
+    Address::of_setting(url)
 }
 
 /// The tiers of one app on one server or cluster. No I/O.

@@ -138,7 +138,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// It prevents that readers of a hot key wait each time it is written, and that they fail with its loader. Reads that ask for more than
     /// the bound, by a token, by `within` or `latest`, or in a view, never get a stale answer; nor does anybody after the cache was cleared
     /// or the log was lost, for nobody knows then how old the value is. A value that [depends](Loaded::depends_on) on others is served
-    /// after its time, and not after an invalidation. Kept values take an eighth of the cache's capacity, beside it. Default: none.
+    /// after its time, and not after an invalidation; nor is one whose key has upper-case letters, or blanks at its ends. Kept values take an eighth of the cache's capacity, beside it. Default: none.
     pub const fn stale_while_loading(mut self, stale: StaleWhileLoading) -> Self {
         self.policy.stale = Some(stale);
         self

@@ -324,6 +324,11 @@ impl<K: Key, V: Value> Core<K, V> {
                     Arc::new(self.loaded(self.made_of(&text, slot, depends), value, ttl, led.start, &stamp));
                 let weight = weight(&text, &entry);
                 if ttl.is_zero() {
+                    // What there was before is its no more.
+                    self.local.remove(leader.key());
+                    if let Some(stale) = &self.stale {
+                        stale.replaced(leader.key());
+                    }
                     leader.finish(Ok(Outcome { entry, from }));
                     continue;
                 }

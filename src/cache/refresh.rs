@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::policy::{Outage, millis};
-use super::stale::{Awaited, Landing, Refresh, Refreshing, StaleEntries, StaleEntry};
+use super::stale::{Awaited, Cause, Landing, Refresh, Refreshing, StaleEntries, StaleEntry};
 use super::{Cache, Core, Key, Value, timeout_from};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::verdict::LeaseVerdict;
@@ -52,7 +52,12 @@ impl<K: Key, V: Value> Core<K, V> {
             // Its dependencies may have changed before, and no eviction tells of that.
             if held.ever_valid() && evicted.entry.made_of().is_none() && self.is_current(&evicted, held) {
                 // Without a lease it may have missed writes since that ended.
-                stale.keep(key, evicted, now_ms.min(held.deadline_ms()));
+                let (invalidated_ms, ends_ms) =
+                    (now_ms.min(held.deadline_ms()), self.end_of_life(&evicted.entry));
+                match ends_ms < invalidated_ms {
+                    true => stale.keep(key, evicted, Cause::Expired, ends_ms),
+                    false => stale.keep(key, evicted, Cause::Invalidated, invalidated_ms),
+                }
             }
         }
         true
@@ -71,18 +76,18 @@ impl<K: Key, V: Value> Core<K, V> {
         wish: &Wish,
     ) -> Option<Box<Refreshing<V>>> {
         let stale = self.stale.as_ref()?;
-        if wish.asks_for_more() || wish.soft_timeout == Some(SoftTimeout::NEVER) {
+        if wish.asks_for_more() || wish.refreshes {
             return None;
         }
+        let may_be_stale = wish.soft_timeout != Some(SoftTimeout::NEVER);
         let mut of = SmallVec::new();
         for (at, (key, answer)) in keys.iter().zip(&mut *answers).enumerate() {
             if answer.is_some() {
                 continue;
             }
-            let Some((freshness, stale_entry)) = self.due(stale, key).or_else(|| self.stale(stale, key))
-            else {
-                continue;
-            };
+            let due = self.due(stale, key).or_else(|| self.stale(stale, key));
+            let wanted = due.filter(|(freshness, _)| may_be_stale || *freshness == Freshness::Fresh);
+            let Some((freshness, stale_entry)) = wanted else { continue };
             if freshness == Freshness::Fresh {
                 self.counters.l1_hits.here().increment();
             }
@@ -115,6 +120,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return Some((Freshness::Fresh, stale.of_held(key, cached, now_ms)));
         }
         let stale_entry = stale.of_held(key, cached, ends_ms);
+        stale_entry.was_good_at(ends_ms);
         stale.is_in_time(&stale_entry, now_ms).then(|| (stale_entry.freshness(now_ms), stale_entry))
     }
 
@@ -170,7 +176,7 @@ impl<K: Key, V: Value> Core<K, V> {
         told: watch::Sender<Option<Read<V>>>,
         _place: OwnedSemaphorePermit,
     ) {
-        let wish = Wish { soft_timeout: Some(SoftTimeout::NEVER), ..Wish::NONE };
+        let wish = Wish { refreshes: true, ..Wish::NONE };
         let cache = Cache(Arc::clone(&self));
         let keys = [key];
         let read = tokio::select! {

@@ -36,7 +36,12 @@ impl<K: Key, V: Value> Cache<K, V> {
             polled: asks.and_then(polled),
             within: options.within.filter(|limit| *limit < shared.coherence.bound),
             source: false,
-            soft_timeout: options.stale_after.map(SoftTimeout::of),
+            refreshes: false,
+            // Whoever names a bound of their own, however long, wants no answer beyond it.
+            soft_timeout: match options.within {
+                Some(_) => Some(SoftTimeout::NEVER),
+                None => options.stale_after.map(SoftTimeout::of),
+            },
             floor: options
                 .at_least
                 .filter(|_| asks.and_then(polled).is_some())

@@ -39,12 +39,12 @@ pub(super) struct StaleEntry<V> {
     weight: u32,
     cause: Cause,
     /// On the instance's clock: no write is missing that was visible more than the bound before.
-    since_ms: u64,
+    since_ms: AtomicU64,
     pub(super) refresh: Mutex<Refresh<V>>,
 }
 
 #[derive(Clone, Copy)]
-enum Cause {
+pub(super) enum Cause {
     Invalidated,
     Expired,
 }
@@ -96,13 +96,19 @@ impl<K: Key, V: Value> StaleEntries<K, V> {
     }
 
     /// What L1 has evicted because of a write. Under the key's stripe, as inserts are.
-    pub(super) fn keep(&self, key: &K, evicted: Evicted<V>, since_ms: u64) {
+    pub(super) fn keep(&self, key: &K, evicted: Evicted<V>, cause: Cause, since_ms: u64) {
         let Evicted { entry, cache_epoch, weight } = evicted;
         let refresh = Mutex::new(Refresh::None);
-        let cause = Cause::Invalidated;
         self.held.insert(
             key.clone(),
-            Arc::new(StaleEntry { entry, cache_epoch, weight, cause, since_ms, refresh }),
+            Arc::new(StaleEntry {
+                entry,
+                cache_epoch,
+                weight,
+                cause,
+                since_ms: AtomicU64::new(since_ms),
+                refresh,
+            }),
         );
     }
 
@@ -123,7 +129,7 @@ impl<K: Key, V: Value> StaleEntries<K, V> {
             cache_epoch: cached.cache_epoch(),
             weight: cached.weight(),
             cause: Cause::Expired,
-            since_ms,
+            since_ms: AtomicU64::new(since_ms),
             refresh: Mutex::new(Refresh::None),
         });
         self.held.insert(key.clone(), Arc::clone(&stale));
@@ -132,8 +138,13 @@ impl<K: Key, V: Value> StaleEntries<K, V> {
 }
 
 impl<V> StaleEntry<V> {
+    /// It was still good then.
+    pub(super) fn was_good_at(&self, ms: u64) {
+        self.since_ms.fetch_max(ms, Ordering::Relaxed);
+    }
+
     pub(super) fn freshness(&self, now_ms: u64) -> Freshness {
-        let since = Duration::from_millis(now_ms.saturating_sub(self.since_ms));
+        let since = Duration::from_millis(now_ms.saturating_sub(self.since_ms.load(Ordering::Relaxed)));
         Freshness::Stale(match self.cause {
             Cause::Invalidated => StaleCause::Invalidated { since },
             Cause::Expired => StaleCause::Expired { since },
@@ -155,7 +166,7 @@ impl<K: Key, V: Value> StaleEntries<K, V> {
     }
 
     pub(super) fn is_in_time(&self, stale: &StaleEntry<V>, now_ms: u64) -> bool {
-        now_ms.saturating_sub(stale.since_ms) < millis(self.policy.grace)
+        now_ms.saturating_sub(stale.since_ms.load(Ordering::Relaxed)) < millis(self.policy.grace)
     }
 }
 

@@ -19,7 +19,8 @@ use crate::health::signals::Signals;
 use crate::log::postgres::Server;
 use crate::log::{CONNECT_LIMIT, Log};
 #[cfg(feature = "redis")]
-use crate::redis::Address;
+#[cfg(feature = "redis")]
+use crate::remote::redis::address::Address;
 use crate::remote::{Breaker, Remote};
 use crate::shared::fills::MAX_FILLS;
 use crate::shared::{Settings, Shared};
@@ -173,7 +174,7 @@ impl PertoBuilder {
     /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2. How it is written: [`Address`](crate::redis::Address).
     #[cfg(feature = "redis")]
     pub fn redis(mut self, url: &str) -> Self {
-        self.redis = Some(crate::redis::address(url));
+        self.redis = Some(Address::of_setting(url));
         self
     }
 

@@ -173,7 +173,8 @@ async fn where_loads_fail_or_hang_nobody_waits_and_the_loader_has_peace_until_gr
 async fn a_read_that_asks_for_more_than_the_bound_never_gets_a_stale_answer() {
     let ring = ring(stale).await;
     let reader = &ring.members[1];
-    let asks: [fn(perto::Token) -> ReadOptions; 5] = [
+    let asks: [fn(perto::Token) -> ReadOptions; 6] = [
+        |_| ReadOptions::within(2 * BOUND),
         ReadOptions::at_least,
         |_| ReadOptions::latest(),
         |_| ReadOptions::within(ms_of(100)),
@@ -375,6 +376,39 @@ async fn a_key_that_is_read_often_is_loaded_anew_before_anybody_asks_and_one_tha
         assert_eq!(reader.loads() - loads, u64::from(is_hot), "{value}");
         assert_eq!(reader.cached(1).is_some(), is_hot);
     }
+    ring.end().await;
+}
+
+/// Long after its time is over a write evicts it: that makes it no younger.
+#[tokio::test(start_paused = true)]
+async fn a_write_brings_no_value_back_whose_time_was_over_before_grace_began() {
+    let ring = ring(|cache| stale(cache).ttl(ms_of(2_000))).await;
+    let reader = &ring.members[1];
+    ms(20_000).await;
+    ring.write(0, 1, "two").await;
+    ms(5).await;
+    assert_eq!(reader.fresh(1).await, some("two"));
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_is_fresh_for_who_takes_nothing_stale_and_has_all_its_grace_after_its_end() {
+    let cache = |cache: CacheBuilder<u64, String>| {
+        let stale = StaleWhileLoading::for_up_to(ms_of(500));
+        cache.stale_while_loading(stale).ttl(ms_of(2_000)).refresh_ahead(ms_of(1_000))
+    };
+    let ring = ring(cache).await;
+    let reader = &ring.members[1];
+    reader.loader.faults().cut();
+    ms(1_300).await;
+    for options in [ReadOptions::default(), ReadOptions::never_stale()] {
+        let read = reader.users.get_with(&1, options).await.unwrap();
+        assert_eq!((read.freshness, read.tier), (Freshness::Fresh, Tier::Local));
+    }
+    ms(1_100).await;
+    let (read, _) = get(&reader.users).await;
+    assert!(matches!(read.freshness, Freshness::Stale(StaleCause::Expired { since }) if since < ms_of(450)));
+    landed(reader).await;
     ring.end().await;
 }
 

@@ -178,11 +178,16 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
 fn one_row(watch: &Watch, as_watched: &str) -> String {
     let Watch { schema, cache, key, .. } = watch;
     let (key, cache, text) = (key.trim(), literal(cache), text(key));
-    let keys = |rows: &str, limit: u8| format!("select {text} from {rows} where {as_watched} limit {limit}");
-    // Of more than two it need not know. An update has as many old rows as new ones.
-    let all = |rows: &str| format!("array({})", keys(rows, 2));
-    let fits = |key: &str| format!("pg_catalog.octet_length({key}) operator(pg_catalog.<=) {MAX_KEY_BYTES}");
-    let is_one = format!("pg_catalog.cardinality(keys) operator(pg_catalog.=) 1 and {}", fits("keys[1]"));
+    // Of more than two it need not know. One that is too long counts, and is not kept: a list of such may be more than there can be.
+    let all = |rows: &str| {
+        format!(
+            "array(select case when pg_catalog.octet_length({text}) operator(pg_catalog.<=) {MAX_KEY_BYTES} then {text} end \
+             from {rows} where {as_watched} limit 2)"
+        )
+    };
+    let is_one = |keys: &str| {
+        format!("pg_catalog.cardinality({keys}) operator(pg_catalog.=) 1 and {keys}[1] is not null")
+    };
     // Kept from being merged with what is around it, which would look into the rows once for each mention.
     let log = |logged: &str, found: &str, condition: &str| {
         format!(
@@ -193,12 +198,13 @@ fn one_row(watch: &Watch, as_watched: &str) -> String {
         )
     };
     let update = log(
-        "case when old_key operator(pg_catalog.=) keys[1] then keys else old_key operator(pg_catalog.||) keys end",
-        &format!("{} as keys, ({}) as old_key", all("new_rows"), keys("old_rows", 1)),
-        &format!("{is_one} and {}", fits("old_key")),
+        "case when old_keys[1] operator(pg_catalog.=) keys[1] then keys else old_keys operator(pg_catalog.||) keys end",
+        // There may be fewer new rows than old ones: of those that move to another partition a trigger there may keep some out.
+        &format!("{} as keys, {} as old_keys", all("new_rows"), all("old_rows")),
+        &format!("{} and {}", is_one("keys"), is_one("old_keys")),
     );
     let [insert, delete] =
-        ["new_rows", "old_rows"].map(|rows| log("keys", &format!("{} as keys", all(rows)), &is_one));
+        ["new_rows", "old_rows"].map(|rows| log("keys", &format!("{} as keys", all(rows)), &is_one("keys")));
     format!(
         "
            if tg_op operator(pg_catalog.=) 'UPDATE' then {update}

@@ -10,6 +10,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionI
 use super::credentials::{Asked, Credentials};
 #[cfg(feature = "tls")]
 use super::tls::Tls;
+use crate::error::StartError;
 use crate::url::{ENCODE, is_cut};
 
 /// Where Sentinels listen, unless the URL says otherwise.
@@ -65,6 +66,14 @@ pub(crate) struct Sentinels {
 }
 
 impl Address {
+    /// The setting `redis` of an instance.
+    ///
+    /// # Errors
+    /// What is wrong with it, as [`Address::parse`] says it.
+    pub(crate) fn of_setting(url: &str) -> Result<Self, StartError> {
+        Self::parse(url).map_err(|problem| StartError::Setting { setting: "redis", problem })
+    }
+
     /// Reads a URL, and the files that it names.
     ///
     /// # Errors
