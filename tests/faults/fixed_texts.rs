@@ -105,6 +105,32 @@ async fn a_key_of_a_fixed_text_is_logged_alike_whatever_the_session_has_set() {
     }
 }
 
+/// The partition that rows move to may keep some out: they are gone, and only among the old ones. And texts may be longer together than
+/// any list of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_row_that_an_update_takes_away_is_named_though_no_new_one_takes_its_place() {
+    let world = World::new().await;
+    world
+        .sql(
+            "create table p (id int, r text) partition by list (r); \
+             create table pa partition of p for values in ('a'); create table pb partition of p for values in ('b'); \
+             create function keep_out() returns trigger language plpgsql as \
+               $$ begin if new.id = 1 then return null; end if; return new; end $$; \
+             create trigger keep_out before insert on pb for each row execute function keep_out()",
+        )
+        .await;
+    keyed(&world, "p", "id", &[]).await;
+    assert!(!is_pinned(&world, "p").await);
+    world.sql("insert into p values (2, 'a'), (1, 'a')").await;
+    world.sql("update p set r = 'b' where id in (1, 2)").await;
+    assert_eq!(logged(&world, "p").await, ["1,2", "1,2"]);
+    world.sql("create table big (id text)").await;
+    keyed(&world, "big", "id", &[]).await;
+    world.sql("insert into big select repeat('x', 2000) from generate_series(1, 2)").await;
+    world.sql("insert into big values (repeat('x', 2000))").await;
+    assert_eq!(logged(&world, "big").await, ["*", "*"]);
+}
+
 /// Whoever writes may put a schema of his own before all others, and what it has of the names that the function uses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_a_writers_search_path_leads_to_runs_as_the_functions_owner() {

@@ -41,8 +41,10 @@ pub(crate) fn unique_name() -> String {
 /// A connection to a Redis or Valkey.
 pub(crate) async fn redis_at(url: &str) -> MultiplexedConnection {
     let client = redis::Client::open(url).unwrap();
+    // A test puts 64 MB into one value, on a busy machine.
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(super::wait::PATIENCE));
     client
-        .get_multiplexed_async_connection()
+        .get_multiplexed_async_connection_with_config(&patient)
         .await
         .unwrap_or_else(|error| panic!("no Redis at {url}: {error}"))
 }
