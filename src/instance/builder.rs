@@ -171,7 +171,7 @@ impl PertoBuilder {
     }
 
     /// The URL of Redis or Valkey, for L2 and hints. Default: none; the instance is then always
-    /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2. How it is written: [`Address`](crate::redis::Address).
+    /// [`State::Isolated`](crate::State::Isolated), which is coherent, without L2. How it is written: [`Address`].
     #[cfg(feature = "redis")]
     pub fn redis(mut self, url: &str) -> Self {
         self.redis = Some(Address::of_setting(url));
