@@ -318,19 +318,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(self.0.counted_stale(answers.into_iter().flatten().collect()));
         }
         let (began, span) = (tokio::time::Instant::now(), self.span(keys.len()));
-        let mut answers = match timeout_from(
-            began,
-            self.limit(keys.len()),
-            self.read_within(keys, answers, &wish, &span, began),
-        )
-        .await
-        {
-            Ok(read) => read,
-            Err(_elapsed) => {
-                let limit = self.limit(keys.len());
-                Err(Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit })
-            }
-        };
+        let mut answers = self.read_within(keys, answers, &wish, &span, began).await;
         if let (Ok(answers), Some(refreshing)) = (&mut answers, refreshing) {
             Box::pin(self.land_refreshed(refreshing, keys, answers, &wish, began)).await;
         }
@@ -339,6 +327,11 @@ impl<K: Key, V: Value> Cache<K, V> {
             Err(error) => span.failed(error),
         }
         Ok(self.0.counted_stale(answers?))
+    }
+
+    #[cold]
+    fn late(&self, limit: Duration) -> Error {
+        Error::LoadTimeout { cache: Arc::clone(&self.0.name), limit }
     }
 
     /// How long a read may take.
@@ -372,7 +365,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         span: &Span,
         mut now: tokio::time::Instant,
     ) -> Result<Vec<Read<V>>, Error> {
-        let trace = span.trace();
+        let (trace, limit) = (span.trace(), self.limit(keys.len()));
+        // Longer than a clock can say is for ever.
+        let end = now.checked_add(limit);
         let (mut refused, mut again) = (0, false);
         while refused < ATTEMPTS {
             if self.0.shared.is_closed() {
@@ -390,10 +385,15 @@ impl<K: Key, V: Value> Cache<K, V> {
                 // a poll from before. Before anything is asked of anybody.
                 let start = self.0.shared.coherence.read_start(&self.0.whole);
                 if let Some(look_up) = self.look_up(Led::new(led, start, *wish, &trace, now))? {
-                    look_up.await;
+                    // The first has a limit of its own, within that of the read. A timer takes a good part of a look-up's time.
+                    match again {
+                        false => look_up.await,
+                        true => until(end, look_up).await.ok_or_else(|| self.late(limit))?,
+                    }
                 }
             }
-            refused += usize::from(self.land(waiting, wish, &mut answers).await?);
+            let landed = until(end, self.land(waiting, wish, &mut answers)).await;
+            refused += usize::from(landed.ok_or_else(|| self.late(limit))??);
             again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()
@@ -665,15 +665,11 @@ fn text<K: Key>(of: &Arc<str>, key: &K) -> Result<String, Error> {
     }
 }
 
-/// A timeout that was counted from a moment that is known already: to ask for the time takes a good part of a read's.
-fn timeout_from<F: Future>(
-    began: tokio::time::Instant,
-    limit: Duration,
-    of: F,
-) -> impl Future<Output = Result<F::Output, tokio::time::error::Elapsed>> {
-    match began.checked_add(limit) {
-        Some(end) => tokio::time::timeout_at(end, of),
-        None => tokio::time::timeout(limit, of),
+/// `None` where it is not done by then. What is done at once needs no timer.
+async fn until<F: Future>(end: Option<tokio::time::Instant>, of: F) -> Option<F::Output> {
+    match end {
+        Some(end) => tokio::time::timeout_at(end, of).await.ok(),
+        None => Some(of.await),
     }
 }
 

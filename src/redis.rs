@@ -136,7 +136,7 @@ pub async fn connect(server: &Address, most: usize, limit: Duration) -> RedisRes
 }
 
 async fn with(server: Address, most: usize, limit: Duration) -> RedisResult<Connection> {
-    let dialled = dial::commands(&server, most, limit, limit).await?;
+    let dialled = dial::commands(&server, most, limit, Some(limit)).await?;
     Ok(Connection { dialled, server })
 }
 

@@ -21,7 +21,7 @@ mod cluster;
 mod subscribed;
 pub(crate) mod tiers;
 
-use subscribed::Subscribed;
+use subscribed::{Subscribed, moved};
 
 /// The channel of one app on one Redis or Valkey server.
 struct RedisBus {
@@ -45,13 +45,18 @@ impl Bus for RedisBus {
     fn subscribe(&self) -> BoxFuture<'_, Result<Box<dyn Subscription>, RemoteError>> {
         Box::pin(async move {
             // Before it is known which server that is: one that moves meanwhile is found out.
-            let places = self.link.moves();
+            let mut places = self.link.moves();
             let server = self.link.server().await?;
-            let channel =
-                Channel::subscribe(self.elsewhere.as_ref().unwrap_or(&server), &self.channel, MAX_MESSAGE)
-                    .await?;
+            let at = self.elsewhere.as_ref().unwrap_or(&server);
+            let from = Arc::clone(&server);
             let another =
-                move |now: &Option<Server>| now.as_ref().is_some_and(|now| !Arc::ptr_eq(now, &server));
+                move |now: &Option<Server>| now.as_ref().is_some_and(|now| !Arc::ptr_eq(now, &from));
+            let channel = tokio::select! {
+                biased;
+                // Who is left may never answer.
+                left = moved(&mut places, &another) => return Err(left),
+                channel = Channel::subscribe(at, &self.channel, MAX_MESSAGE) => channel?,
+            };
             Ok(Box::new(Subscribed { heard: Box::new(channel), places, moves: Box::new(another) }) as _)
         })
     }

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::policy::{Outage, millis};
 use super::stale::{Awaited, Cause, Landing, Refresh, Refreshing, StaleEntries, StaleEntry};
-use super::{Cache, Core, Key, Value, timeout_from};
+use super::{Cache, Core, Key, Value, until};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::verdict::LeaseVerdict;
 use crate::error::Error;
@@ -229,6 +229,6 @@ impl<K: Key, V: Value> Cache<K, V> {
                 }
             }
         };
-        let _over = timeout_from(began, after, landing).await;
+        let _over = until(began.checked_add(after), landing).await;
     }
 }

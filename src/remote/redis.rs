@@ -26,7 +26,7 @@ pub(crate) mod cluster;
 pub(crate) mod credentials;
 pub(crate) mod dial;
 pub(crate) mod frames;
-mod lanes;
+pub(crate) mod lanes;
 pub(crate) mod nodes;
 pub(crate) mod sentinels;
 pub(crate) mod slots;
@@ -35,7 +35,7 @@ mod tls;
 
 use address::Address;
 use dial::failed;
-use lanes::{CONNECT_TIMEOUT, DISCARD, FILL, INVALIDATE, Lanes, load_scripts, millis, told_apart_by};
+use lanes::{CONNECT_TIMEOUT, DISCARD, FILL, INVALIDATE, Lane, Lanes, load_scripts, millis, told_apart_by};
 
 /// For how long values are asked for by their first bytes after an answer with whole ones did not come.
 const DOUBTED_FOR: Duration = Duration::from_secs(60);
@@ -65,9 +65,13 @@ pub(crate) struct Link {
 /// # Errors
 /// If the server takes no writes from anybody. What it refuses for other reasons is for whoever asks for it to find out.
 async fn takes_writes(connection: &mut MultiplexedConnection, probe: &str) -> Result<(), RemoteError> {
-    match redis::cmd("UNLINK").arg(probe).query_async::<()>(connection).await.map_err(failed) {
-        Err(RemoteError::Refused(_)) => Ok(()),
-        taken => taken,
+    let unlink = redis::cmd("UNLINK").arg(probe).to_owned();
+    match tokio::time::timeout(CONNECT_TIMEOUT, unlink.query_async::<()>(connection)).await {
+        Ok(taken) => match taken.map_err(failed) {
+            Err(RemoteError::Refused(_)) => Ok(()),
+            taken => taken,
+        },
+        Err(_elapsed) => Err(RemoteError::Timeout),
     }
 }
 
@@ -129,7 +133,11 @@ impl Link {
     }
 
     pub(crate) fn connection(&self) -> Result<MultiplexedConnection, RemoteError> {
-        self.lanes().map(|lanes| lanes.awaited.connection.clone())
+        self.lane(Lane::Awaited)
+    }
+
+    fn lane(&self, lane: Lane) -> Result<MultiplexedConnection, RemoteError> {
+        self.lanes.read().as_ref().map(|lanes| lanes.connection(lane)).ok_or(RemoteError::Disconnected)
     }
 
     fn lanes(&self) -> Result<Lanes, RemoteError> {
@@ -226,7 +234,7 @@ impl RedisRemote {
 
     /// Whether each was put. As the script does where there is nothing.
     async fn fill_empty(&self, fills: &[(String, Bytes, Duration)]) -> Result<Vec<bool>, RemoteError> {
-        let mut connection = self.link.lanes()?.fills.connection.clone();
+        let mut connection = self.link.lane(Lane::Fills)?;
         let mut pipeline = Pipeline::with_capacity(fills.len());
         for (key, value, ttl) in fills {
             pipeline.cmd("SET").arg(key).arg(&value[..]).arg("NX").arg("PX").arg(millis(*ttl));
@@ -247,7 +255,7 @@ impl RedisRemote {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        self.run(&pipeline, self.link.lanes()?.fills.connection.clone()).await
+        self.run(&pipeline, self.link.lane(Lane::Fills)?).await
     }
 }
 
@@ -298,12 +306,14 @@ impl Remote for RedisRemote {
         Box::pin(async move {
             let mut connection = self.link.connection()?;
             let most = most.min(MAX_STORED);
-            let names: Vec<&String> = keys.iter().collect();
-            let whole = match keys.len() {
-                0 | 1 => None,
-                _ => self.whole(&mut connection, keys).await?,
+            match keys {
+                [] => return Ok(Vec::new()),
+                [key] => return begins(&mut connection, &[key], most).await,
+                _ => {}
+            }
+            let Some(mut values) = self.whole(&mut connection, keys).await? else {
+                return begins(&mut connection, &keys.iter().collect::<Vec<_>>(), most).await;
             };
-            let Some(mut values) = whole else { return begins(&mut connection, &names, most).await };
             // Too much for one answer, or no value of ours: a text of no length comes in its place.
             let cut = |value: &Option<Bytes>| value.as_ref().is_some_and(Bytes::is_empty);
             let (at, again): (Vec<usize>, Vec<&String>) = values
@@ -382,7 +392,7 @@ impl Remote for RedisRemote {
             let mut discard = DISCARD.run(key);
             discard.arg(told_apart_by(&seen));
             pipeline.add_command(discard);
-            self.run(&pipeline, self.link.lanes()?.fills.connection.clone()).await.map(drop)
+            self.run(&pipeline, self.link.lane(Lane::Fills)?).await.map(drop)
         })
     }
 

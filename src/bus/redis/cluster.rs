@@ -10,11 +10,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::Cmd;
 
-use super::subscribed::Subscribed;
+use super::subscribed::{Subscribed, moved};
 use crate::bus::{Bus, Subscription};
 use crate::error::{RemoteError, chain};
 use crate::remote::redis::channel::{Channel, ShardChannel};
-use crate::remote::redis::cluster::{Asked, Cluster, Lane};
+use crate::remote::redis::cluster::{Asked, Cluster};
+use crate::remote::redis::lanes::Lane;
 use crate::remote::redis::nodes::{Map, Node};
 use crate::remote::redis::slots::slot;
 
@@ -91,7 +92,14 @@ impl Bus for ClusterBus {
                 move |map: &Arc<Map>| map.owner(slot).is_some_and(|owner| !Arc::ptr_eq(owner, &from))
             };
             let mut node = owner(&maps.borrow())?;
-            let heard = match self.subscribe_at(&node).await {
+            let elsewhere = moves(&node);
+            let subscribed = tokio::select! {
+                biased;
+                // Who is left may never answer.
+                left = moved(&mut maps, &elsewhere) => Err(left),
+                subscribed = self.subscribe_at(&node) => subscribed,
+            };
+            let heard = match subscribed {
                 Ok(heard) => heard,
                 Err(error) => {
                     // Perhaps it is another node's by now.

@@ -18,7 +18,8 @@ pub(super) struct Subscribed<T> {
     pub(super) moves: Box<dyn Fn(&T) -> bool + Send + Sync>,
 }
 
-async fn moved<T>(
+/// Returns once it is another place.
+pub(super) async fn moved<T>(
     places: &mut watch::Receiver<T>,
     moves: &(dyn Fn(&T) -> bool + Send + Sync),
 ) -> RemoteError {

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::address::Address;
 use super::dial::{self, failed};
-use super::lanes::{DISCARD, FILL, INVALIDATE, Script, millis, told_apart_by};
+use super::lanes::{DISCARD, FILL, INVALIDATE, Lane, Script, millis, told_apart_by};
 use super::nodes::{Map, Node, Said};
 use super::slots::{epoch, ranges, slot};
 use crate::error::{Cause, RemoteError};
@@ -88,13 +88,6 @@ impl Asked {
     fn whole(&self) -> Cmd {
         self.script.map_or_else(|| self.command.clone(), |script| script.whole(&self.command))
     }
-}
-
-/// Which of a node's connections.
-#[derive(Clone, Copy)]
-pub(crate) enum Lane {
-    Awaited,
-    Fills,
 }
 
 /// What one command goes out as.
@@ -170,6 +163,11 @@ impl Cluster {
         within: Duration,
     ) -> Vec<Result<Value, RemoteError>> {
         let (map, until) = (self.map(), Instant::now() + within);
+        if let [one] = asked
+            && let Some(answer) = self.ask_owner(lane, one, &map, until).await
+        {
+            return vec![answer];
+        }
         let mut answers: Vec<_> = asked.iter().map(|_| Err(RemoteError::Disconnected)).collect();
         let mut batches = Vec::new();
         for (at, command) in asked.iter().enumerate() {
@@ -195,6 +193,26 @@ impl Cluster {
             answers[at] = answer.map_err(|fault| self.judge(&node, fault));
         }
         answers
+    }
+
+    /// An answer to one command, as most are asked for, by who should have it: without the lists that several take. `None` where there
+    /// is more to do than to wait for it.
+    async fn ask_owner(
+        &self,
+        lane: Lane,
+        asked: &Asked,
+        map: &Map,
+        until: Instant,
+    ) -> Option<Result<Value, RemoteError>> {
+        let node = map.owner(asked.slot)?;
+        let mut connection = node.lane(lane)?;
+        let answering = asked.command.query_async(&mut connection);
+        match tokio::time::timeout_at(until, answering).await.unwrap_or_else(|_elapsed| Err(timed_out())) {
+            Ok(answer) => Some(Ok(answer)),
+            // It may be for somebody else, or for this one with the script.
+            Err(error) if error.code().is_some() => None,
+            Err(error) => Some(Err(self.judge(node, Fault::Node(failed(error))))),
+        }
     }
 
     async fn send(
@@ -402,11 +420,7 @@ async fn pipeline(
     sent: &[Sent],
     until: Instant,
 ) -> Result<Vec<RedisResult<Value>>, RemoteError> {
-    let lanes = node.lanes().ok_or(RemoteError::Disconnected)?;
-    let mut connection = match lane {
-        Lane::Awaited => lanes.awaited.connection.clone(),
-        Lane::Fills => lanes.fills.connection.clone(),
-    };
+    let mut connection = node.lane(lane).ok_or(RemoteError::Disconnected)?;
     let mut pipeline = Pipeline::with_capacity(sent.len());
     pipeline.ignore_errors();
     for Sent { at, asking, whole } in sent {

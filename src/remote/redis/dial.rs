@@ -38,17 +38,18 @@ pub(crate) struct Dialled {
     _speaker: AbortOnDropHandle<()>,
 }
 
-/// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`, from when it is known who we are.
+/// No answer has more bytes of text than `most`. Connecting takes no longer than `limit`, from when it is known who we are. Answers take
+/// no longer than `answer_within`; without, each who asks has a limit of its own, and no command pays for a timer that nobody needs.
 pub(crate) async fn commands(
     address: &Address,
     most: usize,
     limit: Duration,
-    answer_within: Duration,
+    answer_within: Option<Duration>,
 ) -> RedisResult<Dialled> {
     let login = address.login().await?;
     let connecting = async {
         let stream = Limited::new(dial(address).await?, most);
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(answer_within));
+        let config = AsyncConnectionConfig::new().set_response_timeout(answer_within);
         speak(&login, stream, config).await
     };
     tokio::time::timeout(limit, connecting).await.map_err(timed_out)?

@@ -13,8 +13,6 @@ use crate::error::RemoteError;
 use crate::wire::MAX_STORED;
 
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
-/// Limit of one command. Callers wait for less; this only keeps the client from waiting for ever.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How long an existing connection may take to answer before another is made.
 const PING_TIMEOUT: Duration = Duration::from_millis(200);
 /// Longest text in an answer to a fill: the hash of a script, an error.
@@ -76,6 +74,13 @@ pub(super) async fn load_scripts(connection: &mut MultiplexedConnection) -> Resu
     pipeline.query_async(connection).await.map_err(failed)
 }
 
+/// Which of the two.
+#[derive(Clone, Copy)]
+pub(crate) enum Lane {
+    Awaited,
+    Fills,
+}
+
 /// The connections to one server.
 #[derive(Debug, Clone)]
 pub(super) struct Lanes {
@@ -85,12 +90,21 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) async fn connect(server: &Address) -> Result<Self, RemoteError> {
-        let connect = |most| dial::commands(server, most, CONNECT_TIMEOUT, RESPONSE_TIMEOUT);
+        let connect = |most| dial::commands(server, most, CONNECT_TIMEOUT, None);
         let (awaited, fills) =
             tokio::try_join!(connect(MAX_STORED + 1), connect(MAX_FILL_ANSWER)).map_err(failed)?;
         let lanes = Self { awaited: Arc::new(awaited), fills: Arc::new(fills) };
-        load_scripts(&mut lanes.awaited.connection.clone()).await?;
+        let mut awaited = lanes.awaited.connection.clone();
+        let loading = load_scripts(&mut awaited);
+        tokio::time::timeout(CONNECT_TIMEOUT, loading).await.unwrap_or(Err(RemoteError::Timeout))?;
         Ok(lanes)
+    }
+
+    pub(super) fn connection(&self, lane: Lane) -> MultiplexedConnection {
+        match lane {
+            Lane::Awaited => self.awaited.connection.clone(),
+            Lane::Fills => self.fills.connection.clone(),
+        }
     }
 
     /// Whether both answer in time, and what is asked then.

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use redis::Value;
+use redis::aio::MultiplexedConnection;
 use tokio::sync::{Mutex, Notify};
 
 use super::address::Address;
-use super::lanes::Lanes;
+use super::lanes::{Lane, Lanes};
 use super::slots::{Placed, SLOTS, ranges};
 use crate::error::RemoteError;
 
@@ -62,8 +63,8 @@ impl Node {
         self.silent.load(Ordering::Acquire)
     }
 
-    pub(super) fn lanes(&self) -> Option<Lanes> {
-        self.lanes.read().clone().filter(|_| self.is_usable())
+    pub(super) fn lane(&self, lane: Lane) -> Option<MultiplexedConnection> {
+        self.lanes.read().as_ref().filter(|_| self.is_usable()).map(|lanes| lanes.connection(lane))
     }
 
     /// It did not answer, or said that it is of no use.

@@ -59,7 +59,7 @@ pub(crate) async fn ask_all(
 
 async fn ask(server: &Address, name: &str, sentinel: &Address) -> Result<Address, RemoteError> {
     let asking = async {
-        let mut dialled = dial::commands(sentinel, MOST, ANSWER_TIMEOUT, ANSWER_TIMEOUT).await?;
+        let mut dialled = dial::commands(sentinel, MOST, ANSWER_TIMEOUT, Some(ANSWER_TIMEOUT)).await?;
         let mut get = redis::cmd("SENTINEL");
         get.arg("GET-MASTER-ADDR-BY-NAME").arg(name);
         let place: Option<(String, u16)> = get.query_async(&mut dialled.connection).await?;
