@@ -29,6 +29,7 @@ mod agreement;
 pub(crate) mod audit;
 mod batches;
 pub(crate) mod builder;
+mod claims;
 mod compare;
 mod fetch;
 pub(crate) mod flight;

@@ -57,9 +57,21 @@ impl Pool {
     /// `default_transaction_read_only` was on refuses writes when it is long off; such a one is closed once it is a second
     /// old.
     pub fn tested(options: PgPoolOptions, for_writes: bool) -> PgPoolOptions {
+        Self::tested_where_idle(options, for_writes, Duration::ZERO)
+    }
+
+    /// The same, but for connections that were used less than `idle` ago: whoever gets one must take another where it fails.
+    pub(crate) fn tested_where_idle(
+        options: PgPoolOptions,
+        for_writes: bool,
+        idle: Duration,
+    ) -> PgPoolOptions {
         // The pool's own test has no limit.
         options.test_before_acquire(false).before_acquire(move |connection, about| {
             Box::pin(async move {
+                if about.idle_for < idle {
+                    return Ok(true);
+                }
                 if for_writes && about.age >= READY {
                     return within(may_write(connection)).await;
                 }
@@ -199,9 +211,19 @@ async fn within<T>(asking: impl Future<Output = Result<T, sqlx::Error>>) -> Resu
     tokio::time::timeout(READY, asking).await.map_err(late)?
 }
 
+/// Whether the error says nothing of what was asked, but of the connection: that it, or the server's process behind it, is gone, or that
+/// its session may not write.
+pub(crate) fn may_pass_elsewhere(error: &sqlx::Error) -> bool {
+    match error.as_database_error() {
+        // read_only_sql_transaction, admin_shutdown, crash_shutdown, cannot_connect_now
+        Some(error) => matches!(error.code().as_deref(), Some("25006" | "57P01" | "57P02" | "57P03")),
+        None => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed),
+    }
+}
+
 /// Whether the error says that what the connection has prepared is of no use: a column's type was altered, or something in
 /// between has forgotten it. Or that the same statement may just be run again.
-pub(super) fn passes_when_prepared_anew(error: &sqlx::Error) -> bool {
+pub(crate) fn passes_when_prepared_anew(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else { return false };
     match error.code().as_deref() {
         // feature_not_supported is also said of much else.

@@ -90,6 +90,29 @@ pub trait Remote: Debug + Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
+    /// Claims each of `names` for `ttl`, in one round trip. For each, whether it was free. By default all always are: each instance loads
+    /// for itself.
+    ///
+    /// # Errors
+    /// If the remote can't be used.
+    fn claim<'a>(
+        &'a self,
+        names: &'a [String],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        let _nobody_else = ttl;
+        Box::pin(std::future::ready(Ok(vec![true; names.len()])))
+    }
+
+    /// Lets go what was claimed. By default that ends by itself.
+    ///
+    /// # Errors
+    /// If the remote can't be used.
+    fn release<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), RemoteError>> {
+        let _end_by_themselves = names;
+        Box::pin(async { Ok(()) })
+    }
+
     /// Connects where that is needed, and returns when the server has answered.
     ///
     /// # Errors

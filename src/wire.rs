@@ -237,6 +237,11 @@ pub(crate) fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) 
     name
 }
 
+/// The name in Redis that says of a key that an instance loads it. No value is under it: an epoch has other letters.
+pub(crate) fn claim_name(app: &str, cache: &str, version: u16, key: &str) -> String {
+    format!("perto:{app}:loading:{cache}.{version}:{key}")
+}
+
 /// The two transactions of a tombstone.
 pub(crate) fn buried(bytes: &[u8]) -> Option<[u64; 2]> {
     let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));

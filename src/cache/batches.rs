@@ -116,8 +116,17 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// In one round trip, and has the rest loaded.
     async fn look_up_all(self: &Arc<Self>, all: Vec<Led<K, FlightResult<V>>>) {
+        let missing = self.look(all).await;
+        self.load_missing(missing);
+    }
+
+    /// In one round trip. What L2 does not have.
+    pub(super) async fn look(
+        self: &Arc<Self>,
+        all: Vec<Led<K, FlightResult<V>>>,
+    ) -> Vec<Led<K, FlightResult<V>>> {
         let span = match all.len() {
-            0 => return,
+            0 => return all,
             1 => None,
             _ => together(&all, |trace| trace.begin(Kind::Internal, format_args!("look up {}", self.name))),
         };
@@ -162,9 +171,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 missing.push(Led { keys: loads, ..led });
             }
         }
-        if !missing.is_empty() {
-            self.load(missing);
-        }
+        missing
     }
 
     /// Has these loaded by tasks of the instance, each of which calls the loader for all that waits: at once where few loads are under

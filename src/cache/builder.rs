@@ -167,6 +167,17 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
+    /// Has one instance load a key for all that miss it at the same time: the others wait until L2 has the value. It spares a slow
+    /// source what would be a load by each instance whenever a popular key was invalidated. A miss takes two more round trips to Redis.
+    ///
+    /// Nothing rests on it. Where Redis is down, or the loading instance ends, each loads for itself: at once in the first case, and in
+    /// the second after four times as long as a load takes on average, a quarter of the [load timeout](CacheBuilder::load_timeout) at
+    /// most. What does not go into L2 is waited for in vain, for as long as it is being loaded. Default: no.
+    pub const fn fleet_single_flight(mut self) -> Self {
+        self.policy.fleet_single_flight = true;
+        self
+    }
+
     /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
     /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. A test
     /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
@@ -228,6 +239,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("stale_while_loading", "must be for more than no time".to_owned())
         } else if policy.refresh_hot && policy.stale.is_none() {
             ("refresh_hot", "needs stale_while_loading: what was invalidated is kept there".to_owned())
+        } else if policy.fleet_single_flight && policy.local_only {
+            ("fleet_single_flight", "needs L2, which local_only leaves aside".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
         } else {

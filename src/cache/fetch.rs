@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::claims::Claim;
 use super::led::{LedKey, Piece};
 use super::loader::{self, Load, Loaded, Stamp};
 use super::pace::Slow;
@@ -295,9 +296,10 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut found: HashMap<K, _> =
             loaded.found.into_iter().map(|found| (found.key, (found.value, found.ttl))).collect();
         let mut failed = loaded.failed;
-        let (mut loads, mut again) = (Vec::new(), Vec::new());
+        let (mut loads, mut again, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         let of_all = piece.led.first()?.start;
         for mut led in piece.led {
+            claims.extend(led.claim.clone());
             for key in std::mem::take(&mut led.keys) {
                 let depends = depends.next().unwrap_or_default();
                 let lacks = lacking.next().unwrap_or_default();
@@ -351,7 +353,7 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         }
         if !self.policy.local_only {
-            self.fill(loads, of_all);
+            self.fill(loads, of_all, claims);
         }
         (!again.is_empty()).then_some(Piece { led: again, primary: true })
     }
@@ -389,10 +391,11 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
-    fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, start: ReadStart) {
+    /// Until then what was claimed is.
+    fn fill(self: &Arc<Self>, loads: Vec<ForRemote<V>>, start: ReadStart, claims: Vec<Arc<Claim>>) {
         let core = Arc::clone(self);
         let created_unix_ms = self.shared.clock.unix_ms();
-        self.shared.remote_fill(loads.len(), async move {
+        self.shared.remote_fill(loads.len(), claims, async move {
             let (mut fills, mut bytes) = (Vec::with_capacity(loads.len()), 0);
             for load in loads {
                 let fill = core.encoded(&load, start, created_unix_ms);

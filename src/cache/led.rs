@@ -1,7 +1,10 @@
 //! The keys that one read leads, on their way to L2 and to the loader.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
+use super::claims::Claim;
 use super::flight::Leader;
 use super::gather::Fits;
 use crate::coherence::ReadStart;
@@ -29,6 +32,8 @@ pub(super) struct Led<K, T> {
     pub(super) trace: Trace,
     /// Since when it waits for a look-up, or for a load.
     pub(super) asked: Instant,
+    /// Where this instance loads these keys for all.
+    pub(super) claim: Option<Arc<Claim>>,
 }
 
 /// What is asked of the loader in one call: where a replica lagged behind, of the primary.
@@ -55,7 +60,7 @@ impl<K, T> Led<K, T> {
         trace: &Trace,
         asked: Instant,
     ) -> Self {
-        Self { keys, start, wish, trace: trace.clone(), asked }
+        Self { keys, start, wish, trace: trace.clone(), asked, claim: None }
     }
 
     /// How many keys.
@@ -73,7 +78,7 @@ impl<K, T> Led<K, T> {
         let (mut pieces, mut keys) = (Vec::new(), std::mem::take(&mut self.keys).into_iter());
         while keys.len() > most {
             let keys = keys.by_ref().take(most).collect();
-            pieces.push(Self { keys, trace: self.trace.clone(), ..self });
+            pieces.push(Self { keys, trace: self.trace.clone(), claim: self.claim.clone(), ..self });
         }
         pieces.push(Self { keys: keys.collect(), ..self });
         pieces
@@ -124,7 +129,6 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::super::flight::Flights;

@@ -86,6 +86,11 @@ impl Pace {
         None
     }
 
+    /// How long a load takes, where there was one.
+    pub(super) fn load(&self) -> Option<Duration> {
+        self.0.lock().load
+    }
+
     /// A load has ended, the wait for a place included: where Postgres is busy, L2 is worth more.
     pub(super) fn loaded(&self, took: Duration) {
         let mut averages = self.0.lock();

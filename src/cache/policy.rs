@@ -84,6 +84,8 @@ pub(crate) struct Policy {
     pub(crate) refresh_hot: bool,
     /// Per cent of the time to live.
     pub(crate) ttl_jitter: Option<u8>,
+    /// Whether one instance loads a key for all.
+    pub(crate) fleet_single_flight: bool,
 }
 
 impl Policy {
@@ -110,6 +112,7 @@ impl Default for Policy {
             refresh_ahead: Duration::ZERO,
             refresh_hot: false,
             ttl_jitter: None,
+            fleet_single_flight: false,
         }
     }
 }

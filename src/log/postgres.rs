@@ -21,7 +21,7 @@ use self::sql::refused;
 use super::{Appended, Borne, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
-use crate::pool::{Lent, Pool};
+use crate::pool::{Lent, Pool, may_pass_elsewhere, passes_when_prepared_anew};
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
@@ -39,6 +39,11 @@ pub(crate) mod trigger;
 pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
+
+/// Connections for what is not a poll.
+const CONNECTIONS: u32 = 2;
+/// One that was used less than this ago is not tested before it is used again: that would be another round trip.
+const UNTESTED: Duration = Duration::from_secs(1);
 
 /// Where the log is, and as whom it is read.
 #[derive(Clone)]
@@ -78,17 +83,17 @@ impl PostgresLog {
     pub(crate) fn new(server: Server, schema: &str, prepared: bool) -> Result<Self, String> {
         schema::check_name(schema)?;
         let pool = PgPoolOptions::new()
-            .max_connections(2)
+            .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(30));
-        let pool = Pool::new(&Pool::tested(pool, true).connect_lazy_with(server.options()));
+        let pool = Pool::tested_where_idle(pool, true, UNTESTED).connect_lazy_with(server.options());
         Ok(Self {
             server,
             schema: schema.to_owned(),
             prepared,
             tail: Mutex::default(),
             rights_checked: AtomicBool::new(false),
-            pool,
+            pool: Pool::new(&pool),
         })
     }
 
@@ -163,7 +168,7 @@ impl PostgresLog {
             schema = self.schema
         );
         sqlx::query_as(AssertSqlSafe(sql))
-            .persistent(false)
+            .persistent(self.prepared)
             .bind(&change.cache)
             .bind(change.keys.as_deref())
             .bind(span.traceparent())
@@ -186,21 +191,40 @@ impl PostgresLog {
     }
 
     async fn append_once(&self, change: &Change) -> Result<Appended, LogError> {
-        let mut connection = self.lend().await?;
-        let mut inserted =
-            self.insert_once(&mut connection, change).await.map_err(|error| self.explain(error))?;
-        if inserted.1.is_none() {
-            // Nobody has polled since a crash. The row has taken place, but its number is of no epoch: once more, in one.
-            schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
-            inserted =
-                self.insert_once(&mut connection, change).await.map_err(|error| self.explain(error))?;
-        }
-        let (xid, epoch) = inserted;
+        let mut left = CONNECTIONS;
+        let (xid, epoch) = loop {
+            let mut connection = self.lend().await?;
+            match self.insert_in_epoch(&mut connection, change).await {
+                Ok(inserted) => break inserted,
+                Err(error) => {
+                    connection.doubt();
+                    // A row that is there twice invalidates no more than one.
+                    if left == 0 || !(may_pass_elsewhere(&error) || passes_when_prepared_anew(&error)) {
+                        return Err(self.explain(error));
+                    }
+                    left -= 1;
+                }
+            }
+        };
         let xid = xid
             .parse()
             .map_err(|_not_a_number| LogError::Schema("the log's xid can't be read".to_owned()))?;
         let epoch = epoch.ok_or_else(|| LogError::Schema(schema::LOGGED_TOKEN.to_owned()))?;
         Ok(Appended { xid, epoch: epoch.cast_unsigned() })
+    }
+
+    async fn insert_in_epoch(
+        &self,
+        connection: &mut PgConnection,
+        change: &Change,
+    ) -> Result<(String, Option<i64>), sqlx::Error> {
+        let inserted = self.insert_once(connection, change).await?;
+        if inserted.1.is_some() {
+            return Ok(inserted);
+        }
+        // Nobody has polled since a crash. The row has taken place, but its number is of no epoch: once more, in one.
+        schema::begin_epoch(connection, &self.schema).await?;
+        self.insert_once(connection, change).await
     }
 
     fn explain(&self, error: sqlx::Error) -> LogError {

@@ -259,6 +259,11 @@ impl RedisRemote {
     }
 }
 
+/// Succeeds for one, until it is unlinked or over.
+fn claim(name: &str, ttl: Duration) -> Cmd {
+    redis::cmd("SET").arg(name).arg(1).arg("NX").arg("PX").arg(millis(ttl)).to_owned()
+}
+
 /// An answer that is waited for. Dropped, it was given up.
 struct Unanswered<'a>(&'a AtomicBool);
 
@@ -383,6 +388,27 @@ impl Remote for RedisRemote {
                 pipeline.add_command(invalidate);
             }
             self.run(&pipeline, self.link.connection()?).await.map(drop)
+        })
+    }
+
+    fn claim<'a>(
+        &'a self,
+        names: &'a [String],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        Box::pin(async move {
+            let mut pipeline = Pipeline::with_capacity(names.len());
+            for name in names {
+                pipeline.add_command(claim(name, ttl));
+            }
+            pipeline.query_async(&mut self.link.connection()?).await.map_err(failed)
+        })
+    }
+
+    fn release<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let unlink = redis::cmd("UNLINK").arg(names).to_owned();
+            unlink.query_async(&mut self.link.lane(Lane::Fills)?).await.map_err(failed)
         })
     }
 

@@ -25,10 +25,12 @@ const FILLS_A_TIMEOUT: usize = 100;
 pub(crate) type Fill = (String, Bytes, Duration);
 
 impl Shared {
-    /// Fills L2 in the background, with so many values at most: all that one load brought, encoded there too.
+    /// Fills L2 in the background, with so many values at most: all that one load brought, encoded there too. Drops `held` when that is
+    /// done.
     pub(crate) fn remote_fill(
         self: &Arc<Self>,
         count: usize,
+        held: impl Send + 'static,
         fills: impl Future<Output = Vec<Fill>> + Send + 'static,
     ) {
         let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
@@ -41,7 +43,7 @@ impl Shared {
         };
         let shared = Arc::clone(self);
         self.spawn(async move {
-            let _places = places;
+            let _until_done = (places, held);
             let fills = fills.await;
             let mut rest = &fills[..];
             while !rest.is_empty() {
@@ -57,6 +59,19 @@ impl Shared {
                 if !shared.breaker.is_closed() {
                     return;
                 }
+            }
+        });
+    }
+
+    /// Lets claims go, in the background. Else they end by themselves.
+    pub(crate) fn remote_release(self: &Arc<Self>, names: Vec<String>) {
+        let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
+        let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else { return };
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            let _place = place;
+            for names in names.chunks(KEYS_AT_ONCE) {
+                shared.guard(remote.release(names)).await;
             }
         });
     }

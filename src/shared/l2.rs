@@ -22,6 +22,10 @@ impl Shared {
         wire::name(&self.app, epoch, cache, version, key)
     }
 
+    pub(crate) fn claim_name(&self, cache: &str, version: u16, key: &str) -> String {
+        wire::claim_name(&self.app, cache, version, key)
+    }
+
     /// How long [`Shared::remote_get`] may take.
     pub(crate) fn remote_limit(&self, keys: usize) -> Duration {
         let round_trips = u32::try_from(keys.div_ceil(KEYS_AT_ONCE)).unwrap_or(u32::MAX);
@@ -67,6 +71,26 @@ impl Shared {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Claims the loads of keys for a while. For each, whether nobody else had; `None` where L2 can't be used.
+    pub(crate) async fn remote_claim(
+        &self,
+        names: &[String],
+        lasts: Duration,
+        trace: &Trace,
+    ) -> Option<Vec<bool>> {
+        let mut claimed = Vec::with_capacity(names.len());
+        for names in names.chunks(KEYS_AT_ONCE) {
+            let remote = self.remote.as_ref().filter(|_| self.breaker.is_closed())?;
+            let span = redis_span(trace, Kind::Client, "SET", names.len());
+            let of_these = self.guard(remote.claim(names, lasts)).await;
+            if of_these.is_none() {
+                span.failed(&NO_ANSWER);
+            }
+            claimed.extend(of_these?);
+        }
+        Some(claimed)
     }
 
     /// Which server it is asked of, where that is one.

@@ -2,6 +2,7 @@
 //! both on the same histories.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,6 +34,7 @@ struct Server {
     /// On their way. They arrive also if nobody waits for them any more.
     coming: Vec<(Instant, Change)>,
     lookups: u64,
+    claims: HashMap<String, Instant>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +64,9 @@ impl SimRemote {
 
     /// Drops everything.
     pub fn flush(&self) {
-        self.settled().values.clear();
+        let mut server = self.settled();
+        server.values.clear();
+        server.claims.clear();
     }
 
     /// Keeps what is there, for [`SimRemote::restore`].
@@ -271,6 +275,39 @@ impl Remote for SimRemote {
     ) -> BoxFuture<'a, Result<(), RemoteError>> {
         let ttl = ttl.max(Duration::from_millis(1));
         Box::pin(self.send(Change::Invalidate { keys: keys.to_vec(), xid, ttl }))
+    }
+
+    fn claim<'a>(
+        &'a self,
+        names: &'a [String],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let claimed = {
+                let (mut server, now) = (self.server.lock(), Instant::now());
+                server.claims.retain(|_, until| *until > now);
+                let mut claim = |name: &String| match server.claims.entry(name.clone()) {
+                    Entry::Occupied(_) => false,
+                    Entry::Vacant(free) => {
+                        free.insert(now + ttl);
+                        true
+                    }
+                };
+                names.iter().map(&mut claim).collect::<Vec<bool>>()
+            };
+            self.faults.pass().await?;
+            Ok(claimed)
+        })
+    }
+
+    fn release<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            let mut server = self.server.lock();
+            server.claims.retain(|name, _| !names.contains(name));
+            Ok(())
+        })
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), RemoteError>> {

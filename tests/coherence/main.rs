@@ -7,6 +7,7 @@
 
 mod asks;
 mod audits;
+mod claims;
 mod computed;
 mod corpus;
 mod dependencies;

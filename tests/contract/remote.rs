@@ -53,6 +53,7 @@ everywhere!(
     a_value_that_contains_the_transaction_survives_its_invalidation,
     many_keys_are_invalidated_at_once,
     garbage_is_replaced,
+    what_one_has_claimed_nobody_else_gets_until_it_is_let_go_or_over,
     as_many_running_transactions_as_a_value_may_list_are_heeded,
     operations_may_be_dropped_at_any_point,
     concurrent_operations_leave_no_value_that_misses_a_transaction,
@@ -162,6 +163,19 @@ async fn an_older_value_never_replaces_a_newer_one(tier: Tier) {
     }
     assert!(tier.fill("k", stamps[4]).await && !tier.fill("k", stamps[5]).await);
     assert_eq!(tier.bytes("k").await, Some(value(stamps[4])));
+}
+
+async fn what_one_has_claimed_nobody_else_gets_until_it_is_let_go_or_over(tier: Tier) {
+    let names = ["a", "b", "c"].map(|name| tier.key(name));
+    let claim = async |names: &[String]| tier.remote.claim(names, TTL).await.unwrap();
+    assert_eq!(claim(&names[..1]).await, [true]);
+    assert_eq!(claim(&names).await, [false, true, true]);
+    tier.remote.release(&names[1..]).await.unwrap();
+    tier.remote.release(&names[1..]).await.unwrap();
+    assert_eq!(claim(&names).await, [false, true, true]);
+    let short = [tier.key("short")];
+    assert_eq!(tier.remote.claim(&short, Duration::from_millis(200)).await.unwrap(), [true]);
+    eventually("its time is over", async || claim(&short).await == [true]).await;
 }
 
 async fn fills_that_go_together_are_judged_one_by_one(tier: Tier) {

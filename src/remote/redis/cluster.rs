@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::address::Address;
+use super::claim;
 use super::dial::{self, failed};
 use super::lanes::{DISCARD, FILL, INVALIDATE, Lane, Script, millis, told_apart_by};
 use super::nodes::{Map, Node, Said};
@@ -607,6 +608,27 @@ impl Remote for ClusterRemote {
             let bury = |key: &String| Asked::script(&INVALIDATE, key, |run| run.arg(xid).arg(millis(ttl)));
             let asked: Vec<Asked> = keys.iter().map(bury).collect();
             self.cluster.run(Lane::Awaited, &asked, self.cluster.patience()).await.map(drop)
+        })
+    }
+
+    fn claim<'a>(
+        &'a self,
+        names: &'a [String],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<bool>, RemoteError>> {
+        Box::pin(async move {
+            let asked: Vec<Asked> = names.iter().map(|name| Asked::plain(name, claim(name, ttl))).collect();
+            let claimed = self.cluster.exchange(Lane::Awaited, &asked, self.cluster.patience()).await;
+            // What is on a node that is lost each instance loads for itself.
+            Ok(claimed.into_iter().map(|answer| !matches!(answer, Ok(Value::Nil))).collect())
+        })
+    }
+
+    fn release<'a>(&'a self, names: &'a [String]) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let unlink = |name: &String| Asked::plain(name, redis::cmd("UNLINK").arg(name).to_owned());
+            let asked: Vec<Asked> = names.iter().map(unlink).collect();
+            self.cluster.run(Lane::Fills, &asked, self.cluster.patience()).await.map(drop)
         })
     }
 
