@@ -24,7 +24,12 @@ impl Bed {
         let variable = |name: &str| {
             std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make bench`"))
         };
-        let (postgres_url, redis_url) = (variable("DATABASE_URL"), variable("REDIS_URL"));
+        Self::at(&variable("DATABASE_URL"), &variable("REDIS_URL")).await
+    }
+
+    /// On these servers.
+    pub async fn at(postgres_url: &str, redis_url: &str) -> Self {
+        let (postgres_url, redis_url) = (postgres_url.to_owned(), redis_url.to_owned());
         static MADE: AtomicU32 = AtomicU32::new(0);
         let schema = format!("bench_{}_{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let mut connection = PgConnection::connect(&postgres_url).await.expect("DATABASE_URL");
