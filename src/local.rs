@@ -60,8 +60,8 @@ pub(crate) struct Cached<V> {
     weight: AtomicU32,
 }
 
-/// What was taken out.
-pub(crate) struct Evicted<V> {
+/// What lacks a write.
+pub(crate) struct Outdated<V> {
     pub(crate) entry: Arc<Entry<V>>,
     pub(crate) cache_epoch: u64,
     pub(crate) weight: u32,
@@ -200,10 +200,21 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
     }
 
     /// Evicts the key unless what is held contains `xid`. Always, also for duplicates: that is what keeps an entry
-    /// that came in between from being older than an invalidation known here. Returns what went.
-    pub(crate) fn evict(&self, key: &K, xid: u64) -> Option<Evicted<V>> {
+    /// that came in between from being older than an invalidation known here. Returns whether something went.
+    pub(crate) fn evict(&self, key: &K, xid: u64) -> bool {
         let hash = hash_of(key);
         self.take(hash, |held, cached| held == key && !cached.entry.stamp().contains(xid))
+    }
+
+    /// What an eviction of the key for `xid` would take.
+    pub(crate) fn outdated(&self, key: &K, xid: u64) -> Option<Outdated<V>> {
+        let pinned = self.pin();
+        let cached = pinned.get(key)?;
+        let entry = Arc::clone(&cached.entry);
+        if entry.stamp().contains(xid) {
+            return None;
+        }
+        Some(Outdated { entry, cache_epoch: cached.cache_epoch(), weight: cached.weight() })
     }
 
     pub(crate) fn remove<Q>(&self, key: &Q)
@@ -225,9 +236,9 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         self.take(hash, |held, cached| held.borrow() == key && Arc::ptr_eq(&cached.entry, entry));
     }
 
-    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> Option<Evicted<V>> {
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
         let taken = self.index.take(hash, which);
-        if taken.is_some() {
+        if taken {
             self.policy.invalidate(&hash);
         }
         taken
@@ -268,14 +279,14 @@ impl<K: Hash + Eq + Clone, V> Index<K, V> {
 
     /// Takes out what is held, if it is what is meant. It is found by its hash, as the map compares what it holds: while the map grows, it
     /// is not found by a key that has just taken another's place.
-    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> Option<Evicted<V>> {
+    /// Whether it was.
+    fn take(&self, hash: u64, which: impl Fn(&K, &Cached<V>) -> bool) -> bool {
         let guard = self.held.guard();
         let taken = self.held.remove_if(&Gone(hash), |Held(key), cached| which(key, cached), &guard);
-        let (Held(key), cached) = taken.ok().flatten()?;
+        let Some((Held(key), cached)) = taken.ok().flatten() else { return false };
         self.went(key, cached);
         hurry(cached, &guard);
-        let entry = Arc::clone(&cached.entry);
-        Some(Evicted { entry, cache_epoch: cached.cache_epoch(), weight: cached.weight() })
+        true
     }
 
     /// Said by who has taken an entry out, and by nobody else.
@@ -654,9 +665,9 @@ mod tests {
         }
         let held = |number| local.pin().get(&Alike(number)).and_then(|cached| cached.entry.value);
         assert_eq!((held(0), held(998), held(999)), (None, None, Some(999)));
-        assert!(local.evict(&Alike(998), 5).is_none() && held(999).is_some(), "another key");
+        assert!(!local.evict(&Alike(998), 5) && held(999).is_some(), "another key");
         assert_eq!((local.size(), local.index.held.len()), ((1, 96), 1));
-        assert!(local.evict(&Alike(999), 5).is_some() && held(999).is_none());
+        assert!(local.evict(&Alike(999), 5) && held(999).is_none());
         assert_eq!((local.size(), local.index.held.len()), ((0, 0), 0));
     }
 
@@ -680,7 +691,7 @@ mod tests {
             put(&HalfAlike(number, false));
             let key = HalfAlike(number / 2, true);
             put(&key);
-            assert!(local.evict(&key, 5).is_some(), "{key:?}");
+            assert!(local.evict(&key, 5), "{key:?}");
             evicted.push(key);
         }
         let held = |key: &&HalfAlike| local.pin().get(*key).is_some();

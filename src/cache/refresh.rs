@@ -18,7 +18,7 @@ use super::{Cache, Core, Key, Value, until};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::verdict::LeaseVerdict;
 use crate::error::Error;
-use crate::local::{Entry, Evicted};
+use crate::local::{Entry, Outdated};
 use crate::read::{Freshness, Read, SoftTimeout, Tier, Wish};
 
 impl<K: Key, V: Value> Core<K, V> {
@@ -46,25 +46,31 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Evicts a key for a transaction. What goes may be served on, flagged, where the cache does so.
     pub(super) fn evict(&self, key: &K, xid: u64) -> bool {
-        let Some(evicted) = self.local.evict(key, xid) else { return false };
-        if let Some(stale) = self.stale.as_ref().filter(|stale| !stale.policy.grace.is_zero()) {
-            let (held, now_ms) = (self.shared.coherence.lease.held(), self.shared.clock.now_ms());
-            // Its dependencies may have changed before, and no eviction tells of that.
-            if held.ever_valid() && evicted.entry.made_of().is_none() && self.is_current(&evicted, held) {
-                // Without a lease it may have missed writes since that ended.
-                let (invalidated_ms, ends_ms) =
-                    (now_ms.min(held.deadline_ms()), self.end_of_life(&evicted.entry));
-                match ends_ms < invalidated_ms {
-                    true => stale.keep(key, evicted, Cause::Expired, ends_ms),
-                    false => stale.keep(key, evicted, Cause::Invalidated, invalidated_ms),
-                }
-            }
+        if let Some(stale) = self.stale.as_ref().filter(|stale| !stale.policy.grace.is_zero())
+            && let Some(outdated) = self.local.outdated(key, xid)
+        {
+            // Before it goes: a read in between would find neither, and wait for a load.
+            self.keep(stale, key, outdated);
         }
-        true
+        self.local.evict(key, xid)
     }
 
-    fn is_current(&self, evicted: &Evicted<V>, held: LeaseView) -> bool {
-        evicted.entry.life.era() == held.era() && evicted.cache_epoch == self.whole.epoch()
+    fn keep(&self, stale: &StaleEntries<K, V>, key: &K, outdated: Outdated<V>) {
+        let (held, now_ms) = (self.shared.coherence.lease.held(), self.shared.clock.now_ms());
+        // Its dependencies may have changed before, and no eviction tells of that.
+        if held.ever_valid() && outdated.entry.made_of().is_none() && self.is_current(&outdated, held) {
+            // Without a lease it may have missed writes since that ended.
+            let (invalidated_ms, ends_ms) =
+                (now_ms.min(held.deadline_ms()), self.end_of_life(&outdated.entry));
+            match ends_ms < invalidated_ms {
+                true => stale.keep(key, outdated, Cause::Expired, ends_ms),
+                false => stale.keep(key, outdated, Cause::Invalidated, invalidated_ms),
+            }
+        }
+    }
+
+    fn is_current(&self, outdated: &Outdated<V>, held: LeaseView) -> bool {
+        outdated.entry.life.era() == held.era() && outdated.cache_epoch == self.whole.epoch()
     }
 
     /// Gives stale answers to the keys that L1 can't answer, and begins the loads that replace them. An answer of a value that is only

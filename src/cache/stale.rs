@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::policy::{Policy, StaleWhileLoading, millis};
 use super::types::{Key, Value};
-use crate::local::{Cached, Entry, Evicted, hash_of};
+use crate::local::{Cached, Entry, Outdated, hash_of};
 use crate::read::{Freshness, Read, StaleCause};
 
 /// Loads of one cache that replace stale values at a time. Beyond that a stale value is served without one.
@@ -95,9 +95,9 @@ impl<K: Key, V: Value> StaleEntries<K, V> {
         })
     }
 
-    /// What L1 has evicted because of a write. Under the key's stripe, as inserts are.
-    pub(super) fn keep(&self, key: &K, evicted: Evicted<V>, cause: Cause, since_ms: u64) {
-        let Evicted { entry, cache_epoch, weight } = evicted;
+    /// What L1 is about to evict because of a write. Under the key's stripe, as inserts are.
+    pub(super) fn keep(&self, key: &K, outdated: Outdated<V>, cause: Cause, since_ms: u64) {
+        let Outdated { entry, cache_epoch, weight } = outdated;
         let refresh = Mutex::new(Refresh::None);
         self.held.insert(
             key.clone(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use perto::{Cache, CacheBuilder, Freshness, Outage, Read, ReadOptions, StaleCause, StaleWhileLoading, Tier};
 use tokio::time::Instant;
 
@@ -454,4 +455,32 @@ async fn settings_that_make_no_sense_are_refused_by_name() {
 
 const fn ms_of(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+/// On threads, for it is about what a read finds between two steps of an eviction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_beside_an_eviction_finds_the_value_before_it_or_the_stale_one_after_it() {
+    let ring = ring(stale).await;
+    let reader = &ring.members[1];
+    for round in 0..300 {
+        reader.loader.before().close();
+        let reading = tokio::task::spawn_blocking({
+            let users = reader.users.clone();
+            move || loop {
+                // It would wait for a load.
+                let read = users.get(&1).now_or_never()?.unwrap();
+                if read.freshness != Freshness::Fresh {
+                    return Some(());
+                }
+            }
+        });
+        let written = ring.write_silently(1, &round.to_string());
+        ring.announce(1, &written).await;
+        assert!(reading.await.unwrap().is_some(), "round {round}: neither was there");
+        reader.loader.before().open();
+        while reader.users.get_if_cached(&1).is_none() {
+            ms(1).await;
+        }
+    }
+    ring.end().await;
 }
