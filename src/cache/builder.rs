@@ -13,6 +13,7 @@ use crate::local::GroupOf;
 use crate::log::check_name;
 use crate::shared::Shared;
 use crate::wire::MAX_PAYLOAD;
+use crate::wire::codec::Codec;
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
 #[must_use = "a cache exists once it has a loader"]
@@ -104,10 +105,32 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// Largest encoded value that goes to L2. Larger ones stay in L1 and are counted, and what is larger there is
-    /// removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
+    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted, and what is larger
+    /// there is removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
     pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.policy.max_value_bytes = bytes;
+        self
+    }
+
+    /// How values are written into L2. Default: [`Codec::Bincode`], the shorter and faster one. Types with `#[serde(flatten)]`, untagged or
+    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`).
+    ///
+    /// Instances of another codec take each other's values for misses, and replace them. So change it together with
+    /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
+    pub const fn codec(mut self, codec: Codec) -> Self {
+        self.policy.codec = codec;
+        self
+    }
+
+    /// Compresses values of more than so many encoded bytes in L2, by LZ4. One that does not get an eighth smaller stays as it is. It saves
+    /// memory of Redis and bytes on the way, for some microseconds a read: see `docs/DECISIONS.md` for figures. L1 holds values, not bytes, and
+    /// counts them as ever. Default: none are.
+    ///
+    /// Instances without the feature `lz4` take what is compressed for a miss: give it to all of them first.
+    #[cfg(feature = "lz4")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "lz4")))]
+    pub const fn compress_above(mut self, bytes: usize) -> Self {
+        self.policy.compress_above = bytes;
         self
     }
 
