@@ -86,6 +86,11 @@ pub fn payload_by<V: Value>(codec: Codec, value: &V) -> Result<Bytes, String> {
     wire::read_back::payload(value, codec, wire::MAX_PAYLOAD).map_err(|flaw| flaw.to_string())
 }
 
+/// Why no value of the type can come back by bincode, as far as the type itself tells.
+pub fn unreadable<V: Value>() -> Option<String> {
+    wire::probe::unreadable::<V>().map(|flaw| flaw.to_string())
+}
+
 /// A value by its bytes in L2. `None` where they are not of its type.
 #[must_use]
 pub fn value<V: Value>(bytes: &[u8]) -> Option<V> {

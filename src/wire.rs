@@ -31,6 +31,7 @@ pub(crate) mod flaw;
 #[cfg(feature = "json")]
 mod json;
 mod packing;
+pub(crate) mod probe;
 pub(crate) mod read_back;
 pub(crate) mod tape;
 

@@ -12,8 +12,8 @@ use crate::error::StartError;
 use crate::local::GroupOf;
 use crate::log::check_name;
 use crate::shared::Shared;
-use crate::wire::MAX_PAYLOAD;
 use crate::wire::codec::Codec;
+use crate::wire::{MAX_PAYLOAD, probe};
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
 #[must_use = "a cache exists once it has a loader"]
@@ -216,8 +216,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
     /// # Errors
-    /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already; [`StartError::Closed`] where it
-    /// has ended.
+    /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2
+    /// (see [`Value`](Value#what-l2-keeps)), or where the instance has started already; [`StartError::Closed`] where it has ended.
     pub fn loader<F, Fut, E>(mut self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
@@ -229,6 +229,18 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))
+    }
+
+    /// Why L2 can't bring back any value of this type.
+    fn unreadable(&self) -> Option<String> {
+        let is_of_interest =
+            self.policy.codec == Codec::Bincode && !self.policy.local_only && self.shared.remote.is_some();
+        let flaw = is_of_interest.then(probe::unreadable::<V>).flatten()?;
+        let name = std::any::type_name::<V>();
+        Some(format!(
+            "bincode can bring back no {name} from L2: {flaw}. `codec(Codec::Json)`, feature `json`, can; \
+             `local_only` keeps the cache out of L2"
+        ))
     }
 
     fn check(&self) -> Result<(), StartError> {
@@ -253,6 +265,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("refresh_hot", "needs stale_while_loading: what was invalidated is kept there".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
+        } else if let Some(problem) = self.unreadable() {
+            ("codec", problem)
         } else {
             return Ok(());
         };

@@ -30,6 +30,7 @@ use crate::read::Wish;
 use crate::shared::Unjudged;
 use crate::shared::fills::Fill;
 use crate::shared::polls::Asked;
+use crate::wire::codec::Codec;
 use crate::wire::flaw::Flaw;
 use crate::wire::{self, Dependency, Payload, Refused, Stored, read_back, tape};
 
@@ -422,9 +423,12 @@ impl<K: Key, V: Value> Core<K, V> {
                 return None;
             }
             Some(Err(flaw)) => {
-                self.unstorable(&format!(
-                    "{flaw}. `perto::Value` has what can be kept; `local_only` says that it shall be so"
-                ));
+                let way_out = if flaw.is_none_in_json() && codec == Codec::Bincode {
+                    "`codec(Codec::Json)` may bring it back"
+                } else {
+                    "`perto::Value` has what can be kept"
+                };
+                self.unstorable(&format!("{flaw}. {way_out}; `local_only` says that it shall be so"));
                 return None;
             }
         };

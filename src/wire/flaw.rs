@@ -25,6 +25,13 @@ pub(crate) enum Flaw {
     Panicked,
 }
 
+impl Flaw {
+    /// Whether it is one of bincode alone.
+    pub(crate) const fn is_none_in_json(self) -> bool {
+        matches!(self, Self::LeftOut { .. } | Self::NoLength | Self::Asks | Self::Otherwise)
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -583,6 +583,37 @@ fn a_field_that_is_never_written_is_not_seen_where_no_names_are_told() {
     assert_eq!((back.id, back.inner.a, back.inner.b), (1, 0, 2));
 }
 
+/// Whatever a value looks like, it is known of these types, and of no other one here.
+#[test]
+fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
+    fn unreadable<V: Value>(why: &str) {
+        let flaw = perto::fuzzing::unreadable::<V>();
+        let flaw = flaw.unwrap_or_else(|| panic!("{}", std::any::type_name::<V>()));
+        assert!(flaw.contains(why), "{}: {flaw}", std::any::type_name::<V>());
+    }
+    fn readable<V: Value>() {
+        assert_eq!(perto::fuzzing::unreadable::<V>(), None, "{}", std::any::type_name::<V>());
+    }
+    unreadable::<serde_json::Value>(ASKS);
+    unreadable::<(u8, Internal)>(ASKS);
+    unreadable::<Untagged>(ASKS);
+    unreadable::<Flat>(LENGTH);
+    unreadable::<[FlatMap; 3]>(LENGTH);
+    unreadable::<(Uuid, DateTime<Utc>, NonZeroU32, Plain, External, IpAddr, std::ffi::CString, Internal)>(
+        ASKS,
+    );
+    unreadable::<(NaiveDate, Internal)>(ASKS);
+    unreadable::<Decimal>(ASKS);
+    readable::<(Plain, External, Renamed, Transparent, Converted, Remote, Aliased, Withs)>();
+    readable::<(SkipIf, SkipIfInVariant, SkippedVariant, SkipSerializing)>();
+    // Where some values come back.
+    readable::<(Option<Flat>, Vec<Internal>, HashMap<u8, Untagged>)>();
+    readable::<Result<serde_json::Value, u8>>();
+    readable::<BTreeMap<String, FlatMap>>();
+    // What takes no made-up value is not known.
+    readable::<(Even, serde_json::Value)>();
+}
+
 /// Serde may change its mind about these. Either is right.
 fn stays_out_or_comes_back<V: Value + Debug>(what: &str, value: &V) {
     comes_back_by(Codec::Json, what, value);
