@@ -142,7 +142,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let value = match &stored.payload {
             None => None,
-            Some(payload) => Some(self.from_l2(payload).map_err(unreadable).ok()?),
+            Some(payload) => Some(self.decoded(payload).map_err(unreadable).ok()?),
         };
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
         let clock = &self.shared.clock;
@@ -455,7 +455,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// The value of a payload from L2.
-    pub(super) fn from_l2(&self, payload: &Payload) -> Result<V, Refused> {
+    pub(super) fn decoded(&self, payload: &Payload) -> Result<V, Refused> {
         self.policy.codec.value(payload, self.policy.max_value_bytes)
     }
 

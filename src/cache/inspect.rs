@@ -287,7 +287,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(Refusal::WholeMisses(missing))
         } else if let Some(refusal) = value.depends.iter().find_map(|on| self.misses(on, &value.stamp)) {
             Some(refusal)
-        } else if payload().is_some_and(|payload| self.0.from_l2(&payload).is_err()) {
+        } else if payload().is_some_and(|payload| self.0.decoded(&payload).is_err()) {
             Some(Refusal::OtherType)
         } else if value.left.is_zero() {
             Some(Refusal::Expired)

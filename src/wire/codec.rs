@@ -20,7 +20,7 @@ pub enum Codec {
     #[default]
     Bincode,
     /// JSON, which describes itself: `flatten`, tagged and untagged enums, `skip_serializing_if` and `serde_json::Value` come back. It takes
-    /// about two to three times the room and the time of bincode.
+    /// up to half as much room again as bincode, and two to three times the time.
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     Json,
