@@ -194,6 +194,21 @@ async fn what_another_codec_wrote_is_a_miss_is_counted_and_is_replaced() {
     two.shutdown().await;
 }
 
+/// In JSON the text begins with a quote, by bincode with its length: a quote is 34. And 34 bytes follow.
+#[tokio::test(start_paused = true)]
+async fn what_another_codec_wrote_is_not_read_even_where_it_could_be() {
+    let sim = Sim::new(1);
+    let make = || "x".repeat(33);
+    let (one, json) = instance_with(&sim, make, |cache| cache.codec(Codec::Json)).await;
+    let (two, bincode) = instance(&sim, make).await;
+    json.get(&7).await.unwrap();
+    ms(5).await;
+    let read = bincode.get(&7).await.unwrap();
+    assert_eq!((read.value(), read.tier), (Some(&make()), Tier::Load));
+    one.shutdown().await;
+    two.shutdown().await;
+}
+
 /// A page that gets smaller, and a text that doesn't.
 fn page() -> Vec<String> {
     (0..40).map(|n| format!("the message number {n} of this page says the same")).collect()
@@ -228,6 +243,14 @@ async fn the_largest_value_is_judged_before_it_is_compressed() {
     pages.get(&7).await.unwrap();
     ms(5).await;
     assert_eq!((pages.stats().too_large, sim.remote.keys().len()), (1, 0));
+    // Nor is it read where another instance has put it there, for a read unpacks no more than that.
+    let (other, large) = instance_with(&sim, page, |cache| cache.compress_above(0)).await;
+    large.get(&8).await.unwrap();
+    ms(5).await;
+    assert_eq!(sim.remote.keys().len(), 1);
+    assert_eq!(pages.get(&8).await.unwrap().tier, Tier::Load);
+    assert_eq!((pages.stats().l2_unreadable, pages.stats().l2_hits), (1, 0));
+    other.shutdown().await;
     perto.shutdown().await;
 }
 
