@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{self, Change, Hint, Stored};
-use crate::{Snapshot, Stamp, Token, Value};
+use crate::wire::{self, Change, Hint, Payload, Stored};
+use crate::{Codec, Snapshot, Stamp, Token, Value};
 
 /// What people cache: a bit of everything that an encoding must get right.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,17 +42,32 @@ pub fn stored(input: &[u8]) {
     let cut = Stored { stamp: stored.stamp.for_wire(), ..stored.clone() };
     assert_eq!(again, Ok(Some(cut)), "what is written is read back");
     let Some(payload) = &stored.payload else { return };
-    if let Ok(order) = wire::decode_payload::<Order>(payload) {
-        let bytes = wire::encode_payload(&order).expect("what was decoded can be encoded");
-        assert_eq!(wire::decode_payload(&bytes).as_ref(), Ok(&order));
-        assert_eq!(
-            wire::read_back::payload(&order, wire::MAX_PAYLOAD),
-            Ok(bytes),
-            "what was decoded goes into L2 again"
-        );
+    // As a cache of each codec would read it, whatever it says of itself.
+    for codec in CODECS {
+        for packing in [0, 1, payload.packing] {
+            let payload = Payload { codec: codec.byte(), packing, bytes: payload.bytes.clone() };
+            read(*codec, &payload);
+        }
     }
-    drop(wire::decode_payload::<Vec<String>>(payload));
-    drop(wire::decode_payload::<(i64, f64, Vec<u8>)>(payload));
+}
+
+#[cfg(feature = "json")]
+const CODECS: &[Codec] = &[Codec::Bincode, Codec::Json];
+#[cfg(not(feature = "json"))]
+const CODECS: &[Codec] = &[Codec::Bincode];
+
+fn read(codec: Codec, payload: &Payload) {
+    if let Ok(order) = codec.value::<Order>(payload, wire::MAX_PAYLOAD) {
+        let bytes = wire::read_back::payload(&order, codec, wire::MAX_PAYLOAD);
+        let bytes = bytes.expect("what was decoded goes into L2 again");
+        for above in [0, usize::MAX] {
+            let again = codec.payload(bytes.clone(), above);
+            assert!(again.bytes.len() <= bytes.len(), "what is compressed is not larger");
+            assert_eq!(codec.value(&again, bytes.len()).as_ref(), Ok(&order), "what is written is read back");
+        }
+    }
+    drop(codec.value::<Vec<String>>(payload, wire::MAX_PAYLOAD));
+    drop(codec.value::<(i64, f64, Vec<u8>)>(payload, wire::MAX_PAYLOAD));
 }
 
 /// The bytes of a value in L2.
@@ -60,13 +75,32 @@ pub fn stored(input: &[u8]) {
 /// # Errors
 /// Why it is kept out.
 pub fn payload<V: Value>(value: &V) -> Result<Bytes, String> {
-    wire::read_back::payload(value, wire::MAX_PAYLOAD).map_err(|flaw| flaw.to_string())
+    payload_by(Codec::Bincode, value)
+}
+
+/// The bytes of a value in L2, by this codec.
+///
+/// # Errors
+/// Why it is kept out.
+pub fn payload_by<V: Value>(codec: Codec, value: &V) -> Result<Bytes, String> {
+    wire::read_back::payload(value, codec, wire::MAX_PAYLOAD).map_err(|flaw| flaw.to_string())
+}
+
+/// Why no value of the type can come back by bincode, as far as the type itself tells.
+pub fn unreadable<V: Value>() -> Option<String> {
+    wire::probe::unreadable::<V>().map(|flaw| flaw.to_string())
 }
 
 /// A value by its bytes in L2. `None` where they are not of its type.
 #[must_use]
 pub fn value<V: Value>(bytes: &[u8]) -> Option<V> {
-    wire::decode_payload(bytes).ok()
+    value_by(Codec::Bincode, bytes)
+}
+
+/// The same by this codec.
+#[must_use]
+pub fn value_by<V: Value>(codec: Codec, bytes: &[u8]) -> Option<V> {
+    codec.decode(bytes).ok()
 }
 
 /// About how many bytes a value counts for in L1.

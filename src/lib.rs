@@ -41,6 +41,8 @@
 //! | --- | --- |
 //! | `postgres` (default) | the invalidation log, snapshots, loaders and writes on Postgres, by sqlx |
 //! | `redis` (default) | L2 and hints on Redis or Valkey |
+//! | `json` | values as JSON in L2, for types that ask what they are: [`Codec`] |
+//! | `lz4` | compression of large values in L2: `CacheBuilder::compress_above` |
 //! | `tls` | TLS to both, by rustls |
 //! | `otel` | spans and figures, by the API of OpenTelemetry |
 //! | `tracing` | a line in the log for each [`Event`] |
@@ -114,6 +116,7 @@ pub use nines::{Audited, Audits};
 pub use read::{Freshness, Read, ReadOptions, StaleCause, Tier};
 pub use remote::Remote;
 pub use view::View;
+pub use wire::codec::Codec;
 pub use wire::{Change, Dependency, MAX_DEPENDENCIES, MAX_DEPENDENCY_BYTES, MAX_KEY_BYTES};
 
 /// The README's code compiles.

@@ -1,15 +1,16 @@
 //! Bytes that leave the process: values in L2 and hints on the bus.
 //!
 //! Everything read here may be old, cut short, of another version or garbage: it is then refused, never trusted and
-//! never a panic. Payloads are bincode 2 in its standard configuration, which other crates write too
-//! (`tests/wire`); nothing else in the crate knows the codec. Its bytes don't say what they are, so a value goes into L2
-//! only after a proof that it comes back as it was: `wire/read_back.rs`.
+//! never a panic. A payload says in the header which codec wrote it (`wire/codec.rs`): bincode 2 in its standard configuration,
+//! which other crates write too (`tests/wire`), or JSON. bincode's bytes don't say what they are, and JSON can't say everything,
+//! so a value goes into L2 only after a proof that it comes back as it was: `wire/read_back.rs`, `wire/json.rs`.
 //!
 //! ```text
-//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5 m  6..8 zero  8 xmin  16 xmax  24 created ms  32 life ms  36 checksum
+//! value: 0 'P'  1 version  2 kind V|T  3 flags  4 n  5 m  6 codec  7 packing  8 xmin  16 xmax  24 created ms  32 life ms  36 checksum
 //!        40 n × u32 (running transaction - xmin)  then, where a flag says so, u64: the rank of the whole snapshot
 //!        then m × (u8, u16, cache, key): what it depends on, with the lengths of both texts
-//!        then the payload                                                       all big endian; checksum (xxh3) over key and rest
+//!        then the payload; a packed one begins with u32, its length unpacked    all big endian; checksum (xxh3) over key and rest
+//! codec: 0 bincode, 1 JSON.  packing: 0 none, 1 an LZ4 block.  Both 0 where there is no payload.
 //! ```
 
 use std::fmt::Write as _;
@@ -25,12 +26,17 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::coherence::snapshot::{MAX_XID, Rank, Snapshot};
 use crate::coherence::token::Token;
 
+pub(crate) mod codec;
 pub(crate) mod flaw;
+#[cfg(feature = "json")]
+mod json;
+mod packing;
+pub(crate) mod probe;
 pub(crate) mod read_back;
 pub(crate) mod tape;
 
 /// Of values in L2.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// Of hints.
 pub(crate) const HINT_VERSION: u8 = 1;
 const HEADER: usize = 40;
@@ -84,14 +90,25 @@ pub(crate) struct Stored {
     pub(crate) created_unix_ms: u64,
     pub(crate) life_ms: u32,
     /// `None` where the source has no such row.
-    pub(crate) payload: Option<Bytes>,
+    pub(crate) payload: Option<Payload>,
+}
+
+/// The bytes of a value, and what they say of themselves. Other builds may know other codecs and packings than this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Payload {
+    pub(crate) codec: u8,
+    pub(crate) packing: u8,
+    pub(crate) bytes: Bytes,
 }
 
 impl Stored {
     /// The bytes to put under `key`.
     pub(crate) fn encode(&self, key: &str) -> Bytes {
         let stamp = self.stamp.for_wire();
-        let payload = self.payload.as_deref().unwrap_or_default();
+        let (codec, packing, payload) = match &self.payload {
+            Some(payload) => (payload.codec, payload.packing, &payload.bytes[..]),
+            None => (0, 0, &[][..]),
+        };
         let cut = self.rank.filter(|rank| *rank != stamp.rank());
         let flags = [
             (self.payload.is_none(), FLAG_ABSENT),
@@ -105,7 +122,7 @@ impl Stored {
         out.put_slice(&[b'P', VERSION, b'V', flags]);
         out.put_u8(u8::try_from(stamp.running().len()).unwrap_or(u8::MAX));
         out.put_u8(u8::try_from(self.depends.len()).unwrap_or(u8::MAX));
-        out.put_slice(&[0; 2]);
+        out.put_slice(&[codec, packing]);
         out.put_u64(stamp.xmin());
         out.put_u64(stamp.xmax());
         out.put_u64(self.created_unix_ms);
@@ -169,7 +186,11 @@ impl Stored {
             depends: depends.filter(|depends| Dependency::fit(depends)).ok_or(Refused::Corrupt)?,
             created_unix_ms: u64_at(24),
             life_ms: u32_at(32),
-            payload: (!flag(FLAG_ABSENT)).then_some(rest),
+            payload: (!flag(FLAG_ABSENT)).then_some(Payload {
+                codec: head[6],
+                packing: head[7],
+                bytes: rest,
+            }),
         }))
     }
 }
@@ -268,14 +289,14 @@ pub(crate) fn seal(key: &str, bytes: &[u8]) -> Option<Bytes> {
     Some(bytes.freeze())
 }
 
-/// Encodes a payload. `None` where the type can't be encoded or is too large. Whether it is read back as the same is
-/// another question: [`read_back::payload`] answers it.
+/// Encodes a payload by bincode. `None` where the type can't be encoded or is too large. Whether it is read back as the same
+/// is another question: [`read_back::payload`] answers it.
 pub(crate) fn encode_payload<V: Serialize>(value: &V) -> Option<Bytes> {
     let bytes = bincode::serde::encode_to_vec(value, CODEC).ok()?;
     (bytes.len() <= MAX_PAYLOAD).then(|| Bytes::from(bytes))
 }
 
-/// Decodes a payload, all of it: bytes left over mean another type. One whose `Deserialize` panics is refused too.
+/// Decodes a payload of bincode, all of it: bytes left over mean another type. One whose `Deserialize` panics is refused too.
 pub(crate) fn decode_payload<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, Refused> {
     let decoding = AssertUnwindSafe(|| bincode::serde::decode_from_slice(bytes, CODEC));
     match catch_unwind(decoding) {
@@ -337,6 +358,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use super::codec::Codec;
     use super::*;
 
     const KEY: &str = "perto:shop:00000000000000ff:item.1:42";
@@ -406,8 +428,12 @@ mod tests {
             stamp,
             created_unix_ms: 1_790_000_000_000,
             life_ms: 1_800_000,
-            payload: encode_payload(&samples()[0]),
+            payload: encode_payload(&samples()[0]).map(plain),
         }
+    }
+
+    const fn plain(bytes: Bytes) -> Payload {
+        Payload { codec: 0, packing: 0, bytes }
     }
 
     fn depends() -> Vec<Dependency> {
@@ -444,7 +470,7 @@ mod tests {
         for sample in samples() {
             let bytes = encode_payload(&sample).unwrap();
             assert_eq!(decode_payload::<Sample>(&bytes), Ok(sample.clone()));
-            assert_eq!(read_back::payload(&sample, MAX_PAYLOAD), Ok(bytes));
+            assert_eq!(read_back::payload(&sample, Codec::Bincode, MAX_PAYLOAD), Ok(bytes));
         }
     }
 
@@ -494,7 +520,7 @@ mod tests {
         for key in ["", "perto:shop:00000000000000ff:item.1:43", "perto:shop:00000000000000fe:item.1:42"] {
             assert_eq!(Stored::decode(key, &whole), Err(Refused::Corrupt));
         }
-        for version in [0, 1, 255] {
+        for version in [0, 1, 3, 5, 255] {
             let mut other = whole.to_vec();
             other[1] = version;
             assert_eq!(Stored::decode(KEY, &Bytes::from(other)), Err(Refused::Foreign));
@@ -523,6 +549,13 @@ mod tests {
             );
             drop(Hint::decode(&bytes));
             drop(decode_payload::<Sample>(&bytes));
+            let bytes = Bytes::from(bytes);
+            for (codec, packing) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let payload = Payload { codec, packing, bytes: bytes.clone() };
+                drop(Codec::Bincode.value::<Sample>(&payload, MAX_PAYLOAD));
+                #[cfg(feature = "json")]
+                drop(Codec::Json.value::<Sample>(&payload, MAX_PAYLOAD));
+            }
         }
     }
 
@@ -576,22 +609,110 @@ mod tests {
     #[test]
     fn each_version_writes_and_reads_the_bytes_it_always_has() {
         let golden = |name: &str, bytes: &[u8]| {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire").join(name);
-            let kept = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let kept = kept(name);
             assert_eq!(kept, bytes, "{name}");
-            Bytes::from(kept)
+            kept
         };
         let stored = value(&[1_000, 1_002]);
-        let kept = golden("value-v3.bin", &stored.encode(KEY));
+        let kept = golden("value-v4.bin", &stored.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(stored)));
         let absent = Stored { payload: None, ..value(&[]) };
-        let kept = golden("absent-v3.bin", &absent.encode(KEY));
+        let kept = golden("absent-v4.bin", &absent.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(absent)));
         let many = Stored { depends: depends(), rank: Some(Rank::from_number(1 << 60)), ..value(&[1_000]) };
-        let kept = golden("of-many-v3.bin", &many.encode(KEY));
+        let kept = golden("of-many-v4.bin", &many.encode(KEY));
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(many)));
         let kept = golden("hint-v1.bin", &hint().encode().unwrap());
         assert_eq!(Hint::decode(&kept), Ok(hint()));
+    }
+
+    fn kept(name: &str) -> Bytes {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wire").join(name);
+        Bytes::from(fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_of_another_version() {
+        for name in ["value-v3.bin", "absent-v3.bin", "of-many-v3.bin"] {
+            assert_eq!(Stored::decode(KEY, &kept(name)), Err(Refused::Foreign), "{name}");
+        }
+    }
+
+    /// Another compressor may pack otherwise, so what is packed is only read.
+    #[cfg(all(feature = "json", feature = "lz4"))]
+    #[test]
+    fn what_each_codec_and_packing_wrote_is_read() {
+        for (name, codec, (called, packed)) in [
+            ("value-v4.bin", Codec::Bincode, ("bincode", false)),
+            ("value-lz4-v4.bin", Codec::Bincode, ("bincode", true)),
+            ("value-json-v4.bin", Codec::Json, ("json", false)),
+            ("value-json-lz4-v4.bin", Codec::Json, ("json", true)),
+        ] {
+            let payload = Stored::decode(KEY, &kept(name)).unwrap().unwrap().payload.unwrap();
+            assert_eq!(payload.described(), (called, packed), "{name}");
+            let sample = if packed { samples().remove(2) } else { samples().remove(0) };
+            assert_eq!(codec.value(&payload, MAX_PAYLOAD), Ok(sample), "{name}");
+            for other in [Codec::Bincode, Codec::Json] {
+                let expected = if other == codec { None } else { Some(Refused::Foreign) };
+                assert_eq!(
+                    other.value::<Sample>(&payload, MAX_PAYLOAD).err(),
+                    expected,
+                    "{name} by {other:?}"
+                );
+            }
+        }
+    }
+
+    #[cfg(feature = "lz4")]
+    #[test]
+    fn what_is_compressed_comes_back_and_what_does_not_get_smaller_is_not() {
+        let codec = Codec::Bincode;
+        let text = "what people write to each other, and each other to people. ".repeat(40);
+        let bytes = encode_payload(&text).unwrap();
+        let above = codec.payload(bytes.clone(), bytes.len());
+        assert_eq!(above, plain(bytes.clone()), "not more than that");
+        let payload = codec.payload(bytes.clone(), bytes.len() - 1);
+        assert!(payload.packing == 1 && payload.bytes.len() < bytes.len() / 8, "{}", payload.bytes.len());
+        assert_eq!(codec.value(&payload, bytes.len()), Ok(text));
+        // Random bytes don't get smaller, and half random ones not by an eighth.
+        let mut seed = 7_u64;
+        let mut random = |_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed.to_be_bytes()[0]
+        };
+        let noise: Vec<u8> = (0..1_000).map(&mut random).collect();
+        for zeros in [0, 50, 90] {
+            let bytes = Bytes::from([&noise[..], &vec![0; zeros]].concat());
+            assert_eq!(codec.payload(bytes.clone(), 0), plain(bytes), "{zeros} zeros");
+        }
+        let bytes = Bytes::from([&noise[..], &[0; 200]].concat());
+        assert_eq!(codec.payload(bytes, 0).packing, 1);
+        assert_eq!(codec.payload(Bytes::new(), 0), plain(Bytes::new()));
+    }
+
+    #[cfg(feature = "lz4")]
+    #[test]
+    fn a_length_that_lies_fills_no_memory_and_is_refused() {
+        let codec = Codec::Bincode;
+        let text = "a".repeat(10_000);
+        let bytes = encode_payload(&text).unwrap();
+        let good = codec.payload(bytes.clone(), 0);
+        let refused = |bytes: &[u8], most| {
+            let payload = Payload { bytes: Bytes::copy_from_slice(bytes), ..good.clone() };
+            codec.value::<String>(&payload, most).expect_err("it is refused")
+        };
+        for length in [0_u32, 1, 9_999, 10_100, 1 << 20, u32::MAX] {
+            let lie = [&length.to_be_bytes()[..], &good.bytes[4..]].concat();
+            assert_eq!(refused(&lie, MAX_PAYLOAD), Refused::Corrupt, "{length}");
+        }
+        for length in 0..good.bytes.len() {
+            assert_eq!(refused(&good.bytes[..length], MAX_PAYLOAD), Refused::Corrupt, "cut to {length}");
+        }
+        assert_eq!(refused(&good.bytes, bytes.len() - 1), Refused::Corrupt, "more than the cache allows");
+        let unknown = Payload { packing: 2, ..good.clone() };
+        assert_eq!(codec.value::<String>(&unknown, MAX_PAYLOAD), Err(Refused::Foreign));
+        let unknown = Payload { codec: 2, ..good };
+        assert_eq!(codec.value::<String>(&unknown, MAX_PAYLOAD), Err(Refused::Foreign));
     }
 
     /// The way out, should the codec ever have to go: what lies in L2 stays readable.

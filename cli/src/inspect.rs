@@ -467,8 +467,13 @@ fn remote_row(log: &Log, remote: &Remote, judged: &Judged) -> Vec<String> {
         }
         Ok(_) => return row(["L2", place, "", "", "", "no", "bytes that can't be read"]),
     };
-    let what =
-        if value.absent { "says that there is no such row".to_owned() } else { bytes(value.bytes as u64) };
+    let what = match value.absent {
+        true => "says that there is no such row".to_owned(),
+        false => {
+            let compressed = if value.compressed { ", compressed" } else { "" };
+            format!("{} of {}{compressed}", bytes(value.bytes as u64), value.codec)
+        }
+    };
     let (served, why) = match judged.why_not() {
         Some(why) => ("no", why),
         None if value.left.is_zero() => ("no", "expired".to_owned()),

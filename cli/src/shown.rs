@@ -32,6 +32,8 @@ pub fn in_remote(holds: &InRemote) -> Value {
             "ageMs": ms(value.age),
             "leftMs": ms(value.left),
             "bytes": value.bytes,
+            "codec": value.codec,
+            "compressed": value.compressed,
             "absent": value.absent,
             "depends": value.depends.iter().map(key).collect::<Vec<_>>(),
         }),

@@ -12,7 +12,8 @@ use crate::error::StartError;
 use crate::local::GroupOf;
 use crate::log::check_name;
 use crate::shared::Shared;
-use crate::wire::MAX_PAYLOAD;
+use crate::wire::codec::Codec;
+use crate::wire::{MAX_PAYLOAD, probe};
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
 #[must_use = "a cache exists once it has a loader"]
@@ -104,10 +105,32 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// Largest encoded value that goes to L2. Larger ones stay in L1 and are counted, and what is larger there is
-    /// removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
+    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted, and what is larger
+    /// there is removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
     pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.policy.max_value_bytes = bytes;
+        self
+    }
+
+    /// How values are written into L2. Default: [`Codec::Bincode`], the shorter and faster one. Types with `#[serde(flatten)]`, untagged or
+    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`).
+    ///
+    /// Instances of another codec take each other's values for misses, and replace them. So change it together with
+    /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
+    pub const fn codec(mut self, codec: Codec) -> Self {
+        self.policy.codec = codec;
+        self
+    }
+
+    /// Compresses values of more than so many encoded bytes in L2, by LZ4. One that does not get an eighth smaller stays as it is. It saves
+    /// memory of Redis and bytes on the way, for some microseconds a read: see `docs/DECISIONS.md` for figures. L1 holds values, not bytes, and
+    /// counts them as ever. Default: none are.
+    ///
+    /// Instances without the feature `lz4` take what is compressed for a miss: give it to all of them first.
+    #[cfg(feature = "lz4")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "lz4")))]
+    pub const fn compress_above(mut self, bytes: usize) -> Self {
+        self.policy.compress_above = bytes;
         self
     }
 
@@ -204,8 +227,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
     /// # Errors
-    /// [`StartError::Setting`] where a setting makes no sense, or the instance has started already; [`StartError::Closed`] where it
-    /// has ended.
+    /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2
+    /// (see [`Value`](Value#what-l2-keeps)), or where the instance has started already; [`StartError::Closed`] where it has ended.
     pub fn loader<F, Fut, E>(mut self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
@@ -217,6 +240,18 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))
+    }
+
+    /// Why L2 can't bring back any value of this type.
+    fn unreadable(&self) -> Option<String> {
+        let is_of_interest =
+            self.policy.codec == Codec::Bincode && !self.policy.local_only && self.shared.remote.is_some();
+        let flaw = is_of_interest.then(probe::unreadable::<V>).flatten()?;
+        let name = std::any::type_name::<V>();
+        Some(format!(
+            "bincode can bring back no {name} from L2: {flaw}. `codec(Codec::Json)`, feature `json`, can; \
+             `local_only` keeps the cache out of L2"
+        ))
     }
 
     fn check(&self) -> Result<(), StartError> {
@@ -243,6 +278,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("fleet_single_flight", "needs L2, which local_only leaves aside".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
+        } else if let Some(problem) = self.unreadable() {
+            ("codec", problem)
         } else {
             return Ok(());
         };

@@ -31,8 +31,9 @@ use crate::read::Wish;
 use crate::shared::Unjudged;
 use crate::shared::fills::Fill;
 use crate::shared::polls::Asked;
+use crate::wire::codec::Codec;
 use crate::wire::flaw::Flaw;
-use crate::wire::{self, Dependency, Refused, Stored, read_back, tape};
+use crate::wire::{self, Dependency, Payload, Refused, Stored, read_back, tape};
 
 const LOADED_IN_A_WRITE: &str =
     "the loader read in a transaction that has written; load on a connection of its own";
@@ -142,7 +143,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let value = match &stored.payload {
             None => None,
-            Some(payload) => Some(wire::decode_payload(payload).map_err(unreadable).ok()?),
+            Some(payload) => Some(self.decoded(payload).map_err(unreadable).ok()?),
         };
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
         let clock = &self.shared.clock;
@@ -416,18 +417,21 @@ impl<K: Key, V: Value> Core<K, V> {
         if start.era != self.shared.coherence.lease.held().era() {
             return None;
         }
-        let most = self.policy.max_value_bytes;
-        let payload = match load.entry.value.as_ref().map(|value| read_back::payload(value, most)) {
+        let (codec, most) = (self.policy.codec, self.policy.max_value_bytes);
+        let payload = match load.entry.value.as_ref().map(|value| read_back::payload(value, codec, most)) {
             None => None,
-            Some(Ok(bytes)) => Some(bytes),
+            Some(Ok(bytes)) => Some(codec.payload(bytes, self.policy.compress_above)),
             Some(Err(Flaw::TooLarge)) => {
                 self.counters.too_large.add(1);
                 return None;
             }
             Some(Err(flaw)) => {
-                self.unstorable(&format!(
-                    "{flaw}. `perto::Value` has what can be kept; `local_only` says that it shall be so"
-                ));
+                let way_out = if flaw.is_none_in_json() && codec == Codec::Bincode {
+                    "`codec(Codec::Json)` may bring it back"
+                } else {
+                    "`perto::Value` has what can be kept"
+                };
+                self.unstorable(&format!("{flaw}. {way_out}; `local_only` says that it shall be so"));
                 return None;
             }
         };
@@ -451,6 +455,11 @@ impl<K: Key, V: Value> Core<K, V> {
         let detail = format!("a value stays out of L2, so each instance loads it for itself: {why}");
         let trouble = TroubleKind::ValuesUnstorable.of(&self.name);
         self.shared.signals.begin_for(UNSTORABLE_LASTS, trouble, &detail);
+    }
+
+    /// The value of a payload from L2.
+    pub(super) fn decoded(&self, payload: &Payload) -> Result<V, Refused> {
+        self.policy.codec.value(payload, self.policy.max_value_bytes)
     }
 
     /// Most bytes that a value of this cache has in L2.

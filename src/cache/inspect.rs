@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::health::{Health, State};
 use crate::shared::Shared;
 use crate::trace::Trace;
-use crate::wire::{self, Dependency, Refused, Stored};
+use crate::wire::{self, Dependency, Payload, Refused, Stored};
 
 /// What an instance holds and knows of one key. Made by [`Cache::inspect`].
 #[derive(Debug, Clone)]
@@ -95,8 +95,12 @@ pub struct RemoteValue {
     pub age: Duration,
     /// How much longer it lives.
     pub left: Duration,
-    /// Bytes of the value.
+    /// Bytes of the value, as they lie there.
     pub bytes: usize,
+    /// The codec that wrote it: `bincode`, `json`, or `unknown` where this build knows no such one. Nothing where it is absent.
+    pub codec: &'static str,
+    /// Whether it is compressed.
+    pub compressed: bool,
     /// Whether it says that there is no such row.
     pub absent: bool,
     /// What it depends on.
@@ -156,10 +160,13 @@ impl InRemote {
             Ok(None) => wire::buried(bytes).map_or(Self::Unreadable, Self::Tombstone),
             Ok(Some(stored)) => {
                 let age_ms = unix_ms.saturating_sub(stored.created_unix_ms);
+                let (codec, compressed) = stored.payload.as_ref().map_or(("", false), Payload::described);
                 Self::Value(RemoteValue {
                     age: Duration::from_millis(age_ms),
                     left: Duration::from_millis(u64::from(stored.life_ms).saturating_sub(age_ms)),
-                    bytes: stored.payload.as_ref().map_or(0, Bytes::len),
+                    bytes: stored.payload.as_ref().map_or(0, |payload| payload.bytes.len()),
+                    codec,
+                    compressed,
                     absent: stored.payload.is_none(),
                     depends: stored.depends,
                     stamp: stored.stamp,
@@ -280,7 +287,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             Some(Refusal::WholeMisses(missing))
         } else if let Some(refusal) = value.depends.iter().find_map(|on| self.misses(on, &value.stamp)) {
             Some(refusal)
-        } else if payload().is_some_and(|payload| wire::decode_payload::<V>(&payload).is_err()) {
+        } else if payload().is_some_and(|payload| self.0.decoded(&payload).is_err()) {
             Some(Refusal::OtherType)
         } else if value.left.is_zero() {
             Some(Refusal::Expired)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::sources::Sources;
+use crate::wire::codec::Codec;
 
 /// What a reader gets while the log has not been read for longer than the bound: Postgres is down or too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,9 @@ pub(crate) struct Policy {
     pub(crate) absent_ttl: Duration,
     pub(crate) capacity_bytes: u64,
     pub(crate) max_value_bytes: usize,
+    pub(crate) codec: Codec,
+    /// Payloads of more bytes are compressed.
+    pub(crate) compress_above: usize,
     pub(crate) load_timeout: Duration,
     /// Keys of one call of the loader.
     pub(crate) max_batch: usize,
@@ -102,6 +106,8 @@ impl Default for Policy {
             absent_ttl: Duration::from_mins(5),
             capacity_bytes: 64 << 20,
             max_value_bytes: 1 << 20,
+            codec: Codec::Bincode,
+            compress_above: usize::MAX,
             load_timeout: Duration::from_secs(5),
             max_batch: usize::MAX,
             outage: Outage::default(),

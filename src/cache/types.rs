@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 #[cfg(doc)]
-use crate::error::Error;
+use crate::{Codec, Error};
 
 /// What a key must be able to do. Implemented for every type that can.
 ///
@@ -33,33 +33,44 @@ impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> K
 ///
 /// # What L2 keeps
 ///
-/// L2 holds the bytes that bincode makes of a value: the contents in the order of the fields, without names or types. So
-/// a value is put there only after a proof. `Deserialize` must ask for just what `Serialize` wrote: each number by its type,
-/// each struct by the names of its fields. And what was read must write the same again. The proof is made for each
-/// value that is loaded, in the background.
+/// L2 holds the bytes that the cache's [`Codec`] makes of a value. bincode writes the contents in the order of the
+/// fields, without names or types; JSON (feature `json`) says what it is. By either, a value is put there only after a proof that it comes back. By
+/// bincode `Deserialize` must ask for just what `Serialize` wrote: each number by its type, each struct by the names of its fields.
+/// By JSON the very bytes are read, and no field may be asked for that was not written. And what was read must write the same again.
+/// The proof is made for each value that is loaded, in the background.
 ///
 /// A value that fails it stays out of L2, and each instance loads it for itself. It is served from L1 as ever.
 /// [`CacheStats::l2_unstorable`](crate::CacheStats::l2_unstorable) counts such values, and the trouble
-/// [`ValuesUnstorable`](crate::TroubleKind::ValuesUnstorable) says why.
+/// [`ValuesUnstorable`](crate::TroubleKind::ValuesUnstorable) says why: from the first fill on, until ten minutes after the last one.
+/// Where the type itself tells that bincode can bring back no value of it, [`CacheBuilder::loader`](crate::CacheBuilder::loader) fails:
+/// one with `flatten`, with a tag or without, or `serde_json::Value`, and what always holds such a one. A part within an `Option`, a list, a map or a variant
+/// of an enum may never be there, so it is told of when it is. [`CacheBuilder::local_only`](crate::CacheBuilder::local_only) says that a cache shall
+/// stay out of L2, and nothing is told then.
 ///
-/// | Serde | In L2 |
-/// | --- | --- |
-/// | structs, tuples, enums, `Option`, lists, maps, sets, numbers, texts, bytes | yes |
-/// | `rename`, `rename_all`, `alias`, `default`, `transparent`, `from`, `into`, `try_from`, `remote`, `bound` | yes |
-/// | `rename(serialize = …)` of another name than `deserialize` has | no, unless an `alias` is the name that is written |
-/// | `skip_serializing_if` | where no field is left out |
-/// | `skip_serializing`, `skip_deserializing` of a field | no |
-/// | `skip` of a variant | yes, but for variants whose index it moves |
-/// | `flatten`, `untagged`, `tag` with or without `content` | no: the reader asks what comes next |
-/// | `serde_json::Value`, `RawValue`, `Number`; `rust_decimal::Decimal` | no. Keep the JSON as text; a decimal `with` `serde::str` |
-/// | chrono, uuid, `bytes::Bytes`, `Duration`, `SystemTime`, addresses | yes |
-/// | `with`, `serialize_with`, `deserialize_with`, or `Serialize` by hand | where both sides agree |
-/// | a `PathBuf` that is not UTF-8, or whatever else gives an error | no |
-/// | more than 128 values within values, as in a list of boxes | no |
+/// | Serde | by bincode | by JSON |
+/// | --- | --- | --- |
+/// | structs, tuples, enums, `Option`, lists, maps, sets, numbers, texts, bytes | yes | yes, but for what follows |
+/// | a float that is no number, or infinite; `Some` of what is nothing: `Some(None)`, `Some(())` | yes | no |
+/// | maps by other keys than texts, numbers, `char`, `bool` and what is written as one of these | yes | no |
+/// | `rename`, `rename_all`, `alias`, `default`, `transparent`, `from`, `into`, `try_from`, `remote`, `bound` | yes | yes |
+/// | `rename(serialize = …)` of another name than `deserialize` has | no, unless an `alias` is the name that is written | the same |
+/// | `skip_serializing_if` | where no field is left out | yes; with an `alias`, where no field is left out |
+/// | `skip_serializing` of a field | no | no |
+/// | `skip_deserializing` of a field | no | where it has its default |
+/// | `skip` of a variant | yes, but for variants whose index it moves | yes |
+/// | `flatten`, `untagged`, `tag` with or without `content` | no: the reader asks what comes next | yes |
+/// | `serde_json::Value`, `RawValue`, `Number` | no. Keep the JSON as text | yes |
+/// | `rust_decimal::Decimal` | no. Write it `with` `serde::str` | yes |
+/// | chrono, uuid, `bytes::Bytes`, `Duration`, `SystemTime`, addresses | yes | yes |
+/// | `with`, `serialize_with`, `deserialize_with`, or `Serialize` by hand | where both sides agree | the same |
+/// | a `PathBuf` that is not UTF-8, or whatever else gives an error | no | no |
+/// | more than 128 values within values, as in a list of boxes | no | no |
 ///
 /// What nobody can see is what a type keeps to itself. `#[serde(skip)]` reads its default from L2, as it does from
 /// anywhere. A `with` that rounds has rounded, and one that puts a list into another order has done so: lists count as
 /// equal in any order, for sets and maps have none. In a *tuple* struct with both a `skip_serializing` and a `skip_deserializing`
-/// field the next field is read in place of the other, where both are the default: its fields have no names.
+/// field bincode reads the next field in place of the other, where both are the default: its fields have no names. By JSON, two variants of an
+/// untagged enum that write the same are one. And inside of what is flattened, tagged or untagged, Serde does not tell which fields are
+/// asked for: one with `skip_serializing` and a default is read there as its default.
 pub trait Value: DeserializeOwned + Send + Serialize + Sync + 'static {}
 impl<T: DeserializeOwned + Send + Serialize + Sync + 'static> Value for T {}

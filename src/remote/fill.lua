@@ -4,7 +4,7 @@
 -- as strings: Lua's `<` follows the server's collation.
 local function rd(k)
   local h = redis.call('GETRANGE', k, 0, 295)
-  if #h < 40 or h:sub(1, 2) ~= 'P\3' then return nil end
+  if #h < 40 or h:sub(1, 2) ~= 'P\4' then return nil end
   local a, b = struct.unpack('>I8I8', h:sub(9, 24))
   return h:sub(3, 3), a, b, h:byte(5)
 end

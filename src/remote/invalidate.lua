@@ -3,7 +3,7 @@
 -- whose order of transactions is not that of their commits could leave a value that every reader refuses.
 local function rd(k)
   local h = redis.call('GETRANGE', k, 0, 295)
-  if #h < 40 or h:sub(1, 2) ~= 'P\3' then return nil end
+  if #h < 40 or h:sub(1, 2) ~= 'P\4' then return nil end
   local a, b = struct.unpack('>I8I8', h:sub(9, 24))
   return h:sub(3, 3), a, b, h:byte(5), h
 end
@@ -28,7 +28,7 @@ if kind == 'T' then
     if w > b then lo = w else return 0 end
   end
 end
-local t = 'P\3T\0\0\0\0\0' .. struct.pack('>I8I8', hi, lo) .. string.rep('\0', 16)
+local t = 'P\4T\0\0\0\0\0' .. struct.pack('>I8I8', hi, lo) .. string.rep('\0', 16)
 local ok = redis.pcall('SET', KEYS[1], t, 'PX', ARGV[2])
 -- Out of memory and nothing to evict: no value is better than an old one.
 if type(ok) == 'table' and ok.err then redis.call('UNLINK', KEYS[1]) end

@@ -196,7 +196,7 @@ impl Server {
             }
             _ => {}
         }
-        let mut tombstone = BytesMut::from(&b"P\x03T\0\0\0\0\0"[..]);
+        let mut tombstone = BytesMut::from(&b"P\x04T\0\0\0\0\0"[..]);
         tombstone.put_u64(hi);
         tombstone.put_u64(lo);
         tombstone.put_bytes(0, 16);
@@ -216,7 +216,7 @@ struct Head<'a> {
 impl<'a> Head<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
         let bytes = &bytes[..bytes.len().min(296)];
-        if bytes.len() < 40 || bytes[..2] != *b"P\x03" {
+        if bytes.len() < 40 || bytes[..2] != *b"P\x04" {
             return None;
         }
         let number = |at: usize| bytes[at..at + 8].iter().fold(0, |n, b| n << 8 | u64::from(*b));

@@ -5,17 +5,31 @@ use std::fmt;
 /// Why L2 can't bring a value back. Names types and fields, never what is in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    LeftOut { name: &'static str, field: &'static str },
+    LeftOut {
+        name: &'static str,
+        field: &'static str,
+    },
     NoLength,
     WrongLength,
     Unwritable,
+    #[cfg(feature = "json")]
+    NotJson,
     Asks,
-    Fields { name: &'static str },
+    Fields {
+        name: &'static str,
+    },
     Otherwise,
     Differs,
     TooLarge,
     TooDeep,
     Panicked,
+}
+
+impl Flaw {
+    /// Whether it is one of bincode alone.
+    pub(crate) const fn is_none_in_json(self) -> bool {
+        matches!(self, Self::LeftOut { .. } | Self::NoLength | Self::Asks | Self::Otherwise)
+    }
 }
 
 impl fmt::Display for Flaw {
@@ -27,6 +41,8 @@ impl fmt::Display for Flaw {
             Self::NoLength => f.write_str("it has a map or a list of a length that is not known before it is written (`flatten`)"),
             Self::WrongLength => f.write_str("it has a map or a list of another length than its `Serialize` says"),
             Self::Unwritable => f.write_str("its `Serialize` gives an error"),
+            #[cfg(feature = "json")]
+            Self::NotJson => f.write_str("JSON can't say it: a map has keys that are neither texts nor numbers"),
             Self::Asks => f.write_str(
                 "its `Deserialize` asks what comes next (`untagged`, `tag`, `flatten`, `serde_json::Value`), which the bytes don't say",
             ),

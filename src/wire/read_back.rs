@@ -1,4 +1,5 @@
-//! Whether a value that is read back is the value that was written: the proof that L2 wants of each.
+//! Whether a value that is read back is the value that was written: the proof that L2 wants of each. Here for bincode; `json.rs`
+//! has the other.
 //!
 //! `Deserialize` must ask for exactly what `Serialize` wrote: each number by its type, each struct by the names of its
 //! fields. bincode would give it whatever bytes come next. And what was read must write the same again.
@@ -13,20 +14,32 @@ use serde::de::{
     VariantAccess, Visitor,
 };
 
+use super::codec::Codec;
 use super::flaw::{Flaw, Stopped};
+#[cfg(feature = "json")]
+use super::json;
 use super::tape::{Tape, is_too_deep, kind, same_names};
 use super::{MAX_PAYLOAD, decode_payload, encode_payload};
 
 /// More of the decoder's limit than a value's bytes are, it takes at most: 16 for a number of 128 bits that is small.
 const MAX_PER_BYTE: usize = 16;
 
-/// The payload of a value that comes back from it as it is, of `most` bytes at most. A larger one costs no proof.
+/// The bytes of a value that comes back from them as it is, `most` of them at most. A larger one costs no proof.
 ///
 /// # Errors
 /// Why it would not, or might not. Nothing is known then of what bytes of it would be read as.
-pub(crate) fn payload<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
+pub(crate) fn payload<V: Serialize + DeserializeOwned>(
+    value: &V,
+    codec: Codec,
+    most: usize,
+) -> Result<Bytes, Flaw> {
+    let proven = || match codec {
+        Codec::Bincode => proven(value, most),
+        #[cfg(feature = "json")]
+        Codec::Json => json::proven(value, most),
+    };
     // All of it is the application's code: also what drops the value that was read.
-    catch_unwind(AssertUnwindSafe(|| proven(value, most))).unwrap_or(Err(Flaw::Panicked))
+    catch_unwind(AssertUnwindSafe(proven)).unwrap_or(Err(Flaw::Panicked))
 }
 
 fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {

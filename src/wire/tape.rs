@@ -73,6 +73,16 @@ pub(crate) struct Tape {
     weight: usize,
     depth: usize,
     pub(super) flaw: Option<Flaw>,
+    #[cfg(feature = "json")]
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// A field that a struct, or a variant, of this name left out of what it wrote.
+#[cfg(feature = "json")]
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LeftOut {
+    pub(super) name: &'static str,
+    pub(super) field: &'static str,
 }
 
 /// About how many bytes a value takes in memory. Of a part whose `Serialize` gives an error only what came before it is seen; of one

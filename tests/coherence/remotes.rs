@@ -60,7 +60,7 @@ async fn an_unreadable_remote_value_is_a_miss_and_is_replaced() {
     one.fresh(1).await;
     ms(1).await;
     let key = ring.sim.remote.keys().remove(0);
-    for garbage in [&b""[..], b"P", &[0; 100], b"P\x04V\0\0\0\0\0 of a version to come", &[0xff; 39]] {
+    for garbage in [&b""[..], b"P", &[0; 100], b"P\x05V\0\0\0\0\0 of a version to come", &[0xff; 39]] {
         ring.sim.remote.put(&key, garbage.to_vec(), BOUND);
         ring.write(0, 2, "something else").await;
         two.users.invalidate(&1).await.unwrap();

@@ -72,7 +72,7 @@ fn value(stamp: &str) -> Bytes {
 
 fn encode(stamp: &Snapshot, payload: &str) -> Bytes {
     let stamp = stamp.for_wire();
-    let mut bytes = BytesMut::from(&b"P\x03V\0"[..]);
+    let mut bytes = BytesMut::from(&b"P\x04V\0"[..]);
     bytes.put_u8(u8::try_from(stamp.running().len()).unwrap());
     bytes.put_bytes(0, 3);
     bytes.put_u64(stamp.xmin());
@@ -97,8 +97,8 @@ fn read(bytes: Option<&Bytes>) -> Lies {
     let Some(bytes) = bytes else { return Lies::Nothing };
     let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
     match bytes.get(..3) {
-        Some(b"P\x03T") => Lies::Tombstone(number(8), number(16)),
-        Some(b"P\x03V") => {
+        Some(b"P\x04T") => Lies::Tombstone(number(8), number(16)),
+        Some(b"P\x04V") => {
             let running = bytes[40..].chunks_exact(4).take(usize::from(bytes[4]));
             let running: Vec<u64> = running
                 .map(|four| number(8) + u64::from(u32::from_be_bytes(four.try_into().unwrap())))
@@ -258,8 +258,8 @@ async fn garbage_is_replaced(tier: Tier) {
     let garbage: [&[u8]; 4] = [
         &[0; 24],
         &[0xFF; 400],
-        b"P\x04V of another version, and long enough for all",
-        b"P\x03X what kind is this, that is long enough",
+        b"P\x05V of another version, and long enough for all",
+        b"P\x04X what kind is this, that is long enough",
     ];
     for (at, bytes) in garbage.iter().enumerate() {
         let [filled, invalidated] = [format!("f{at}"), format!("i{at}")];

@@ -48,7 +48,7 @@ async fn tended(cluster: &PrivateCluster, app: &str) -> (Tiers, AbortOnDropHandl
 
 fn value() -> Bytes {
     let mut header = [0; 40];
-    header[..3].copy_from_slice(b"P\x03V");
+    header[..3].copy_from_slice(b"P\x04V");
     (header[15], header[23]) = (1, 1);
     Bytes::copy_from_slice(&header)
 }
@@ -400,7 +400,7 @@ async fn scripts_that_one_node_has_forgotten_are_sent_to_it_again() {
         redis::cmd("SCRIPT").arg("FLUSH").query_async::<()>(&mut one).await.unwrap();
         remote.invalidate(&names, 5, TTL).await.unwrap();
         let found = remote.get(&names, 100).await.unwrap();
-        assert!(found.iter().all(|bytes| bytes.as_ref().is_some_and(|bytes| bytes.starts_with(b"P\x03T"))));
+        assert!(found.iter().all(|bytes| bytes.as_ref().is_some_and(|bytes| bytes.starts_with(b"P\x04T"))));
     }
 }
 

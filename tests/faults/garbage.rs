@@ -17,7 +17,7 @@ fn spoiled(good: &[u8], other: &[u8]) -> Vec<(String, Vec<u8>)> {
         ("zeros".to_owned(), vec![0; good.len()]),
         ("ones".to_owned(), vec![0xFF; good.len()]),
         ("another key's value".to_owned(), other.to_vec()),
-        ("another version".to_owned(), [&[b'P', 4], &good[2..]].concat()),
+        ("another version".to_owned(), [&[b'P', 5], &good[2..]].concat()),
         ("bytes too many".to_owned(), [good, b"x"].concat()),
         ("a megabyte".to_owned(), vec![b'P'; 1 << 20]),
     ];
@@ -63,7 +63,7 @@ async fn garbage_in_l2_is_a_miss_is_counted_and_is_replaced() {
         let unreadable = b.items.stats().l2_unreadable;
         assert_eq!(b.fresh_from(id).await, (Some(1000 + id), Tier::Load), "{kind}");
         // A flip may make a tombstone of it, which is no garbage. What has no length is not there.
-        let counts = garbage.get(..3) != Some(b"P\x03T") && !garbage.is_empty();
+        let counts = garbage.get(..3) != Some(b"P\x04T") && !garbage.is_empty();
         assert_eq!(b.items.stats().l2_unreadable, unreadable + u64::from(counts), "{kind}");
         let mut under_key = async || redis.get::<_, Option<Vec<u8>>>(&key).await.unwrap();
         eventually(&format!("{kind} is gone"), async || under_key().await.as_ref() != Some(&garbage)).await;

@@ -27,9 +27,9 @@ pub(super) struct Script {
 }
 
 pub(super) const FILL: Script =
-    Script { text: include_str!("../fill.lua"), hash: "b52a404150c73811636c61fbb7d81d241e8f236f" };
+    Script { text: include_str!("../fill.lua"), hash: "85408f93d7b04e61c660c042143052c060266b3e" };
 pub(super) const INVALIDATE: Script =
-    Script { text: include_str!("../invalidate.lua"), hash: "3ecb94972da0f1d285c00e9c8cd991d216d424b9" };
+    Script { text: include_str!("../invalidate.lua"), hash: "ce5d3f961abc4372ecc63b7a8612a79db06552ae" };
 pub(super) const DISCARD: Script =
     Script { text: include_str!("../discard.lua"), hash: "bb5fb6c670e8568473dade47e1b5bb7a864c54ab" };
 const SCRIPTS: [Script; 3] = [FILL, INVALIDATE, DISCARD];

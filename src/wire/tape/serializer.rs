@@ -3,6 +3,8 @@
 use serde::ser::{self, Serialize, Serializer};
 
 use super::super::flaw::{Flaw, Stopped};
+#[cfg(feature = "json")]
+use super::LeftOut;
 use super::{CHOICE_BYTES, ENTRY_BYTES, HEAP_BYTES, Tape, kind, length};
 
 /// Something with parts, while they are written.
@@ -34,6 +36,8 @@ impl Open<'_> {
 
     fn left_out(&mut self, field: &'static str) -> Result<(), Stopped> {
         self.tape.flaw.get_or_insert(Flaw::LeftOut { name: self.name, field });
+        #[cfg(feature = "json")]
+        self.tape.left_out(self.name, field);
         Ok(())
     }
 
@@ -70,6 +74,16 @@ impl Tape {
         }
         let names = self.open.len();
         Open { tape: self, kind, name, at, declared, count: 0, names }
+    }
+}
+
+#[cfg(feature = "json")]
+impl Tape {
+    fn left_out(&mut self, name: &'static str, field: &'static str) {
+        let left = LeftOut { name, field };
+        if self.recording && !self.left_out.contains(&left) {
+            self.left_out.push(left);
+        }
     }
 }
 

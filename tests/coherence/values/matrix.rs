@@ -1,4 +1,4 @@
-//! Each thing that Serde can do with a type: either L2 brings a value back as it was, or it is kept out.
+//! Each thing that Serde can do with a type, by each codec: either L2 brings a value back as it was, or it is kept out.
 #![expect(dead_code, reason = "fields that are never written are read by nobody")]
 
 use std::borrow::Cow;
@@ -13,24 +13,54 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
-use perto::Value;
+use perto::{Codec, Value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// The value comes back. By what it looks like where it isn't equal to itself.
-fn comes_back<V: Value + Debug>(what: &str, value: &V) {
-    let bytes = perto::fuzzing::payload(value).unwrap_or_else(|flaw| panic!("{what}: {flaw}"));
-    let back = perto::fuzzing::value::<V>(&bytes).unwrap_or_else(|| panic!("{what}: can't be read"));
+fn comes_back_by<V: Value + Debug>(codec: Codec, what: &str, value: &V) {
+    let bytes = perto::fuzzing::payload_by(codec, value).unwrap_or_else(|flaw| panic!("{what}: {flaw}"));
+    let back =
+        perto::fuzzing::value_by::<V>(codec, &bytes).unwrap_or_else(|| panic!("{what}: can't be read"));
     assert_eq!(format!("{back:?}"), format!("{value:?}"), "{what}");
 }
 
 /// The value stays out, for a reason that says this.
-fn stays_out<V: Value + Debug>(what: &str, value: &V, why: &str) {
-    match perto::fuzzing::payload(value) {
-        Ok(bytes) => panic!("{what}: {:?} from {value:?}", perto::fuzzing::value::<V>(&bytes)),
+fn stays_out_by<V: Value + Debug>(codec: Codec, what: &str, value: &V, why: &str) {
+    match perto::fuzzing::payload_by(codec, value) {
+        Ok(bytes) => panic!("{what}: {:?} from {value:?}", perto::fuzzing::value_by::<V>(codec, &bytes)),
         Err(flaw) => assert!(flaw.contains(why), "{what}: {flaw}"),
     }
+}
+
+fn comes_back<V: Value + Debug>(what: &str, value: &V) {
+    comes_back_by(Codec::Bincode, what, value);
+    comes_back_by(Codec::Json, what, value);
+}
+
+/// By neither, each for its reason.
+fn stays_out<V: Value + Debug>(what: &str, value: &V, bincode: &str, json: &str) {
+    stays_out_by(Codec::Bincode, what, value, bincode);
+    stays_out_by(Codec::Json, what, value, json);
     assert!(perto::fuzzing::weight(value) > 0, "{what} weighs nothing");
+}
+
+/// By JSON alone, since bincode does not say what comes next.
+fn needs_json<V: Value + Debug>(what: &str, value: &V, bincode: &str) {
+    needs_json_weightless(what, value, bincode);
+    assert!(perto::fuzzing::weight(value) > 0, "{what} weighs nothing");
+}
+
+/// Unit variants of what is untagged, and `null`, are nothing at all.
+fn needs_json_weightless<V: Value + Debug>(what: &str, value: &V, bincode: &str) {
+    stays_out_by(Codec::Bincode, what, value, bincode);
+    comes_back_by(Codec::Json, what, value);
+}
+
+/// By bincode alone, since JSON can't say it.
+fn needs_bincode<V: Value + Debug>(what: &str, value: &V, json: &str) {
+    comes_back_by(Codec::Bincode, what, value);
+    stays_out_by(Codec::Json, what, value, json);
 }
 
 const ASKS: &str = "asks what comes next";
@@ -38,6 +68,7 @@ const FIELDS: &str = "not those that it reads";
 const OTHERWISE: &str = "asks for something else";
 const DIFFERS: &str = "differs from what was written";
 const LENGTH: &str = "length that is not known";
+const NOT_JSON: &str = "JSON can't say it";
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Plain {
@@ -76,31 +107,27 @@ fn plain_types_come_back() {
         "numbers",
         &(i8::MIN, i16::MIN, i32::MIN, i64::MIN, i128::MIN, u8::MAX, u16::MAX, u32::MAX, u64::MAX, u128::MAX),
     );
-    comes_back(
-        "more numbers",
-        &(
-            usize::MAX,
-            isize::MIN,
-            true,
-            'é',
-            NonZeroU32::MAX,
-            f32::NAN,
-            f64::NAN,
-            f64::NEG_INFINITY,
-            -0.0_f64,
-        ),
-    );
+    comes_back("more numbers", &(usize::MAX, isize::MIN, true, 'é', NonZeroU32::MAX, -0.0_f64, 0.1_f32));
+    comes_back("floats", &[f64::MAX, f64::MIN_POSITIVE, f64::EPSILON, 5e-324, 0.1 + 0.2, 1.0 / 3.0, 1e23]);
+    comes_back("short floats", &[f32::MAX, f32::MIN_POSITIVE, f32::EPSILON, 1e-45, 0.1 + 0.2, 1.0 / 3.0]);
+    needs_bincode("not a number", &(f32::NAN, f64::NAN), OTHERWISE);
+    needs_bincode("an infinite one", &vec![f64::NEG_INFINITY], OTHERWISE);
+    needs_bincode("an optional one", &Some(f64::NAN), DIFFERS);
     comes_back("nothing", &((), PhantomData::<u8>, Vec::<()>::new(), [(); 3]));
-    comes_back("options", &(Some(Some(1_u8)), Some(None::<u8>), None::<Option<u8>>));
+    comes_back("options", &(Some(Some(1_u8)), Some(1_u8), None::<Option<u8>>));
+    needs_bincode("something that is nothing", &Some(None::<u8>), DIFFERS);
+    needs_bincode("some unit", &vec![Some(())], DIFFERS);
     comes_back("results", &(Ok::<u8, String>(1), Err::<u8, String>("no".to_owned())));
     comes_back(
         "lists",
         &(vec![vec![1_u64], vec![]], [1_u8; 32], vec![plain(); 3], Box::<[u16]>::from([1, 2])),
     );
-    comes_back(
-        "maps",
-        &BTreeMap::from([((1_u8, "a".to_owned()), Some(plain())), ((2, String::new()), None)]),
-    );
+    comes_back("maps", &BTreeMap::from([("a".to_owned(), Some(plain())), (String::new(), None)]));
+    comes_back("maps by numbers", &BTreeMap::from([(i128::MIN, 'a'), (-7, 'b'), (i128::MAX, 'c')]));
+    comes_back("maps by what is written as a text", &BTreeMap::from([(Uuid::nil(), true)]));
+    let pairs = BTreeMap::from([((1_u8, "a".to_owned()), Some(plain())), ((2, String::new()), None)]);
+    needs_bincode("maps by pairs", &pairs, NOT_JSON);
+    needs_bincode("maps by what there may be", &BTreeMap::from([(None::<u8>, 1), (Some(1), 2)]), NOT_JSON);
     comes_back("borrowed", &(Cow::<'static, str>::Borrowed("text"), Box::<str>::from("text")));
     comes_back(
         "times",
@@ -134,8 +161,11 @@ fn what_a_hash_holds_comes_back_in_whatever_order() {
     for _ in 0..20 {
         let map: HashMap<u32, HashSet<String>> =
             (0..9).map(|key| (key, (0..key).map(|n| n.to_string()).collect())).collect();
-        let bytes = perto::fuzzing::payload(&map).unwrap();
-        assert_eq!(perto::fuzzing::value::<HashMap<u32, HashSet<String>>>(&bytes), Some(map));
+        for codec in [Codec::Bincode, Codec::Json] {
+            let bytes = perto::fuzzing::payload_by(codec, &map).unwrap();
+            let back = perto::fuzzing::value_by::<HashMap<u32, HashSet<String>>>(codec, &bytes);
+            assert_eq!(back.as_ref(), Some(&map), "by {codec:?}");
+        }
     }
     comes_back("a set", &BTreeSet::from([3, 1, 2]));
 }
@@ -246,7 +276,8 @@ impl Serialize for Decimal {
 
 impl<'de> Deserialize<'de> for Decimal {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serde_json::Value::deserialize(deserializer).map(|value| Self(value.to_string()))
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(Self(value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
     }
 }
 
@@ -295,9 +326,10 @@ fn types_whose_both_sides_agree_come_back() {
     comes_back("from and into", &Converted(plain()));
     comes_back("try_from", &Even(8));
     comes_back("remote", &Remote { foreign: Foreign { id: 1, name: "text".into() }, after: 2 });
-    for value in [Aliased::One, Aliased::Two(2), Aliased::Three(3)] {
+    for value in [Aliased::One, Aliased::Two(2)] {
         comes_back("aliases of variants", &value);
     }
+    needs_bincode("a variant that is renamed on one side", &Aliased::Three(3), OTHERWISE);
     let at = DateTime::<Utc>::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123);
     let price = Decimal("19.95".to_owned());
     comes_back(
@@ -380,6 +412,60 @@ struct RenamedWithAlias {
     a: u8,
 }
 
+/// Both sides have a default, so nothing is missed.
+#[derive(Debug, Serialize, Deserialize)]
+struct RenamedDefault {
+    #[serde(default, rename(serialize = "x"))]
+    a: u8,
+}
+
+/// What has an alias is asked for by more names than it is written by.
+#[derive(Debug, Serialize, Deserialize)]
+struct SkipBesideAlias {
+    #[serde(default, skip_serializing)]
+    a: u8,
+    #[serde(alias = "bb", alias = "aa")]
+    b: u8,
+    #[serde(default, alias = "cc")]
+    c: u8,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum SkipInVariant {
+    Named {
+        #[serde(default, skip_serializing)]
+        a: u8,
+        b: u8,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Enclosing {
+    id: u8,
+    #[serde(flatten)]
+    inner: SkipSerializing,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Ambiguous {
+    Short(u8),
+    Long(u64),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum LongUntagged {
+    Long(u128),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FlatBeside {
+    a: u8,
+    #[serde(flatten)]
+    more: BTreeMap<String, u8>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Flat {
     a: u8,
@@ -421,63 +507,117 @@ enum Adjacent {
 
 #[test]
 fn types_whose_sides_differ_stay_out() {
-    stays_out(
+    needs_json(
         "skip_serializing_if",
         &SkipIf { before: 1, list: vec![], after: 2 },
         "leaves its field list out",
     );
     comes_back("skip_serializing_if, not skipped", &SkipIf { before: 1, list: vec![3], after: 2 });
-    stays_out("in a list", &vec![SkipIf { before: 0, list: vec![], after: 0 }], "leaves its field list out");
-    stays_out(
+    needs_json("in a list", &vec![SkipIf { before: 0, list: vec![], after: 0 }], "leaves its field list out");
+    needs_json(
         "in a variant",
         &SkipIfInVariant::Named { option: None, after: 1 },
         "leaves its field option out",
     );
     for n in [0, 1, 7] {
-        stays_out("skip_serializing", &SkipSerializing { a: n, b: 2 }, FIELDS);
-        stays_out("skip_deserializing", &SkipDeserializing { a: n, b: 2 }, FIELDS);
-        stays_out("one of each", &SkipEach { a: 7, b: n, c: 0 }, FIELDS);
-        stays_out("the last", &SkipLast { a: n, b: 7 }, FIELDS);
-        stays_out("the last, in a list", &vec![SkipLast { a: n, b: 7 }, SkipLast { a: n, b: 7 }], FIELDS);
+        stays_out("skip_serializing", &SkipSerializing { a: n, b: 2 }, FIELDS, FIELDS);
+        stays_out("one of each", &SkipEach { a: 7, b: n, c: 0 }, FIELDS, FIELDS);
+        stays_out("the last", &SkipLast { a: n, b: 7 }, FIELDS, FIELDS);
+        let two = vec![SkipLast { a: n, b: 7 }, SkipLast { a: n, b: 7 }];
+        stays_out("the last, in a list", &two, FIELDS, FIELDS);
+        stays_out("beside an alias", &SkipBesideAlias { a: n, b: 2, c: 3 }, FIELDS, FIELDS);
+        stays_out("in a variant", &SkipInVariant::Named { a: n, b: 2 }, FIELDS, FIELDS);
     }
-    stays_out("of a tuple", &SkipEachOfTuple(7, 8, 9), DIFFERS);
+    needs_json("skip_deserializing of a default", &SkipDeserializing { a: 1, b: 0 }, FIELDS);
+    stays_out("skip_deserializing", &SkipDeserializing { a: 1, b: 2 }, FIELDS, DIFFERS);
+    stays_out("of a tuple", &SkipEachOfTuple(7, 8, 9), DIFFERS, DIFFERS);
     comes_back("before a variant that is skipped", &SkippedVariant::Before(1));
     stays_out_or_comes_back("behind one", &SkippedVariant::After(2));
     stays_out_or_comes_back("the last behind one", &SkippedVariant::Last(3));
-    stays_out("rename of one side", &RenamedOnOneSide { a: 1 }, FIELDS);
+    stays_out("rename of one side", &RenamedOnOneSide { a: 1 }, FIELDS, FIELDS);
     comes_back("rename of one side, with an alias", &RenamedWithAlias { a: 1 });
-    stays_out("flatten", &Flat { a: 1, plain: plain() }, LENGTH);
-    stays_out("flatten of a map", &FlatMap { more: BTreeMap::from([("a".into(), 1)]) }, LENGTH);
+    stays_out("default, skip and rename", &RenamedDefault { a: 1 }, FIELDS, FIELDS);
+}
+
+#[test]
+fn types_that_ask_what_comes_next_come_back_from_json() {
+    needs_json("flatten", &Flat { a: 1, plain: plain() }, LENGTH);
+    needs_json("flatten of a map", &FlatMap { more: BTreeMap::from([("a".into(), 1)]) }, LENGTH);
     for value in [Untagged::Number(1), Untagged::Text("1".into()), Untagged::Named { a: 1 }, Untagged::Unit] {
-        stays_out_weightless("untagged", &value, ASKS);
+        needs_json_weightless("untagged", &value, ASKS);
     }
     for value in [Internal::Unit, Internal::Named { a: 1 }, Internal::New(plain())] {
-        stays_out("internally tagged", &value, ASKS);
+        needs_json("internally tagged", &value, ASKS);
     }
     for value in [Adjacent::Unit, Adjacent::New(plain()), Adjacent::Tuple(1, 2), Adjacent::Named { a: 3 }] {
-        stays_out("adjacently tagged", &value, "");
+        needs_json("adjacently tagged", &value, "");
     }
     for value in [
         serde_json::json!(null),
         serde_json::json!(1),
         serde_json::json!("a"),
-        serde_json::json!({ "a": [1.5] }),
+        serde_json::json!({ "a": [1.5, -1, u64::MAX, 0.1, "", null, true], "b": { "c": {} } }),
     ] {
-        stays_out_weightless("a JSON value", &value, ASKS);
+        needs_json_weightless("a JSON value", &value, ASKS);
     }
-    stays_out("raw JSON", &serde_json::value::to_raw_value(&[1]).unwrap(), OTHERWISE);
-    stays_out("a JSON number", &serde_json::Number::from(7), ASKS);
-    stays_out("a decimal", &Decimal("19.95".to_owned()), ASKS);
+    needs_json("raw JSON", &serde_json::value::to_raw_value(&[1]).unwrap(), OTHERWISE);
+    needs_json("a JSON number", &serde_json::Number::from(7), ASKS);
+    needs_json("a decimal", &Decimal("19.95".to_owned()), ASKS);
+    // Of what matches several variants the first is read.
+    stays_out_by(Codec::Json, "a long number", &Ambiguous::Long(7), DIFFERS);
+    comes_back_by(Codec::Json, "a short one", &Ambiguous::Short(7));
+    // A key of the map that is a field of the struct.
+    let twice = FlatBeside { a: 1, more: BTreeMap::from([("a".into(), 2)]) };
+    stays_out("a name that is there twice", &twice, LENGTH, OTHERWISE);
+    stays_out_by(Codec::Json, "what is asked for may not be of 128 bits", &LongUntagged::Long(u128::MAX), "");
 }
 
-/// Unit variants of what is untagged, and `null`, are nothing at all.
-fn stays_out_weightless<V: Value + Debug>(what: &str, value: &V, why: &str) {
-    let flaw = perto::fuzzing::payload(value).expect_err(what);
-    assert!(flaw.contains(why), "{what}: {flaw}");
+/// Inside of what is flattened or tagged, Serde does not tell which fields are asked for. So a type whose field
+/// is never written is read with its default, as by `skip`.
+#[test]
+fn a_field_that_is_never_written_is_not_seen_where_no_names_are_told() {
+    let value = Enclosing { id: 1, inner: SkipSerializing { a: 0, b: 2 } };
+    comes_back_by(Codec::Json, "a default", &value);
+    let value = Enclosing { id: 1, inner: SkipSerializing { a: 7, b: 2 } };
+    let bytes = perto::fuzzing::payload_by(Codec::Json, &value).unwrap();
+    let back = perto::fuzzing::value_by::<Enclosing>(Codec::Json, &bytes).unwrap();
+    assert_eq!((back.id, back.inner.a, back.inner.b), (1, 0, 2));
+}
+
+/// Whatever a value looks like, it is known of these types, and of no other one here.
+#[test]
+fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
+    fn unreadable<V: Value>(why: &str) {
+        let flaw = perto::fuzzing::unreadable::<V>();
+        let flaw = flaw.unwrap_or_else(|| panic!("{}", std::any::type_name::<V>()));
+        assert!(flaw.contains(why), "{}: {flaw}", std::any::type_name::<V>());
+    }
+    fn readable<V: Value>() {
+        assert_eq!(perto::fuzzing::unreadable::<V>(), None, "{}", std::any::type_name::<V>());
+    }
+    unreadable::<serde_json::Value>(ASKS);
+    unreadable::<(u8, Internal)>(ASKS);
+    unreadable::<Untagged>(ASKS);
+    unreadable::<Flat>(LENGTH);
+    unreadable::<[FlatMap; 3]>(LENGTH);
+    unreadable::<(Uuid, DateTime<Utc>, NonZeroU32, Plain, External, IpAddr, std::ffi::CString, Internal)>(
+        ASKS,
+    );
+    unreadable::<(NaiveDate, Internal)>(ASKS);
+    unreadable::<Decimal>(ASKS);
+    readable::<(Plain, External, Renamed, Transparent, Converted, Remote, Aliased, Withs)>();
+    readable::<(SkipIf, SkipIfInVariant, SkippedVariant, SkipSerializing)>();
+    // Where some values come back.
+    readable::<(Option<Flat>, Vec<Internal>, HashMap<u8, Untagged>)>();
+    readable::<Result<serde_json::Value, u8>>();
+    readable::<BTreeMap<String, FlatMap>>();
+    // What takes no made-up value is not known.
+    readable::<(Even, serde_json::Value)>();
 }
 
 /// Serde may change its mind about these. Either is right.
 fn stays_out_or_comes_back<V: Value + Debug>(what: &str, value: &V) {
+    comes_back_by(Codec::Json, what, value);
     if let Ok(bytes) = perto::fuzzing::payload(value) {
         let back = perto::fuzzing::value::<V>(&bytes);
         assert_eq!(format!("{back:?}"), format!("{:?}", Some(value)), "{what}");
@@ -537,23 +677,26 @@ mod by_hand {
 #[test]
 fn what_is_written_by_hand_and_read_otherwise_stays_out() {
     use by_hand::*;
-    stays_out("i64 read as u64", &SignedReadUnsigned, OTHERWISE);
-    stays_out("u16 read as u32", &ShortReadLong, OTHERWISE);
-    stays_out_weightless("a tuple read as a list", &TupleReadList, OTHERWISE);
-    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE);
-    stays_out("a longer tuple", &LongerTuple, OTHERWISE);
-    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE);
-    stays_out("an option read without", &OptionReadPlain, OTHERWISE);
-    stays_out("read as an option", &PlainReadOption, OTHERWISE);
-    stays_out("a text read as a number", &TextReadNumber, OTHERWISE);
-    stays_out("f32 read as f64", &FloatReadDouble, OTHERWISE);
-    stays_out("u8 read as bool", &NumberReadBool, OTHERWISE);
-    stays_out("a map read as a list", &MapReadList, OTHERWISE);
-    stays_out("a struct read as a tuple", &StructReadTuple, OTHERWISE);
-    stays_out_weightless("nothing read as a list", &NothingReadList, OTHERWISE);
-    stays_out("a list of unknown length", &NoLength, LENGTH);
-    stays_out("a list of another length", &WrongLength, "another length");
-    stays_out_weightless("an error", &AnError, "gives an error");
-    let flaw = perto::fuzzing::payload(&vec![AnError]).unwrap_err();
-    assert!(!flaw.contains("secret"), "{flaw}");
+    // JSON has one kind of numbers, and one of lists. A value whose type has but one value is what it was.
+    needs_json("i64 read as u64", &SignedReadUnsigned, OTHERWISE);
+    needs_json("u16 read as u32", &ShortReadLong, OTHERWISE);
+    needs_json_weightless("a tuple read as a list", &TupleReadList, OTHERWISE);
+    needs_json("an option read without", &OptionReadPlain, OTHERWISE);
+    needs_json("f32 read as f64", &FloatReadDouble, OTHERWISE);
+    needs_json("a list of unknown length", &NoLength, LENGTH);
+    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE, OTHERWISE);
+    stays_out("a longer tuple", &LongerTuple, OTHERWISE, OTHERWISE);
+    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE, OTHERWISE);
+    stays_out("read as an option", &PlainReadOption, OTHERWISE, OTHERWISE);
+    stays_out("a text read as a number", &TextReadNumber, OTHERWISE, OTHERWISE);
+    stays_out("u8 read as bool", &NumberReadBool, OTHERWISE, OTHERWISE);
+    stays_out("a map read as a list", &MapReadList, OTHERWISE, OTHERWISE);
+    stays_out("a struct read as a tuple", &StructReadTuple, OTHERWISE, OTHERWISE);
+    stays_out("a list of another length", &WrongLength, "another length", "another length");
+    for codec in [Codec::Bincode, Codec::Json] {
+        stays_out_by(codec, "nothing read as a list", &NothingReadList, OTHERWISE);
+        stays_out_by(codec, "an error", &AnError, "gives an error");
+        let flaw = perto::fuzzing::payload_by(codec, &vec![AnError]).unwrap_err();
+        assert!(!flaw.contains("secret"), "{flaw}");
+    }
 }
