@@ -4,6 +4,7 @@
 //! with a snapshot.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -14,6 +15,9 @@ use crate::wire::Change;
 
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+pub(crate) mod switch;
+
+use switch::{Switch, Switching};
 
 /// Most keys that one statement invalidates one by one. More become one row for the whole cache.
 pub const MAX_KEYS_PER_ROW: usize = 500;
@@ -95,6 +99,21 @@ pub trait Log: Debug + Send + Sync + 'static {
     /// # Errors
     /// If it was not committed, or the answer was lost.
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>>;
+
+    /// What is switched now, as the last completed [`Log::poll`] has told: asked after each. In order, each cache and tier once. Default:
+    /// nothing ever is. A log that wraps another one passes it on.
+    fn switches(&self) -> Arc<[Switch]> {
+        Arc::default()
+    }
+
+    /// Switches a tier for all instances, durably: polls that are sent after it has returned tell of it. Default: an error.
+    ///
+    /// # Errors
+    /// If it was not committed, or the answer was lost; or this log keeps no switches.
+    fn switch<'a>(&'a self, switching: &'a Switching) -> BoxFuture<'a, Result<(), LogError>> {
+        let _ = switching;
+        Box::pin(std::future::ready(Err(LogError::Schema("this log keeps no switches".to_owned()))))
+    }
 
     /// Trims what is older than `retention`, if nobody else does it at the moment.
     ///

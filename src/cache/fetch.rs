@@ -59,7 +59,8 @@ impl<K: Key, V: Value> Core<K, V> {
         let buckets = &self.shared.coherence.buckets;
         let insert = || {
             // An entry of an ended era would be dead weight.
-            if entry.life.era() == self.shared.coherence.lease.held().era() {
+            let same_era = entry.life.era() == self.shared.coherence.lease.held().era();
+            if same_era && self.switched.fills_local() {
                 self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
                 if let Some(stale) = &self.stale {
                     stale.replaced(key);
@@ -350,7 +351,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 again.push(led);
             }
         }
-        if !self.policy.local_only {
+        if !self.policy.local_only && self.switched.fills_remote() {
             self.fill(loads, of_all);
         }
         (!again.is_empty()).then_some(Piece { led: again, primary: true })
@@ -410,7 +411,8 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// What to put into L2, if anything.
     fn encoded(&self, load: &ForRemote<V>, start: ReadStart, created_unix_ms: u64) -> Option<Fill> {
-        if start.era != self.shared.coherence.lease.held().era() {
+        let same_era = start.era == self.shared.coherence.lease.held().era();
+        if !same_era || !self.switched.fills_remote() {
             return None;
         }
         let most = self.policy.max_value_bytes;

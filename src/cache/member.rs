@@ -8,6 +8,7 @@ use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::rules::Learned;
 use crate::log::Source;
+use crate::log::switch::TierMode;
 use crate::metrics::CacheCounters;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
@@ -31,6 +32,14 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn local_only(&self) -> bool {
         self.policy.local_only
+    }
+
+    fn has_values(&self) -> bool {
+        true
+    }
+
+    fn switch(&self, local: TierMode, remote: TierMode) {
+        self.switch_to(local, remote);
     }
 
     fn tables(&self) -> &[String] {

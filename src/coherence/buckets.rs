@@ -296,6 +296,11 @@ impl WholeCache {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Lets go of all that is held of the cache here: what began before is served no more. Nothing is known to be invalidated by it.
+    pub(crate) fn let_go(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
     fn accepts(&self, stamp: &Snapshot) -> bool {
         stamp.xmin() > self.highest.load(Ordering::Acquire) || self.bucket.lock().accepts(stamp)
     }

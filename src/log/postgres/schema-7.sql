@@ -1,0 +1,45 @@
+-- Version 7 of the invalidation log: tiers of caches can be switched while instances run.
+
+-- Which log a switch is of. No row says it: a subscriber of this table has a log of its own. A dump brings it along.
+do $$
+begin
+    execute format(
+        'create function perto.home() returns uuid language sql immutable as %L',
+        format('select %L::uuid', gen_random_uuid()));
+end $$;
+grant execute on function perto.home() to public;
+
+-- Kept in a crash: what is switched in an incident stays so while servers fall over.
+create table perto.switch (
+    home   uuid not null default perto.home(),
+    -- Or '*', for all.
+    cache  text not null,
+    tier   text not null,
+    mode   text not null,
+    reason text not null default '',
+    who    text not null default current_user,
+    since  timestamptz not null default clock_timestamp(),
+    -- When it ends by itself.
+    until  timestamptz,
+    primary key (home, cache, tier)
+);
+
+-- Whoever may read the log may read this. To write it is for who is given it: `grant insert, update, delete`.
+do $$
+declare
+    grantee text;
+begin
+    execute format('alter table perto.switch owner to %s', (
+        select relowner::regrole from pg_class where oid = 'perto.invalidation'::regclass));
+    execute format('alter function perto.home() owner to %s', (
+        select relowner::regrole from pg_class where oid = 'perto.invalidation'::regclass));
+    for grantee in
+        select case a.grantee when 0 then 'public' else a.grantee::regrole::text end
+        from pg_class c, aclexplode(c.relacl) a
+        where c.oid = 'perto.invalidation'::regclass and a.privilege_type = 'SELECT' and a.grantee <> c.relowner
+    loop
+        execute format('grant select on perto.switch to %s', grantee);
+    end loop;
+end $$;
+
+create or replace function perto.version() returns integer language sql immutable as 'select 7';

@@ -1,0 +1,171 @@
+//! What is switched, in a table of the log: read with each poll, written by who may.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+
+use super::schema;
+use super::sql::refused;
+use crate::error::LogError;
+use crate::log::switch::{ALL, Switch, Switching, TierMode};
+
+/// Rows that are looked at. Each cache has two at most; somebody may have written more.
+const MOST: usize = 1_000;
+
+/// The switches that stand now, with their times in whole seconds. It can't fail, whatever the rows say: a poll rests on it.
+pub(super) fn sql(schema: &str) -> String {
+    let seconds = |column: &str| {
+        format!("case when isfinite({column}) then extract(epoch from {column})::bigint end as {column}")
+    };
+    format!(
+        "select left(cache, 64) as cache, left(tier, 64) as tier, left(mode, 64) as mode, \
+           left(reason, 400) as reason, left(who, 100) as who, {}, {} \
+         from {schema}.switch where home = {schema}.home() and (until is null or until > clock_timestamp()) \
+         order by cache, tier limit {MOST}",
+        seconds("since"),
+        seconds("until"),
+    )
+}
+
+/// The switches that stand now in the log in `schema`.
+///
+/// # Errors
+/// If Postgres can't be read, or there is no log of this version.
+pub async fn switches(connection: &mut PgConnection, schema: &str) -> Result<Vec<Switch>, LogError> {
+    schema::check_name(schema).map_err(LogError::Schema)?;
+    // In one step: a pooler may give two to two servers.
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql(schema))).fetch_all(connection).await;
+    let rows = rows.map_err(|error| schema::explain(error, schema))?;
+    Ok(rows.iter().filter_map(read).collect())
+}
+
+fn read(row: &PgRow) -> Option<Switch> {
+    let text = |column: &str| row.try_get::<&str, _>(column).ok();
+    let seconds = |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten();
+    Switch::recorded(
+        text("cache")?,
+        text("tier")?,
+        text("mode")?,
+        text("reason").unwrap_or_default(),
+        text("who").unwrap_or_default(),
+        seconds("since"),
+        seconds("until"),
+    )
+}
+
+/// Rows of the switches' table that say nothing, and so switch nothing: of a cache, tier or mode that can't be.
+///
+/// # Errors
+/// As [`switches`].
+pub async fn senseless_switches(connection: &mut PgConnection, schema: &str) -> Result<usize, LogError> {
+    schema::check_name(schema).map_err(LogError::Schema)?;
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql(schema))).fetch_all(connection).await;
+    let rows = rows.map_err(|error| schema::explain(error, schema))?;
+    Ok(rows.iter().filter(|row| read(row).is_none()).count())
+}
+
+/// Switches a tier, or ends that. Every instance obeys with its next poll. Whether there is such a cache is not looked at.
+///
+/// Dropping the future leaves it done or not done.
+///
+/// # Errors
+/// [`LogError::Schema`] where it makes no sense, where the role lacks the right (with the statement that grants it), or where there is no
+/// log of this version. Else if Postgres can't be reached or refuses.
+pub async fn switch(
+    connection: &mut PgConnection,
+    schema: &str,
+    switching: &Switching,
+) -> Result<(), LogError> {
+    schema::check_name(schema).map_err(LogError::Schema)?;
+    switching.check().map_err(|problem| LogError::Schema(problem.to_string()))?;
+    schema::check_version(connection, schema).await?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    match write(&mut tx, schema, switching).await {
+        Ok(()) => tx.commit().await.map_err(refused),
+        Err(error) => {
+            let code = error.as_database_error().and_then(|error| error.code());
+            // insufficient_privilege
+            if code.as_deref() != Some("42501") {
+                return Err(schema::explain(error, schema));
+            }
+            tx.rollback().await.map_err(refused)?;
+            let role = sqlx::raw_sql("select quote_ident(current_user)").fetch_one(connection).await;
+            let role: String = role.and_then(|row| row.try_get(0)).map_err(refused)?;
+            Err(LogError::Schema(format!(
+                "this role may not switch. It needs: grant select, insert, update, delete on {schema}.switch to {role};"
+            )))
+        }
+    }
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    schema: &str,
+    switching: &Switching,
+) -> Result<(), sqlx::Error> {
+    let Switching { cache, tier, mode, reason, by, lasts } = switching;
+    let cache = cache.as_deref().unwrap_or(ALL);
+    // With it goes what has ended by itself.
+    let over = format!(
+        "delete from {schema}.switch where home = {schema}.home() \
+           and (until <= clock_timestamp() or (cache = $1 and tier = $2 and $3))"
+    );
+    sqlx::query(AssertSqlSafe(over))
+        .persistent(false)
+        .bind(cache)
+        .bind(tier.name())
+        .bind(*mode == TierMode::On)
+        .execute(&mut *connection)
+        .await?;
+    if *mode == TierMode::On {
+        return Ok(());
+    }
+    let set = format!(
+        "insert into {schema}.switch (cache, tier, mode, reason, who, until) \
+           values ($1, $2, $3, $4, coalesce(nullif($5, ''), current_user), clock_timestamp() + make_interval(secs => $6)) \
+         on conflict (home, cache, tier) do update set mode = excluded.mode, reason = excluded.reason, \
+           who = excluded.who, since = excluded.since, until = excluded.until"
+    );
+    sqlx::query(AssertSqlSafe(set))
+        .persistent(false)
+        .bind(cache)
+        .bind(tier.name())
+        .bind(mode.name())
+        .bind(reason)
+        .bind(by)
+        .bind(lasts.as_ref().map(Duration::as_secs_f64))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+/// Of the answer of a poll: as [`sql`] has it, in the columns that poll's rows have.
+pub(super) fn polled_sql(schema: &str) -> String {
+    format!(
+        "select null::text, 0, w.tier, w.since, w.until, null::boolean, null::text, w.cache, w.mode, w.who, w.reason \
+         from ({}) w",
+        sql(schema)
+    )
+}
+
+/// A row of [`polled_sql`], if it is one.
+pub(super) fn is_polled(row: &PgRow) -> bool {
+    row.try_get::<Option<&str>, _>("snapshot").is_ok_and(|text| text.is_none())
+        && row.try_get::<Option<i32>, _>("version").is_ok_and(|version| version.is_some())
+}
+
+/// What such a row says; nothing where it makes no sense.
+pub(super) fn polled(row: &PgRow) -> Option<Switch> {
+    let text = |column: &str| row.try_get::<&str, _>(column).ok();
+    let seconds = |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten();
+    Switch::recorded(
+        text("cache")?,
+        text("trimmed")?,
+        text("key")?,
+        text("fault").unwrap_or_default(),
+        text("traceparent").unwrap_or_default(),
+        seconds("epoch"),
+        seconds("server"),
+    )
+}
