@@ -236,6 +236,7 @@ export const TODO = {
   "hints-refused": "Dê ao usuário de REDIS_URL o direito de publicar, como `perto doctor` imprime. Enquanto isso, os outros veem as escritas pela consulta ao log.",
   "hints-not-received": "Dê ao usuário de REDIS_URL o direito de assinar, como `perto doctor` imprime; olhe client-output-buffer-limit do Redis.",
   "hints-untrue": "Alguém publica o que nenhuma transação escreveu: veja quem mais usa este Redis, e ponha uma senha. Nada antigo é servido.",
+  "switched": "Alguém desligou uma camada de um cache: veja abaixo quem, desde quando e por quê. Quando o incidente acabar, ligue-a de novo.",
   "postgres-pool-unusable": "O alerta traz o que o Postgres disse: não há vaga (max_connections, limite do papel), ou ele passou a recusar o papel ou a senha.",
   "writes-failing": "O alerta traz o que o Postgres disse. Está só para leitura (default_transaction_read_only, um standby), cheio ou travado? As leituras seguem.",
   "audit-violation": "O valor foi descartado. Ache a escrita que nenhum trigger cobriu: `perto doctor` procura triggers e partições que faltam; depois limpe o cache.",

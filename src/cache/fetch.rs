@@ -59,12 +59,14 @@ impl<K: Key, V: Value> Core<K, V> {
         let buckets = &self.shared.coherence.buckets;
         let insert = || {
             // An entry of an ended era would be dead weight.
-            let same_era = entry.life.era() == self.shared.coherence.lease.held().era();
-            if same_era && self.switched.fills_local() {
+            if entry.life.era() != self.shared.coherence.lease.held().era() {
+                return;
+            }
+            if self.switched.fills_local() {
                 self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
-                if let Some(stale) = &self.stale {
-                    stale.replaced(key);
-                }
+            }
+            if let Some(stale) = &self.stale {
+                stale.replaced(key);
             }
         };
         let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp())

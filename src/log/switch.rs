@@ -115,6 +115,16 @@ impl Switching {
         Self { cache: None, tier, mode, reason: String::new(), by: String::new(), lasts: None }
     }
 
+    /// Of texts: a cache or `*` for all, `l1` or `l2`, and `on`, `read-only` or `off`.
+    ///
+    /// # Errors
+    /// What makes no sense of them.
+    pub fn parse(cache: &str, tier: &str, mode: &str) -> Result<Self, NotASwitch> {
+        let (tier, mode) = (self::tier(tier)?, mode.parse()?);
+        let switching = if cache == ALL { Self::of_all(tier, mode) } else { Self::of(cache, tier, mode) };
+        switching.check().map(|()| switching)
+    }
+
     /// Why: for whoever finds it. At most 400 bytes on one line.
     #[must_use]
     pub fn because(mut self, reason: &str) -> Self {
@@ -136,10 +146,30 @@ impl Switching {
         self
     }
 
+    /// As the simulated database has it, which knows no year; and for how long.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn simulated(&self) -> (Switch, Option<Duration>) {
+        let Self { cache, tier, mode, reason, by, lasts } = self.clone();
+        let until = lasts.and_then(|lasts| UNIX_EPOCH.checked_add(lasts));
+        (Switch { cache, tier, mode, reason, by, since: UNIX_EPOCH, until }, lasts)
+    }
+
     /// The cache; `None` where it concerns all.
     #[must_use]
     pub fn cache(&self) -> Option<&str> {
         self.cache.as_deref()
+    }
+
+    /// The tier.
+    #[must_use]
+    pub const fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// What it is to do.
+    #[must_use]
+    pub const fn mode(&self) -> TierMode {
+        self.mode
     }
 
     /// # Errors
