@@ -109,8 +109,8 @@ pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError
 pub use health::troubles::{Trouble, TroubleKind};
 pub use health::{Event, Health, Recovery, State};
 pub use instance::{Declared, Perto, PertoBuilder};
-pub use log::{Appended, Borne, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source};
 pub use log::switch::{NotASwitch, Switch, Switching, TierMode};
+pub use log::{Appended, Borne, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use nines::{Audited, Audits};
 pub use read::{Freshness, Read, ReadOptions, StaleCause, Tier};

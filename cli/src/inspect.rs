@@ -106,7 +106,8 @@ impl Inspect {
         self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
         let mut log = self.read_log(&mut connection).await?;
         let switches = perto::postgres::switches(&mut connection, &self.schema).await?.into_iter();
-        let concerns = |switch: &perto::Switch| switch.cache.as_ref().is_none_or(|cache| *cache == self.cache);
+        let concerns =
+            |switch: &perto::Switch| switch.cache.as_ref().is_none_or(|cache| *cache == self.cache);
         log.switches = switches.filter(concerns).collect();
         let remote = self.read_remote(log.epoch).await;
         self.app = self.app.or_else(|| remote.app.clone());

@@ -143,8 +143,9 @@ fn said(
     after: &[perto::Switch],
     program: &str,
 ) -> Vec<String> {
-    let is_it =
-        |switch: &&perto::Switch| switch.cache.as_deref() == switching.cache() && switch.tier == switching.tier();
+    let is_it = |switch: &&perto::Switch| {
+        switch.cache.as_deref() == switching.cache() && switch.tier == switching.tier()
+    };
     let tier = switching.tier();
     let of = switching.cache().map_or_else(|| "of all caches".to_owned(), |cache| format!("of {cache}"));
     let name = switching.cache().unwrap_or("'*'");
@@ -152,14 +153,18 @@ fn said(
     match (switching.mode(), before.iter().find(is_it)) {
         (TierMode::On, None) => lines.push(format!("{tier} {of} was not switched: nothing to do")),
         (TierMode::On, Some(_)) => {
-            lines.push(format!("{tier} {of} is on again: every instance obeys with its next poll of the log"));
+            lines
+                .push(format!("{tier} {of} is on again: every instance obeys with its next poll of the log"));
         }
         (mode, _) => {
             lines.push(format!("{tier} {of} is {mode}: every instance obeys with its next poll of the log"));
             let until = after.iter().find(is_it).and_then(|switch| switch.until);
             lines.push(match until {
                 Some(until) => {
-                    format!("It ends by itself at {} UTC, or by: {program} switch {name} {tier} on", time(until))
+                    format!(
+                        "It ends by itself at {} UTC, or by: {program} switch {name} {tier} on",
+                        time(until)
+                    )
                 }
                 None => format!("It stands until somebody ends it: {program} switch {name} {tier} on"),
             });
@@ -170,7 +175,10 @@ fn said(
         same && !is_it(switch) && switch.tier == switching.tier()
     };
     lines.extend(after.iter().filter(concerns).map(|other| {
-        let of = other.cache.as_deref().map_or_else(|| "all caches".to_owned(), |cache| format!("the cache {cache}"));
+        let of = other
+            .cache
+            .as_deref()
+            .map_or_else(|| "all caches".to_owned(), |cache| format!("the cache {cache}"));
         format!("Besides, {tier} of {of} is {}: what is stronger counts", other.mode)
     }));
     lines

@@ -191,9 +191,10 @@ impl Switching {
         }
         match self.lasts {
             Some(_) if self.mode == TierMode::On => refuse("what is on has no end".to_owned()),
-            Some(time) if !(Duration::from_secs(1)..=LONGEST).contains(&time) => {
-                refuse(format!("{time:?}: it must last from one second to {} days", LONGEST.as_secs() / 86_400))
-            }
+            Some(time) if !(Duration::from_secs(1)..=LONGEST).contains(&time) => refuse(format!(
+                "{time:?}: it must last from one second to {} days",
+                LONGEST.as_secs() / 86_400
+            )),
             _ => Ok(()),
         }
     }
@@ -333,17 +334,26 @@ mod tests {
             assert!(wrong.check().is_err(), "{wrong:?}");
         }
         assert!(recorded("users", "l2", "off").is_some() && recorded("*", "l1", "read-only").is_some());
-        for (cache, tier, mode) in
-            [("users", "l3", "off"), ("users", "l2", "on"), ("users", "l2", "OFF"), ("", "l2", "off"), ("a b", "l1", "off")]
-        {
+        for (cache, tier, mode) in [
+            ("users", "l3", "off"),
+            ("users", "l2", "on"),
+            ("users", "l2", "OFF"),
+            ("", "l2", "off"),
+            ("a b", "l1", "off"),
+        ] {
             assert_eq!(recorded(cache, tier, mode), None, "{cache} {tier} {mode}");
         }
     }
 
     #[test]
     fn of_several_that_concern_a_cache_the_strongest_counts() {
-        let all = [("*", "l1", "read-only"), ("users", "l1", "off"), ("users", "l2", "read-only"), ("carts", "l2", "off")]
-            .map(|(cache, tier, mode)| recorded(cache, tier, mode).unwrap());
+        let all = [
+            ("*", "l1", "read-only"),
+            ("users", "l1", "off"),
+            ("users", "l2", "read-only"),
+            ("carts", "l2", "off"),
+        ]
+        .map(|(cache, tier, mode)| recorded(cache, tier, mode).unwrap());
         let of = |cache: &str| modes(all.iter().filter(|switch| switch.concerns(cache)));
         assert_eq!(of("users"), (TierMode::Off, TierMode::ReadOnly));
         assert_eq!(of("carts"), (TierMode::ReadOnly, TierMode::Off));

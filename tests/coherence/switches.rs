@@ -231,13 +231,18 @@ async fn a_switch_is_a_trouble_with_who_and_why_until_it_ends_by_itself_or_by_so
     for part in ["l2 is off", "by ana", "Redis is slow", "`perto switch user l2 on`", " until "] {
         assert!(told(Some(CACHE)).contains(part), "{troubles:?}");
     }
-    assert!(told(None).contains("l1 is read-only") && told(None).contains("perto switch '*' l1 on"), "{troubles:?}");
+    assert!(
+        told(None).contains("l1 is read-only") && told(None).contains("perto switch '*' l1 on"),
+        "{troubles:?}"
+    );
     assert_eq!(other.perto.switches().len(), 2);
 
     one.perto.switch(Switching::of_all(Tier::Local, TierMode::On)).await.unwrap();
     ms(21_000).await;
     let is_over = || {
-        ring.members.iter().all(|member| member.perto.health().troubles.is_empty() && member.perto.switches().is_empty())
+        ring.members
+            .iter()
+            .all(|member| member.perto.health().troubles.is_empty() && member.perto.switches().is_empty())
     };
     eventually("it is over", POLL, is_over).await;
     ring.end().await;

@@ -47,7 +47,9 @@ async fn every_instance_obeys_within_a_second_with_redis_and_without() {
     let (a, b) = (start().await, start().await);
     coherent([&a, &b]).await;
     world.put(1, 1).await;
-    for (redis_is, modes) in [("alive", [TierMode::Off, TierMode::On]), ("dead", [TierMode::ReadOnly, TierMode::On])] {
+    for (redis_is, modes) in
+        [("alive", [TierMode::Off, TierMode::On]), ("dead", [TierMode::ReadOnly, TierMode::On])]
+    {
         if redis_is == "dead" {
             redis.kill();
             a.becomes(State::Isolated).await;
@@ -144,7 +146,11 @@ async fn a_switch_is_there_after_restarts_of_all() {
     eventually("Postgres answers", async || PgConnection::connect(&world.database).await.is_ok()).await;
     let b = world.start().await;
     let seen = b.items.inspect(&1).await.unwrap();
-    assert_eq!((seen.local_mode, seen.remote_mode), (TierMode::Off, TierMode::ReadOnly), "before the first read");
+    assert_eq!(
+        (seen.local_mode, seen.remote_mode),
+        (TierMode::Off, TierMode::ReadOnly),
+        "before the first read"
+    );
     world.put(1, 1).await;
     b.polled().await;
     for _ in 0..2 {
@@ -198,8 +204,11 @@ async fn rows_that_make_no_sense_switch_nothing_and_stop_no_poll() {
     obeyed(&[&a], Tier::Local, TierMode::ReadOnly, Instant::now()).await;
     let switches = a.perto.switches();
     assert!(switches.len() <= 1_000 && switches.len() > 900, "{}", switches.len());
-    assert!(switches.iter().all(|switch| switch.reason.len() <= 400 && !switch.reason.contains(char::is_control)));
-    let of_cache = |cache: &str| switches.iter().find(|switch| switch.cache.as_deref() == Some(cache)).cloned();
+    assert!(
+        switches.iter().all(|switch| switch.reason.len() <= 400 && !switch.reason.contains(char::is_control))
+    );
+    let of_cache =
+        |cache: &str| switches.iter().find(|switch| switch.cache.as_deref() == Some(cache)).cloned();
     assert_eq!(of_cache("always").unwrap().until, None);
     let mut connection = PgConnection::connect(&world.database).await.unwrap();
     assert_eq!(senseless_switches(&mut connection, &world.name).await.unwrap(), 4);

@@ -97,7 +97,8 @@ async fn end(
 }
 
 fn parsed(path: &TierPath, mode: &str) -> Result<Switching, Problem> {
-    Switching::parse(&path.cache, &path.tier, mode).map_err(|why| Problem::new(Kind::Invalid, why.to_string()))
+    Switching::parse(&path.cache, &path.tier, mode)
+        .map_err(|why| Problem::new(Kind::Invalid, why.to_string()))
 }
 
 fn switches(service: &Service) -> Switches {

@@ -13,7 +13,10 @@ pub(super) async fn look(doctor: &Doctor) -> Findings {
     let mut findings: Vec<Finding> = switches
         .iter()
         .map(|switch| {
-            let of = switch.cache.as_deref().map_or_else(|| "all caches".to_owned(), |cache| format!("cache {cache}"));
+            let of = switch
+                .cache
+                .as_deref()
+                .map_or_else(|| "all caches".to_owned(), |cache| format!("cache {cache}"));
             let option = crate::schema_option(schema);
             let mend = switch.ended_by().replacen("perto", doctor.program(), 1);
             Finding::warn("switches", format!("of {of} {switch}")).mend(format!("{mend}{option}"))

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use perto::history::{Answer, History};
 use perto::sim::{Dice, Dump, Faults, Sim, SimTransaction};
 use perto::{
-    Cache, CacheBuilder, Error, Freshness, Load, Perto, Read, ReadOptions, StaleCause, Switching, Tier, TierMode, Token,
+    Cache, CacheBuilder, Error, Freshness, Load, Perto, Read, ReadOptions, StaleCause, Switching, Tier,
+    TierMode, Token,
 };
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -602,8 +603,7 @@ impl World {
     }
 
     fn switch(&self, all: bool, tier: Tier, mode: TierMode, lasts: Option<Duration>) {
-        let switching =
-            if all { Switching::of_all(tier, mode) } else { Switching::of(CACHE, tier, mode) };
+        let switching = if all { Switching::of_all(tier, mode) } else { Switching::of(CACHE, tier, mode) };
         let switching = match lasts.filter(|_| mode != TierMode::On) {
             Some(lasts) => switching.lasting(lasts),
             None => switching,
