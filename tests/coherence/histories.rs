@@ -81,7 +81,7 @@ fn a_history_that_lies_is_caught_and_made_smaller() {
     };
     let (seed, reason) = (1..=50).find_map(|seed| lies(&plan_of(seed)).map(|reason| (seed, reason))).unwrap();
     assert!(reason.contains("fresh, and stale by"), "{reason}");
-    let (smaller, reason) = shrink(seed, 150, &mut lies).unwrap();
+    let (smaller, reason) = shrink(seed, 400, &mut lies).unwrap();
     assert!(smaller.steps.len() < plan_of(seed).steps.len(), "{} steps left", smaller.steps.len());
     assert!(reason.contains("fresh, and stale by"), "{reason}");
 }
