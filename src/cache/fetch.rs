@@ -62,7 +62,7 @@ impl<K: Key, V: Value> Core<K, V> {
             if entry.life.era() != self.shared.coherence.lease.held().era() {
                 return;
             }
-            if self.switched.fills_local() {
+            if self.whole.takes_fills() {
                 self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
             }
             if let Some(stale) = &self.stale {

@@ -47,7 +47,7 @@ impl<K: Key, V: Value> Core<K, V> {
     /// Evicts a key for a transaction. What goes may be served on, flagged, where the cache does so.
     pub(super) fn evict(&self, key: &K, xid: u64) -> bool {
         let Some(evicted) = self.local.evict(key, xid) else { return false };
-        let kept = |stale: &&StaleEntries<K, V>| !stale.policy.grace.is_zero() && self.switched.fills_local();
+        let kept = |stale: &&StaleEntries<K, V>| !stale.policy.grace.is_zero() && self.whole.takes_fills();
         if let Some(stale) = self.stale.as_ref().filter(kept) {
             let (held, now_ms) = (self.shared.coherence.lease.held(), self.shared.clock.now_ms());
             // Its dependencies may have changed before, and no eviction tells of that.
@@ -78,7 +78,7 @@ impl<K: Key, V: Value> Core<K, V> {
     ) -> Option<Box<Refreshing<V>>> {
         let stale = self.stale.as_ref()?;
         // What replaces a stale value would not be kept.
-        if wish.asks_for_more() || wish.refreshes || !self.switched.fills_local() {
+        if wish.asks_for_more() || wish.refreshes || !self.whole.takes_fills() {
             return None;
         }
         let may_be_stale = wish.soft_timeout != Some(SoftTimeout::NEVER);
@@ -199,7 +199,7 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Begins to load a key anew that was read often until it was evicted.
     pub(super) fn refresh_evicted(&self, text: &str) {
-        let Some(stale) = self.stale.as_ref().filter(|_| self.switched.fills_local()) else { return };
+        let Some(stale) = self.stale.as_ref().filter(|_| self.whole.takes_fills()) else { return };
         let refresh = || {
             let key: K = text.parse().ok().filter(|key| stale.was_hot(key))?;
             self.refresh(stale, &key, &stale.held.get(&key)?)

@@ -35,14 +35,6 @@ impl Switched {
         mode(&self.remote)
     }
 
-    /// Whether anything new may come into L1.
-    ///
-    /// To be asked after the cache's epoch of the read was taken. L1 is off before the epoch ends, so an entry is of an epoch that has ended,
-    /// or is kept out.
-    pub(super) fn fills_local(&self) -> bool {
-        self.local() == TierMode::On
-    }
-
     pub(super) fn reads_remote(&self) -> bool {
         self.remote() != TierMode::Off
     }
@@ -57,10 +49,13 @@ impl<K: Key, V: Value> Core<K, V> {
     pub(super) fn switch_to(&self, local: TierMode, remote: TierMode) {
         self.switched.remote.store(remote as u8, Ordering::Release);
         let before = self.switched.local.swap(local as u8, Ordering::AcqRel);
-        if local == TierMode::Off && before != local as u8 {
-            // From now on no hit serves what there is.
-            self.whole.let_go();
-            self.free();
+        match local {
+            TierMode::Off if before != local as u8 => {
+                // From now on no hit serves what there is.
+                self.whole.let_go();
+                self.free();
+            }
+            _ => self.whole.set_open(local == TierMode::On),
         }
     }
 
