@@ -216,15 +216,15 @@ pub(crate) fn tier(text: &str) -> Result<Tier, NotASwitch> {
 pub(crate) const ALL: &str = "*";
 
 impl Switch {
-    /// Of what is recorded. Nothing where that makes no sense: anybody with rights may have written it.
+    /// Of what is recorded, with its times in seconds. Nothing where that makes no sense: anybody with rights may have written it.
     pub(crate) fn recorded(
         cache: &str,
         tier: &str,
         mode: &str,
         reason: &str,
         by: &str,
-        since: Option<i64>,
-        until: Option<i64>,
+        since: Option<f64>,
+        until: Option<f64>,
     ) -> Option<Self> {
         let cache = (cache != ALL).then(|| cache.to_owned());
         if cache.as_deref().is_some_and(|cache| super::check_name(cache).is_err()) {
@@ -238,7 +238,7 @@ impl Switch {
             mode,
             reason: printable(reason),
             by: printable(by),
-            since: time(since.unwrap_or_default())?,
+            since: since.and_then(time).unwrap_or(UNIX_EPOCH),
             until: until.and_then(time),
         })
     }
@@ -281,10 +281,9 @@ pub(crate) fn modes<'a>(switches: impl Iterator<Item = &'a Switch>) -> (TierMode
     (local, remote)
 }
 
-/// Of seconds since 1970.
-fn time(seconds: i64) -> Option<SystemTime> {
-    let since = Duration::from_secs(seconds.unsigned_abs());
-    if seconds < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) }
+/// Of seconds since 1970. Nothing of a time before, and of one that never comes.
+fn time(seconds: f64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds.trunc()).ok()?)
 }
 
 /// As people write it: `2026-11-30 03:07:12`.
@@ -313,7 +312,7 @@ mod tests {
     use super::*;
 
     fn recorded(cache: &str, tier: &str, mode: &str) -> Option<Switch> {
-        Switch::recorded(cache, tier, mode, "why", "ana", Some(1_796_008_032), None)
+        Switch::recorded(cache, tier, mode, "why", "ana", Some(1_796_008_032.25), None)
     }
 
     #[test]
@@ -363,7 +362,7 @@ mod tests {
     #[test]
     fn a_switch_says_all_of_itself_in_a_line() {
         let mut switch = recorded("users", "l2", "off").unwrap();
-        switch.until = time(1_796_008_032 + 1_800);
+        switch.until = time(1_796_008_032.0 + 1_800.0);
         let said = "l2 is off since 2026-11-30 03:07:12 UTC until 2026-11-30 03:37:12 UTC, by ana: \"why\"";
         assert_eq!(switch.to_string(), said);
         assert_eq!(switch.ended_by(), "perto switch users l2 on");
@@ -372,13 +371,15 @@ mod tests {
     #[test]
     fn times_are_those_of_the_calendar() {
         for (seconds, said) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_399, "2000-02-28 23:59:59"),
-            (951_868_799, "2000-02-29 23:59:59"),
-            (4_107_542_400, "2100-03-01 00:00:00"),
+            (0.0, "1970-01-01 00:00:00"),
+            (951_782_399.0, "2000-02-28 23:59:59"),
+            (951_868_799.0, "2000-02-29 23:59:59"),
+            (4_107_542_400.0, "2100-03-01 00:00:00"),
         ] {
             assert_eq!(utc(time(seconds).unwrap()), said);
         }
-        assert!(time(i64::MIN).is_none_or(|time| utc(time).starts_with("1970")));
+        for never in [-1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MAX] {
+            assert_eq!(time(never), None);
+        }
     }
 }

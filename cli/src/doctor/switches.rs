@@ -9,7 +9,6 @@ use super::{Doctor, Finding, Findings};
 pub(super) async fn look(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
     let switches = postgres::switches(&mut connection, schema).await?;
-    let senseless = postgres::senseless_switches(&mut connection, schema).await?;
     let mut findings: Vec<Finding> = switches
         .iter()
         .map(|switch| {
@@ -22,13 +21,6 @@ pub(super) async fn look(doctor: &Doctor) -> Findings {
             Finding::warn("switches", format!("of {of} {switch}")).mend(format!("{mend}{option}"))
         })
         .collect();
-    if senseless > 0 {
-        let found = format!("{senseless} rows of {schema}.switch make no sense, and switch nothing");
-        let mend = format!(
-            "delete from {schema}.switch where tier not in ('l1', 'l2') or mode not in ('off', 'read-only'); -- or names of caches that can't be"
-        );
-        findings.push(Finding::warn("switches", found).mend(mend));
-    }
     if findings.is_empty() {
         findings.push(Finding::ok("switches", "all tiers of all caches are on"));
     }

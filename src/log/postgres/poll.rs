@@ -71,7 +71,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          union all \
          select null, null, null, null, null, null, n.xid::text, n.cache, n.key, n.traceparent, n.fault \
          from new n where (select fits from size) \
-         union all {switches}",
+         union all ({switches})",
         switches = switches::polled_sql(schema),
         limit = limit.as_millis().clamp(1, i32::MAX as u128),
         bytes = bytes.join(" + "),
@@ -112,7 +112,7 @@ impl Answer {
             server: server.cast_unsigned(),
             trimmed: trimmed.and_then(|xid| xid.parse().ok()).map(Snapshot::all_below),
             rows: if fits { Some(read().ok_or_else(|| malformed("rows"))?) } else { None },
-            switches: switches.into_iter().filter_map(switches::polled).collect(),
+            switches: switches::polled(switches),
         })
     }
 

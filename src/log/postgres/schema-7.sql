@@ -13,14 +13,14 @@ grant execute on function perto.home() to public;
 create table perto.switch (
     home   uuid not null default perto.home(),
     -- Or '*', for all.
-    cache  text not null,
-    tier   text not null,
-    mode   text not null,
-    reason text not null default '',
-    who    text not null default current_user,
-    since  timestamptz not null default clock_timestamp(),
+    cache  text not null check (octet_length(cache) between 1 and 64),
+    tier   text not null check (tier in ('l1', 'l2')),
+    mode   text not null check (mode in ('off', 'read-only')),
+    reason text not null default '' check (octet_length(reason) <= 400),
+    who    text not null default current_user check (octet_length(who) <= 100),
+    since  timestamptz not null default clock_timestamp() check (isfinite(since)),
     -- When it ends by itself.
-    until  timestamptz,
+    until  timestamptz check (isfinite(until)),
     primary key (home, cache, tier)
 );
 

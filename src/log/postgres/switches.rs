@@ -13,20 +13,17 @@ use crate::log::switch::{ALL, Switch, Switching, TierMode};
 /// Rows that are looked at. Each cache has two at most; somebody may have written more.
 const MOST: usize = 1_000;
 
-/// The switches that stand now, with their times in whole seconds. It can't fail, whatever the rows say: a poll rests on it.
-pub(super) fn sql(schema: &str) -> String {
-    let seconds = |column: &str| {
-        format!("case when isfinite({column}) then extract(epoch from {column})::bigint end as {column}")
-    };
+/// The switches that stand now, with so much of each. None of it can fail, whatever the rows say: a poll rests on it. It is part of each
+/// poll, so it has few words: to read them takes longer than to run them.
+fn sql(schema: &str, columns: &str) -> String {
     format!(
-        "select left(cache, 64) as cache, left(tier, 64) as tier, left(mode, 64) as mode, \
-           left(reason, 400) as reason, left(who, 100) as who, {}, {} \
-         from {schema}.switch where home = {schema}.home() and (until is null or until > clock_timestamp()) \
-         order by cache, tier limit {MOST}",
-        seconds("since"),
-        seconds("until"),
+        "select {columns} from {schema}.switch w \
+         where w.home = {schema}.home() and (w.until is null or w.until > now()) limit {MOST}"
     )
 }
+
+/// Since when and until when, in seconds; the second is missing where there is no end.
+const TIMES: &str = "concat(extract(epoch from w.since), ' ', extract(epoch from w.until))";
 
 /// The switches that stand now in the log in `schema`.
 ///
@@ -34,35 +31,25 @@ pub(super) fn sql(schema: &str) -> String {
 /// If Postgres can't be read, or there is no log of this version.
 pub async fn switches(connection: &mut PgConnection, schema: &str) -> Result<Vec<Switch>, LogError> {
     schema::check_name(schema).map_err(LogError::Schema)?;
+    let sql = sql(schema, &format!("w.cache, w.tier, w.mode, w.reason, w.who, {TIMES} as times"));
     // In one step: a pooler may give two to two servers.
-    let rows = sqlx::raw_sql(AssertSqlSafe(sql(schema))).fetch_all(connection).await;
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await;
     let rows = rows.map_err(|error| schema::explain(error, schema))?;
-    Ok(rows.iter().filter_map(read).collect())
+    Ok(in_order(rows.iter().filter_map(|row| read(row, ["cache", "tier", "mode", "reason", "who", "times"]))))
 }
 
-fn read(row: &PgRow) -> Option<Switch> {
-    let text = |column: &str| row.try_get::<&str, _>(column).ok();
-    let seconds = |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten();
-    Switch::recorded(
-        text("cache")?,
-        text("tier")?,
-        text("mode")?,
-        text("reason").unwrap_or_default(),
-        text("who").unwrap_or_default(),
-        seconds("since"),
-        seconds("until"),
-    )
+/// Nothing where it makes no sense.
+fn read(row: &PgRow, columns: [&str; 6]) -> Option<Switch> {
+    let [cache, tier, mode, reason, who, times] =
+        columns.map(|column| row.try_get::<Option<&str>, _>(column).ok().flatten().unwrap_or_default());
+    let (since, until) = times.split_once(' ')?;
+    Switch::recorded(cache, tier, mode, reason, who, since.parse().ok(), until.parse().ok())
 }
 
-/// Rows of the switches' table that say nothing, and so switch nothing: of a cache, tier or mode that can't be.
-///
-/// # Errors
-/// As [`switches`].
-pub async fn senseless_switches(connection: &mut PgConnection, schema: &str) -> Result<usize, LogError> {
-    schema::check_name(schema).map_err(LogError::Schema)?;
-    let rows = sqlx::raw_sql(AssertSqlSafe(sql(schema))).fetch_all(connection).await;
-    let rows = rows.map_err(|error| schema::explain(error, schema))?;
-    Ok(rows.iter().filter(|row| read(row).is_none()).count())
+fn in_order(switches: impl Iterator<Item = Switch>) -> Vec<Switch> {
+    let mut switches: Vec<Switch> = switches.collect();
+    switches.sort_by(|a, b| (&a.cache, a.tier.name()).cmp(&(&b.cache, b.tier.name())));
+    switches
 }
 
 /// Switches a tier, or ends that. Every instance obeys with its next poll. Whether there is such a cache is not looked at.
@@ -140,32 +127,18 @@ async fn write(
         .map(drop)
 }
 
-/// Of the answer of a poll: as [`sql`] has it, in the columns that poll's rows have.
+/// Of the answer of a poll, in the columns that its rows have.
 pub(super) fn polled_sql(schema: &str) -> String {
-    format!(
-        "select null::text, 0, w.tier, w.since, w.until, null::boolean, null::text, w.cache, w.mode, w.who, w.reason \
-         from ({}) w",
-        sql(schema)
-    )
+    sql(schema, &format!("null, 0, w.tier, null, null, null, {TIMES}, w.cache, w.mode, w.who, w.reason"))
 }
 
 /// A row of [`polled_sql`], if it is one.
 pub(super) fn is_polled(row: &PgRow) -> bool {
-    row.try_get::<Option<&str>, _>("snapshot").is_ok_and(|text| text.is_none())
-        && row.try_get::<Option<i32>, _>("version").is_ok_and(|version| version.is_some())
+    row.try_get::<Option<i32>, _>("version").is_ok_and(|version| version == Some(0))
 }
 
-/// What such a row says; nothing where it makes no sense.
-pub(super) fn polled(row: &PgRow) -> Option<Switch> {
-    let text = |column: &str| row.try_get::<&str, _>(column).ok();
-    let seconds = |column: &str| row.try_get::<Option<i64>, _>(column).ok().flatten();
-    Switch::recorded(
-        text("cache")?,
-        text("trimmed")?,
-        text("key")?,
-        text("fault").unwrap_or_default(),
-        text("traceparent").unwrap_or_default(),
-        seconds("epoch"),
-        seconds("server"),
-    )
+/// What such rows say, but for those that make no sense.
+pub(super) fn polled<'a>(rows: impl IntoIterator<Item = &'a PgRow>) -> Vec<Switch> {
+    let read = |row| read(row, ["cache", "trimmed", "key", "fault", "traceparent", "xid"]);
+    in_order(rows.into_iter().filter_map(read))
 }
