@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::name::check_name;
 use crate::read::Tier;
 
 /// Longest reason, in bytes.
@@ -180,7 +181,7 @@ impl Switching {
         if self.tier == Tier::Load {
             return refuse("loads can't be switched: only l1 and l2 can".to_owned());
         }
-        if let Some(Err(problem)) = self.cache.as_deref().map(super::check_name) {
+        if let Some(Err(problem)) = self.cache.as_deref().map(check_name) {
             return refuse(problem);
         }
         if !one_line(&self.reason, MAX_REASON) {
@@ -227,7 +228,7 @@ impl Switch {
         until: Option<f64>,
     ) -> Option<Self> {
         let cache = (cache != ALL).then(|| cache.to_owned());
-        if cache.as_deref().is_some_and(|cache| super::check_name(cache).is_err()) {
+        if cache.as_deref().is_some_and(|cache| check_name(cache).is_err()) {
             return None;
         }
         let mode = mode.parse().ok().filter(|mode| *mode != TierMode::On)?;
