@@ -218,6 +218,7 @@ pub(crate) const ALL: &str = "*";
 
 impl Switch {
     /// Of what is recorded, with its times in seconds. Nothing where that makes no sense: anybody with rights may have written it.
+    #[cfg(any(feature = "postgres", test))]
     pub(crate) fn recorded(
         cache: &str,
         tier: &str,
@@ -283,6 +284,7 @@ pub(crate) fn modes<'a>(switches: impl Iterator<Item = &'a Switch>) -> (TierMode
 }
 
 /// Of seconds since 1970. Nothing of a time before, and of one that never comes.
+#[cfg(any(feature = "postgres", test))]
 fn time(seconds: f64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds.trunc()).ok()?)
 }

@@ -43,9 +43,12 @@ struct Database {
     ticks: Vec<(Instant, Snapshot)>,
     /// What the replica shows.
     replayed: usize,
-    /// What is switched, by cache and tier, and when it ends by itself. It outlasts a crash.
-    switches: BTreeMap<(Option<String>, &'static str), (Switch, Option<Instant>)>,
+    /// What is switched, by cache and tier. It outlasts a crash.
+    switches: BTreeMap<(Option<String>, &'static str), Stands>,
 }
+
+/// A switch, and when it ends by itself.
+type Stands = (Switch, Option<Instant>);
 
 #[derive(Debug, Clone, Copy)]
 struct Ended {
