@@ -22,8 +22,10 @@ export class Switches {
   }
 
   show(now) {
-    $("switched").hidden = now.switches.length === 0;
-    keyed($("switches"), now.switches, (one) => `${one.cache ?? "*"} ${one.tier}`, (one) => this.#make(one), ({ parts }, one) => {
+    // An instance of the version before says nothing of them.
+    const all = now.switches ?? [];
+    $("switched").hidden = all.length === 0;
+    keyed($("switches"), all, (one) => `${one.cache ?? "*"} ${one.tier}`, (one) => this.#make(one), ({ parts }, one) => {
       mark(parts.mark, "half", t(one.mode));
       say(parts.what, one.cache ? t("{0} of {1}", one.tier, name(one.cache)) : t("{0} of all caches", one.tier));
       const since = Date.parse(one.since);
