@@ -60,7 +60,6 @@ async fn every_instance_obeys_within_a_second_with_redis_and_without() {
                 let began = Instant::now();
                 switch(&world, of(tier, mode)).await;
                 let took = obeyed(&[&a, &b], tier, mode, began).await;
-                println!("Redis {redis_is}: {tier} {mode}, obeyed by both after {took:?}");
                 assert!(took < WITHIN, "Redis {redis_is}: {tier} {mode} after {took:?}");
             }
         }

@@ -148,8 +148,9 @@ test("its buttons do what they say, on every instance", async () => {
 });
 
 test("a tier is put aside on every instance, with why and until when, and put on again", async () => {
-  const tier = async (instance) => (await fleet.ask(instance, "GET", "/api/v1/companies/7")).headers.get("perto-tier");
+  const tier = async (instance) => (await fleet.ask(instance, "GET", "/api/v1/companies/1")).headers.get("perto-tier");
   assert.equal(await page.locator("#switched").isVisible(), false);
+  for (const instance of fleet.instances) await eventually("it is used", async () => (await tier(instance)) === "l1");
   await page.selectOption("#switch-cache", "company");
   await page.selectOption("#switch-tier", "l1");
   await page.fill("#switch-reason", "an incident");
