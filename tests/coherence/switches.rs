@@ -43,7 +43,7 @@ async fn l1_off_serves_nothing_from_it_and_holds_nothing_and_on_again_it_begins_
     let [one, other] = &ring.members[..] else { unreachable!() };
     one.perto.switch(of(Tier::Local, TierMode::Off).because("a test")).await.unwrap();
     assert_eq!(one.cached(1), None, "when it returns, it is obeyed here");
-    ms(POLL.as_millis() as u64).await;
+    tokio::time::sleep(POLL).await;
     assert_eq!((other.cached(1), other.users.size().0), (None, 0));
     assert_eq!(other.users.get_ref(&1, |_| ()), None);
     for _ in 0..3 {

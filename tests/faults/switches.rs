@@ -91,7 +91,7 @@ async fn nothing_that_was_written_by_hand_while_a_tier_was_aside_is_served_old_w
     ];
     let mut v = 1;
     for (at, (tiers, mode)) in cases.into_iter().enumerate() {
-        let id = 100 + at as i64;
+        let id = 100 + i64::try_from(at).unwrap();
         world.put(id, v).await;
         a.polled().await;
         b.polled().await;
