@@ -20,9 +20,10 @@ create table perto.switch (
     who    text not null default current_user check (octet_length(who) <= 100),
     since  timestamptz not null default clock_timestamp() check (isfinite(since)),
     -- When it ends by itself.
-    until  timestamptz check (isfinite(until)),
-    primary key (home, cache, tier)
+    until  timestamptz check (isfinite(until))
 );
+-- As of what is watched: a subscriber's own rows must not be in the way of those that come.
+alter table perto.switch replica identity full;
 
 -- Whoever may read the log may read this. To write it is for who is given it: `grant insert, update, delete`.
 do $$

@@ -93,16 +93,18 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     let Switching { cache, tier, mode, reason, by, lasts } = switching;
     let cache = cache.as_deref().unwrap_or(ALL);
+    // One after the other: there is no key, for what a publisher sends must not clash.
+    let lock = format!("lock table {schema}.switch in share row exclusive mode");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *connection).await?;
     // With it goes what has ended by itself.
     let over = format!(
         "delete from {schema}.switch where home = {schema}.home() \
-           and (until <= clock_timestamp() or (cache = $1 and tier = $2 and $3))"
+           and (until <= clock_timestamp() or (cache = $1 and tier = $2))"
     );
     sqlx::query(AssertSqlSafe(over))
         .persistent(false)
         .bind(cache)
         .bind(tier.name())
-        .bind(*mode == TierMode::On)
         .execute(&mut *connection)
         .await?;
     if *mode == TierMode::On {
@@ -110,9 +112,7 @@ async fn write(
     }
     let set = format!(
         "insert into {schema}.switch (cache, tier, mode, reason, who, until) \
-           values ($1, $2, $3, $4, coalesce(nullif($5, ''), current_user), clock_timestamp() + make_interval(secs => $6)) \
-         on conflict (home, cache, tier) do update set mode = excluded.mode, reason = excluded.reason, \
-           who = excluded.who, since = excluded.since, until = excluded.until"
+           values ($1, $2, $3, $4, coalesce(nullif($5, ''), current_user), clock_timestamp() + make_interval(secs => $6))"
     );
     sqlx::query(AssertSqlSafe(set))
         .persistent(false)
