@@ -45,6 +45,7 @@ mod sampler;
 mod settle;
 mod sources;
 mod stale;
+mod switched;
 pub(crate) mod topic;
 pub(crate) mod types;
 
@@ -57,6 +58,7 @@ use pace::Pace;
 use policy::{Outage, Policy};
 use sampler::{Chance, Sampler};
 use stale::StaleEntries;
+use switched::Switched;
 
 pub use types::{Key, Value};
 
@@ -73,6 +75,7 @@ pub(crate) struct Core<K: Key, V: Value> {
     pub(crate) policy: Policy,
     local: Local<K, V>,
     stale: Option<StaleEntries<K, V>>,
+    switched: Switched,
     me: Weak<Self>,
     whole: Arc<WholeCache>,
     flights: Arc<Flights<K, FlightResult<V>>>,
@@ -571,7 +574,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         let core = &self.0;
         let held = core.shared.coherence.lease.held();
         let now_ms = core.shared.clock.now_ms();
-        let unused = core.policy.local_only || led.wish.source || !core.pace.is_worth_a_look(now_ms);
+        let unused = core.policy.local_only
+            || !core.switched.reads_remote()
+            || led.wish.source
+            || !core.pace.is_worth_a_look(now_ms);
         if !self.may_use_cached(held, now_ms)? || unused {
             core.load([led]);
             return Ok(None);
@@ -735,6 +741,7 @@ impl<K: Key, V: Value> Core<K, V> {
         Arc::new_cyclic(|core| Self {
             me: Weak::clone(core),
             stale: StaleEntries::new(&policy),
+            switched: Switched::default(),
             local: Local::new(&name, policy.capacity_bytes, group),
             name,
             shared,

@@ -139,6 +139,29 @@ pub enum InvalidateError {
     Closed,
 }
 
+/// Why a tier was not switched.
+#[derive(Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum SwitchError {
+    /// No cache of this name is declared here. A topic has no tiers.
+    #[error("no cache {cache:?} is declared here; there are: {}", .known.join(", "))]
+    UnknownCache {
+        /// The name.
+        cache: String,
+        /// The names of those that are.
+        known: Vec<String>,
+    },
+    /// What makes no sense of it.
+    #[error("{0}")]
+    Senseless(String),
+    /// Postgres did not take it. Whether it was recorded is not known if the connection broke.
+    #[error("the switch could not be recorded in Postgres")]
+    Log(#[source] LogError),
+    /// The instance has been shut down.
+    #[error("the instance is shut down")]
+    Closed,
+}
+
 /// Why an instance did not start. Each names the setting to change.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -245,6 +268,12 @@ impl fmt::Debug for Error {
 }
 
 impl fmt::Debug for InvalidateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for SwitchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&chain(self))
     }

@@ -9,12 +9,13 @@ use crate::cache::builder::CacheBuilder;
 use crate::cache::topic::TopicBuilder;
 use crate::cache::{Key, Value};
 use crate::coherence::token::Token;
-use crate::error::{Error, StartError};
+use crate::error::{Error, StartError, SwitchError};
 use crate::following::hints;
 use crate::following::tail::Tail;
 use crate::health::troubles::TroubleKind;
 use crate::health::{Event, Health, State};
 use crate::log::Source;
+use crate::log::switch::{Switch, Switching};
 use crate::metrics::{Histogram, InstanceStats};
 use crate::nines::Audits;
 use crate::remote;
@@ -184,6 +185,45 @@ impl Perto {
         let shared = self.shared();
         shared.close();
         shared.tasks.wait().await;
+    }
+
+    /// Switches a tier of a cache, or of all, off, read-only or on again, on every instance: for an incident. It is kept in Postgres, so
+    /// it outlasts restarts of all, until it is ended or [ends by itself](Switching::lasting).
+    ///
+    /// Every instance obeys with its next poll of the log, with or without Redis: in a quarter of a second by default. When this
+    /// returns, this one does. Nothing that is fresh becomes less so: invalidations and the lease go on whatever is switched. It is
+    /// the trouble [`Switched`](TroubleKind::Switched) for as long as it stands.
+    ///
+    /// | | reads | fills | goes back on |
+    /// | --- | --- | --- | --- |
+    /// | L1 read-only | as ever | nothing comes | with what it still holds |
+    /// | L1 off | passed over | nothing comes | empty |
+    /// | L2 read-only | as ever | nothing comes | with what it still holds |
+    /// | L2 off | passed over | nothing comes | with what it holds and no write has touched since |
+    ///
+    /// The role of the database needs the right to write the log's table `switch`.
+    ///
+    /// Dropping the future leaves it done or not done.
+    ///
+    /// # Errors
+    /// [`SwitchError::UnknownCache`] where no such cache is declared here, [`SwitchError::Senseless`] where the tier is no tier or a
+    /// text is too long; [`SwitchError::Log`] if Postgres can't be reached or refuses: it has the statement that grants the right.
+    ///
+    /// ```no_run
+    /// # async fn put_aside(perto: perto::Perto) -> Result<(), perto::SwitchError> {
+    /// use perto::{Switching, Tier, TierMode};
+    ///
+    /// perto.switch(Switching::of("users", Tier::Remote, TierMode::Off).because("Redis is slow")).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn switch(&self, switching: Switching) -> Result<(), SwitchError> {
+        self.shared().switch(&switching).await
+    }
+
+    /// What is switched, as the last poll of this instance has told; also of caches that are not declared here. Empty where all is on.
+    #[must_use]
+    pub fn switches(&self) -> Vec<Switch> {
+        self.shared().switches.lock().to_vec()
     }
 
     /// The health of this instance now.

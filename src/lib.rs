@@ -32,6 +32,7 @@
 //! | read several keys at one moment | [`Perto::view`], [`View`] |
 //! | never go back in time, whichever instance answers | [`Read::token`], [`Token::of_all`] |
 //! | choose what happens while Postgres is down | [`Outage`], [`Perto::health`], [`Perto::events`] |
+//! | put a tier aside in an incident | [`Perto::switch`], [`Perto::switches`] |
 //! | know how well it works | [`Cache::stats`], [`Perto::staleness`], [`Perto::audits`] |
 //! | test your own code without engines | the module `sim`, feature `test-util` |
 //!
@@ -106,10 +107,11 @@ pub use clock::{Clock, SystemClock};
 pub use coherence::known::{Known, Missing};
 pub use coherence::snapshot::{MAX_RUNNING, Origin, Rank, Snapshot};
 pub use coherence::token::{NotAToken, Token};
-pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError, Unwatched};
+pub use error::{Cause, Error, InvalidateError, LogError, RemoteError, StartError, SwitchError, Unwatched};
 pub use health::troubles::{Trouble, TroubleKind};
 pub use health::{Event, Health, Recovery, State};
 pub use instance::{Declared, Perto, PertoBuilder};
+pub use log::switch::{NotASwitch, Switch, Switching, TierMode};
 pub use log::{Appended, Borne, Log, MAX_KEYS_PER_ROW, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Source};
 pub use metrics::{CacheStats, Histogram, InstanceStats};
 pub use nines::{Audited, Audits};

@@ -244,6 +244,20 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static, V: Send + Sync + 'static> Loc
         taken
     }
 
+    /// Lets go so many entries of the cache's epochs before this one. Whether there may be more.
+    pub(crate) fn free_before(&self, cache_epoch: u64, most: usize) -> bool {
+        let is_old = |cached: &Cached<V>| cached.cache_epoch() < cache_epoch;
+        let old: Vec<u64> = {
+            let held = self.index.held.pin();
+            let old = held.iter().filter(|(_, cached)| is_old(cached));
+            old.map(|(Held(key), _)| hash_of(key)).take(most).collect()
+        };
+        for hash in &old {
+            self.take(*hash, |_, cached| is_old(cached));
+        }
+        old.len() == most
+    }
+
     /// Entries and bytes held, after moka's pending work.
     pub(crate) fn size(&self) -> (u64, u64) {
         self.policy.run_pending_tasks();
@@ -631,7 +645,7 @@ mod tests {
                             // Two go: one is replaced, one removed.
                             index.put(key, counted(weight));
                             index.put(key, counted(weight));
-                            assert!(index.take(hash_of(&key), |_, _| true).is_some());
+                            assert!(index.take(hash_of(&key), |_, _| true));
                         }
                         done.wait();
                         done.wait();

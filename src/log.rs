@@ -4,6 +4,7 @@
 //! with a snapshot.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -12,8 +13,13 @@ use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
 use crate::wire::Change;
 
+pub(crate) mod name;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+pub(crate) mod switch;
+
+pub(crate) use name::check_name;
+use switch::{Switch, Switching};
 
 /// Most keys that one statement invalidates one by one. More become one row for the whole cache.
 pub const MAX_KEYS_PER_ROW: usize = 500;
@@ -24,25 +30,11 @@ pub const MAX_POLL_ROWS: usize = 100_000;
 /// Most bytes of text in the rows of one poll. As [`MAX_POLL_ROWS`].
 pub const MAX_POLL_BYTES: usize = 32 << 20;
 
-/// Longest name of a cache: it is part of trigger names, which Postgres cuts at 63 bytes.
-const MAX_NAME_BYTES: usize = 32;
-
 /// How long it may take to connect.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long it may take to make ready for a poll.
 pub(crate) const READY_LIMIT: Duration = Duration::from_secs(10);
-
-/// # Errors
-/// What is wrong with the name of a cache.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    if plain && (1..=MAX_NAME_BYTES).contains(&name.len()) {
-        Ok(())
-    } else {
-        Err(format!("{name:?} is not a name: 1 to {MAX_NAME_BYTES} letters, digits, _ or -"))
-    }
-}
 
 /// Reads the log, and writes to it where no trigger does.
 pub trait Log: Debug + Send + Sync + 'static {
@@ -95,6 +87,21 @@ pub trait Log: Debug + Send + Sync + 'static {
     /// # Errors
     /// If it was not committed, or the answer was lost.
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>>;
+
+    /// What is switched now, as the last completed [`Log::poll`] has told: asked after each. In order, each cache and tier once. Default:
+    /// nothing ever is. A log that wraps another one passes it on.
+    fn switches(&self) -> Arc<[Switch]> {
+        Arc::default()
+    }
+
+    /// Switches a tier for all instances, durably: polls that are sent after it has returned tell of it. Default: an error.
+    ///
+    /// # Errors
+    /// If it was not committed, or the answer was lost; or this log keeps no switches.
+    fn switch<'a>(&'a self, switching: &'a Switching) -> BoxFuture<'a, Result<(), LogError>> {
+        let _ = switching;
+        Box::pin(std::future::ready(Err(LogError::Schema("this log keeps no switches".to_owned()))))
+    }
 
     /// Trims what is older than `retention`, if nobody else does it at the moment.
     ///

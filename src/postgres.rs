@@ -33,6 +33,7 @@ pub use sqlx;
 
 pub use crate::log::postgres::rights::{MissingRights, missing_rights};
 pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate, migrate_sql, schema_version};
+pub use crate::log::postgres::switches::{switch, switches};
 pub use crate::log::postgres::trigger::Watch;
 pub use crate::log::postgres::watch::{rewatch, unwatch, watch, watch_sql};
 pub use crate::log::postgres::watched::{Fault, FunctionChange, Watched, watched};

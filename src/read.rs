@@ -1,5 +1,6 @@
 //! What a read asks for and what it answers.
 
+use std::fmt;
 use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -125,6 +126,13 @@ impl Tier {
             Self::Remote => "l2",
             Self::Load => "load",
         }
+    }
+}
+
+/// `l1`, `l2` or `load`, as in documents, headers and metrics.
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -26,6 +26,7 @@ use crate::health::State;
 use crate::health::signals::Signals;
 use crate::health::troubles::TroubleKind;
 use crate::log::Log;
+use crate::log::switch::Switch;
 use crate::metrics::{InstanceCounters, Timing};
 use crate::nines::Nines;
 use crate::remote::{Breaker, Remote};
@@ -38,6 +39,7 @@ pub(crate) mod member;
 pub(crate) mod polls;
 pub(crate) mod recent;
 pub(crate) mod repaired;
+mod switched;
 
 use member::Applied;
 use polls::{Asked, Polls};
@@ -76,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) fills: Arc<Semaphore>,
     /// What the last failed load of each cache has said.
     pub(crate) failed_loads: Mutex<HashMap<String, String>>,
+    /// As the last poll has told.
+    pub(crate) switches: Mutex<Arc<[Switch]>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) ending: CancellationToken,
 }

@@ -63,6 +63,7 @@ mod rules;
 pub(crate) mod schema;
 pub(crate) mod seed;
 pub(crate) mod settings;
+mod switches;
 pub(crate) mod telemetry;
 mod tool_results;
 mod users;
@@ -126,6 +127,7 @@ fn resources() -> (Router<Arc<Service>>, OpenApi) {
         .merge(fleet::routes())
         .merge(dashboard::routes())
         .merge(administration::routes())
+        .merge(switches::routes())
         .split_for_parts()
 }
 

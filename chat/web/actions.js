@@ -6,6 +6,8 @@ import { t } from "./language.js";
 /** A request may take thirty seconds there. */
 const LIMIT = 35_000;
 
+const switchAt = (cache, tier) => `/api/v1/cache/switches/${encodeURIComponent(cache)}/${tier}`;
+
 export class Actions {
   /** @param {{key: () => string, locked: (detail: string) => void}} to */
   constructor(to) {
@@ -31,18 +33,31 @@ export class Actions {
     );
   }
 
+  /** Puts a tier aside; "*" is all caches. No minutes: until somebody ends it. */
+  async switch({ cache, tier, mode, minutes, reason }) {
+    const what = cache === "*" ? t("Put {0} of all caches aside?", tier) : t("Put {0} of {1} aside?", tier, name(cache));
+    if (!(await this.#confirm(what, t("Every instance obeys within a second. Reads go on without it, and cost Postgres more."), t("Put it aside")))) return;
+    const seconds = minutes ? Math.round(Number(minutes) * 60) : null;
+    await this.#send(switchAt(cache, tier), () => t("{0} is {1} on every instance.", tier, t(mode)), { method: "PUT", body: { mode, reason, seconds } });
+  }
+
+  async end(cache, tier) {
+    await this.#send(switchAt(cache, tier), () => t("{0} is on again on every instance.", tier));
+  }
+
   async #invalidate(cache, key) {
     const path = `/api/v1/cache/${encodeURIComponent(cache)}/${encodeURIComponent(key)}`;
     await this.#send(path, () => t("Invalidated {0} of {1} on every instance.", key, name(cache)));
   }
 
-  async #send(path, said) {
+  async #send(path, said, { method = "DELETE", body: sent } = {}) {
     this.#done(t("working …"));
     const key = this.to.key();
     try {
       const response = await fetch(path, {
-        method: "DELETE",
-        headers: key ? { authorization: `Bearer ${key}` } : {},
+        method,
+        headers: { ...(key && { authorization: `Bearer ${key}` }), ...(sent && { "content-type": "application/json" }) },
+        body: sent && JSON.stringify(sent),
         cache: "no-store",
         credentials: "omit",
         redirect: "error",

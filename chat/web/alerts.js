@@ -25,6 +25,7 @@ const WHAT_TO_DO = {
   "hints-refused": "Give the user of REDIS_URL the right to publish, as `perto doctor` prints it. Others see the writes by polling meanwhile.",
   "hints-not-received": "Give the user of REDIS_URL the right to subscribe, as `perto doctor` prints it; look at client-output-buffer-limit of Redis.",
   "hints-untrue": "Somebody publishes what no transaction has written: see who else may use this Redis, and give it a password. Nothing stale is served.",
+  "switched": "Somebody has put a tier of a cache aside: see below who, since when and why. When the incident is over, put it on again.",
   "postgres-pool-unusable": "The alert has what Postgres says: no place left (max_connections, a role’s limit), or a role or password that it refuses since.",
   "writes-failing": "The alert has what Postgres says. Is it read-only (default_transaction_read_only, a standby), full, or locked? Reads go on meanwhile.",
   "audit-violation": "The value was evicted. Find the write that no trigger covered: `perto doctor` looks for missing triggers and partitions; then clear the cache.",

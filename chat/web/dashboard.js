@@ -7,6 +7,7 @@ import { Charts } from "./charts.js";
 import { History } from "./history.js";
 import { t } from "./language.js";
 import { Stream } from "./stream.js";
+import { Switches } from "./switches.js";
 import { showAlerts } from "./alerts.js";
 import { showImports, showInstances, showTiles } from "./fleet.js";
 
@@ -40,6 +41,7 @@ const wishes = keeping(() => localStorage);
 const key = () => keys.getItem(KEY) ?? "";
 const actions = new Actions({ key, locked: (detail) => lock(detail, Boolean(key())) });
 const caches = new Caches(actions);
+const switches = new Switches(actions);
 const stream = new Stream({ key, on: take, state });
 
 function take(kind, data) {
@@ -58,9 +60,9 @@ function take(kind, data) {
 function name_caches(names) {
   if (view.names.join() === names.join()) return;
   view.names = names;
-  for (const [list, all] of [[$("cache"), ["", ...names]], [$("invalidate-cache"), names]]) {
+  for (const [list, all] of [[$("cache"), ["", ...names]], [$("invalidate-cache"), names], [$("switch-cache"), [...names, "*"]]]) {
     const chosen = list.value;
-    list.replaceChildren(...all.map((one) => Object.assign(el("option", "", one ? name(one) : t("all")), { value: one })));
+    list.replaceChildren(...all.map((one) => Object.assign(el("option", "", one && one !== "*" ? name(one) : t("all")), { value: one })));
     list.value = all.includes(chosen) ? chosen : all[0];
   }
 }
@@ -70,6 +72,7 @@ function show() {
   const points = history.points(view.seconds);
   showTiles(now, points, view);
   showAlerts(now);
+  switches.show(now);
   showInstances(now, points, view);
   charts.show(history, view);
   caches.show(now, points, view);

@@ -21,6 +21,7 @@ mod postgres;
 mod redis;
 mod replication;
 mod settings;
+mod switches;
 mod tables;
 
 /// Of one check, connecting included.

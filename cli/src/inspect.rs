@@ -68,6 +68,8 @@ struct Log {
     horizon: Snapshot,
     /// The newest first.
     rows: Vec<Row>,
+    /// What is switched of the cache.
+    switches: Vec<perto::Switch>,
     /// How long ago an instance looked after the log. What none of them has seen is newer.
     looked_after: Option<Duration>,
 }
@@ -102,7 +104,11 @@ impl Inspect {
         let watched =
             perto::postgres::watched(&mut connection, &self.schema).await.context("DATABASE_URL")?;
         self.cache = self.cache_of_table(&watched)?.unwrap_or(self.cache);
-        let log = self.read_log(&mut connection).await?;
+        let mut log = self.read_log(&mut connection).await?;
+        let switches = perto::postgres::switches(&mut connection, &self.schema).await?.into_iter();
+        let concerns =
+            |switch: &perto::Switch| switch.cache.as_ref().is_none_or(|cache| *cache == self.cache);
+        log.switches = switches.filter(concerns).collect();
         let remote = self.read_remote(log.epoch).await;
         self.app = self.app.or_else(|| remote.app.clone());
         let judged = match &remote.holds {
@@ -211,6 +217,7 @@ impl Inspect {
                 .context("DATABASE_URL: the log's horizon can't be read")?,
             epoch: epoch.map(i64::cast_unsigned),
             rows: found.into_iter().filter_map(row).collect(),
+            switches: Vec::new(),
             looked_after,
         })
     }
@@ -359,6 +366,7 @@ impl Inspect {
             "snapshot": log.now.to_string(),
             "epoch": log.epoch.map(|epoch| format!("{epoch:016x}")),
             "log": rows.collect::<Vec<_>>(),
+            "switches": log.switches.iter().map(crate::shown::switch).collect::<Vec<_>>(),
             "l2": holds,
             "instances": instances.collect::<Vec<_>>(),
         })
@@ -383,6 +391,10 @@ impl Inspect {
             format!("The key's hash, as an auditor's event has it: {}.", hash(&self.key)),
         ];
         lines.extend(wrapped(&log.told(), super::columns::WIDTH));
+        for switch in &log.switches {
+            let of = if switch.cache.is_none() { "Of all caches" } else { "Of the cache" };
+            lines.extend(wrapped(&format!("SWITCHED: {of} {switch}."), super::columns::WIDTH));
+        }
         lines.push(String::new());
         let mut rows = vec![remote_row(log, remote, judged)];
         for (place, seen) in instances {
@@ -517,7 +529,12 @@ fn instance_rows(seen: &Value) -> Vec<Vec<String>> {
         |value: &Value| value.as_u64().map(|ms| time(Duration::from_millis(ms))).unwrap_or_default();
     let name = text(&seen["instance"]);
     let served = |entry: &Value| if entry["served"] == true { "yes" } else { "no" };
-    let lease = format!("{}, lease {}", text(&seen["state"]), lasting(&seen["leaseLeftMs"]));
+    let mut lease = format!("{}, lease {}", text(&seen["state"]), lasting(&seen["leaseLeftMs"]));
+    for (tier, mode) in [("L1", &seen["l1Mode"]), ("L2", &seen["l2Mode"])] {
+        if let Some(mode) = mode.as_str().filter(|mode| *mode != "on") {
+            lease += &format!(", {tier} switched {mode}");
+        }
+    }
     let why = |entry: &Value| match entry["refused"].as_str() {
         Some(why) => why.to_owned(),
         None if entry["absent"] == true => "says that there is no such row".to_owned(),

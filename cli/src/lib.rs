@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod plot;
 mod replay;
 pub mod shown;
+mod switch;
 pub mod terminal;
 mod watch;
 
@@ -39,6 +40,8 @@ pub enum Tools {
     Doctor(Box<doctor::Doctor>),
     /// Show one key through all tiers, and who would serve what
     Inspect(inspect::Inspect),
+    /// Put a tier of a cache aside on every instance, in an incident; without arguments, show what is
+    Switch(switch::Switch),
     /// Drive an access trace through several instances, with writes and faults, and check the promise
     Replay(Box<replay::Replay>),
 }
@@ -120,6 +123,7 @@ impl Tools {
             Self::Watch(command) => command.run(product).await,
             Self::Doctor(command) => command.run(product).await,
             Self::Inspect(command) => command.run(product).await,
+            Self::Switch(command) => command.run(product).await,
             Self::Replay(command) => command.run().await,
         }
     }

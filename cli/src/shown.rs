@@ -1,8 +1,9 @@
 //! How instances and commands show what lies in the tiers, as JSON.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use perto::{Dependency, InLocal, InRemote};
+use chrono::{DateTime, SecondsFormat, Utc};
+use perto::{Dependency, InLocal, InRemote, Switch};
 use serde_json::{Value, json};
 
 /// As the auditor's event has it in the service's log.
@@ -15,6 +16,21 @@ pub fn hash(key: &str) -> String {
 #[must_use]
 pub fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is switched. No cache: all of them. No `until`: until somebody ends it.
+#[must_use]
+pub fn switch(switch: &Switch) -> Value {
+    let time = |time: SystemTime| DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true);
+    json!({
+        "cache": switch.cache,
+        "tier": switch.tier.to_string(),
+        "mode": switch.mode.name(),
+        "reason": switch.reason,
+        "by": switch.by,
+        "since": time(switch.since),
+        "until": switch.until.map(time),
+    })
 }
 
 /// What lies in L2, whoever looked.

@@ -252,6 +252,42 @@ pub fn insert_beside_a_clear(how: Clear) -> usize {
     })
 }
 
+/// L1 of a cache goes off, beside a load and a hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Off {
+    AsBuilt,
+    EpochEndedBeforeFills,
+    ClosedAskedBeforeTheEpoch,
+}
+
+/// No key is served once L1 is off, and none stays.
+pub fn insert_beside_l1_that_goes_off(how: Off) -> usize {
+    every_interleaving(move || {
+        let world = World::new();
+        world.lease.extend(SENT_MS, BOUND);
+        let tail = beside(&world, move |world| {
+            if how == Off::EpochEndedBeforeFills {
+                world.whole.end_epoch();
+                world.whole.set_open(false);
+            } else {
+                world.whole.let_go();
+            }
+        });
+        let slot = world.buckets.slot("item", "1");
+        let was_open = world.whole.takes_fills();
+        let began = world.whole.epoch();
+        world.buckets.insert_if_accepted(slot, &world.whole, &stamp("7:7:"), || {
+            let asked_before = how == Off::ClosedAskedBeforeTheEpoch;
+            if if asked_before { was_open } else { world.whole.takes_fills() } {
+                world.local.insert(Entry { stamp: stamp("7:7:"), era: 0, cache_epoch: began });
+            }
+        });
+        tail.join().expect("the tail ends");
+        let hit = world.local.hit(&world.lease).filter(|entry| entry.cache_epoch == world.whole.epoch());
+        assert!(hit.is_none(), "a key is served though L1 is off");
+    })
+}
+
 /// A hit of a value that depends on another key, whose bucket is asked: its invalidation evicts nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dependency {

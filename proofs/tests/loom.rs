@@ -1,8 +1,9 @@
 //! Every interleaving of what threads share, and every broken order.
 
 use perto_proofs::buckets::{
-    Beside, Clear, Dependency, Insert, Of, OldHint, Reset, Serve, dependency_beside, hint_beside_a_reset,
-    insert_beside_a_clear, insert_beside_an_invalidation, old_hint_beside_a_reset, serve_beside_a_poll,
+    Beside, Clear, Dependency, Insert, Of, Off, OldHint, Reset, Serve, dependency_beside,
+    hint_beside_a_reset, insert_beside_a_clear, insert_beside_an_invalidation,
+    insert_beside_l1_that_goes_off, old_hint_beside_a_reset, serve_beside_a_poll,
 };
 use perto_proofs::index::{Gone, Put, puts_beside};
 use perto_proofs::lease::{
@@ -107,6 +108,14 @@ fn in_no_interleaving_does_a_key_survive_the_clearing_of_its_cache() {
     holds("insert beside a clear", insert_beside_a_clear(Clear::AsBuilt));
     fails("a key has survived", || insert_beside_a_clear(Clear::EpochTakenAtTheInsert));
     fails("a key has survived", || insert_beside_a_clear(Clear::LeasePublishedBeforeTheInvalidation));
+}
+
+#[test]
+fn in_no_interleaving_does_a_key_stay_in_an_l1_that_is_off() {
+    holds("insert beside L1 that goes off", insert_beside_l1_that_goes_off(Off::AsBuilt));
+    let promise = "a key is served though L1 is off";
+    fails(promise, || insert_beside_l1_that_goes_off(Off::EpochEndedBeforeFills));
+    fails(promise, || insert_beside_l1_that_goes_off(Off::ClosedAskedBeforeTheEpoch));
 }
 
 #[test]

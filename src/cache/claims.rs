@@ -40,7 +40,8 @@ impl<K: Key, V: Value> Core<K, V> {
         if missing.is_empty() {
             return;
         }
-        if !self.policy.fleet_single_flight || !self.shared.remote_usable() {
+        let is_shared = self.policy.fleet_single_flight && self.switched.fills_remote();
+        if !is_shared || !self.shared.remote_usable() {
             return self.load(missing);
         }
         let core = Arc::clone(self);

@@ -61,11 +61,14 @@ impl<K: Key, V: Value> Core<K, V> {
         let buckets = &self.shared.coherence.buckets;
         let insert = || {
             // An entry of an ended era would be dead weight.
-            if entry.life.era() == self.shared.coherence.lease.held().era() {
+            if entry.life.era() != self.shared.coherence.lease.held().era() {
+                return;
+            }
+            if self.whole.takes_fills() {
                 self.local.insert(key.clone(), Arc::clone(entry), start.cache_epoch, weight);
-                if let Some(stale) = &self.stale {
-                    stale.replaced(key);
-                }
+            }
+            if let Some(stale) = &self.stale {
+                stale.replaced(key);
             }
         };
         let accepted = buckets.accepts_all(entry.subjects(), &entry.stamp())
@@ -353,7 +356,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 again.push(led);
             }
         }
-        if !self.policy.local_only {
+        if !self.policy.local_only && self.switched.fills_remote() {
             self.fill(loads, of_all, claims);
         }
         (!again.is_empty()).then_some(Piece { led: again, primary: true })
@@ -414,7 +417,8 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// What to put into L2, if anything.
     fn encoded(&self, load: &ForRemote<V>, start: ReadStart, created_unix_ms: u64) -> Option<Fill> {
-        if start.era != self.shared.coherence.lease.held().era() {
+        let same_era = start.era == self.shared.coherence.lease.held().era();
+        if !same_era || !self.switched.fills_remote() {
             return None;
         }
         let (codec, most) = (self.policy.codec, self.policy.max_value_bytes);

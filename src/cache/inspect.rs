@@ -13,6 +13,7 @@ use crate::coherence::known::{Known, Missing};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::Error;
 use crate::health::{Health, State};
+use crate::log::switch::TierMode;
 use crate::shared::Shared;
 use crate::trace::Trace;
 use crate::wire::{self, Dependency, Payload, Refused, Stored};
@@ -33,6 +34,10 @@ pub struct Inspection {
     pub known: Known,
     /// What is known of the cache as a whole.
     pub whole: Known,
+    /// What L1 does: see [`Perto::switch`](crate::Perto::switch).
+    pub local_mode: TierMode,
+    /// What L2 does.
+    pub remote_mode: TierMode,
     /// What L1 holds.
     pub local: Option<InLocal>,
     /// What L2 holds.
@@ -73,7 +78,7 @@ pub struct DependsOn {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InRemote {
-    /// L2 is not configured, not used by this cache, or not used at the moment.
+    /// L2 is not configured, not used by this cache, switched off, or not used at the moment.
     NotUsed,
     /// Nothing.
     Nothing,
@@ -199,7 +204,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let text = self.texts(std::slice::from_ref(key))?.pop().unwrap_or_default();
         let slot = shared.coherence.buckets.slot(&core.name, &text);
         let name = core.remote_key(shared.coherence.epoch(), &text);
-        let bytes = match core.policy.local_only {
+        let bytes = match core.policy.local_only || !core.switched.reads_remote() {
             true => Vec::new(),
             false => {
                 let names = std::slice::from_ref(&name);
@@ -220,6 +225,8 @@ impl<K: Key, V: Value> Cache<K, V> {
             version: core.policy.version,
             health: shared.signals.health(&shared.coherence, shared.remote_usable()),
             poll: shared.coherence.buckets.poll().map(Arc::unwrap_or_clone),
+            local_mode: core.switched.local(),
+            remote_mode: core.switched.remote(),
             local: self.in_local(key),
             key: text,
             known,

@@ -8,6 +8,7 @@ use crate::coherence::Coherence;
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::rules::Learned;
 use crate::log::Source;
+use crate::log::switch::TierMode;
 use crate::metrics::CacheCounters;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
@@ -20,6 +21,9 @@ use crate::shared::member::Measured;
 use crate::shared::polls::Asked;
 use crate::shared::recent::Recent;
 
+/// Entries that are let go before others get their turn.
+const FREED_AT_A_TIME: usize = 8_192;
+
 impl<K: Key, V: Value> Applied for Core<K, V> {
     fn name(&self) -> &str {
         &self.name
@@ -31,6 +35,21 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn local_only(&self) -> bool {
         self.policy.local_only
+    }
+
+    fn has_values(&self) -> bool {
+        true
+    }
+
+    fn switch(&self, local: TierMode, remote: TierMode) {
+        let was_off = self.switched.set(local, remote);
+        if local == TierMode::Off && !was_off {
+            // From now on no hit serves what there is.
+            self.whole.let_go();
+            self.free();
+        } else {
+            self.whole.set_open(local == TierMode::On);
+        }
     }
 
     fn tables(&self) -> &[String] {
@@ -68,6 +87,21 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
             self.refresh_evicted(text);
         }
         evicted
+    }
+}
+
+impl<K: Key, V: Value> Core<K, V> {
+    /// Frees what L1 holds of epochs that have ended, and stale values, in the background.
+    fn free(&self) {
+        if let Some(stale) = &self.stale {
+            stale.held.invalidate_all();
+        }
+        let Some(core) = self.me.upgrade() else { return };
+        self.shared.spawn(async move {
+            while core.local.free_before(core.whole.epoch(), FREED_AT_A_TIME) {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 }
 

@@ -46,7 +46,8 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Evicts a key for a transaction. What goes may be served on, flagged, where the cache does so.
     pub(super) fn evict(&self, key: &K, xid: u64) -> bool {
-        if let Some(stale) = self.stale.as_ref().filter(|stale| !stale.policy.grace.is_zero())
+        let kept = |stale: &&StaleEntries<K, V>| !stale.policy.grace.is_zero() && self.whole.takes_fills();
+        if let Some(stale) = self.stale.as_ref().filter(kept)
             && let Some(outdated) = self.local.outdated(key, xid)
         {
             // Before it goes: a read in between would find neither, and wait for a load.
@@ -82,7 +83,8 @@ impl<K: Key, V: Value> Core<K, V> {
         wish: &Wish,
     ) -> Option<Box<Refreshing<V>>> {
         let stale = self.stale.as_ref()?;
-        if wish.asks_for_more() || wish.refreshes {
+        // What replaces a stale value would not be kept.
+        if wish.asks_for_more() || wish.refreshes || !self.whole.takes_fills() {
             return None;
         }
         let may_be_stale = wish.soft_timeout != Some(SoftTimeout::NEVER);
@@ -203,7 +205,7 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// Begins to load a key anew that was read often until it was evicted.
     pub(super) fn refresh_evicted(&self, text: &str) {
-        let Some(stale) = self.stale.as_ref() else { return };
+        let Some(stale) = self.stale.as_ref().filter(|_| self.whole.takes_fills()) else { return };
         let refresh = || {
             let key: K = text.parse().ok().filter(|key| stale.was_hot(key))?;
             self.refresh(stale, &key, &stale.held.get(&key)?)

@@ -11,6 +11,7 @@ use super::{Key, member, texts};
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::token::Token;
 use crate::error::{InvalidateError, StartError};
+use crate::log::switch::TierMode;
 use crate::log::{Source, check_name};
 use crate::metrics::CacheCounters;
 use crate::shared::Shared;
@@ -151,6 +152,12 @@ impl<K: Key> Applied for Core<K> {
     fn local_only(&self) -> bool {
         true
     }
+
+    fn has_values(&self) -> bool {
+        false
+    }
+
+    fn switch(&self, _: TierMode, _: TierMode) {}
 
     fn tables(&self) -> &[String] {
         &self.sources.tables

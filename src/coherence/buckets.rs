@@ -64,6 +64,8 @@ pub(crate) struct WholeCache {
     highest: AtomicU64,
     /// Bumped by each new invalidation of the whole cache. An entry carries the value from before its load.
     epoch: AtomicU64,
+    /// Not 0 while nothing new may come into L1.
+    closed: AtomicU64,
 }
 
 impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE> {
@@ -288,12 +290,39 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
 
 impl WholeCache {
     pub(crate) fn new() -> Self {
-        Self { bucket: Mutex::default(), highest: AtomicU64::new(0), epoch: AtomicU64::new(0) }
+        Self {
+            bucket: Mutex::default(),
+            highest: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+        }
     }
 
     /// To be read before a load, and compared at each hit.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Whether L1 takes what comes. To be asked after the epoch was read that the entry carries.
+    pub(crate) fn takes_fills(&self) -> bool {
+        self.closed.load(Ordering::Acquire) == 0
+    }
+
+    /// Nothing new comes into L1, or it does again.
+    pub(crate) fn set_open(&self, open: bool) {
+        self.closed.store(u64::from(!open), Ordering::Release);
+    }
+
+    /// What began before is served no more. Nothing is known to be invalidated by it.
+    pub(crate) fn end_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Empties L1 of the cache, and keeps it so. Closed first: an entry is of the epoch that ends, or finds it closed
+    /// (`in_no_interleaving_does_a_key_stay_in_an_l1_that_is_off`).
+    pub(crate) fn let_go(&self) {
+        self.set_open(false);
+        self.end_epoch();
     }
 
     fn accepts(&self, stamp: &Snapshot) -> bool {

@@ -186,6 +186,8 @@ impl Tail {
         let untrue =
             self.shared.coherence.completed(poll.snapshot.clone(), wholes, self.shared.clock.now_ms());
         self.cursor = Some(poll.snapshot.clone());
+        let switches = self.shared.log.switches();
+        let switched = self.shared.obey(&switches);
         // Last: who sees this lease sees all that was applied.
         self.shared.coherence.lease.extend(sent_ms, self.shared.coherence.bound);
         self.shared.polls.completed();
@@ -193,6 +195,9 @@ impl Tail {
         // The application's exporter runs in here: after the lease.
         repaired.tell();
         hints::tell_of_untrue(&self.shared, untrue);
+        if switched {
+            self.shared.tell_of_switches(&switches);
+        }
         // Of a replay, mostly long mended.
         if next == Next::Apply {
             self.keys_failed(&poll);

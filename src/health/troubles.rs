@@ -81,6 +81,8 @@ kinds! {
     HintsNotReceived = "hints-not-received",
     /// Hints name transactions that do not exist: somebody makes them up. Lasts for a minute after the last one.
     HintsUntrue = "hints-untrue",
+    /// Somebody has switched a tier of a cache, or of all, off or read-only: `perto switch` says who, why and until when.
+    Switched = "switched",
     /// The auditor found a value that was served as fresh and was not. Lasts for ten minutes after the last one.
     AuditViolation = "audit-violation",
 }

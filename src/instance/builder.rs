@@ -299,6 +299,7 @@ impl PertoBuilder {
             loads: Semaphore::new(max_loads),
             failed_loads: Default::default(),
             fills: Arc::new(Semaphore::new(MAX_FILLS)),
+            switches: Default::default(),
             tasks: Default::default(),
             ending: Default::default(),
         };

@@ -8,6 +8,7 @@
 //! (`through_a_transaction_pooler_every_read_is_right_and_writes_are_seen_within_the_bound`).
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio::sync::Mutex;
 
 use self::poll::Answer;
 use self::sql::refused;
+use super::switch::{Switch, Switching};
 use super::{Appended, Borne, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
@@ -35,6 +37,7 @@ mod poll;
 pub(crate) mod rights;
 pub(crate) mod schema;
 mod sql;
+pub(crate) mod switches;
 pub(crate) mod trigger;
 pub(crate) mod url;
 pub(crate) mod watch;
@@ -73,6 +76,8 @@ pub(crate) struct PostgresLog {
     tail: Mutex<Option<PgConnection>>,
     /// Whether the role has had all rights that it needs.
     rights_checked: AtomicBool,
+    /// As the last poll told.
+    switches: parking_lot::Mutex<Arc<[Switch]>>,
     /// For what is not a poll: invalidations by hand, trimming. Opened when first used.
     pool: Pool,
 }
@@ -93,6 +98,7 @@ impl PostgresLog {
             prepared,
             tail: Mutex::default(),
             rights_checked: AtomicBool::new(false),
+            switches: parking_lot::Mutex::default(),
             pool: Pool::new(&pool),
         })
     }
@@ -112,7 +118,13 @@ impl PostgresLog {
         }
         *tail = Some(connection);
         drop(tail);
-        answer.poll()
+        let told = std::mem::take(&mut answer.switches);
+        let polled = answer.poll()?;
+        let mut switches = self.switches.lock();
+        if **switches != *told {
+            *switches = told.into();
+        }
+        Ok(polled)
     }
 
     async fn query(
@@ -278,6 +290,17 @@ impl Log for PostgresLog {
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {
         Box::pin(self.append_once(change))
+    }
+
+    fn switches(&self) -> Arc<[Switch]> {
+        Arc::clone(&self.switches.lock())
+    }
+
+    fn switch<'a>(&'a self, switching: &'a Switching) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(async move {
+            let mut connection = self.lend().await?;
+            switches::switch(&mut connection, &self.schema, switching).await
+        })
     }
 
     fn trim(&self, retention: Duration) -> BoxFuture<'_, Result<(), LogError>> {

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 
 use crate::coherence::buckets::{Told, WholeCache};
 use crate::log::Source;
+use crate::log::switch::TierMode;
 use crate::metrics::CacheCounters;
 #[cfg(feature = "otel")]
 use crate::metrics::Timing;
@@ -20,6 +21,10 @@ pub(crate) trait Applied: Auditable {
     fn version(&self) -> u16;
     /// Whether its values never go to L2.
     fn local_only(&self) -> bool;
+    /// Whether it has values, and so tiers.
+    fn has_values(&self) -> bool;
+    /// Its tiers do this from now on.
+    fn switch(&self, local: TierMode, remote: TierMode);
     fn tables(&self) -> &[String];
     /// Tables that are to be watched for it, each with its key.
     fn sources(&self) -> Vec<Source>;

@@ -1,6 +1,7 @@
 //! The simulated database's log, as one instance reaches it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -10,6 +11,7 @@ use super::faults::{Down, Faults};
 use super::postgres::SimPostgres;
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
+use crate::log::switch::{Switch, Switching};
 use crate::log::{Appended, Log, Poll, Source};
 use crate::wire::Change;
 
@@ -22,6 +24,8 @@ pub struct SimLog {
     database: SimPostgres,
     /// With how many times each has been lost.
     unwatched: Mutex<HashMap<String, (bool, u64)>>,
+    /// As the last poll has told.
+    switches: Mutex<Arc<[Switch]>>,
     /// The faults of this connection.
     pub faults: Faults,
 }
@@ -36,7 +40,7 @@ impl SimPostgres {
 
 impl SimLog {
     pub(super) fn new(database: SimPostgres, seed: u64) -> Self {
-        Self { database, unwatched: Mutex::default(), faults: Faults::new(seed) }
+        Self { database, unwatched: Mutex::default(), switches: Mutex::default(), faults: Faults::new(seed) }
     }
 
     /// Whether triggers watch a table of this name, as far as this instance is told. Default: they do.
@@ -56,13 +60,14 @@ impl Log for SimLog {
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
         Box::pin(async move {
             self.faults.pass().await?;
-            let poll = self.database.poll(cursor);
+            let (poll, switches) = self.database.poll(cursor);
             let rows = poll.rows.as_ref().map_or(0, Vec::len) as u64;
             // Those of any poll but a replay come at once.
             if rows >= ROWS_PER_MS {
                 tokio::time::sleep(Duration::from_millis(rows / ROWS_PER_MS)).await;
             }
             self.faults.pass().await?;
+            *self.switches.lock() = switches;
             Ok(poll)
         })
     }
@@ -79,6 +84,19 @@ impl Log for SimLog {
                 transaction.commit().map_err(|_crashed| Down)?;
             self.faults.pass().await?;
             Ok(Appended { xid, epoch: token.epoch })
+        })
+    }
+
+    fn switches(&self) -> Arc<[Switch]> {
+        Arc::clone(&self.switches.lock())
+    }
+
+    fn switch<'a>(&'a self, switching: &'a Switching) -> BoxFuture<'a, Result<(), LogError>> {
+        Box::pin(async move {
+            self.faults.pass().await?;
+            self.database.switch(switching).map_err(|problem| LogError::Schema(problem.to_string()))?;
+            self.faults.pass().await?;
+            Ok(())
         })
     }
 

@@ -4,7 +4,7 @@
 //! from it as in Postgres: `xmax` is one more than the highest transaction that has *ended*, and those below it
 //! that have not are listed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::cache::loader::{Loaded, Stamp};
 use crate::cache::{Key, Value};
 use crate::coherence::snapshot::Snapshot;
 use crate::coherence::token::Token;
+use crate::log::switch::{NotASwitch, Switch, Switching, TierMode};
 use crate::log::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
 use crate::wire::{self, Change};
 
@@ -42,7 +43,12 @@ struct Database {
     ticks: Vec<(Instant, Snapshot)>,
     /// What the replica shows.
     replayed: usize,
+    /// What is switched, by cache and tier. It outlasts a crash.
+    switches: BTreeMap<(Option<String>, &'static str), Stands>,
 }
+
+/// A switch, and when it ends by itself.
+type Stands = (Switch, Option<Instant>);
 
 #[derive(Debug, Clone, Copy)]
 struct Ended {
@@ -100,6 +106,7 @@ impl SimPostgres {
             trimmed: Snapshot::new(FIRST, FIRST, &[]),
             ticks: Vec::new(),
             replayed: 0,
+            switches: BTreeMap::new(),
         })))
     }
 
@@ -176,8 +183,28 @@ impl SimPostgres {
         database.replayed = database.ended.len().saturating_sub(behind).max(database.replayed);
     }
 
-    pub(super) fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
-        self.0.lock().poll(cursor)
+    pub(super) fn poll(&self, cursor: Option<&Snapshot>) -> (Poll, Arc<[Switch]>) {
+        let mut database = self.0.lock();
+        let now = Instant::now();
+        database.switches.retain(|_, (_, until)| until.is_none_or(|until| now < until));
+        let switches = database.switches.values().map(|(switch, _)| switch.clone()).collect();
+        (database.poll(cursor), switches)
+    }
+
+    /// Switches a tier, as an operator does beside all instances.
+    ///
+    /// # Errors
+    /// What makes no sense of it.
+    pub fn switch(&self, switching: &Switching) -> Result<(), NotASwitch> {
+        switching.check()?;
+        let (switch, lasts) = switching.simulated();
+        let of = (switch.cache.clone(), switch.tier.name());
+        let mut database = self.0.lock();
+        match switch.mode {
+            TierMode::On => drop(database.switches.remove(&of)),
+            _ => drop(database.switches.insert(of, (switch, lasts.map(|lasts| Instant::now() + lasts)))),
+        }
+        Ok(())
     }
 
     /// Remembers the present snapshot, and trims by the newest that is old enough.

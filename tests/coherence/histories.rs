@@ -38,7 +38,7 @@ fn no_history_of_random_faults_shows_a_fresh_value_older_than_the_bound() {
     let enough = seeds.end - seeds.start >= 200;
     let totals = run(seeds, None);
     // Histories in which nothing happens would prove nothing.
-    let of_many = [totals.pairs, totals.views, totals.session];
+    let of_many = [totals.pairs, totals.views, totals.session, totals.switched];
     let seen = [totals.fresh, totals.local, totals.remote, totals.refused, totals.repairs, totals.audits];
     let seen: Vec<_> = seen.into_iter().chain(of_many).collect();
     assert!(!enough || seen.iter().all(|count| *count > 300), "{totals:?}");
@@ -81,7 +81,7 @@ fn a_history_that_lies_is_caught_and_made_smaller() {
     };
     let (seed, reason) = (1..=50).find_map(|seed| lies(&plan_of(seed)).map(|reason| (seed, reason))).unwrap();
     assert!(reason.contains("fresh, and stale by"), "{reason}");
-    let (smaller, reason) = shrink(seed, 150, &mut lies).unwrap();
+    let (smaller, reason) = shrink(seed, 400, &mut lies).unwrap();
     assert!(smaller.steps.len() < plan_of(seed).steps.len(), "{} steps left", smaller.steps.len());
     assert!(reason.contains("fresh, and stale by"), "{reason}");
 }

@@ -31,6 +31,7 @@ mod ring;
 mod spellings;
 mod stale;
 mod starting;
+mod switches;
 mod tokens;
 mod troubles;
 mod values;

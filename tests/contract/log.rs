@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use perto::sim::{Dice, SimPostgres, SimTransaction};
-use perto::{Change, Log, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Snapshot};
+use perto::{Change, Log, MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row, Snapshot, Switching, Tier, TierMode};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::{both, database_url, unique};
@@ -67,6 +67,7 @@ both!(
     trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay,
     the_epoch_is_the_same_for_all_until_the_database_crashes,
     a_poll_may_be_dropped_at_any_point,
+    a_poll_tells_what_is_switched_until_it_is_over,
 );
 
 impl Journal {
@@ -400,4 +401,41 @@ async fn a_poll_may_be_dropped_at_any_point(journal: &Journal) {
         assert_eq!(poll.rows.unwrap(), [row(xid, &key)]);
         cursor = poll.snapshot;
     }
+}
+
+/// What one poll tells is what there is until the next one, and outlasts a crash.
+async fn a_poll_tells_what_is_switched_until_it_is_over(journal: &Journal) {
+    let told = async || {
+        journal.poll(None).await;
+        let switches = journal.log.switches();
+        let said =
+            |switch: &perto::Switch| format!("{:?} {} {}", switch.cache.as_deref(), switch.tier, switch.mode);
+        switches.iter().map(said).collect::<Vec<_>>()
+    };
+    assert!(told().await.is_empty());
+    let off = Switching::of(CACHE, Tier::Remote, TierMode::Off).because("a \"test\"; of '\\").by("ana");
+    journal.log.switch(&off).await.unwrap();
+    assert!(journal.log.switches().is_empty(), "no poll has told");
+    assert_eq!(told().await, ["Some(\"user\") l2 off"]);
+    let switch = journal.log.switches()[0].clone();
+    assert_eq!(
+        (switch.reason.as_str(), switch.by.as_str(), switch.until),
+        ("a \"test\"; of '\\", "ana", None)
+    );
+    // The last one counts, and each tier is by itself.
+    let read_only = Switching::of(CACHE, Tier::Remote, TierMode::ReadOnly).by("bo");
+    journal.log.switch(&read_only.lasting(Duration::from_secs(1))).await.unwrap();
+    journal.log.switch(&Switching::of_all(Tier::Local, TierMode::Off)).await.unwrap();
+    journal.crash().await;
+    let all = ["None l1 off", "Some(\"user\") l2 read-only"];
+    assert_eq!(told().await, all);
+    assert!(journal.log.switches()[1].until.is_some());
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(journal.log.switches().len(), 2, "no poll has told");
+    assert_eq!(told().await, &all[..1]);
+    journal.log.switch(&Switching::of_all(Tier::Local, TierMode::On)).await.unwrap();
+    journal.log.switch(&Switching::of_all(Tier::Local, TierMode::On)).await.unwrap();
+    assert!(told().await.is_empty());
+    let senseless = Switching::of(CACHE, Tier::Load, TierMode::Off);
+    assert!(journal.log.switch(&senseless).await.is_err());
 }

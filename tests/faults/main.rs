@@ -43,6 +43,7 @@ mod sentinels;
 mod stale_fills;
 mod starting;
 mod states;
+mod switches;
 #[cfg(feature = "tls")]
 mod tls;
 mod tokens;

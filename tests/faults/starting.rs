@@ -231,7 +231,7 @@ async fn a_role_that_may_not_create_is_told_what_the_owner_runs_and_the_grants_t
     // Each of them: also those without which the instance would start.
     let all_but_last = grants.trim_end_matches(';').rsplit_once(';').unwrap().0;
     world.sql(all_but_last).await;
-    let last = format!("grant select on {log}.watched to {role};");
+    let last = format!("grant select on {log}.switch to {role};");
     assert_eq!(said_of(perto.start().await), format!("this role may not use the log. It needs: {last}"));
     world.sql(&last).await;
     perto.migrate().await.unwrap();

@@ -37,6 +37,7 @@ mod service;
 mod sessions;
 mod sink;
 mod spelling;
+mod switches;
 mod tags;
 mod traces;
 mod useless;

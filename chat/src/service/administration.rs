@@ -109,6 +109,8 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
         "poll": seen.poll.as_ref().map(ToString::to_string),
         "known": known(&seen.known),
         "knownOfCache": known(&seen.whole),
+        "l1Mode": seen.local_mode.name(),
+        "l2Mode": seen.remote_mode.name(),
         "l1": seen.local.as_ref().map(in_local),
         "l2": remote(seen),
     })

@@ -199,6 +199,20 @@ impl From<perto::Error> for Problem {
     }
 }
 
+impl From<perto::SwitchError> for Problem {
+    fn from(error: perto::SwitchError) -> Self {
+        match error {
+            perto::SwitchError::UnknownCache { .. } => Self::not_found(error.to_string()),
+            perto::SwitchError::Senseless(why) => Self::new(Kind::Invalid, why),
+            perto::SwitchError::Closed => Self::unavailable("this instance is being shut down"),
+            error => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a switch was not recorded");
+                Self::unavailable("the switch could not be recorded: the log has why")
+            }
+        }
+    }
+}
+
 impl From<perto::InvalidateError> for Problem {
     fn from(error: perto::InvalidateError) -> Self {
         match &error {

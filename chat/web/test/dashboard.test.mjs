@@ -147,6 +147,27 @@ test("its buttons do what they say, on every instance", async () => {
   loading = fleet.load();
 });
 
+test("a tier is put aside on every instance, with why and until when, and put on again", async () => {
+  const tier = async (instance) => (await fleet.ask(instance, "GET", "/api/v1/companies/1")).headers.get("perto-tier");
+  assert.equal(await page.locator("#switched").isVisible(), false);
+  for (const instance of fleet.instances) await eventually("it is used", async () => (await tier(instance)) === "l1");
+  await page.selectOption("#switch-cache", "company");
+  await page.selectOption("#switch-tier", "l1");
+  await page.fill("#switch-reason", "an incident");
+  await page.getByRole("button", { name: "Put aside" }).click();
+  await page.locator("#confirm").getByRole("button", { name: "Put it aside" }).click();
+  await shows("#done", /l1 is off on every instance/);
+  await shows("#switches", /l1 of company[\s\S]*since \d\d:\d\d[\s\S]*until [\s\S]*an incident/);
+  for (const instance of fleet.instances) await eventually("it obeys", async () => (await tier(instance)) !== "l1");
+  await shows("#alerts", /switched[\s\S]*cache company: l1 is off/);
+  await assertAccessible(page, "with a switch");
+  await page.screenshot({ path: `${pictures}switched.png`, fullPage: true });
+  await page.getByRole("button", { name: "Put it on again" }).click();
+  await shows("#done", /l1 is on again on every instance/);
+  await page.locator("#switched").waitFor({ state: "hidden" });
+  for (const instance of fleet.instances) await eventually("it is used again", async () => (await tier(instance)) === "l1");
+});
+
 test("without the admin key every button is refused, and says so", async () => {
   const key = await page.evaluate(() => sessionStorage.getItem("perto-key"));
   await page.evaluate(() => sessionStorage.removeItem("perto-key"));
@@ -267,11 +288,11 @@ test("the keyboard reaches everything, and what is chosen is kept", async () => 
   await page.keyboard.press("Escape");
   const reached = new Set();
   await page.evaluate(() => document.activeElement.blur());
-  for (let press = 0; press < 60; press += 1) {
+  for (let press = 0; press < 70; press += 1) {
     await page.keyboard.press("Tab");
     reached.add(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent.trim().slice(0, 20)));
   }
-  for (const place of ["theme", "forget", "cache", "invalidate-cache", "invalidate-key", "reset", "Clear", "As a table"]) assert.ok(reached.has(place), `${place}: ${[...reached]}`);
+  for (const place of ["theme", "forget", "cache", "invalidate-cache", "invalidate-key", "switch-cache", "switch-reason", "reset", "Clear", "As a table"]) assert.ok(reached.has(place), `${place}: ${[...reached]}`);
   await page.click("#theme");
   await shows("#theme", /light/);
   await page.click("#theme");

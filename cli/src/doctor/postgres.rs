@@ -10,7 +10,7 @@ use super::super::columns::{bytes, time};
 use super::super::connect::Database;
 use super::super::{OF_THE_LOG, migrate};
 use super::declared::{self, Declared};
-use super::{Doctor, Finding, Findings, State, limited, replication, settings, tables};
+use super::{Doctor, Finding, Findings, State, limited, replication, settings, switches, tables};
 
 /// The oldest that has what the log needs.
 const OLDEST: i32 = 130_000;
@@ -60,6 +60,7 @@ async fn of_log(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<Finding> 
     if is_usable {
         findings.extend(tables::look(doctor, declared).await);
         findings.extend(limited("log", log(doctor)).await);
+        findings.extend(limited("switches", switches::look(doctor)).await);
     }
     if rights.iter().any(|finding| finding.state != State::Ok) {
         for finding in findings.iter_mut().filter(|finding| finding.refused) {

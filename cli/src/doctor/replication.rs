@@ -6,8 +6,8 @@ use super::super::migrate;
 use super::postgres::reading;
 use super::{Doctor, Finding, Findings};
 
-/// The one table of the log whose rows may go elsewhere: they harm nobody.
-const HARMLESS: &str = "watched";
+/// The tables of the log whose rows may go elsewhere: they harm nobody.
+const HARMLESS: [&str; 2] = ["watched", "switch"];
 
 /// Publications that carry the log. `usable`: it is of this version.
 pub(super) async fn publications(doctor: &Doctor, usable: bool) -> Findings {
@@ -19,7 +19,7 @@ pub(super) async fn publications(doctor: &Doctor, usable: bool) -> Findings {
              (select from pg_index i where i.indrelid = c.oid and i.indisprimary)) \
          from pg_publication p join pg_publication_tables t on t.pubname = p.pubname \
          join pg_namespace n on n.nspname = t.schemaname join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename \
-         where t.schemaname = $1 and (t.tablename <> $2 or c.relreplident <> 'f') order by 1, 2",
+         where t.schemaname = $1 and (t.tablename <> all($2) or c.relreplident <> 'f') order by 1, 2",
     )
     .persistent(false)
     .bind(&doctor.schema)
@@ -75,7 +75,7 @@ pub(super) async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findi
         "select quote_ident(s.subname), format('%I.%I', n.nspname, c.relname), n.nspname = $2 from pg_subscription s \
          join pg_subscription_rel r on r.srsubid = s.oid join pg_class c on c.oid = r.srrelid \
          join pg_namespace n on n.oid = c.relnamespace \
-         where format('%I.%I', n.nspname, c.relname) = any($1) or n.nspname = $2 and c.relname <> $3 order by 1, 2",
+         where format('%I.%I', n.nspname, c.relname) = any($1) or n.nspname = $2 and c.relname <> all($3) order by 1, 2",
     )
     .persistent(false)
     .bind(tables)

@@ -11,7 +11,7 @@ const TABLE: &str =
     "create table users (id bigint primary key, name text); insert into users values (7, 'Ada')";
 
 /// A database with a table and no log.
-async fn bare(name: &str) -> (String, String, PgPool) {
+pub(super) async fn bare(name: &str) -> (String, String, PgPool) {
     let (name, url) = fresh(name);
     drop_database(&name).await;
     let server = url.parse::<PgConnectOptions>().unwrap().database("postgres");
@@ -36,7 +36,9 @@ fn doctor(url: &str, check: &str, more: &[&str]) -> (String, String, Vec<String>
 #[tokio::test]
 async fn every_command_says_that_the_log_is_not_there_or_is_anothers_and_what_to_run() {
     let (name, url, pool) = bare("bare").await;
-    let commands: [&[&str]; 5] = [
+    let commands: [&[&str]; 7] = [
+        &["switch"],
+        &["switch", "user", "l1", "off"],
         &["watch", "users", "--cache", "user"],
         &["watch", "users", "--cache", "user", "--replace"],
         &["watch", "users", "--cache", "user", "--sql"],

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 
 mod first_use;
 mod many_rows;
+mod switches;
 
 /// The name of a database that the test makes itself, and the URL that leads there.
 fn fresh(name: &str) -> (String, String) {

@@ -9,10 +9,11 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::super::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
-use super::schema;
 use super::sql::refused;
+use super::{schema, switches};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
+use crate::log::switch::Switch;
 
 /// The server's last start or recovery as a number, as [`STAMP_SQL`](crate::STAMP_SQL) ends with it.
 ///
@@ -69,7 +70,9 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          from size s left join boot b on true \
          union all \
          select null, null, null, null, null, null, n.xid::text, n.cache, n.key, n.traceparent, n.fault \
-         from new n where (select fits from size)",
+         from new n where (select fits from size) \
+         union all ({switches})",
+        switches = switches::polled_sql(schema),
         limit = limit.as_millis().clamp(1, i32::MAX as u128),
         bytes = bytes.join(" + "),
     )
@@ -82,6 +85,8 @@ pub(super) struct Answer {
     server: u64,
     trimmed: Option<Snapshot>,
     rows: Option<Vec<Row>>,
+    /// What is switched. What makes no sense is left out.
+    pub(super) switches: Vec<Switch>,
 }
 
 impl Answer {
@@ -98,13 +103,16 @@ impl Answer {
         let epoch: Option<i64> = header.try_get("epoch").map_err(refused)?;
         let server: i64 = header.try_get("server").map_err(refused)?;
         let fits: bool = header.try_get("fits").map_err(refused)?;
-        let read = || rows.iter().filter(|row| !is_header(row)).map(read_row).collect::<Option<Vec<Row>>>();
+        let (switches, rows): (Vec<&PgRow>, Vec<&PgRow>) =
+            rows.iter().filter(|row| !is_header(row)).partition(|row| switches::is_polled(row));
+        let read = || rows.into_iter().map(read_row).collect::<Option<Vec<Row>>>();
         Ok(Self {
             epoch: epoch.map(i64::cast_unsigned),
             snapshot: Snapshot::parse(snapshot).ok_or_else(|| malformed("snapshot"))?,
             server: server.cast_unsigned(),
             trimmed: trimmed.and_then(|xid| xid.parse().ok()).map(Snapshot::all_below),
             rows: if fits { Some(read().ok_or_else(|| malformed("rows"))?) } else { None },
+            switches: switches::polled(switches),
         })
     }
 

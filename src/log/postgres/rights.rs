@@ -12,7 +12,8 @@ use crate::log::Source;
 /// To follow the log, to invalidate by hand, to begin an epoch and to trim.
 const NEEDED: &str = "('boot', 'select', 1), ('boot', 'insert', 2), ('boot', 'update', 3), \
     ('invalidation', 'select', 4), ('invalidation', 'insert', 5), ('invalidation', 'delete', 6), \
-    ('tick', 'select', 7), ('tick', 'insert', 8), ('tick', 'delete', 9), ('watched', 'select', 10)";
+    ('tick', 'select', 7), ('tick', 'insert', 8), ('tick', 'delete', 9), ('watched', 'select', 10), \
+    ('switch', 'select', 11)";
 
 /// Rights that an instance needs and its role lacks. Written as the statement that grants them.
 #[derive(Debug, Clone, PartialEq, Eq)]

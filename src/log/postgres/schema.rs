@@ -10,16 +10,17 @@ use crate::error::LogError;
 use crate::log::READY_LIMIT;
 
 /// The version that this code reads and writes.
-pub const VERSION: i32 = 6;
+pub const VERSION: i32 = 7;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
     include_str!("schema-4.sql"),
     include_str!("schema-5.sql"),
     include_str!("schema-6.sql"),
+    include_str!("schema-7.sql"),
 ];
 
 /// What a log whose token was made durable by hand is told.

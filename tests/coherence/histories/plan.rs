@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use perto::{Outage, StaleWhileLoading};
+use perto::{Outage, StaleWhileLoading, Tier, TierMode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -99,6 +99,13 @@ pub(super) enum What {
         loader: Loader,
     },
     L2(L2),
+    /// Somebody switches a tier of all instances, of the rows' cache or of all caches.
+    Switch {
+        all: bool,
+        tier: Tier,
+        mode: TierMode,
+        lasts: Option<Duration>,
+    },
     /// Postgres crashes, and loses so many of the last commits and all of the log. None: it is stopped in order, and keeps both.
     Crash(usize),
     Jump {
@@ -229,6 +236,8 @@ fn what() -> impl Strategy<Value = What> {
         140 => (who(), seam(), fault()).prop_map(|(who, seam, fault)| What::Fault { who, seam, fault }),
         40 => (who(), loader()).prop_map(|(who, loader)| What::Loader { who, loader }),
         40 => l2().prop_map(What::L2),
+        30 => (any::<bool>(), tier(), mode(), lasts())
+            .prop_map(|(all, tier, mode, lasts)| What::Switch { all, tier, mode, lasts }),
         10 => (0..3_usize).prop_map(What::Crash),
         10 => (who(), millis(0..3_000)).prop_map(|(who, by)| What::Jump { who, by }),
         5 => who().prop_map(What::Freeze),
@@ -274,6 +283,18 @@ fn loader() -> impl Strategy<Value = Loader> {
 
 fn l2() -> impl Strategy<Value = L2> {
     prop_oneof![1 => Just(L2::Flush), 1 => Just(L2::Scramble), 1 => Just(L2::Dump), 2 => Just(L2::Restore)]
+}
+
+fn tier() -> impl Strategy<Value = Tier> {
+    prop_oneof![Just(Tier::Local), Just(Tier::Remote)]
+}
+
+fn mode() -> impl Strategy<Value = TierMode> {
+    prop_oneof![3 => Just(TierMode::On), 1 => Just(TierMode::ReadOnly), 1 => Just(TierMode::Off)]
+}
+
+fn lasts() -> impl Strategy<Value = Option<Duration>> {
+    prop_oneof![1 => Just(None), 2 => (1_000..2_000_u64).prop_map(|ms| Some(Duration::from_millis(ms)))]
 }
 
 fn who() -> Range<usize> {

@@ -10,7 +10,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use perto::history::{Answer, History};
 use perto::sim::{Dice, Dump, Faults, Sim, SimTransaction};
-use perto::{Cache, CacheBuilder, Error, Freshness, Load, Read, ReadOptions, StaleCause, Tier, Token};
+use perto::{
+    Cache, CacheBuilder, Error, Freshness, Load, Perto, Read, ReadOptions, StaleCause, Switching, Tier,
+    TierMode, Token,
+};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -66,6 +69,14 @@ pub(super) struct Totals {
     pub(super) pairs: u64,
     pub(super) views: u64,
     pub(super) session: u64,
+    /// Answers while L1 is off.
+    pub(super) switched: u64,
+}
+
+/// Whether L1 is off for the rows' cache, as an instance knows it.
+fn is_off(perto: &Perto) -> bool {
+    let is_off = |of: &perto::Switch| of.tier == Tier::Local && of.mode == TierMode::Off;
+    perto.switches().iter().any(is_off)
 }
 
 impl Totals {
@@ -85,6 +96,7 @@ impl Totals {
         self.pairs += other.pairs;
         self.views += other.views;
         self.session += other.session;
+        self.switched += other.switched;
     }
 }
 
@@ -297,6 +309,7 @@ impl World {
             What::Fault { who, seam, fault } => self.fault(who, seam, fault),
             What::Loader { who, loader } => self.loader(who, loader),
             What::L2(change) => self.l2(change),
+            What::Switch { all, tier, mode, lasts } => self.switch(all, tier, mode, lasts),
             What::Crash(losing) => self.crash(losing),
             What::Jump { who, by } => {
                 self.note(format_args!("{who}'s clock jumps by {by:?}"));
@@ -328,8 +341,10 @@ impl World {
         let (journal, answered, loaded) =
             (Arc::clone(&self.journal), Arc::clone(&self.answered), Arc::clone(&self.loaded));
         let (ttl, audited) = (self.plan.ttl, self.plan.audited);
+        let perto = self.ring.members[who].perto.clone();
         self.spawn(who, async move {
             let begun = Instant::now();
+            let is_off = is_off(&perto);
             let options = within.map_or(ReadOptions::default(), ReadOptions::within);
             let options = announced.map_or(options, |announced| options.and_at_least(announced.token));
             let mut session = match asks {
@@ -358,6 +373,11 @@ impl World {
                         let of_key = |a: &Announced| a.crashes == crashes && a.key == key;
                         let at_least = announced.filter(of_key).map(|a| a.place);
                         journal.answer(who, key, begun, Demand { at_least, within }, read);
+                        journal.totals.switched += u64::from(is_off);
+                        // Two polls are that far apart: it may have been switched twice since.
+                        if is_off && read.tier == Tier::Local && begun.elapsed() < Duration::from_millis(5) {
+                            journal.wrong(format!("key {key} is from L1, which is off"));
+                        }
                         let last = loaded.lock().get(&key).copied();
                         if !audited
                             && read.tier != Tier::Load
@@ -582,6 +602,16 @@ impl World {
         self.note(format_args!("L2: {change:?}"));
     }
 
+    fn switch(&self, all: bool, tier: Tier, mode: TierMode, lasts: Option<Duration>) {
+        let switching = if all { Switching::of_all(tier, mode) } else { Switching::of(CACHE, tier, mode) };
+        let switching = match lasts.filter(|_| mode != TierMode::On) {
+            Some(lasts) => switching.lasting(lasts),
+            None => switching,
+        };
+        self.ring.sim.postgres.switch(&switching).unwrap();
+        self.note(format_args!("{switching:?}"));
+    }
+
     fn crash(&mut self, losing: usize) {
         let lost = match losing {
             0 => {
@@ -646,6 +676,10 @@ impl World {
     async fn settle(mut self) {
         self.note(format_args!("all heals"));
         self.open.clear();
+        for tier in [Tier::Local, Tier::Remote] {
+            self.switch(true, tier, TierMode::On, None);
+            self.switch(false, tier, TierMode::On, None);
+        }
         for (who, member) in self.ring.members.iter().enumerate() {
             self.thaw(who);
             member.node.heal();

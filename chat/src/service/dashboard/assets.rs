@@ -52,6 +52,7 @@ const FILES: &[File] = files![
     SCRIPT "caches.js",
     SCRIPT "alerts.js",
     SCRIPT "actions.js",
+    SCRIPT "switches.js",
     SCRIPT "vendor/uPlot.iife.min.js",
     CSS "vendor/uPlot.min.css",
 ];

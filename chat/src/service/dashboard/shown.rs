@@ -36,6 +36,8 @@ pub(super) struct Now<'a> {
     instances: Vec<ShownInstance<'a>>,
     caches: Vec<ShownCache>,
     alerts: &'a [Alert],
+    /// What is switched, as this instance knows it.
+    switches: Vec<serde_json::Value>,
     redis: &'a RedisMetrics,
     imports: Option<&'a [UnderWay]>,
 }
@@ -122,6 +124,7 @@ impl<'a> Now<'a> {
                 .map(|((name, tally), reads)| ShownCache { name, rates: reads.map(tenths), tally })
                 .collect(),
             alerts: &seen.alerts,
+            switches: service.perto.switches().iter().map(perto_cli::shown::switch).collect(),
             redis: &seen.redis,
             imports: seen.imports.as_deref(),
         }

@@ -111,7 +111,7 @@ pub(crate) struct Alert {
     /// `responses-slow`, `instance-not-coherent`, `staleness-near-bound`, `invalidation-repaired`, `writes-failing`, `traces-lost`,
     /// `limit-reached`, `instance-silent`, and one for each kind of trouble: `unwatched`, `key-fails`, `keys-differ`, `values-unstorable`,
     /// `log-unreadable`, `log-not-trimmed`, `loads-failing`, `redis-unusable`, `fills-refused`, `hints-refused`,
-    /// `hints-not-received`, `hints-untrue`, `audit-violation`.
+    /// `hints-not-received`, `hints-untrue`, `switched`, `audit-violation`.
     pub(crate) name: String,
     pub(crate) severity: Severity,
     /// Who says so; of `instance-silent`, who doesn't.
