@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::led::{Few, Led};
 use super::{Core, FlightResult, Key, Value};
-use crate::shared::Shared;
+use crate::shared::fills::Claim;
 
 /// Before one looks again at first. Later it is an eighth of the time that one has waited: so late, at most, a value is found.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
@@ -21,18 +21,6 @@ const LOADS: u32 = 4;
 const SHORTEST_CLAIM: Duration = Duration::from_millis(100);
 /// And no longer than this part of the load timeout: what waited for it still has to be loaded within that.
 const PART_OF_TIMEOUT: u32 = 4;
-
-/// Keys that this instance loads for all. Dropped, it lets them go.
-pub(super) struct Claim {
-    shared: Arc<Shared>,
-    names: Vec<String>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.shared.remote_release(std::mem::take(&mut self.names));
-    }
-}
 
 impl<K: Key, V: Value> Core<K, V> {
     /// Has loaded what L2 does not have: each key by one instance, where that is asked for.
@@ -116,7 +104,7 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         }
         if !names.is_empty() {
-            let claim = Arc::new(Claim { shared: Arc::clone(&self.shared), names });
+            let claim = Arc::new(Claim::new(&self.shared, names));
             own.iter_mut().for_each(|led| led.claim = Some(Arc::clone(&claim)));
         }
         (own, others)

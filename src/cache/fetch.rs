@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::claims::Claim;
 use super::led::{LedKey, Piece};
 use super::loader::{self, Load, Loaded, Stamp};
 use super::pace::Slow;
@@ -29,7 +28,7 @@ use crate::health::troubles::TroubleKind;
 use crate::local::{Entry, Made, MadeOf};
 use crate::read::Wish;
 use crate::shared::Unjudged;
-use crate::shared::fills::Fill;
+use crate::shared::fills::{Claim, Fill};
 use crate::shared::polls::Asked;
 use crate::wire::codec::Codec;
 use crate::wire::flaw::Flaw;

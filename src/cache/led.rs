@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::claims::Claim;
 use super::flight::Leader;
 use super::gather::Fits;
 use crate::coherence::ReadStart;
 use crate::coherence::buckets::Slot;
 use crate::coherence::token::Token;
 use crate::read::Wish;
+use crate::shared::fills::Claim;
 use crate::trace::Trace;
 
 /// What most reads have one of: then it is where it is used, and no memory has to be asked for.

@@ -24,6 +24,24 @@ const FILLS_A_TIMEOUT: usize = 100;
 /// A value on its way to L2: its name, itself and its time to live.
 pub(crate) type Fill = (String, Bytes, Duration);
 
+/// Keys that this instance loads for all. Dropped, it lets them go.
+pub(crate) struct Claim {
+    shared: Arc<Shared>,
+    names: Vec<String>,
+}
+
+impl Claim {
+    pub(crate) fn new(shared: &Arc<Shared>, names: Vec<String>) -> Self {
+        Self { shared: Arc::clone(shared), names }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.remote_release(std::mem::take(&mut self.names));
+    }
+}
+
 impl Shared {
     /// Fills L2 in the background, with so many values at most: all that one load brought, encoded there too. Drops `held` when that is
     /// done.

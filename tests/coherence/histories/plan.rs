@@ -18,6 +18,8 @@ pub(super) struct Plan {
     pub(super) ttl: Duration,
     pub(super) outages: Vec<Outage>,
     pub(super) stale: Option<Stale>,
+    /// Whether one instance loads a key for all.
+    pub(super) fleet_single_flight: bool,
     /// Whether the auditor works. Its loads would count as those of the entries whose time to live is checked.
     pub(super) audited: bool,
     pub(super) steps: Vec<Step>,
@@ -182,8 +184,17 @@ pub(super) fn plans(steps: usize) -> impl Strategy<Value = Plan> {
     let outage =
         prop_oneof![2 => Just(Outage::default()), 1 => Just(Outage::PassThrough), 1 => Just(Outage::Fail)];
     let stale = prop_oneof![1 => Just(None), 1 => stale().prop_map(Some)];
-    (any::<u64>(), ttl, vec(outage, INSTANCES), any::<bool>(), stale, vec(step(), 0..=steps)).prop_map(
-        |(seed, ttl, outages, audited, stale, steps)| Plan { seed, ttl, outages, stale, audited, steps },
+    let flags = (any::<bool>(), any::<bool>());
+    (any::<u64>(), ttl, vec(outage, INSTANCES), flags, stale, vec(step(), 0..=steps)).prop_map(
+        |(seed, ttl, outages, (audited, fleet_single_flight), stale, steps)| Plan {
+            seed,
+            ttl,
+            outages,
+            stale,
+            fleet_single_flight,
+            audited,
+            steps,
+        },
     )
 }
 

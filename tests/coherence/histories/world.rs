@@ -198,6 +198,7 @@ pub(super) struct World {
 impl Plan {
     fn declare<V: perto::Value>(&self, who: usize, cache: CacheBuilder<u64, V>) -> CacheBuilder<u64, V> {
         let cache = cache.outage(self.outages[who]).ttl(self.ttl).absent_ttl(self.ttl);
+        let cache = if self.fleet_single_flight { cache.fleet_single_flight() } else { cache };
         match self.stale {
             None => cache,
             Some(Stale { while_loading, refresh_ahead, jitter }) => {
