@@ -191,7 +191,7 @@ impl Perto {
     /// it outlasts restarts of all, until it is ended or [ends by itself](Switching::lasting).
     ///
     /// Every instance obeys with its next poll of the log, with or without Redis: in a quarter of a second by default. When this
-    /// returns, this one does. Nothing that is fresh becomes less so: invalidations and the lease go on whatever is switched. It is
+    /// returns, this one has mostly done so; where that poll is late, it does with the next one. Nothing that is fresh becomes less so: invalidations and the lease go on whatever is switched. It is
     /// the trouble [`Switched`](TroubleKind::Switched) for as long as it stands.
     ///
     /// | | reads | fills | goes back on |

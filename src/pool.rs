@@ -85,6 +85,23 @@ impl Pool {
         self.pool.set_connect_options(options);
     }
 
+    /// A connection that answers and may write, of a pool that does not test all of them.
+    ///
+    /// # Errors
+    /// Those of [`sqlx::Pool::acquire`], or what is wrong with all that there were.
+    pub(crate) async fn lend_tested(&self, tries: u32) -> Result<Lent, sqlx::Error> {
+        let mut left = tries;
+        loop {
+            let mut lent = self.lend().await?;
+            let tested = within(may_write(&mut lent)).await;
+            if left == 0 || matches!(tested, Ok(true)) {
+                return tested.map(|_may_write_or_says_why_not| lent);
+            }
+            lent.doubt();
+            left -= 1;
+        }
+    }
+
     /// A connection, as soon as there is one.
     ///
     /// # Errors
@@ -206,7 +223,9 @@ async fn may_write(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
 }
 
 /// An error closes a connection of a pool without a word to the server.
-async fn within<T>(asking: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+pub(crate) async fn within<T>(
+    asking: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
     let late = |_elapsed| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
     tokio::time::timeout(READY, asking).await.map_err(late)?
 }
@@ -215,8 +234,11 @@ async fn within<T>(asking: impl Future<Output = Result<T, sqlx::Error>>) -> Resu
 /// its session may not write.
 pub(crate) fn may_pass_elsewhere(error: &sqlx::Error) -> bool {
     match error.as_database_error() {
-        // read_only_sql_transaction, admin_shutdown, crash_shutdown, cannot_connect_now
-        Some(error) => matches!(error.code().as_deref(), Some("25006" | "57P01" | "57P02" | "57P03")),
+        // read_only_sql_transaction, admin_shutdown, crash_shutdown, cannot_connect_now, and what poolers say of a server that is lost
+        Some(error) => {
+            let code = error.code().unwrap_or_default();
+            matches!(&*code, "25006" | "57P01" | "57P02" | "57P03") || code.starts_with("08")
+        }
         None => matches!(error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed),
     }
 }

@@ -116,14 +116,15 @@ impl<K: Key, V: Value> Core<K, V> {
 
     /// In one round trip, and has the rest loaded.
     async fn look_up_all(self: &Arc<Self>, all: Vec<Led<K, FlightResult<V>>>) {
-        let missing = self.look(all).await;
+        let missing = self.look(all, false).await;
         self.load_missing(missing);
     }
 
-    /// In one round trip. What L2 does not have.
+    /// In one round trip. What L2 does not have. How long it takes to look `again`, while many do, says little of a look-up.
     pub(super) async fn look(
         self: &Arc<Self>,
         all: Vec<Led<K, FlightResult<V>>>,
+        again: bool,
     ) -> Vec<Led<K, FlightResult<V>>> {
         let span = match all.len() {
             0 => return all,
@@ -142,7 +143,7 @@ impl<K: Key, V: Value> Core<K, V> {
         }
         let (asked, usable) = (Instant::now(), self.shared.remote_usable());
         let found = self.shared.remote_get(&names, self.most_stored(), &trace).await;
-        if usable {
+        if usable && !again {
             self.looked_up(asked.elapsed());
         }
         let values = found.iter().flatten();

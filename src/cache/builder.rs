@@ -193,9 +193,10 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// Has one instance load a key for all that miss it at the same time: the others wait until L2 has the value. It spares a slow
     /// source what would be a load by each instance whenever a popular key was invalidated. A miss takes two more round trips to Redis.
     ///
-    /// Nothing rests on it. Where Redis is down, or the loading instance ends, each loads for itself: at once in the first case, and in
-    /// the second after four times as long as a load takes on average, a quarter of the [load timeout](CacheBuilder::load_timeout) at
-    /// most. What does not go into L2 is waited for in vain, for as long as it is being loaded. Default: no.
+    /// Nothing rests on it. Where Redis is down each instance loads for itself, at once. Where the loading one ends, the others wait for
+    /// four times as long as a load takes on average: 100 ms at least, a quarter of the [load timeout](CacheBuilder::load_timeout) at
+    /// most, and that too before there was a load. What does not go into L2 is loaded by one after the other for so long, and then by each
+    /// that still waits. Default: no.
     pub const fn fleet_single_flight(mut self) -> Self {
         self.policy.fleet_single_flight = true;
         self

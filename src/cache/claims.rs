@@ -46,11 +46,16 @@ impl<K: Key, V: Value> Core<K, V> {
     async fn load_once(self: &Arc<Self>, mut missing: Vec<Led<K, FlightResult<V>>>) {
         let (began, lasts) = (Instant::now(), self.claim_lasts());
         loop {
+            // Nobody fills any more what was put aside. And who would have no time left to load it waits for nobody.
+            if !self.switched.fills_remote() || lasts.is_zero() {
+                return self.load(missing);
+            }
+            let until = Instant::now() + lasts;
             let Some(claimed) = self.claim(&missing, lasts).await else { return self.load(missing) };
-            let (own, others) = self.split(missing, &claimed);
+            let (own, others) = self.split(missing, &claimed, until);
             if !own.is_empty() {
                 // Whoever had a claim before may have let it go since the last look.
-                let own = self.look(own).await;
+                let own = self.look(own, true).await;
                 self.load(own);
             }
             missing = others;
@@ -63,7 +68,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 return;
             }
             tokio::time::sleep((waited / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
-            missing = self.look(missing).await;
+            missing = self.look(missing, true).await;
             if missing.is_empty() {
                 return;
             }
@@ -83,6 +88,7 @@ impl<K: Key, V: Value> Core<K, V> {
         &self,
         missing: Vec<Led<K, FlightResult<V>>>,
         claimed: &[bool],
+        until: Instant,
     ) -> (Vec<Led<K, FlightResult<V>>>, Vec<Led<K, FlightResult<V>>>) {
         let (mut own, mut others, mut names) = (Vec::new(), Vec::new(), Vec::new());
         let mut claimed = claimed.iter().copied().chain(std::iter::repeat(true));
@@ -104,7 +110,7 @@ impl<K: Key, V: Value> Core<K, V> {
             }
         }
         if !names.is_empty() {
-            let claim = Arc::new(Claim::new(&self.shared, names));
+            let claim = Arc::new(Claim::new(&self.shared, names, until));
             own.iter_mut().for_each(|led| led.claim = Some(Arc::clone(&claim)));
         }
         (own, others)
@@ -114,10 +120,14 @@ impl<K: Key, V: Value> Core<K, V> {
         self.shared.claim_name(&self.name, self.policy.version, text)
     }
 
-    /// An instance that ends in the middle of a load holds others up for so long.
+    /// An instance that ends in the middle of a load holds others up for so long. No time at all where a load takes nearly as long as it
+    /// may.
     fn claim_lasts(&self) -> Duration {
-        let longest = self.policy.load_timeout / PART_OF_TIMEOUT;
-        let load = self.pace.load().map_or(longest, |load| load * LOADS);
-        load.clamp(SHORTEST_CLAIM.min(longest), longest)
+        let limit = self.policy.load_timeout;
+        let longest = limit / PART_OF_TIMEOUT;
+        let Some(load) = self.pace.load() else { return longest };
+        // Half as much again as usual must be left for it.
+        let longest = longest.min(limit.saturating_sub(load * 3 / 2));
+        (load * LOADS).clamp(SHORTEST_CLAIM.min(longest), longest)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A poll is one statement of the simple protocol, so it has one snapshot and works through any pooler. Two
 //! statements would skip what commits between them. The tail's connection is its own, never one of the app's pool: an
-//! exhausted pool must not end the lease. Nothing here rests on the state of a session, and no statement is kept
-//! prepared. The client prepares one with parameters and runs it in two steps all the same; a transaction pooler may give
+//! exhausted pool must not end the lease. Nothing here rests on the state of a session, and but for invalidations by hand no
+//! statement is kept prepared. The client prepares one with parameters and runs it in two steps all the same; a transaction pooler may give
 //! these to two servers unless they are in one transaction
 //! (`through_a_transaction_pooler_every_read_is_right_and_writes_are_seen_within_the_bound`).
 
@@ -23,7 +23,7 @@ use super::switch::{Switch, Switching};
 use super::{Appended, Borne, CONNECT_LIMIT, Log, Poll, Source};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::{LogError, Unwatched};
-use crate::pool::{Lent, Pool, may_pass_elsewhere, passes_when_prepared_anew};
+use crate::pool::{Lent, Pool, may_pass_elsewhere, passes_when_prepared_anew, within};
 use crate::trace::{Kind, Trace};
 use crate::wire::Change;
 
@@ -43,6 +43,8 @@ pub(crate) mod url;
 pub(crate) mod watch;
 pub(crate) mod watched;
 
+const ANOTHERS_STATEMENT: &str =
+    "a pooler ran another program's statement in place of this one: say `prepared_statements(false)`";
 /// Connections for what is not a poll.
 const CONNECTIONS: u32 = 2;
 /// One that was used less than this ago is not tested before it is used again: that would be another round trip.
@@ -159,10 +161,15 @@ impl PostgresLog {
 
     /// A connection for what is not a poll.
     async fn lend(&self) -> Result<Lent, LogError> {
+        self.connects_anew();
+        self.pool.lend_tested(CONNECTIONS).await.map_err(refused)
+    }
+
+    /// As the application's pool does at this moment.
+    fn connects_anew(&self) {
         if let Server::AsPool(_) = self.server {
             self.pool.connects_with(self.server.options());
         }
-        self.pool.lend().await.map_err(refused)
     }
 
     /// Returns the text of the transaction's number, and the epoch; none where nobody has begun one since a crash.
@@ -176,16 +183,17 @@ impl PostgresLog {
         span.text("db.operation.name", "INSERT");
         let sql = format!(
             "insert into {schema}.invalidation (cache, keys, traceparent) values ($1, $2, $3) \
-             returning xid::text, {schema}.epoch()",
+             returning xid::text, {schema}.epoch(), '{schema}' || $1",
             schema = self.schema
         );
-        sqlx::query_as(AssertSqlSafe(sql))
-            .persistent(self.prepared)
-            .bind(&change.cache)
-            .bind(change.keys.as_deref())
-            .bind(span.traceparent())
-            .fetch_one(connection)
-            .await
+        let insert = sqlx::query_as(AssertSqlSafe(sql)).persistent(self.prepared);
+        let insert = insert.bind(&change.cache).bind(change.keys.as_deref()).bind(span.traceparent());
+        let (xid, epoch, of): (String, Option<i64>, String) = insert.fetch_one(connection).await?;
+        // Behind a transaction pooler that nobody has told of, it may be another program's statement of this name.
+        match of.strip_prefix(&*self.schema) == Some(&*change.cache) {
+            true => Ok((xid, epoch)),
+            false => Err(sqlx::Error::Protocol(ANOTHERS_STATEMENT.to_owned())),
+        }
     }
 
     async fn insert_once(
@@ -205,8 +213,12 @@ impl PostgresLog {
     async fn append_once(&self, change: &Change) -> Result<Appended, LogError> {
         let mut left = CONNECTIONS;
         let (xid, epoch) = loop {
-            let mut connection = self.lend().await?;
-            match self.insert_in_epoch(&mut connection, change).await {
+            self.connects_anew();
+            // Perhaps untested. Where its route is lost nothing comes, and no error.
+            let mut connection = self.pool.lend().await.map_err(refused)?;
+            let inserting = self.insert_in_epoch(&mut connection, change);
+            let inserted = if left > 0 { within(inserting).await } else { inserting.await };
+            match inserted {
                 Ok(inserted) => break inserted,
                 Err(error) => {
                     connection.doubt();

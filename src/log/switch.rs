@@ -283,9 +283,16 @@ pub(crate) fn modes<'a>(switches: impl Iterator<Item = &'a Switch>) -> (TierMode
     (local, remote)
 }
 
+/// The year 10000. What shows times to people ends there, or long before what Postgres can say: some of it by a panic.
+#[cfg(any(feature = "postgres", test))]
+const END_OF_TIMES: f64 = 253_402_300_800.0;
+
 /// Of seconds since 1970. Nothing of a time before, and of one that never comes.
 #[cfg(any(feature = "postgres", test))]
 fn time(seconds: f64) -> Option<SystemTime> {
+    if seconds >= END_OF_TIMES {
+        return None;
+    }
     UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds.trunc()).ok()?)
 }
 
@@ -381,7 +388,8 @@ mod tests {
         ] {
             assert_eq!(utc(time(seconds).unwrap()), said);
         }
-        for never in [-1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MAX] {
+        assert_eq!(utc(time(END_OF_TIMES - 1.0).unwrap()), "9999-12-31 23:59:59");
+        for never in [-1.0, END_OF_TIMES, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MAX] {
             assert_eq!(time(never), None);
         }
     }

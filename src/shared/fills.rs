@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::l2::KEYS_AT_ONCE;
@@ -28,17 +29,21 @@ pub(crate) type Fill = (String, Bytes, Duration);
 pub(crate) struct Claim {
     shared: Arc<Shared>,
     names: Vec<String>,
+    /// When it is over. Then the names may be another's.
+    until: Instant,
 }
 
 impl Claim {
-    pub(crate) fn new(shared: &Arc<Shared>, names: Vec<String>) -> Self {
-        Self { shared: Arc::clone(shared), names }
+    pub(crate) fn new(shared: &Arc<Shared>, names: Vec<String>, until: Instant) -> Self {
+        Self { shared: Arc::clone(shared), names, until }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.shared.remote_release(std::mem::take(&mut self.names));
+        if Instant::now() < self.until {
+            self.shared.remote_release(std::mem::take(&mut self.names));
+        }
     }
 }
 
@@ -83,6 +88,10 @@ impl Shared {
 
     /// Lets claims go, in the background. Else they end by themselves.
     pub(crate) fn remote_release(self: &Arc<Self>, names: Vec<String>) {
+        // At the end caches are dropped under the lock that a task is begun under.
+        if self.is_closed() {
+            return;
+        }
         let Some(remote) = self.remote.clone().filter(|_| self.breaker.is_closed()) else { return };
         let Ok(place) = Arc::clone(&self.fills).try_acquire_owned() else { return };
         let shared = Arc::clone(self);

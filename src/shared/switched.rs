@@ -8,7 +8,7 @@ use super::Shared;
 use super::polls::Asked;
 use crate::error::SwitchError;
 use crate::health::troubles::{Subject, TroubleKind};
-use crate::log::switch::{Switch, Switching, modes};
+use crate::log::switch::{Switch, Switching, TierMode, modes};
 
 impl Shared {
     /// Obeys what a poll has told. Whether anything is or was switched.
@@ -51,7 +51,9 @@ impl Shared {
         if self.is_closed() {
             return Err(SwitchError::Closed);
         }
-        if let Some(cache) = switching.cache().filter(|cache| !self.has_cache(cache)) {
+        // What somebody has switched that is not declared here may be put on again.
+        let unknown = |cache: &&str| switching.mode() != TierMode::On && !self.has_cache(cache);
+        if let Some(cache) = switching.cache().filter(unknown) {
             let caches = self.caches();
             let known = caches.values().filter(|cache| cache.has_values());
             let known = known.map(|cache| cache.name().to_owned()).collect();

@@ -224,7 +224,8 @@ async fn rows_that_make_no_sense_switch_nothing_and_stop_no_poll() {
     let of_cache =
         |cache: &str| switches.iter().find(|switch| switch.cache.as_deref() == Some(cache)).cloned();
     assert_eq!(of_cache("always").unwrap().until, None);
-    assert!(of_cache("far").is_some() && of_cache("timeless").is_some() && of_cache("bare").is_some());
+    assert_eq!(of_cache("far").unwrap().until, None, "later than anybody can show");
+    assert!(of_cache("timeless").is_some() && of_cache("bare").is_some());
     assert_eq!(of_cache("not a name"), None);
     let mut connection = PgConnection::connect(&world.database).await.unwrap();
     assert_eq!(
@@ -293,4 +294,24 @@ async fn a_log_of_the_version_before_is_upgraded_and_its_readers_may_read_the_sw
     switch(&world, of(Tier::Local, TierMode::Off)).await;
     obeyed(&[&a], Tier::Local, TierMode::Off, Instant::now()).await;
     world.sql(&format!("drop owned by {role}; drop role {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_declared_here_can_be_put_on_again_and_who_finds_the_table_locked_is_told_soon() {
+    let world = World::new().await;
+    let a = world.start().await;
+    switch(&world, Switching::of("gone", Tier::Remote, TierMode::Off)).await;
+    a.polled().await;
+    assert_eq!(a.perto.switches().len(), 1);
+    a.perto.switch(Switching::of("gone", Tier::Remote, TierMode::On)).await.unwrap();
+    assert!(a.perto.switches().is_empty());
+    let mut tx = world.pool.begin().await.unwrap();
+    sqlx::raw_sql("lock table switch in access exclusive mode").execute(&mut *tx).await.unwrap();
+    let mut connection = PgConnection::connect(&world.database).await.unwrap();
+    let began = Instant::now();
+    let locked = postgres::switch(&mut connection, &world.name, &of(Tier::Local, TierMode::Off)).await;
+    assert!(locked.unwrap_err().to_string().contains("locked for more than 1 s"));
+    assert!(began.elapsed() < Duration::from_secs(10));
+    tx.rollback().await.unwrap();
+    postgres::switch(&mut connection, &world.name, &of(Tier::Local, TierMode::Off)).await.unwrap();
 }

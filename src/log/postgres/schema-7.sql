@@ -18,9 +18,9 @@ create table perto.switch (
     mode   text not null check (mode in ('off', 'read-only')),
     reason text not null default '' check (octet_length(reason) <= 400),
     who    text not null default current_user check (octet_length(who) <= 100),
-    since  timestamptz not null default clock_timestamp() check (isfinite(since)),
+    since  timestamptz not null default clock_timestamp() check (isfinite(since) and since < '10000-01-01 00:00:00+00'),
     -- When it ends by itself.
-    until  timestamptz check (isfinite(until))
+    until  timestamptz check (isfinite(until) and until < '10000-01-01 00:00:00+00')
 );
 -- As of what is watched: a subscriber's own rows must not be in the way of those that come.
 alter table perto.switch replica identity full;

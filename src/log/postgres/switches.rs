@@ -13,12 +13,15 @@ use crate::log::switch::{ALL, Switch, Switching, TierMode};
 /// Rows that are looked at. Each cache has two at most; somebody may have written more.
 const MOST: usize = 1_000;
 
+/// Seconds for which another one who switches is waited for.
+const LOCK_LIMIT: u32 = 1;
+
 /// The switches that stand now, with so much of each. None of it can fail, whatever the rows say: a poll rests on it. It is part of each
 /// poll, so it has few words: to read them takes longer than to run them.
 fn sql(schema: &str, columns: &str) -> String {
     format!(
         "select {columns} from {schema}.switch w \
-         where w.home = {schema}.home() and (w.until is null or w.until > now()) limit {MOST}"
+         where w.home = {schema}.home() and (w.until is null or w.until > now()) order by w.since desc limit {MOST}"
     )
 }
 
@@ -72,6 +75,12 @@ pub async fn switch(
         Ok(()) => tx.commit().await.map_err(refused),
         Err(error) => {
             let code = error.as_database_error().and_then(|error| error.code());
+            // lock_not_available
+            if code.as_deref() == Some("55P03") {
+                return Err(LogError::Schema(format!(
+                    "another session has {schema}.switch locked for more than {LOCK_LIMIT} s: end its transaction (pg_stat_activity has it), and try again"
+                )));
+            }
             // insufficient_privilege
             if code.as_deref() != Some("42501") {
                 return Err(schema::explain(error, schema));
@@ -94,7 +103,10 @@ async fn write(
     let Switching { cache, tier, mode, reason, by, lasts } = switching;
     let cache = cache.as_deref().unwrap_or(ALL);
     // One after the other: there is no key, for what a publisher sends must not clash.
-    let lock = format!("lock table {schema}.switch in share row exclusive mode");
+    // Whoever waits is at an incident, and its server's process would wait on when it has gone.
+    let lock = format!(
+        "set local lock_timeout = '{LOCK_LIMIT}s'; lock table {schema}.switch in share row exclusive mode"
+    );
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *connection).await?;
     // With it goes what has ended by itself.
     let over = format!(
