@@ -66,6 +66,9 @@ pub(crate) struct Cluster {
     timeout: Duration,
 }
 
+/// Mostly one.
+type Few<T> = smallvec::SmallVec<[T; 1]>;
+
 /// One command, and the slot that it belongs to.
 pub(crate) struct Asked {
     slot: u16,
@@ -169,6 +172,18 @@ impl Cluster {
         {
             return vec![answer];
         }
+        // Apart, so that what one command needs is small.
+        Box::pin(self.exchange_by_node(lane, asked, &map, until)).await
+    }
+
+    /// In one pipeline a node, and another one for what is to go elsewhere.
+    async fn exchange_by_node(
+        &self,
+        lane: Lane,
+        asked: &[Asked],
+        map: &Arc<Map>,
+        until: Instant,
+    ) -> Vec<Result<Value, RemoteError>> {
         let mut answers: Vec<_> = asked.iter().map(|_| Err(RemoteError::Disconnected)).collect();
         let mut batches = Vec::new();
         for (at, command) in asked.iter().enumerate() {
@@ -180,7 +195,7 @@ impl Cluster {
         let mut again = Vec::new();
         for (node, at, answer) in self.send(lane, asked, batches, until).await {
             if let Err(Fault::Said(error)) = &answer
-                && let Some((to, asking)) = elsewhere(&map, &node, error, &asked[at])
+                && let Some((to, asking)) = elsewhere(map, &node, error, &asked[at])
             {
                 if Arc::ptr_eq(to, &node) && error.redirect_node().is_some() {
                     node.misplace();
@@ -527,7 +542,7 @@ impl Remote for ClusterRemote {
                 get.arg("GETRANGE").arg(key).arg("0").arg(&last);
                 Asked::plain(key, get)
             };
-            let asked: Vec<Asked> = keys.iter().map(get).collect();
+            let asked: Few<Asked> = keys.iter().map(get).collect();
             let (mut values, mut failures) = (Vec::with_capacity(keys.len()), Vec::new());
             for answer in self.cluster.exchange(Lane::Awaited, &asked, self.cluster.patience()).await {
                 values.push(match answer {
