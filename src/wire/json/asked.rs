@@ -5,6 +5,8 @@
 //! them. So a name that is not there is offered behind the last one. An alias of a field that was there is refused as its
 //! double; whoever asks for its value has a field that was not written. What a struct left out itself is known from its tape.
 //!
+//! The fields of a tuple have no names, so one that was left out shows in the length alone: no tuple is read from fewer.
+//!
 //! All else is handed on as it is. Where a struct is flattened, or a variant has its tag within, Serde tells no names.
 
 use std::borrow::Cow;
@@ -64,11 +66,21 @@ struct Struct {
     fields: &'static [&'static str],
 }
 
+/// A tuple that is being read.
+#[derive(Clone, Copy)]
+struct Tuple {
+    /// For the flaw.
+    called: &'static str,
+    /// Elements that it asks for, and has not been given.
+    left: usize,
+}
+
 /// Something of Serde's that hands all on.
 struct Watched<'w, T> {
     inner: T,
     watch: &'w Watch<'w>,
     of: Option<Struct>,
+    tuple: Option<Tuple>,
     /// The variant that is being read.
     variant: Option<String>,
     /// Whether it is a field.
@@ -77,7 +89,12 @@ struct Watched<'w, T> {
 
 impl<'w, T> Watched<'w, T> {
     const fn new(inner: T, watch: &'w Watch<'w>) -> Self {
-        Self { inner, watch, of: None, variant: None, a_field: false }
+        Self { inner, watch, of: None, tuple: None, variant: None, a_field: false }
+    }
+
+    fn tuple(inner: T, watch: &'w Watch<'w>, called: &'static str, length: usize) -> Self {
+        let tuple = Some(Tuple { called, left: length });
+        Self { tuple, ..Self::new(inner, watch) }
     }
 }
 
@@ -99,7 +116,20 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watched<'_, D> {
         deserialize_bytes() deserialize_byte_buf() deserialize_option() deserialize_unit() deserialize_seq()
         deserialize_map() deserialize_identifier() deserialize_ignored_any()
         deserialize_unit_struct(name: &'static str) deserialize_newtype_struct(name: &'static str)
-        deserialize_tuple(length: usize) deserialize_tuple_struct(name: &'static str, length: usize)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_tuple(length, Watched::tuple(visitor, self.watch, "a tuple", length))
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        let visitor = Watched::tuple(visitor, self.watch, name, length);
+        self.inner.deserialize_tuple_struct(name, length, visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -169,7 +199,9 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watched<'_, V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(Watched::new(parts, self.watch))
+        let mut parts = Watched::new(parts, self.watch);
+        parts.tuple = self.tuple;
+        self.inner.visit_seq(parts)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
@@ -205,7 +237,16 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watched<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
-        self.inner.next_element_seed(Watched::new(seed, self.watch))
+        let element = self.inner.next_element_seed(Watched::new(seed, self.watch))?;
+        match (&element, &mut self.tuple) {
+            // Its fields have no names: the others have moved up, and a default stands in for the last.
+            (None, Some(Tuple { called, left: 1.. })) => {
+                self.watch.flaw.set(Some(Flaw::Fields { name: *called }));
+            }
+            (Some(_), Some(tuple)) => tuple.left = tuple.left.saturating_sub(1),
+            _ => {}
+        }
+        Ok(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -254,7 +295,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watched<'_, A> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.inner.tuple_variant(length, Watched::new(visitor, self.watch))
+        self.inner.tuple_variant(length, Watched::tuple(visitor, self.watch, "a variant", length))
     }
 
     fn struct_variant<V: Visitor<'de>>(

@@ -391,6 +391,28 @@ struct SkipLast {
 struct SkipEachOfTuple(#[serde(skip_serializing)] u8, u8, #[serde(skip_deserializing)] u8);
 
 #[derive(Debug, Serialize, Deserialize)]
+struct SkipLastOfTuple(u8, #[serde(default, skip_serializing)] String);
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SkipIfOfTuple(
+    #[serde(default, skip_serializing_if = "is_zero")] u8,
+    #[serde(default, skip_serializing_if = "is_zero")] u8,
+);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum SkipInTupleVariant {
+    Tuple(
+        u8,
+        #[serde(default, skip_serializing_if = "is_zero")] u8,
+        #[serde(default, skip_serializing_if = "is_zero")] u8,
+    ),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum SkippedVariant {
     Before(u8),
     #[serde(skip)]
@@ -531,6 +553,16 @@ fn types_whose_sides_differ_stay_out() {
     needs_json("skip_deserializing of a default", &SkipDeserializing { a: 1, b: 0 }, FIELDS);
     stays_out("skip_deserializing", &SkipDeserializing { a: 1, b: 2 }, FIELDS, DIFFERS);
     stays_out("of a tuple", &SkipEachOfTuple(7, 8, 9), DIFFERS, DIFFERS);
+    for text in ["", "x"] {
+        stays_out("the last of a tuple", &SkipLastOfTuple(1, text.to_owned()), OTHERWISE, FIELDS);
+    }
+    // What was left out moves the others.
+    for (a, b) in [(0, 7), (7, 0)] {
+        stays_out("skip_serializing_if of a tuple", &SkipIfOfTuple(a, b), OTHERWISE, FIELDS);
+        let variant = SkipInTupleVariant::Tuple(1, a, b);
+        stays_out("skip_serializing_if of a variant's tuple", &variant, OTHERWISE, FIELDS);
+    }
+    comes_back("skip_serializing_if of a tuple, not skipped", &SkipIfOfTuple(7, 7));
     comes_back("before a variant that is skipped", &SkippedVariant::Before(1));
     stays_out_or_comes_back("behind one", &SkippedVariant::After(2));
     stays_out_or_comes_back("the last behind one", &SkippedVariant::Last(3));
@@ -684,9 +716,9 @@ fn what_is_written_by_hand_and_read_otherwise_stays_out() {
     needs_json("an option read without", &OptionReadPlain, OTHERWISE);
     needs_json("f32 read as f64", &FloatReadDouble, OTHERWISE);
     needs_json("a list of unknown length", &NoLength, LENGTH);
-    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE, OTHERWISE);
+    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE, FIELDS);
     stays_out("a longer tuple", &LongerTuple, OTHERWISE, OTHERWISE);
-    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE, OTHERWISE);
+    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE, FIELDS);
     stays_out("read as an option", &PlainReadOption, OTHERWISE, OTHERWISE);
     stays_out("a text read as a number", &TextReadNumber, OTHERWISE, OTHERWISE);
     stays_out("u8 read as bool", &NumberReadBool, OTHERWISE, OTHERWISE);
