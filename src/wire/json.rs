@@ -41,7 +41,7 @@ pub(super) fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) ->
     }
     let bytes = bytes.map_err(|_its_text_may_hold_the_value| Flaw::NotJson)?;
     let again = Tape::of(&asked::read::<V>(&bytes, &tape.left_out)?);
-    if !again.is_whole() || !tape.says_the_same(&again) {
+    if !again.is_whole() || !tape.says_the_same(&again) || !tape.is_of_the_same_types(&again) {
         return Err(Flaw::Differs);
     }
     Ok(Bytes::from(bytes))

@@ -75,6 +75,10 @@ pub(crate) struct Tape {
     pub(super) flaw: Option<Flaw>,
     #[cfg(feature = "json")]
     pub(super) left_out: Vec<LeftOut>,
+    /// Of the names of all types, in whatever order: a hash map has none. bincode's reader is told no names of those that were
+    /// written, so they are not among the calls.
+    #[cfg(feature = "json")]
+    types: u64,
 }
 
 /// A field that a struct, or a variant, of this name left out of what it wrote.
@@ -115,6 +119,16 @@ impl Tape {
     /// Whether another one says the same, but for the order of what may be in a hash map or a hash set.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         self.calls == other.calls || self.sorted(true) == other.sorted(true)
+    }
+
+    /// Whether another one has the same types, which left out the same fields. What is untagged may be read as another variant
+    /// that writes the same.
+    #[cfg(feature = "json")]
+    pub(super) fn is_of_the_same_types(&self, other: &Self) -> bool {
+        let left_out = |left: &LeftOut| other.left_out.contains(left);
+        self.types == other.types
+            && self.left_out.len() == other.left_out.len()
+            && self.left_out.iter().all(left_out)
     }
 
     /// The calls, with the entries of each map in order; and the elements of each list, where `lists` says so.

@@ -475,6 +475,80 @@ enum Ambiguous {
     Long(u64),
 }
 
+/// Without what they leave out, both write the same.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum SkipIfUntagged {
+    Sale {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        discount: Option<u8>,
+        price: u32,
+    },
+    Rent {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        months: Option<u8>,
+        price: u32,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Celsius(f64);
+#[derive(Debug, Serialize, Deserialize)]
+struct Fahrenheit(f64);
+
+/// Both are a number.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Temperature {
+    Celsius(Celsius),
+    Fahrenheit(Fahrenheit),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meters {
+    length: f64,
+}
+#[derive(Debug, Serialize, Deserialize)]
+struct Feet {
+    length: f64,
+}
+
+/// Both have the same fields.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Length {
+    Meters(Meters),
+    Feet(Feet),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Point(i8, i8);
+#[derive(Debug, Serialize, Deserialize)]
+struct Offset(i8, i8);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Place {
+    Point(Point),
+    Offset(Offset),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Paid {
+    Yes,
+}
+#[derive(Debug, Serialize, Deserialize)]
+enum Shipped {
+    Yes,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum State {
+    Paid(Paid),
+    Shipped(Shipped),
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum LongUntagged {
@@ -598,6 +672,18 @@ fn types_that_ask_what_comes_next_come_back_from_json() {
     // Of what matches several variants the first is read.
     stays_out_by(Codec::Json, "a long number", &Ambiguous::Long(7), DIFFERS);
     comes_back_by(Codec::Json, "a short one", &Ambiguous::Short(7));
+    let [sale, rent] =
+        [SkipIfUntagged::Sale { discount: None, price: 1 }, SkipIfUntagged::Rent { months: None, price: 1 }];
+    comes_back_by(Codec::Json, "the first without a field", &sale);
+    stays_out_by(Codec::Json, "the second without its own", &rent, DIFFERS);
+    comes_back_by(Codec::Json, "a number", &Temperature::Celsius(Celsius(1.5)));
+    stays_out_by(Codec::Json, "another one", &Temperature::Fahrenheit(Fahrenheit(1.5)), DIFFERS);
+    comes_back_by(Codec::Json, "a struct", &Length::Meters(Meters { length: 1.5 }));
+    stays_out_by(Codec::Json, "one of the same fields", &Length::Feet(Feet { length: 1.5 }), DIFFERS);
+    comes_back_by(Codec::Json, "a tuple", &Place::Point(Point(1, 2)));
+    stays_out_by(Codec::Json, "one of the same length", &Place::Offset(Offset(1, 2)), DIFFERS);
+    comes_back_by(Codec::Json, "a variant", &State::Paid(Paid::Yes));
+    stays_out_by(Codec::Json, "one of the same name", &State::Shipped(Shipped::Yes), DIFFERS);
     // A key of the map that is a field of the struct.
     let twice = FlatBeside { a: 1, more: BTreeMap::from([("a".into(), 2)]) };
     stays_out("a name that is there twice", &twice, LENGTH, OTHERWISE);
