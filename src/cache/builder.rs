@@ -113,7 +113,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// How values are written into L2. Default: [`Codec::Bincode`], the shorter and faster one. Types with `#[serde(flatten)]`, untagged or
-    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`).
+    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`). By JSON a new field, even an `Option`, needs a new
+    /// [`version`](CacheBuilder::version).
     ///
     /// Instances of another codec take each other's values for misses, and replace them. So change it together with
     /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
@@ -203,7 +204,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
-    /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. A test
+    /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. By JSON a new
+    /// field needs a new version too, even an `Option`: it is read as none from what older instances wrote, and called fresh. A test
     /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
     /// Default: 1.
     pub const fn version(mut self, version: u16) -> Self {

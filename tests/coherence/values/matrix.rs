@@ -702,6 +702,60 @@ fn a_field_that_is_never_written_is_not_seen_where_no_names_are_told() {
     assert_eq!((back.id, back.inner.a, back.inner.b), (1, 0, 2));
 }
 
+fn is_none_or_empty(list: &Option<Vec<u8>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+fn is_nought(number: &f64) -> bool {
+    *number == 0.0
+}
+
+fn is_small(number: &u8) -> bool {
+    *number < 10
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SkipsMore {
+    #[serde(default, skip_serializing_if = "is_none_or_empty")]
+    list: Option<Vec<u8>>,
+    #[serde(default, skip_serializing_if = "is_nought")]
+    float: f64,
+    #[serde(default, skip_serializing_if = "is_small")]
+    number: u8,
+}
+
+/// It writes the same again, so nobody can see it.
+#[test]
+fn what_is_skipped_and_is_not_the_default_is_read_from_json_as_the_default() {
+    let value = SkipsMore { list: Some(vec![]), float: -0.0, number: 9 };
+    let bytes = perto::fuzzing::payload_by(Codec::Json, &value).unwrap();
+    let back = perto::fuzzing::value_by::<SkipsMore>(Codec::Json, &bytes).unwrap();
+    assert_eq!(back, SkipsMore { list: None, float: 0.0, number: 0 });
+    assert!(back.float.is_sign_positive());
+    comes_back_by(Codec::Json, "the default", &SkipsMore { list: None, float: 0.0, number: 0 });
+    comes_back_by(Codec::Json, "none", &SkipsMore { list: Some(vec![1]), float: 0.5, number: 10 });
+}
+
+/// So a new field needs a new version, whatever it is.
+#[test]
+fn a_new_option_is_none_in_the_json_of_an_older_build_and_unreadable_in_its_bincode() {
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Older {
+        price: u32,
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Newer {
+        price: u32,
+        discount: Option<u32>,
+    }
+    let read = |codec| {
+        let bytes = perto::fuzzing::payload_by(codec, &Older { price: 7 }).unwrap();
+        perto::fuzzing::value_by::<Newer>(codec, &bytes)
+    };
+    assert_eq!(read(Codec::Json), Some(Newer { price: 7, discount: None }));
+    assert_eq!(read(Codec::Bincode), None);
+}
+
 /// Whatever a value looks like, it is known of these types, and of no other one here.
 #[test]
 fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
