@@ -229,6 +229,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// by several tasks; never twice at a time for one key by one instance, save after a timeout and by the auditor
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
+    /// Where there is an L2, the `Deserialize` of a type that bincode writes is tried here with made-up values; with `panic = "abort"` it is not.
+    ///
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2
     /// (see [`Value`](Value#what-l2-keeps)), or where the instance has started already; [`StartError::Closed`] where it has ended.

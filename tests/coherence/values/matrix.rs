@@ -10,6 +10,7 @@ use std::num::NonZeroU32;
 use std::ops::{Bound, Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
@@ -785,6 +786,75 @@ fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
     readable::<BTreeMap<String, FlatMap>>();
     // What takes no made-up value is not known.
     readable::<(Even, serde_json::Value)>();
+}
+
+/// Asks for a tuple that has no end, and counts what it gets.
+#[derive(Debug, Serialize)]
+struct Endless;
+
+/// Holds itself twice, and passes over what fails.
+#[derive(Debug, Serialize)]
+struct Bushy;
+
+static PARTS: AtomicUsize = AtomicUsize::new(0);
+
+/// The test ends, whatever it finds.
+fn count_a_part() {
+    assert!(PARTS.fetch_add(1, Ordering::Relaxed) < 1_000_000, "there is no end");
+}
+
+impl<'de> Deserialize<'de> for Endless {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(usize::MAX, Self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Endless {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a tuple without end")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        while parts.next_element::<u8>()?.is_some() {
+            count_a_part();
+        }
+        Ok(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bushy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(2, Self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Bushy {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("itself, twice")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        for _ in 0..2 {
+            count_a_part();
+            drop(parts.next_element::<Self>());
+        }
+        Ok(self)
+    }
+}
+
+#[test]
+fn a_type_without_end_is_left_after_ten_thousand_parts_and_nothing_is_known_of_it() {
+    for unreadable in [perto::fuzzing::unreadable::<Endless>, perto::fuzzing::unreadable::<Bushy>] {
+        PARTS.store(0, Ordering::Relaxed);
+        assert_eq!(unreadable(), None);
+        let parts = PARTS.load(Ordering::Relaxed);
+        assert!((1_000..50_000).contains(&parts), "{parts} parts");
+    }
+    assert_eq!(perto::fuzzing::unreadable::<(Endless, Internal)>(), None, "it never comes to the second");
 }
 
 /// Serde may change its mind about these. Either is right.
