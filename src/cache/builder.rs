@@ -90,7 +90,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// Bytes that L1 may hold, by an estimate: 300 an entry, the key's text, and what the value's `Serialize` writes. A
-    /// number counts by its size, a text, a list or a map for 32 bytes more than what is in it. What `Serialize` leaves out
+    /// number counts by its size, a text, a list or a map for 32 bytes more than what is in it, a `serde_json::Value` for 32 at least. What `Serialize` leaves out
     /// (`#[serde(skip)]`) is not seen. Default: 64 MiB.
     pub const fn capacity_bytes(mut self, bytes: u64) -> Self {
         self.policy.capacity_bytes = bytes;

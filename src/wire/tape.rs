@@ -4,6 +4,7 @@
 //! written. A tape can: [`read_back`](super::read_back) asks it for what `Deserialize` wants. Nothing fails here on what
 //! bincode can't write, so each value has a weight, and any two can be compared.
 
+use std::any::type_name;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -54,6 +55,8 @@ pub(super) mod kind {
 const HEAP_BYTES: usize = 32;
 /// The like for an entry of a map.
 const ENTRY_BYTES: usize = 16;
+/// A `serde_json::Value` where it stands, whatever it is: it has the room of its largest variant.
+const JSON_BYTES: usize = 32;
 /// An `Option` that is none takes the room of one that isn't; a variant the room of the largest.
 const CHOICE_BYTES: usize = 8;
 
@@ -156,6 +159,18 @@ impl Tape {
             self.flaw = Some(Flaw::Unwritable);
         }
         self.depth -= 1;
+    }
+
+    /// A part of something else. What writes nothing takes room in a list all the same.
+    fn write_part<T: Serialize + ?Sized>(&mut self, value: &T, in_a_list: bool) {
+        let before = self.weight;
+        self.write(value);
+        // The size of the type is not known here: lists give references.
+        if type_name::<T>().ends_with("serde_json::value::Value") {
+            self.weight = self.weight.max(before.saturating_add(JSON_BYTES));
+        } else if in_a_list && self.weight == before {
+            self.weight = before.saturating_add(CHOICE_BYTES);
+        }
     }
 
     #[inline]

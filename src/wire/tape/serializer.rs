@@ -28,7 +28,7 @@ pub(crate) struct Open<'t> {
 impl Open<'_> {
     fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stopped> {
         self.count += 1;
-        self.tape.write(value);
+        self.tape.write_part(value, self.kind == kind::SEQ);
         Ok(())
     }
 
@@ -300,7 +300,7 @@ impl ser::SerializeMap for Open<'_> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stopped> {
-        self.tape.write(value);
+        self.tape.write_part(value, false);
         Ok(())
     }
 

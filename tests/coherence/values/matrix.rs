@@ -857,6 +857,28 @@ fn a_type_without_end_is_left_after_ten_thousand_parts_and_nothing_is_known_of_i
     assert_eq!(perto::fuzzing::unreadable::<(Endless, Internal)>(), None, "it never comes to the second");
 }
 
+/// A number of JSON takes as much room as any other of its values, and one in a list of numbers takes its own.
+#[test]
+fn what_a_value_weighs_in_l1_is_about_what_it_takes() {
+    use perto::fuzzing::weight;
+    assert_eq!(weight(&vec![1_u8; 1_000]), 32 + 1_000);
+    assert_eq!(weight(&vec![1_i64; 1_000]), 32 + 8_000);
+    assert_eq!(weight(&vec![Some(1_u16); 1_000]), 32 + 10_000);
+    assert_eq!(weight(&vec!["a".to_owned(); 1_000]), 32 + 33_000);
+    assert_eq!(weight(&BTreeMap::from([(1_u8, 2_u32), (2, 3)])), 32 + 2 * (16 + 1 + 4));
+    assert_eq!(weight(&HashMap::from([(1_u8, ())])), 32 + 16 + 1);
+    assert_eq!(weight(&(1_u8, (), [0_u16; 3])), 1 + 6);
+    for part in [serde_json::json!(null), serde_json::json!(true), serde_json::json!(7)] {
+        let list = vec![part.clone(); 1_000];
+        assert_eq!(weight(&list), 32 + 32_000, "of {part}");
+        assert_eq!(weight(&serde_json::Value::Array(list)), 32 + 32_000, "of {part}");
+        let map = serde_json::json!({ "a": part });
+        assert_eq!(weight(&map), 32 + 16 + 33 + 32, "{map}");
+    }
+    assert_eq!(weight(&serde_json::json!(["a", []])), 32 + 33 + 32);
+    assert_eq!(weight(&vec![Untagged::Unit, Untagged::Unit]), 32 + 2 * 8);
+}
+
 /// Serde may change its mind about these. Either is right.
 fn stays_out_or_comes_back<V: Value + Debug>(what: &str, value: &V) {
     comes_back_by(Codec::Json, what, value);
