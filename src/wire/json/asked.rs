@@ -14,8 +14,8 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess,
-    SeqAccess, VariantAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, Expected, IntoDeserializer,
+    MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
 use super::super::flaw::Flaw;
@@ -205,17 +205,17 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watched<'_, V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        match self.of {
-            None => self.inner.visit_map(Watched::new(entries, self.watch)),
-            Some(of) => self.inner.visit_map(Fields {
-                inner: entries,
-                watch: self.watch,
-                seen: vec![false; of.fields.len()],
-                of,
-                offered: false,
-                is_a_tag: false,
-            }),
-        }
+        let Some(of) = self.of else { return self.inner.visit_map(Watched::new(entries, self.watch)) };
+        let has_a_tag = of.fields.len() == 2 && has_a_tag(&self.inner);
+        self.inner.visit_map(Fields {
+            inner: entries,
+            watch: self.watch,
+            seen: vec![false; of.fields.len()],
+            of,
+            offered: false,
+            has_a_tag,
+            is_a_tag: false,
+        })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, variant: A) -> Result<V::Value, A::Error> {
@@ -310,6 +310,11 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watched<'_, A> {
     }
 }
 
+/// Serde reads such an enum as a struct. What it calls it tells them apart.
+fn has_a_tag(visitor: &dyn Expected) -> bool {
+    visitor.to_string().starts_with("adjacently tagged enum")
+}
+
 /// The fields of a struct, and behind them a name that was not among them, where there is one.
 struct Fields<'w, A> {
     inner: A,
@@ -318,7 +323,9 @@ struct Fields<'w, A> {
     /// Which of the names were there.
     seen: Vec<bool>,
     offered: bool,
-    /// Whether it is no struct but an enum, and this its `tag`: then the `content` may be missing.
+    /// Whether it is no struct but an enum, with a `tag` and a `content`.
+    has_a_tag: bool,
+    /// Whether the tag is there: then the content may be missing.
     is_a_tag: bool,
 }
 
@@ -362,7 +369,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
         let value = self.inner.next_value_seed(seed)?;
         // The tag is an enum of the same name as the whole.
         let an_enum = self.watch.an_enum.take();
-        self.is_a_tag |= self.of.fields.len() == 2 && an_enum.is_some_and(|name| name == self.of.name);
+        self.is_a_tag |= self.has_a_tag && an_enum.is_some_and(|name| name == self.of.name);
         Ok(value)
     }
 

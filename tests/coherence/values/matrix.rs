@@ -454,6 +454,20 @@ struct SkipBesideAlias {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+enum Role {
+    Admin,
+}
+
+/// Named as the enum that stands in it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename = "Role")]
+struct SkipBesideRole {
+    role: Role,
+    #[serde(default, skip_serializing)]
+    password: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum SkipInVariant {
     Named {
         #[serde(default, skip_serializing)]
@@ -629,6 +643,8 @@ fn types_whose_sides_differ_stay_out() {
     stays_out("skip_deserializing", &SkipDeserializing { a: 1, b: 2 }, FIELDS, DIFFERS);
     stays_out("of a tuple", &SkipEachOfTuple(7, 8, 9), DIFFERS, DIFFERS);
     for text in ["", "x"] {
+        let named = SkipBesideRole { role: Role::Admin, password: text.to_owned() };
+        stays_out("beside an enum of the same name", &named, FIELDS, FIELDS);
         stays_out("the last of a tuple", &SkipLastOfTuple(1, text.to_owned()), OTHERWISE, FIELDS);
     }
     // What was left out moves the others.
