@@ -1,6 +1,7 @@
 //! Which codec writes the values of a cache, and what lies in L2 says which one did.
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 #[cfg(feature = "json")]
@@ -60,6 +61,18 @@ impl Codec {
         match unpacked(payload.packing, &payload.bytes, most)? {
             Some(bytes) => self.decode(&bytes),
             None => self.decode(&payload.bytes),
+        }
+    }
+
+    /// What a value can be read from once more, where that is not its tape: bincode reads no more than what a tape gives.
+    pub(crate) fn text<V: Serialize>(self, value: &V) -> Option<Bytes> {
+        match self {
+            Self::Bincode => {
+                let _has_no_text = value;
+                None
+            }
+            #[cfg(feature = "json")]
+            Self::Json => json::encode(value),
         }
     }
 
