@@ -105,8 +105,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted, and what is larger
-    /// there is removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
+    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted. What is larger there is
+    /// not read, and is removed where it is not compressed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
     pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.policy.max_value_bytes = bytes;
         self
@@ -116,7 +116,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`). By JSON a new field, even an `Option`, needs a new
     /// [`version`](CacheBuilder::version).
     ///
-    /// Instances of another codec take each other's values for misses, and replace them. So change it together with
+    /// Instances of another codec take each other's values for misses, and replace them by newer ones. So change it together with
     /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
     pub const fn codec(mut self, codec: Codec) -> Self {
         self.policy.codec = codec;

@@ -12,7 +12,8 @@ use super::{Payload, Refused, decode_payload};
 /// How the values of a cache are written into L2: [`CacheBuilder::codec`](crate::CacheBuilder::codec).
 ///
 /// [`Value`](crate::Value#what-l2-keeps) says of each type which of them brings it back. Every value in L2 says which codec wrote it. A cache
-/// of another codec takes it for a miss, loads, and puts its own in the place: instances that differ cost loads, never a wrong value.
+/// of another codec takes it for a miss, and loads. What it loads takes the place only where it is newer, as after a write: instances that differ cost loads,
+/// never a wrong value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Codec {
