@@ -804,6 +804,48 @@ fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
     readable::<(Even, serde_json::Value)>();
 }
 
+/// What follows depends on what came first.
+#[derive(Debug)]
+struct Branches;
+
+impl<'de> Deserialize<'de> for Branches {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(3, Self)
+    }
+}
+
+impl Serialize for Branches {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (false, "text", 7_u8).serialize(serializer)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Branches {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a flag, a text and a number")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        let asks = parts.next_element::<bool>()? == Some(true);
+        if asks || parts.next_element::<String>()?.is_some_and(|text| text.is_empty()) {
+            parts.next_element::<serde_json::Value>()?;
+        } else {
+            parts.next_element::<u8>()?;
+        }
+        Ok(self)
+    }
+}
+
+#[test]
+fn a_type_that_asks_after_some_values_only_may_be_declared() {
+    comes_back("a value after which it does not ask", &Branches);
+    assert_eq!(perto::fuzzing::unreadable::<Branches>(), None);
+    assert_eq!(perto::fuzzing::unreadable::<(u64, Branches, Plain)>(), None);
+    assert!(perto::fuzzing::unreadable::<(Branches, Internal)>().is_some());
+}
+
 /// Asks for a tuple that has no end, and counts what it gets.
 #[derive(Debug, Serialize)]
 struct Endless;
