@@ -251,7 +251,7 @@ struct Said {
 #[derive(Debug)]
 enum Answer {
     Absent,
-    Written(Written),
+    Written(Box<Written>),
     /// Its `Serialize` gives an error.
     Unwritable,
 }
@@ -283,7 +283,7 @@ impl Answer {
             return Self::Unwritable;
         }
         let (sorted, text) = (tape.sorted(false), codec.text(value));
-        Self::Written(Written { tape, sorted, text })
+        Self::Written(Box::new(Written { tape, sorted, text }))
     }
 
     /// Whether two are the same but for the order of their lists, one of which may be a `HashSet`.

@@ -241,7 +241,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watched<'_, A> {
         match (&element, &mut self.tuple) {
             // Its fields have no names: the others have moved up, and a default stands in for the last.
             (None, Some(Tuple { called, left: 1.. })) => {
-                self.watch.flaw.set(Some(Flaw::Fields { name: *called }));
+                self.watch.flaw.set(Some(Flaw::Fields { name: called }));
             }
             (Some(_), Some(tuple)) => tuple.left = tuple.left.saturating_sub(1),
             _ => {}
