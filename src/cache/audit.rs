@@ -10,6 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -25,6 +26,7 @@ use crate::health::troubles::TroubleKind;
 use crate::local::{Cached, Entry};
 use crate::shared::member::Auditable;
 use crate::shared::polls::Asked;
+use crate::wire::codec::Codec;
 use crate::wire::tape::Tape;
 use crate::wire::{Change, read_back};
 
@@ -66,10 +68,11 @@ impl<K: Key, V: Value> Core<K, V> {
         let count = samples.len();
         let start = self.shared.coherence.read_start(&self.whole);
         let Some(now) = self.ask(&keys_of(&samples), start).await else { return count };
+        let codec = self.policy.codec;
         let mut differ = Vec::new();
         let mut same = 0;
         for (sample, now) in samples.into_iter().zip(now.answers) {
-            match (Answer::of(sample.1.value.as_ref()), now) {
+            match (Answer::of(sample.1.value.as_ref(), codec), now) {
                 // What can't be written to its end can't be compared.
                 (Answer::Unwritable, _) | (_, Answer::Unwritable) => {}
                 (served, now) if served == now => same += 1,
@@ -80,7 +83,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut steady = Vec::new();
         for (sample, served, now) in differ {
             let in_order = served.is_alike(&now);
-            if !in_order || now.is_steady::<V>().await {
+            if !in_order || now.is_steady::<V>(codec).await {
                 steady.push((sample, (now, in_order)));
             }
         }
@@ -149,8 +152,10 @@ impl<K: Key, V: Value> Core<K, V> {
         if stamp.wrote || stamp.origin != Origin::Primary || elsewhere || !new {
             return None;
         }
-        let mut found: HashMap<K, Answer> =
-            loaded.found.into_iter().map(|found| (found.key, Answer::of(Some(&found.value)))).collect();
+        let codec = self.policy.codec;
+        let answered =
+            loaded.found.into_iter().map(|found| (found.key, Answer::of(Some(&found.value), codec)));
+        let mut found: HashMap<K, Answer> = answered.collect();
         let answers = keys.iter().map(|key| found.remove(key).unwrap_or(Answer::Absent)).collect();
         Some(Said { answers, stamp: stamp.snapshot })
     }
@@ -246,48 +251,58 @@ struct Said {
 #[derive(Debug)]
 enum Answer {
     Absent,
-    /// With the entries of its maps in order: a `HashMap` has none.
-    Written(Tape, Vec<u8>),
+    Written(Box<Written>),
     /// Its `Serialize` gives an error.
     Unwritable,
+}
+
+#[derive(Debug)]
+struct Written {
+    tape: Tape,
+    /// With the entries of its maps in order: a `HashMap` has none.
+    sorted: Vec<u8>,
+    /// What it is read from once more, where that is not the tape.
+    text: Option<Bytes>,
 }
 
 impl PartialEq for Answer {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Absent, Self::Absent) => true,
-            (Self::Written(_, one), Self::Written(_, other)) => one == other,
+            (Self::Written(one), Self::Written(other)) => one.sorted == other.sorted,
             _ => false,
         }
     }
 }
 
 impl Answer {
-    fn of<V: Value>(value: Option<&V>) -> Self {
-        match value.map(Tape::of) {
-            None => Self::Absent,
-            Some(tape) if tape.is_whole() => {
-                let sorted = tape.sorted(false);
-                Self::Written(tape, sorted)
-            }
-            Some(_) => Self::Unwritable,
+    fn of<V: Value>(value: Option<&V>, codec: Codec) -> Self {
+        let Some(value) = value else { return Self::Absent };
+        let tape = Tape::of(value);
+        if !tape.is_whole() {
+            return Self::Unwritable;
         }
+        let (sorted, text) = (tape.sorted(false), codec.text(value));
+        Self::Written(Box::new(Written { tape, sorted, text }))
     }
 
     /// Whether two are the same but for the order of their lists, one of which may be a `HashSet`.
     fn is_alike(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Written(one, _), Self::Written(other, _)) => one.says_the_same(other),
+            (Self::Written(one), Self::Written(other)) => one.tape.says_the_same(&other.tape),
             _ => self == other,
         }
     }
 
     /// Whether the same value always has its lists in the same order. One that can't be read back is not known to.
-    async fn is_steady<V: Value>(&self) -> bool {
-        let Self::Written(tape, sorted) = self else { return true };
+    async fn is_steady<V: Value>(&self, codec: Codec) -> bool {
+        let Self::Written(written) = self else { return true };
         for _ in 0..WRITINGS {
-            let again = read_back::read::<V>(tape).map(|value| Tape::of(&value).sorted(false));
-            if again.as_ref() != Ok(sorted) {
+            let again = match &written.text {
+                Some(text) => codec.decode::<V>(text).ok(),
+                None => read_back::read::<V>(&written.tape).ok(),
+            };
+            if again.map(|value| Tape::of(&value).sorted(false)).as_ref() != Some(&written.sorted) {
                 return false;
             }
             // Large values take their time.

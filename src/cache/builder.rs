@@ -90,7 +90,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// Bytes that L1 may hold, by an estimate: 300 an entry, the key's text, and what the value's `Serialize` writes. A
-    /// number counts by its size, a text, a list or a map for 32 bytes more than what is in it. What `Serialize` leaves out
+    /// number counts by its size, a text, a list or a map for 32 bytes more than what is in it, a `serde_json::Value` for 32 at least. What `Serialize` leaves out
     /// (`#[serde(skip)]`) is not seen. Default: 64 MiB.
     pub const fn capacity_bytes(mut self, bytes: u64) -> Self {
         self.policy.capacity_bytes = bytes;
@@ -105,17 +105,18 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted, and what is larger
-    /// there is removed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
+    /// Largest encoded value that goes to L2, before it is compressed. Larger ones stay in L1 and are counted. What is larger there is
+    /// not read, and is removed where it is not compressed: say the same on all instances. Default: 1 MiB, at most 16 MiB.
     pub const fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.policy.max_value_bytes = bytes;
         self
     }
 
     /// How values are written into L2. Default: [`Codec::Bincode`], the shorter and faster one. Types with `#[serde(flatten)]`, untagged or
-    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`).
+    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`). By JSON a new field, even an `Option`, needs a new
+    /// [`version`](CacheBuilder::version).
     ///
-    /// Instances of another codec take each other's values for misses, and replace them. So change it together with
+    /// Instances of another codec take each other's values for misses, and replace them by newer ones. So change it together with
     /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
     pub const fn codec(mut self, codec: Codec) -> Self {
         self.policy.codec = codec;
@@ -203,7 +204,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
-    /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. A test
+    /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. By JSON a new
+    /// field needs a new version too, even an `Option`: it is read as none from what older instances wrote, and called fresh. A test
     /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
     /// Default: 1.
     pub const fn version(mut self, version: u16) -> Self {
@@ -226,6 +228,8 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// The loader runs in a task of the instance, within the load timeout. It may be called for many keys at once, and
     /// by several tasks; never twice at a time for one key by one instance, save after a timeout and by the auditor
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
+    ///
+    /// Where there is an L2, the `Deserialize` of a type that bincode writes is tried here with made-up values; with `panic = "abort"` it is not.
     ///
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2

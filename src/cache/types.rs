@@ -54,7 +54,7 @@ impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> K
 /// | maps by other keys than texts, numbers, `char`, `bool` and what is written as one of these | yes | no |
 /// | `rename`, `rename_all`, `alias`, `default`, `transparent`, `from`, `into`, `try_from`, `remote`, `bound` | yes | yes |
 /// | `rename(serialize = …)` of another name than `deserialize` has | no, unless an `alias` is the name that is written | the same |
-/// | `skip_serializing_if` | where no field is left out | yes; with an `alias`, where no field is left out |
+/// | `skip_serializing_if` | where no field is left out | yes, where it skips the default alone; with an `alias`, or in a tuple struct, where no field is left out |
 /// | `skip_serializing` of a field | no | no |
 /// | `skip_deserializing` of a field | no | where it has its default |
 /// | `skip` of a variant | yes, but for variants whose index it moves | yes |
@@ -69,8 +69,9 @@ impl<T: Clone + Debug + Display + Eq + FromStr + Hash + Send + Sync + 'static> K
 /// What nobody can see is what a type keeps to itself. `#[serde(skip)]` reads its default from L2, as it does from
 /// anywhere. A `with` that rounds has rounded, and one that puts a list into another order has done so: lists count as
 /// equal in any order, for sets and maps have none. In a *tuple* struct with both a `skip_serializing` and a `skip_deserializing`
-/// field bincode reads the next field in place of the other, where both are the default: its fields have no names. By JSON, two variants of an
-/// untagged enum that write the same are one. And inside of what is flattened, tagged or untagged, Serde does not tell which fields are
+/// field bincode reads the next field in place of the other, where both are the default: its fields have no names. By JSON, a `skip_serializing_if` that skips more than
+/// the default (an empty list in an `Option`, -0.0) is read as the default. Two variants of an untagged enum that write the same, by types of the
+/// same name, are one. And inside of what is flattened, tagged or untagged, Serde does not tell which fields are
 /// asked for: one with `skip_serializing` and a default is read there as its default.
 pub trait Value: DeserializeOwned + Send + Serialize + Sync + 'static {}
 impl<T: DeserializeOwned + Send + Serialize + Sync + 'static> Value for T {}

@@ -1,6 +1,7 @@
 //! Which codec writes the values of a cache, and what lies in L2 says which one did.
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 #[cfg(feature = "json")]
@@ -11,7 +12,8 @@ use super::{Payload, Refused, decode_payload};
 /// How the values of a cache are written into L2: [`CacheBuilder::codec`](crate::CacheBuilder::codec).
 ///
 /// [`Value`](crate::Value#what-l2-keeps) says of each type which of them brings it back. Every value in L2 says which codec wrote it. A cache
-/// of another codec takes it for a miss, loads, and puts its own in the place: instances that differ cost loads, never a wrong value.
+/// of another codec takes it for a miss, and loads. What it loads takes the place only where it is newer, as after a write: instances that differ cost loads,
+/// never a wrong value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Codec {
@@ -21,6 +23,10 @@ pub enum Codec {
     Bincode,
     /// JSON, which describes itself: `flatten`, tagged and untagged enums, `skip_serializing_if` and `serde_json::Value` come back. It takes
     /// up to half as much room again as bincode, and two to three times the time.
+    ///
+    /// What `skip_serializing_if` skips is read as the default, so it must skip that alone. Names make JSON tolerant: a new build reads
+    /// what an older one wrote, without the field that is new. So a new field, even an `Option`, needs a new
+    /// [`version`](crate::CacheBuilder::version).
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     Json,
@@ -56,6 +62,18 @@ impl Codec {
         match unpacked(payload.packing, &payload.bytes, most)? {
             Some(bytes) => self.decode(&bytes),
             None => self.decode(&payload.bytes),
+        }
+    }
+
+    /// What a value can be read from once more, where that is not its tape: bincode reads no more than what a tape gives.
+    pub(crate) fn text<V: Serialize>(self, value: &V) -> Option<Bytes> {
+        match self {
+            Self::Bincode => {
+                let _has_no_text = value;
+                None
+            }
+            #[cfg(feature = "json")]
+            Self::Json => json::encode(value),
         }
     }
 

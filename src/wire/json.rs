@@ -24,6 +24,14 @@ pub(super) fn decode<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, Refused> {
     }
 }
 
+/// The JSON of a value that need not come back from it. `None` where there is none.
+pub(super) fn encode<V: Serialize>(value: &V) -> Option<Bytes> {
+    match catch_unwind(AssertUnwindSafe(|| serde_json::to_vec(value))) {
+        Ok(Ok(bytes)) => Some(Bytes::from(bytes)),
+        _ => None,
+    }
+}
+
 /// The JSON of a value that comes back from it as it is, of `most` bytes at most. A larger one costs no proof.
 pub(super) fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) -> Result<Bytes, Flaw> {
     if is_too_deep(value) {
@@ -41,7 +49,7 @@ pub(super) fn proven<V: Serialize + DeserializeOwned>(value: &V, most: usize) ->
     }
     let bytes = bytes.map_err(|_its_text_may_hold_the_value| Flaw::NotJson)?;
     let again = Tape::of(&asked::read::<V>(&bytes, &tape.left_out)?);
-    if !again.is_whole() || !tape.says_the_same(&again) {
+    if !again.is_whole() || !tape.says_the_same(&again) || !tape.is_of_the_same_types(&again) {
         return Err(Flaw::Differs);
     }
     Ok(Bytes::from(bytes))

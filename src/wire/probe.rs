@@ -1,8 +1,8 @@
 //! Whether bincode can read a type at all, by what its `Deserialize` asks for: known before there is a value.
 //!
 //! Made-up values are read: numbers are one, lists are empty, nothing is there that need not be. So what is asked for on
-//! the way is asked for each value of the type, whichever it is, but within a variant of an enum. A type that takes no such
-//! value (one that checks its contents) is not known then. It is told of when the first of its values is proven.
+//! the way is asked for each value of the type, whichever it is, but within a variant of an enum. Code by hand may ask after
+//! some values only: a type that reads other made-up values is told of when it has to be. A type that takes no such value (one that checks its contents) is not known then. It is told of when the first of its values is proven.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,29 +17,49 @@ use super::flaw::{Flaw, Stopped};
 
 /// What types that read a text may want. The last two are for dates.
 const TEXTS: [&str; 4] = ["", "1", "2000-01-01", "2000-01-01T00:00:00Z"];
-/// As many as a UUID has, none of which ends a C string.
-const BYTES: [u8; 16] = [1; 16];
+/// As many as a UUID has. Ones don't end a C string.
+const BYTES: usize = 16;
 /// A type that holds itself in its first variant has no end.
 const MAX_DEPTH: usize = 32;
+/// Parts that are read of one type at most: one may ask for a tuple without end, or hold itself twice and pass over what fails.
+const MAX_PARTS: usize = 10_000;
 
 /// Why no value of the type can come back from bincode. `None` where some may.
 pub(crate) fn unreadable<V: DeserializeOwned>() -> Option<Flaw> {
-    let flaw = Cell::new(None);
-    for text in TEXTS {
-        let probe = Probe { text, flaw: &flaw, certain: true, depth: 0 };
+    // A made-up value must not end the program.
+    if cfg!(panic = "abort") {
+        return None;
+    }
+    let (flaw, _) = probed::<V>(true, TEXTS.into_iter());
+    // Whatever it asked for may have been due to the values.
+    flaw.filter(|_| !probed::<V>(false, TEXTS.into_iter().rev()).1)
+}
+
+/// What was asked for in vain, and whether a value was read without it: of ones or of noughts, and of the first of the texts that it takes.
+fn probed<V: DeserializeOwned>(
+    ones: bool,
+    texts: impl Iterator<Item = &'static str>,
+) -> (Option<Flaw>, bool) {
+    let (flaw, left) = (Cell::new(None), Cell::new(MAX_PARTS));
+    for text in texts {
+        let probe = Probe { ones, text, flaw: &flaw, left: &left, certain: true, depth: 0 };
         // The application's code.
         let read = catch_unwind(AssertUnwindSafe(|| V::deserialize(probe).is_ok()));
         if flaw.get().is_some() || !matches!(read, Ok(false)) {
-            break;
+            return (flaw.get(), flaw.get().is_none() && matches!(read, Ok(true)));
         }
     }
-    flaw.get()
+    (None, false)
 }
 
 #[derive(Clone, Copy)]
 struct Probe<'p> {
+    /// What numbers and bytes are.
+    ones: bool,
     text: &'static str,
     flaw: &'p Cell<Option<Flaw>>,
+    /// Parts that may still be read.
+    left: &'p Cell<usize>,
     /// Whether each value of the type has this part.
     certain: bool,
     depth: usize,
@@ -47,13 +67,22 @@ struct Probe<'p> {
 
 impl Probe<'_> {
     fn stop(self, flaw: Flaw) -> Stopped {
-        if self.certain {
+        // What is asked for after the end says nothing: it may stand for what was not given.
+        if self.certain && self.left.get() > 0 {
             self.flaw.set(Some(flaw));
         }
         Stopped
     }
 
+    /// One part more.
+    fn go_on(self) -> Result<(), Stopped> {
+        let left = self.left.get().saturating_sub(1);
+        self.left.set(left);
+        if left > 0 { Ok(()) } else { Err(Stopped) }
+    }
+
     fn parts(self, left: usize) -> Result<Parts<Self>, Stopped> {
+        self.go_on()?;
         let inner = Self { depth: self.depth + 1, ..self };
         if self.depth < MAX_DEPTH { Ok(Parts { inner, left }) } else { Err(Stopped) }
     }
@@ -70,6 +99,7 @@ impl<'de> SeqAccess<'de> for Parts<Probe<'_>> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Stopped> {
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
+        self.inner.go_on()?;
         seed.deserialize(self.inner).map(Some)
     }
 }
@@ -129,9 +159,9 @@ impl<'de> VariantAccess<'de> for Probe<'_> {
 }
 
 macro_rules! made_up {
-    ($($method:ident $visit:ident $value:expr),* $(,)?) => {
+    ($($method:ident $visit:ident $type:ident),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-            visitor.$visit($value)
+            visitor.$visit($type::from(self.ones))
         })*
     };
 }
@@ -140,12 +170,24 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     type Error = Stopped;
 
     made_up! {
-        deserialize_bool visit_bool true, deserialize_char visit_char '1',
-        deserialize_i8 visit_i8 1, deserialize_i16 visit_i16 1, deserialize_i32 visit_i32 1, deserialize_i64 visit_i64 1,
-        deserialize_i128 visit_i128 1, deserialize_u8 visit_u8 1, deserialize_u16 visit_u16 1, deserialize_u32 visit_u32 1,
-        deserialize_u64 visit_u64 1, deserialize_u128 visit_u128 1, deserialize_f32 visit_f32 1.0,
-        deserialize_f64 visit_f64 1.0, deserialize_bytes visit_bytes &BYTES,
-        deserialize_byte_buf visit_byte_buf BYTES.to_vec(),
+        deserialize_bool visit_bool bool,
+        deserialize_i8 visit_i8 i8, deserialize_i16 visit_i16 i16, deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64, deserialize_i128 visit_i128 i128,
+        deserialize_u8 visit_u8 u8, deserialize_u16 visit_u16 u16, deserialize_u32 visit_u32 u32,
+        deserialize_u64 visit_u64 u64, deserialize_u128 visit_u128 u128,
+        deserialize_f32 visit_f32 f32, deserialize_f64 visit_f64 f64,
+    }
+
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
+        visitor.visit_char(if self.ones { '1' } else { '0' })
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
+        visitor.visit_bytes(&[u8::from(self.ones); BYTES])
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
+        visitor.visit_byte_buf(vec![u8::from(self.ones); BYTES])
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Stopped> {

@@ -4,6 +4,7 @@
 //! written. A tape can: [`read_back`](super::read_back) asks it for what `Deserialize` wants. Nothing fails here on what
 //! bincode can't write, so each value has a weight, and any two can be compared.
 
+use std::any::type_name;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -54,6 +55,8 @@ pub(super) mod kind {
 const HEAP_BYTES: usize = 32;
 /// The like for an entry of a map.
 const ENTRY_BYTES: usize = 16;
+/// A `serde_json::Value` where it stands, whatever it is: it has the room of its largest variant.
+const JSON_BYTES: usize = 32;
 /// An `Option` that is none takes the room of one that isn't; a variant the room of the largest.
 const CHOICE_BYTES: usize = 8;
 
@@ -75,6 +78,10 @@ pub(crate) struct Tape {
     pub(super) flaw: Option<Flaw>,
     #[cfg(feature = "json")]
     pub(super) left_out: Vec<LeftOut>,
+    /// Of the names of all types, in whatever order: a hash map has none. bincode's reader is told no names of those that were
+    /// written, so they are not among the calls.
+    #[cfg(feature = "json")]
+    types: u64,
 }
 
 /// A field that a struct, or a variant, of this name left out of what it wrote.
@@ -117,6 +124,16 @@ impl Tape {
         self.calls == other.calls || self.sorted(true) == other.sorted(true)
     }
 
+    /// Whether another one has the same types, which left out the same fields. What is untagged may be read as another variant
+    /// that writes the same.
+    #[cfg(feature = "json")]
+    pub(super) fn is_of_the_same_types(&self, other: &Self) -> bool {
+        let left_out = |left: &LeftOut| other.left_out.contains(left);
+        self.types == other.types
+            && self.left_out.len() == other.left_out.len()
+            && self.left_out.iter().all(left_out)
+    }
+
     /// The calls, with the entries of each map in order; and the elements of each list, where `lists` says so.
     pub(crate) fn sorted(&self, lists: bool) -> Vec<u8> {
         let mut sorted = Vec::with_capacity(self.calls.len());
@@ -142,6 +159,18 @@ impl Tape {
             self.flaw = Some(Flaw::Unwritable);
         }
         self.depth -= 1;
+    }
+
+    /// A part of something else. What writes nothing takes room in a list all the same.
+    fn write_part<T: Serialize + ?Sized>(&mut self, value: &T, in_a_list: bool) {
+        let before = self.weight;
+        self.write(value);
+        // The size of the type is not known here: lists give references.
+        if type_name::<T>().ends_with("serde_json::value::Value") {
+            self.weight = self.weight.max(before.saturating_add(JSON_BYTES));
+        } else if in_a_list && self.weight == before {
+            self.weight = before.saturating_add(CHOICE_BYTES);
+        }
     }
 
     #[inline]

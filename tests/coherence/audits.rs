@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use perto::sim::{Sim, SimLog, SimPostgres};
 use perto::{
-    Appended, Cache, CacheStats, Change, Event, Load, Loaded, Log, LogError, Poll, Snapshot, Stamp, Value,
+    Appended, Cache, CacheStats, Change, Codec, Event, Load, Loaded, Log, LogError, Poll, Snapshot, Stamp,
+    Value,
 };
 use serde::{Deserialize, Serialize};
 
@@ -206,7 +207,17 @@ async fn a_violation_is_found_whatever_the_type_of_the_value() {
         set: HashSet<u8>,
         count: u64,
     }
+    /// Its list has an order.
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Listed {
+        list: Vec<u64>,
+        #[serde(flatten)]
+        names: BTreeMap<String, u8>,
+    }
     async fn found<V: Value>(make: fn(u64) -> V) {
+        found_by(Codec::Bincode, make).await;
+    }
+    async fn found_by<V: Value>(codec: Codec, make: fn(u64) -> V) {
         let sim = Sim::new(1);
         let perto = sim.node().builder("ring").build().unwrap();
         let (postgres, now) = (sim.postgres.clone(), Arc::new(AtomicU64::new(1)));
@@ -216,7 +227,7 @@ async fn a_violation_is_found_whatever_the_type_of_the_value() {
             let loaded = Loaded::new(stamp).with(load.keys[0], make(count.load(Ordering::Relaxed)));
             async move { Ok::<_, perto::sim::Down>(loaded) }
         };
-        let values: Cache<u64, V> = perto.cache(CACHE).loader(load).unwrap();
+        let values: Cache<u64, V> = perto.cache(CACHE).codec(codec).loader(load).unwrap();
         perto.start().await.unwrap();
         for round in 0..2_000 {
             if round == 200 {
@@ -231,6 +242,8 @@ async fn a_violation_is_found_whatever_the_type_of_the_value() {
     }
     found(|count| Some(Mixed { set: HashSet::from([1, 2, 3]), count, names: BTreeMap::new() })).await;
     found(|count| Sets { set: HashSet::from([1, 2, 3]), count }).await;
+    found_by(Codec::Json, |count| Sets { set: HashSet::from([1, 2, 3]), count }).await;
+    found_by(Codec::Json, |count| Listed { list: vec![count, 3 - count], names: BTreeMap::new() }).await;
 }
 
 /// Its `Serialize` gives an error.

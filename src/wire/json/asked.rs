@@ -5,6 +5,8 @@
 //! them. So a name that is not there is offered behind the last one. An alias of a field that was there is refused as its
 //! double; whoever asks for its value has a field that was not written. What a struct left out itself is known from its tape.
 //!
+//! The fields of a tuple have no names, so one that was left out shows in the length alone: no tuple is read from fewer.
+//!
 //! All else is handed on as it is. Where a struct is flattened, or a variant has its tag within, Serde tells no names.
 
 use std::borrow::Cow;
@@ -12,8 +14,8 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess,
-    SeqAccess, VariantAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, Expected, IntoDeserializer,
+    MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
 use super::super::flaw::Flaw;
@@ -64,11 +66,21 @@ struct Struct {
     fields: &'static [&'static str],
 }
 
+/// A tuple that is being read.
+#[derive(Clone, Copy)]
+struct Tuple {
+    /// For the flaw.
+    called: &'static str,
+    /// Elements that it asks for, and has not been given.
+    left: usize,
+}
+
 /// Something of Serde's that hands all on.
 struct Watched<'w, T> {
     inner: T,
     watch: &'w Watch<'w>,
     of: Option<Struct>,
+    tuple: Option<Tuple>,
     /// The variant that is being read.
     variant: Option<String>,
     /// Whether it is a field.
@@ -77,7 +89,12 @@ struct Watched<'w, T> {
 
 impl<'w, T> Watched<'w, T> {
     const fn new(inner: T, watch: &'w Watch<'w>) -> Self {
-        Self { inner, watch, of: None, variant: None, a_field: false }
+        Self { inner, watch, of: None, tuple: None, variant: None, a_field: false }
+    }
+
+    fn tuple(inner: T, watch: &'w Watch<'w>, called: &'static str, length: usize) -> Self {
+        let tuple = Some(Tuple { called, left: length });
+        Self { tuple, ..Self::new(inner, watch) }
     }
 }
 
@@ -99,7 +116,20 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watched<'_, D> {
         deserialize_bytes() deserialize_byte_buf() deserialize_option() deserialize_unit() deserialize_seq()
         deserialize_map() deserialize_identifier() deserialize_ignored_any()
         deserialize_unit_struct(name: &'static str) deserialize_newtype_struct(name: &'static str)
-        deserialize_tuple(length: usize) deserialize_tuple_struct(name: &'static str, length: usize)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_tuple(length, Watched::tuple(visitor, self.watch, "a tuple", length))
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        let visitor = Watched::tuple(visitor, self.watch, name, length);
+        self.inner.deserialize_tuple_struct(name, length, visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -169,21 +199,23 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watched<'_, V> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(Watched::new(parts, self.watch))
+        let mut parts = Watched::new(parts, self.watch);
+        parts.tuple = self.tuple;
+        self.inner.visit_seq(parts)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        match self.of {
-            None => self.inner.visit_map(Watched::new(entries, self.watch)),
-            Some(of) => self.inner.visit_map(Fields {
-                inner: entries,
-                watch: self.watch,
-                seen: vec![false; of.fields.len()],
-                of,
-                offered: false,
-                is_a_tag: false,
-            }),
-        }
+        let Some(of) = self.of else { return self.inner.visit_map(Watched::new(entries, self.watch)) };
+        let has_a_tag = of.fields.len() == 2 && has_a_tag(&self.inner);
+        self.inner.visit_map(Fields {
+            inner: entries,
+            watch: self.watch,
+            seen: vec![false; of.fields.len()],
+            of,
+            offered: false,
+            has_a_tag,
+            is_a_tag: false,
+        })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, variant: A) -> Result<V::Value, A::Error> {
@@ -205,7 +237,16 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watched<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
-        self.inner.next_element_seed(Watched::new(seed, self.watch))
+        let element = self.inner.next_element_seed(Watched::new(seed, self.watch))?;
+        match (&element, &mut self.tuple) {
+            // Its fields have no names: the others have moved up, and a default stands in for the last.
+            (None, Some(Tuple { called, left: 1.. })) => {
+                self.watch.flaw.set(Some(Flaw::Fields { name: called }));
+            }
+            (Some(_), Some(tuple)) => tuple.left = tuple.left.saturating_sub(1),
+            _ => {}
+        }
+        Ok(element)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -254,7 +295,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watched<'_, A> {
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.inner.tuple_variant(length, Watched::new(visitor, self.watch))
+        self.inner.tuple_variant(length, Watched::tuple(visitor, self.watch, "a variant", length))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -269,6 +310,11 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watched<'_, A> {
     }
 }
 
+/// Serde reads such an enum as a struct. What it calls it tells them apart.
+fn has_a_tag(visitor: &dyn Expected) -> bool {
+    visitor.to_string().starts_with("adjacently tagged enum")
+}
+
 /// The fields of a struct, and behind them a name that was not among them, where there is one.
 struct Fields<'w, A> {
     inner: A,
@@ -277,7 +323,9 @@ struct Fields<'w, A> {
     /// Which of the names were there.
     seen: Vec<bool>,
     offered: bool,
-    /// Whether it is no struct but an enum, and this its `tag`: then the `content` may be missing.
+    /// Whether it is no struct but an enum, with a `tag` and a `content`.
+    has_a_tag: bool,
+    /// Whether the tag is there: then the content may be missing.
     is_a_tag: bool,
 }
 
@@ -321,7 +369,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Fields<'_, A> {
         let value = self.inner.next_value_seed(seed)?;
         // The tag is an enum of the same name as the whole.
         let an_enum = self.watch.an_enum.take();
-        self.is_a_tag |= self.of.fields.len() == 2 && an_enum.is_some_and(|name| name == self.of.name);
+        self.is_a_tag |= self.has_a_tag && an_enum.is_some_and(|name| name == self.of.name);
         Ok(value)
     }
 

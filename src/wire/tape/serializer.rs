@@ -1,5 +1,10 @@
 //! The tape as a `Serializer`: each call is noted, none fails.
 
+#[cfg(feature = "json")]
+use std::hash::BuildHasher;
+
+#[cfg(feature = "json")]
+use foldhash::fast::FixedState;
 use serde::ser::{self, Serialize, Serializer};
 
 use super::super::flaw::{Flaw, Stopped};
@@ -23,7 +28,7 @@ pub(crate) struct Open<'t> {
 impl Open<'_> {
     fn part<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stopped> {
         self.count += 1;
-        self.tape.write(value);
+        self.tape.write_part(value, self.kind == kind::SEQ);
         Ok(())
     }
 
@@ -74,6 +79,19 @@ impl Tape {
         }
         let names = self.open.len();
         Open { tape: self, kind, name, at, declared, count: 0, names }
+    }
+}
+
+impl Tape {
+    /// A struct, or an enum, of this name is written.
+    #[inline]
+    fn of_type(&mut self, name: &'static str) {
+        #[cfg(feature = "json")]
+        if self.recording {
+            self.types = self.types.wrapping_add(FixedState::default().hash_one(name));
+        }
+        #[cfg(not(feature = "json"))]
+        let _only_json_asks = name;
     }
 }
 
@@ -142,11 +160,13 @@ impl<'t> Serializer for &'t mut Tape {
         self.put(kind::UNIT, [], 0)
     }
 
-    fn serialize_unit_struct(self, _: &'static str) -> Result<(), Stopped> {
+    fn serialize_unit_struct(self, name: &'static str) -> Result<(), Stopped> {
+        self.of_type(name);
         self.serialize_unit()
     }
 
-    fn serialize_unit_variant(self, _: &'static str, index: u32, name: &'static str) -> Result<(), Stopped> {
+    fn serialize_unit_variant(self, of: &'static str, index: u32, name: &'static str) -> Result<(), Stopped> {
+        self.of_type(of);
         self.put_variant(index, name)?;
         self.serialize_unit()
     }
@@ -154,20 +174,22 @@ impl<'t> Serializer for &'t mut Tape {
     /// bincode writes what is in it, and nothing more.
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
         self,
-        _: &'static str,
+        name: &'static str,
         value: &T,
     ) -> Result<(), Stopped> {
+        self.of_type(name);
         self.write(value);
         Ok(())
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
         self,
-        _: &'static str,
+        of: &'static str,
         index: u32,
         name: &'static str,
         value: &T,
     ) -> Result<(), Stopped> {
+        self.of_type(of);
         self.put_variant(index, name)?;
         self.write(value);
         Ok(())
@@ -181,17 +203,19 @@ impl<'t> Serializer for &'t mut Tape {
         Ok(self.begin(kind::TUPLE, "", Some(length), 0))
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, length: usize) -> Result<Open<'t>, Stopped> {
+    fn serialize_tuple_struct(self, name: &'static str, length: usize) -> Result<Open<'t>, Stopped> {
+        self.of_type(name);
         self.serialize_tuple(length)
     }
 
     fn serialize_tuple_variant(
         self,
-        _: &'static str,
+        of: &'static str,
         index: u32,
         name: &'static str,
         length: usize,
     ) -> Result<Open<'t>, Stopped> {
+        self.of_type(of);
         self.put_variant(index, name)?;
         self.serialize_tuple(length)
     }
@@ -201,16 +225,18 @@ impl<'t> Serializer for &'t mut Tape {
     }
 
     fn serialize_struct(self, name: &'static str, length: usize) -> Result<Open<'t>, Stopped> {
+        self.of_type(name);
         Ok(self.begin(kind::STRUCT, name, Some(length), 0))
     }
 
     fn serialize_struct_variant(
         self,
-        _: &'static str,
+        of: &'static str,
         index: u32,
         name: &'static str,
         length: usize,
     ) -> Result<Open<'t>, Stopped> {
+        self.of_type(of);
         self.put_variant(index, name)?;
         self.serialize_struct(name, length)
     }
@@ -274,7 +300,7 @@ impl ser::SerializeMap for Open<'_> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stopped> {
-        self.tape.write(value);
+        self.tape.write_part(value, false);
         Ok(())
     }
 

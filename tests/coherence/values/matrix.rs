@@ -10,6 +10,7 @@ use std::num::NonZeroU32;
 use std::ops::{Bound, Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
@@ -391,6 +392,28 @@ struct SkipLast {
 struct SkipEachOfTuple(#[serde(skip_serializing)] u8, u8, #[serde(skip_deserializing)] u8);
 
 #[derive(Debug, Serialize, Deserialize)]
+struct SkipLastOfTuple(u8, #[serde(default, skip_serializing)] String);
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SkipIfOfTuple(
+    #[serde(default, skip_serializing_if = "is_zero")] u8,
+    #[serde(default, skip_serializing_if = "is_zero")] u8,
+);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum SkipInTupleVariant {
+    Tuple(
+        u8,
+        #[serde(default, skip_serializing_if = "is_zero")] u8,
+        #[serde(default, skip_serializing_if = "is_zero")] u8,
+    ),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum SkippedVariant {
     Before(u8),
     #[serde(skip)]
@@ -431,6 +454,20 @@ struct SkipBesideAlias {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+enum Role {
+    Admin,
+}
+
+/// Named as the enum that stands in it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename = "Role")]
+struct SkipBesideRole {
+    role: Role,
+    #[serde(default, skip_serializing)]
+    password: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 enum SkipInVariant {
     Named {
         #[serde(default, skip_serializing)]
@@ -451,6 +488,80 @@ struct Enclosing {
 enum Ambiguous {
     Short(u8),
     Long(u64),
+}
+
+/// Without what they leave out, both write the same.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum SkipIfUntagged {
+    Sale {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        discount: Option<u8>,
+        price: u32,
+    },
+    Rent {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        months: Option<u8>,
+        price: u32,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Celsius(f64);
+#[derive(Debug, Serialize, Deserialize)]
+struct Fahrenheit(f64);
+
+/// Both are a number.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Temperature {
+    Celsius(Celsius),
+    Fahrenheit(Fahrenheit),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meters {
+    length: f64,
+}
+#[derive(Debug, Serialize, Deserialize)]
+struct Feet {
+    length: f64,
+}
+
+/// Both have the same fields.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Length {
+    Meters(Meters),
+    Feet(Feet),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Point(i8, i8);
+#[derive(Debug, Serialize, Deserialize)]
+struct Offset(i8, i8);
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Place {
+    Point(Point),
+    Offset(Offset),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Paid {
+    Yes,
+}
+#[derive(Debug, Serialize, Deserialize)]
+enum Shipped {
+    Yes,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum State {
+    Paid(Paid),
+    Shipped(Shipped),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -531,6 +642,18 @@ fn types_whose_sides_differ_stay_out() {
     needs_json("skip_deserializing of a default", &SkipDeserializing { a: 1, b: 0 }, FIELDS);
     stays_out("skip_deserializing", &SkipDeserializing { a: 1, b: 2 }, FIELDS, DIFFERS);
     stays_out("of a tuple", &SkipEachOfTuple(7, 8, 9), DIFFERS, DIFFERS);
+    for text in ["", "x"] {
+        let named = SkipBesideRole { role: Role::Admin, password: text.to_owned() };
+        stays_out("beside an enum of the same name", &named, FIELDS, FIELDS);
+        stays_out("the last of a tuple", &SkipLastOfTuple(1, text.to_owned()), OTHERWISE, FIELDS);
+    }
+    // What was left out moves the others.
+    for (a, b) in [(0, 7), (7, 0)] {
+        stays_out("skip_serializing_if of a tuple", &SkipIfOfTuple(a, b), OTHERWISE, FIELDS);
+        let variant = SkipInTupleVariant::Tuple(1, a, b);
+        stays_out("skip_serializing_if of a variant's tuple", &variant, OTHERWISE, FIELDS);
+    }
+    comes_back("skip_serializing_if of a tuple, not skipped", &SkipIfOfTuple(7, 7));
     comes_back("before a variant that is skipped", &SkippedVariant::Before(1));
     stays_out_or_comes_back("behind one", &SkippedVariant::After(2));
     stays_out_or_comes_back("the last behind one", &SkippedVariant::Last(3));
@@ -566,6 +689,18 @@ fn types_that_ask_what_comes_next_come_back_from_json() {
     // Of what matches several variants the first is read.
     stays_out_by(Codec::Json, "a long number", &Ambiguous::Long(7), DIFFERS);
     comes_back_by(Codec::Json, "a short one", &Ambiguous::Short(7));
+    let [sale, rent] =
+        [SkipIfUntagged::Sale { discount: None, price: 1 }, SkipIfUntagged::Rent { months: None, price: 1 }];
+    comes_back_by(Codec::Json, "the first without a field", &sale);
+    stays_out_by(Codec::Json, "the second without its own", &rent, DIFFERS);
+    comes_back_by(Codec::Json, "a number", &Temperature::Celsius(Celsius(1.5)));
+    stays_out_by(Codec::Json, "another one", &Temperature::Fahrenheit(Fahrenheit(1.5)), DIFFERS);
+    comes_back_by(Codec::Json, "a struct", &Length::Meters(Meters { length: 1.5 }));
+    stays_out_by(Codec::Json, "one of the same fields", &Length::Feet(Feet { length: 1.5 }), DIFFERS);
+    comes_back_by(Codec::Json, "a tuple", &Place::Point(Point(1, 2)));
+    stays_out_by(Codec::Json, "one of the same length", &Place::Offset(Offset(1, 2)), DIFFERS);
+    comes_back_by(Codec::Json, "a variant", &State::Paid(Paid::Yes));
+    stays_out_by(Codec::Json, "one of the same name", &State::Shipped(Shipped::Yes), DIFFERS);
     // A key of the map that is a field of the struct.
     let twice = FlatBeside { a: 1, more: BTreeMap::from([("a".into(), 2)]) };
     stays_out("a name that is there twice", &twice, LENGTH, OTHERWISE);
@@ -582,6 +717,60 @@ fn a_field_that_is_never_written_is_not_seen_where_no_names_are_told() {
     let bytes = perto::fuzzing::payload_by(Codec::Json, &value).unwrap();
     let back = perto::fuzzing::value_by::<Enclosing>(Codec::Json, &bytes).unwrap();
     assert_eq!((back.id, back.inner.a, back.inner.b), (1, 0, 2));
+}
+
+fn is_none_or_empty(list: &Option<Vec<u8>>) -> bool {
+    list.as_ref().is_none_or(Vec::is_empty)
+}
+
+fn is_nought(number: &f64) -> bool {
+    *number == 0.0
+}
+
+fn is_small(number: &u8) -> bool {
+    *number < 10
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct SkipsMore {
+    #[serde(default, skip_serializing_if = "is_none_or_empty")]
+    list: Option<Vec<u8>>,
+    #[serde(default, skip_serializing_if = "is_nought")]
+    float: f64,
+    #[serde(default, skip_serializing_if = "is_small")]
+    number: u8,
+}
+
+/// It writes the same again, so nobody can see it.
+#[test]
+fn what_is_skipped_and_is_not_the_default_is_read_from_json_as_the_default() {
+    let value = SkipsMore { list: Some(vec![]), float: -0.0, number: 9 };
+    let bytes = perto::fuzzing::payload_by(Codec::Json, &value).unwrap();
+    let back = perto::fuzzing::value_by::<SkipsMore>(Codec::Json, &bytes).unwrap();
+    assert_eq!(back, SkipsMore { list: None, float: 0.0, number: 0 });
+    assert!(back.float.is_sign_positive());
+    comes_back_by(Codec::Json, "the default", &SkipsMore { list: None, float: 0.0, number: 0 });
+    comes_back_by(Codec::Json, "none", &SkipsMore { list: Some(vec![1]), float: 0.5, number: 10 });
+}
+
+/// So a new field needs a new version, whatever it is.
+#[test]
+fn a_new_option_is_none_in_the_json_of_an_older_build_and_unreadable_in_its_bincode() {
+    #[derive(Debug, Serialize, Deserialize)]
+    struct Older {
+        price: u32,
+    }
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Newer {
+        price: u32,
+        discount: Option<u32>,
+    }
+    let read = |codec| {
+        let bytes = perto::fuzzing::payload_by(codec, &Older { price: 7 }).unwrap();
+        perto::fuzzing::value_by::<Newer>(codec, &bytes)
+    };
+    assert_eq!(read(Codec::Json), Some(Newer { price: 7, discount: None }));
+    assert_eq!(read(Codec::Bincode), None);
 }
 
 /// Whatever a value looks like, it is known of these types, and of no other one here.
@@ -613,6 +802,139 @@ fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
     readable::<BTreeMap<String, FlatMap>>();
     // What takes no made-up value is not known.
     readable::<(Even, serde_json::Value)>();
+}
+
+/// What follows depends on what came first.
+#[derive(Debug)]
+struct Branches;
+
+impl<'de> Deserialize<'de> for Branches {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(3, Self)
+    }
+}
+
+impl Serialize for Branches {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (false, "text", 7_u8).serialize(serializer)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Branches {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a flag, a text and a number")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        let asks = parts.next_element::<bool>()? == Some(true);
+        if asks || parts.next_element::<String>()?.is_some_and(|text| text.is_empty()) {
+            parts.next_element::<serde_json::Value>()?;
+        } else {
+            parts.next_element::<u8>()?;
+        }
+        Ok(self)
+    }
+}
+
+#[test]
+fn a_type_that_asks_after_some_values_only_may_be_declared() {
+    comes_back("a value after which it does not ask", &Branches);
+    assert_eq!(perto::fuzzing::unreadable::<Branches>(), None);
+    assert_eq!(perto::fuzzing::unreadable::<(u64, Branches, Plain)>(), None);
+    assert!(perto::fuzzing::unreadable::<(Branches, Internal)>().is_some());
+}
+
+/// Asks for a tuple that has no end, and counts what it gets.
+#[derive(Debug, Serialize)]
+struct Endless;
+
+/// Holds itself twice, and passes over what fails.
+#[derive(Debug, Serialize)]
+struct Bushy;
+
+static PARTS: AtomicUsize = AtomicUsize::new(0);
+
+/// The test ends, whatever it finds.
+fn count_a_part() {
+    assert!(PARTS.fetch_add(1, Ordering::Relaxed) < 1_000_000, "there is no end");
+}
+
+impl<'de> Deserialize<'de> for Endless {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(usize::MAX, Self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Endless {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a tuple without end")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        while parts.next_element::<u8>()?.is_some() {
+            count_a_part();
+        }
+        Ok(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bushy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_tuple(2, Self)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Bushy {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("itself, twice")
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut parts: A) -> Result<Self, A::Error> {
+        for _ in 0..2 {
+            count_a_part();
+            drop(parts.next_element::<Self>());
+        }
+        Ok(self)
+    }
+}
+
+#[test]
+fn a_type_without_end_is_left_after_ten_thousand_parts_and_nothing_is_known_of_it() {
+    for unreadable in [perto::fuzzing::unreadable::<Endless>, perto::fuzzing::unreadable::<Bushy>] {
+        PARTS.store(0, Ordering::Relaxed);
+        assert_eq!(unreadable(), None);
+        let parts = PARTS.load(Ordering::Relaxed);
+        assert!((1_000..50_000).contains(&parts), "{parts} parts");
+    }
+    assert_eq!(perto::fuzzing::unreadable::<(Endless, Internal)>(), None, "it never comes to the second");
+}
+
+/// A number of JSON takes as much room as any other of its values, and one in a list of numbers takes its own.
+#[test]
+fn what_a_value_weighs_in_l1_is_about_what_it_takes() {
+    use perto::fuzzing::weight;
+    assert_eq!(weight(&vec![1_u8; 1_000]), 32 + 1_000);
+    assert_eq!(weight(&vec![1_i64; 1_000]), 32 + 8_000);
+    assert_eq!(weight(&vec![Some(1_u16); 1_000]), 32 + 10_000);
+    assert_eq!(weight(&vec!["a".to_owned(); 1_000]), 32 + 33_000);
+    assert_eq!(weight(&BTreeMap::from([(1_u8, 2_u32), (2, 3)])), 32 + 2 * (16 + 1 + 4));
+    assert_eq!(weight(&HashMap::from([(1_u8, ())])), 32 + 16 + 1);
+    assert_eq!(weight(&(1_u8, (), [0_u16; 3])), 1 + 6);
+    for part in [serde_json::json!(null), serde_json::json!(true), serde_json::json!(7)] {
+        let list = vec![part.clone(); 1_000];
+        assert_eq!(weight(&list), 32 + 32_000, "of {part}");
+        assert_eq!(weight(&serde_json::Value::Array(list)), 32 + 32_000, "of {part}");
+        let map = serde_json::json!({ "a": part });
+        assert_eq!(weight(&map), 32 + 16 + 33 + 32, "{map}");
+    }
+    assert_eq!(weight(&serde_json::json!(["a", []])), 32 + 33 + 32);
+    assert_eq!(weight(&vec![Untagged::Unit, Untagged::Unit]), 32 + 2 * 8);
 }
 
 /// Serde may change its mind about these. Either is right.
@@ -684,9 +1006,9 @@ fn what_is_written_by_hand_and_read_otherwise_stays_out() {
     needs_json("an option read without", &OptionReadPlain, OTHERWISE);
     needs_json("f32 read as f64", &FloatReadDouble, OTHERWISE);
     needs_json("a list of unknown length", &NoLength, LENGTH);
-    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE, OTHERWISE);
+    stays_out("a list read as a tuple", &ListReadTuple, OTHERWISE, FIELDS);
     stays_out("a longer tuple", &LongerTuple, OTHERWISE, OTHERWISE);
-    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE, OTHERWISE);
+    stays_out("a shorter tuple", &ShorterTuple, OTHERWISE, FIELDS);
     stays_out("read as an option", &PlainReadOption, OTHERWISE, OTHERWISE);
     stays_out("a text read as a number", &TextReadNumber, OTHERWISE, OTHERWISE);
     stays_out("u8 read as bool", &NumberReadBool, OTHERWISE, OTHERWISE);
