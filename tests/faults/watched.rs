@@ -161,9 +161,11 @@ async fn as_of(world: &World, version: usize) {
         include_str!("../../src/log/postgres/schema-3.sql"),
         include_str!("../../src/log/postgres/schema-4.sql"),
         include_str!("../../src/log/postgres/schema-5.sql"),
+        include_str!("../../src/log/postgres/schema-6.sql"),
     ];
-    world.sql("drop table watched, tick, boot, invalidation").await;
-    let functions = ["origin", "epoch", "pending", "version"].map(|name| format!("{}.{name}()", world.name));
+    world.sql("drop table switch, watched, tick, boot, invalidation").await;
+    let functions =
+        ["origin", "epoch", "pending", "version", "home"].map(|name| format!("{}.{name}()", world.name));
     world.sql(&format!("drop function {}, pending(text)", functions.join(", "))).await;
     for step in &steps[..version] {
         let step = step.replace("create schema if not exists perto;", "");
@@ -249,11 +251,17 @@ async fn what_an_upgrade_adds_runs_as_who_owns_the_log_and_also_where_nothing_ma
 
 /// With the functions that version wrote: they go on, and watching again replaces them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_of_the_version_before_is_upgraded_with_its_rows_and_rights() {
+async fn a_log_of_a_version_before_is_upgraded_with_its_rows_and_rights() {
+    for version in [5, 6] {
+        upgraded_with_its_rows_and_rights(version).await;
+    }
+}
+
+async fn upgraded_with_its_rows_and_rights(version: usize) {
     let world = World::new().await;
     let (schema, role) = (&world.name, format!("{}_reader", world.name));
     let mut connection = connected(&world).await;
-    as_of(&world, 5).await;
+    as_of(&world, version).await;
     // What it wrote for this key, in short.
     let function: String =
         sqlx::query_scalar("select p.oid::regproc::text from pg_proc p where p.pronamespace = $1::regnamespace and proname like 'item:%'")
