@@ -13,6 +13,8 @@ use crate::log::switch::{ALL, Switch, Switching, TierMode};
 /// Rows that are looked at. Each cache has two at most; somebody may have written more.
 const MOST: usize = 1_000;
 
+/// Of a text: all of it, where the table has its checks. Else a poll would bring megabytes.
+const MOST_LETTERS: usize = 400;
 /// Seconds for which another one who switches is waited for.
 const LOCK_LIMIT: u32 = 1;
 
@@ -34,7 +36,12 @@ const TIMES: &str = "concat(extract(epoch from w.since), ' ', extract(epoch from
 /// If Postgres can't be read, or there is no log of this version.
 pub async fn switches(connection: &mut PgConnection, schema: &str) -> Result<Vec<Switch>, LogError> {
     schema::check_name(schema).map_err(LogError::Schema)?;
-    let sql = sql(schema, &format!("w.cache, w.tier, w.mode, w.reason, w.who, {TIMES} as times"));
+    let sql = sql(
+        schema,
+        &format!(
+            "w.cache, w.tier, w.mode, left(w.reason, {MOST_LETTERS}) as reason, left(w.who, {MOST_LETTERS}) as who, {TIMES} as times"
+        ),
+    );
     // In one step: a pooler may give two to two servers.
     let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await;
     let rows = rows.map_err(|error| schema::explain(error, schema))?;
@@ -141,7 +148,12 @@ async fn write(
 
 /// Of the answer of a poll, in the columns that its rows have.
 pub(super) fn polled_sql(schema: &str) -> String {
-    sql(schema, &format!("null, 0, w.tier, null, null, null, {TIMES}, w.cache, w.mode, w.who, w.reason"))
+    sql(
+        schema,
+        &format!(
+            "null, 0, w.tier, null, null, null, {TIMES}, w.cache, w.mode, left(w.who, {MOST_LETTERS}), left(w.reason, {MOST_LETTERS})"
+        ),
+    )
 }
 
 /// A row of [`polled_sql`], if it is one.
