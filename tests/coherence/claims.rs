@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::{CacheBuilder, Error, Tier};
+use perto::{CacheBuilder, Error, Switching, Tier, TierMode};
 use tokio::time::Instant;
 
 use crate::ring::{BOUND, Member, POLL, Ring, eventually, ms, some, spawn, text};
@@ -50,6 +50,7 @@ async fn all_read(ring: &Ring, key: u64, value: Option<String>, times: usize) ->
 #[tokio::test(start_paused = true)]
 async fn a_thousand_reads_at_once_on_four_instances_are_one_load() {
     let ring = ring().await;
+    // Announced to nobody: it is there by the time that the polls are.
     ring.write_silently(7, "seven");
     tokio::time::sleep(POLL).await;
     let (tiers, took) = all_read(&ring, 7, some("seven"), 250).await;
@@ -161,6 +162,42 @@ async fn a_read_that_nobody_awaits_any_more_looks_no_further() {
     assert_eq!(ring.members[1].loads(), 0);
     ring.members[0].loader.before().open();
     holds.await.unwrap().unwrap();
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_while_l2_goes_off_loads_and_waits_no_longer() {
+    let ring = ring().await;
+    ring.members[0].loader.before().close();
+    let holds = ring.members[0].reading(7);
+    ms(5).await;
+    let waits = ring.members[1].reading(7);
+    ms(5).await;
+    let began = Instant::now();
+    ring.members[1].perto.switch(Switching::of("user", Tier::Remote, TierMode::Off)).await.unwrap();
+    assert_eq!(waits.await.unwrap().unwrap().tier, Tier::Load);
+    assert!(began.elapsed() < LONGEST_WAIT - LOAD, "{:?}", began.elapsed());
+    ring.members[0].loader.before().open();
+    holds.await.unwrap().unwrap();
+    ring.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_load_takes_nearly_as_long_as_it_may_nobody_waits_for_another() {
+    let mut ring = Ring::of(0).await;
+    for _ in 0..2 {
+        let cache = |cache: CacheBuilder<u64, String>| cache.fleet_single_flight().load_timeout(6 * LOAD);
+        ring.join_with(|builder| builder, cache).await;
+    }
+    for member in &ring.members {
+        member.loader.faults().delay(2 * LOAD, 2 * LOAD);
+        // From now on it knows how long a load takes.
+        assert_eq!(member.fresh(member.loads() + 1).await, None);
+    }
+    let before = loads(&ring);
+    let (_, took) = all_read(&ring, 9, None, 1).await;
+    assert_eq!(loads(&ring) - before, 2);
+    assert!(took <= 4 * LOAD + ms_of(5), "{took:?}");
     ring.end().await;
 }
 

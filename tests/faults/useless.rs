@@ -252,6 +252,28 @@ async fn after_a_database_was_read_only_writes_work_again_within_two_seconds() {
     assert!(over.elapsed() < Duration::from_secs(6), "{:?}", over.elapsed());
 }
 
+/// It was used a moment ago, so nobody asks whether it still answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalidation_by_hand_right_after_its_connections_were_killed_is_recorded_on_another() {
+    let server = PrivatePostgres::start().await;
+    let world = World::on(&server.url("postgres"), &redis_url()).await;
+    let a = world.start().await;
+    for round in 0..5 {
+        // Both are there, and idle for less than a second.
+        let both = tokio::join!(a.items.invalidate(&1), a.items.invalidate(&2));
+        both.0.and(both.1).unwrap();
+        world
+            .sql(
+                "select pg_terminate_backend(pid) from pg_stat_activity \
+                 where application_name = 'perto' and pid <> pg_backend_pid()",
+            )
+            .await;
+        let rows = world.count("invalidation where keys = '{3}'").await;
+        a.items.invalidate(&3).await.unwrap_or_else(|error| panic!("round {round}: {error:?}"));
+        assert_eq!(world.count("invalidation where keys = '{3}'").await, rows + 1);
+    }
+}
+
 /// Settings of the role that an instance's connections begin with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_roles_transactions_are_by_default_reads_are_right_and_the_log_is_followed() {
