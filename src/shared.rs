@@ -132,6 +132,18 @@ impl Shared {
         }
     }
 
+    /// The same, for what is dropped when the instance closes.
+    pub(crate) fn spawn_until_closing(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            tokio::select! {
+                biased;
+                () = shared.closing() => {}
+                () = task => {}
+            }
+        });
+    }
+
     pub(crate) fn spawn_until_end(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ending = self.ending.clone();
         self.tasks.spawn(async move {

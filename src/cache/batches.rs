@@ -75,14 +75,7 @@ impl<K: Key, V: Value> Core<K, V> {
 
     fn spawn_look_ups(self: &Arc<Self>, worker: Worker<Led<K, FlightResult<V>>>) {
         let core = Arc::clone(self);
-        self.shared.spawn(async move {
-            let closing = core.shared.closing();
-            tokio::select! {
-                biased;
-                () = closing => {}
-                () = core.look_up_waiting(worker) => {}
-            }
-        });
+        self.shared.spawn_until_closing(async move { core.look_up_waiting(worker).await });
     }
 
     async fn look_up_waiting(self: &Arc<Self>, mut worker: Worker<Led<K, FlightResult<V>>>) {

@@ -33,14 +33,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return self.load(missing);
         }
         let core = Arc::clone(self);
-        self.shared.spawn(async move {
-            let closing = core.shared.closing();
-            tokio::select! {
-                biased;
-                () = closing => {}
-                () = core.load_once(missing) => {}
-            }
-        });
+        self.shared.spawn_until_closing(async move { core.load_once(missing).await });
     }
 
     async fn load_once(self: &Arc<Self>, mut missing: Vec<Led<K, FlightResult<V>>>) {
