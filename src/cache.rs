@@ -8,9 +8,12 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
 
 use crate::coherence::buckets::{Slot, WholeCache};
 use crate::coherence::lease::LeaseView;
@@ -384,6 +387,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             if waiting.is_empty() {
                 break;
             }
+            let joined = waiting.len() > led.len();
             if !led.is_empty() {
                 // Once the flights are there: whoever joins one as if it took off after its own read began must not have it judged by
                 // a poll from before. Before anything is asked of anybody.
@@ -396,8 +400,19 @@ impl<K: Key, V: Value> Cache<K, V> {
                     }
                 }
             }
-            let landed = until(end, self.land(waiting, wish, &mut answers)).await;
-            refused += usize::from(landed.ok_or_else(|| self.late(limit))??);
+            if !again && !joined {
+                // That has limits of its own, and a timer costs as much as a wake-up.
+                for Waiting { waiter, .. } in &waiting {
+                    waiter.looked_up().await;
+                }
+            }
+            let mut landing = pin!(self.land(waiting, wish, &mut answers));
+            let landed = match landing.as_mut().now_or_never() {
+                Some(landed) => landed,
+                // Apart from the read, which so is small.
+                None => Box::pin(until(end, landing)).await.ok_or_else(|| self.late(limit))?,
+            };
+            refused += usize::from(landed?);
             again = true;
         }
         answers.into_iter().map(|answer| answer.ok_or(Error::Unsettled)).collect()

@@ -19,13 +19,18 @@ impl<T> Watched<T> {
 
     pub(crate) fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let returned = change(&mut self.value.lock());
-        self.changed.notify_waiters();
+        self.tell();
         returned
     }
 
     /// A change that nobody needs to be woken for.
     pub(crate) fn quietly<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         change(&mut self.value.lock())
+    }
+
+    /// Wakes those who wait, to look again.
+    pub(crate) fn tell(&self) {
+        self.changed.notify_waiters();
     }
 
     pub(crate) fn look<R>(&self, look: impl FnOnce(&T) -> R) -> R {

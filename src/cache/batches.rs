@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use super::fetch::weight;
+use super::fetch::{Moment, weight};
 use super::gather::{Fits, Worker};
 use super::led::{Call, Few, Led, Piece};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
@@ -59,7 +59,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let place = if apart { None } else { self.look_ups.alone() };
         if place.is_none() && !apart {
             // A task of the instance looks it up: nobody needs to give up this leader.
-            led.keys.iter().for_each(|led| led.leader.loads());
+            led.keys.iter().for_each(|led| led.leader.needs_nobody());
             if let Some(worker) = self.look_ups.add([led], Led::retain_awaited) {
                 self.spawn_look_ups(worker);
             }
@@ -142,14 +142,15 @@ impl<K: Key, V: Value> Core<K, V> {
         let values = found.iter().flatten();
         self.pace.brought(values.clone().count(), values.map(Bytes::len).sum());
         // From here on nothing waits: nobody needs to give up these leaders.
-        all.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
+        all.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.needs_nobody());
+        let came = Moment::now(&*self.shared.clock);
         let mut found = names.iter().zip(found.into_iter().chain(std::iter::repeat(None)));
         let mut missing = Vec::new();
         for mut led in all {
             let (start, token) = (led.start, led.wish.token_in(led.start.epoch, led.start.era));
             let mut loads = Few::new();
             for (key, (name, bytes)) in led.keys.drain(..).zip(&mut found) {
-                let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key, start));
+                let entry = bytes.and_then(|bytes| self.read_remote(name, &bytes, &key, start, came));
                 match entry {
                     Some(entry) if contains(&entry, token) => {
                         let entry = Arc::new(entry);

@@ -15,6 +15,7 @@ use super::loader::{self, Load, Loaded, Stamp};
 use super::pace::Slow;
 use super::policy::millis;
 use super::{Core, FlightResult, Key, Outcome, Value};
+use crate::clock::Clock;
 use crate::coherence::buckets::{Slot, Subject};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::snapshot::{Origin, Snapshot};
@@ -117,6 +118,7 @@ impl<K: Key, V: Value> Core<K, V> {
         bytes: &Bytes,
         key: &LedKey<K, FlightResult<V>>,
         start: ReadStart,
+        came: Moment,
     ) -> Option<Entry<V>> {
         let unreadable = |refused| {
             self.counters.l2_unreadable.add(1);
@@ -148,8 +150,7 @@ impl<K: Key, V: Value> Core<K, V> {
             Some(payload) => Some(self.decoded(payload).map_err(unreadable).ok()?),
         };
         // The wall clocks of two machines only ever decide how long this lives, never whether it is fresh.
-        let clock = &self.shared.clock;
-        let age_ms = clock.unix_ms().saturating_sub(stored.created_unix_ms);
+        let age_ms = came.unix_ms.saturating_sub(stored.created_unix_ms);
         // A server that was restored, or a fill that was long under way, may keep a value for longer than its life.
         // What is due to be refreshed is loaded.
         let (ahead, is_brief) = self.ahead_of(Duration::from_millis(u64::from(stored.life_ms)));
@@ -158,7 +159,7 @@ impl<K: Key, V: Value> Core<K, V> {
             .filter(|left_ms| *left_ms > 0)?;
         let made = Made {
             era: start.era,
-            expires_ms: clock.now_ms().saturating_add(left_ms),
+            expires_ms: came.now_ms.saturating_add(left_ms),
             token: stored.rank.map(|rank| Token::of_read(start.epoch, rank)),
             made_of,
             judged: true,
@@ -472,6 +473,19 @@ impl<K: Key, V: Value> Core<K, V> {
 
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
         self.shared.remote_key(epoch, &self.name, self.policy.version, text)
+    }
+}
+
+/// When values came, by both clocks: for all of a look-up, for each costs time to be asked.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    now_ms: u64,
+    unix_ms: u64,
+}
+
+impl Moment {
+    pub(super) fn now(clock: &dyn Clock) -> Self {
+        Self { now_ms: clock.now_ms(), unix_ms: clock.unix_ms() }
     }
 }
 

@@ -45,7 +45,9 @@ struct Flight<K, T> {
 enum State<T> {
     /// Its leader looks into L2, in the leader's own task.
     LookingUp,
-    /// Its look-up has ended. If need be, a load runs in a task of the instance.
+    /// A task of the instance looks into L2, or what was found is being looked at.
+    LookingUpInTask,
+    /// A task of the instance loads it.
     Loading,
     Landed(T),
     /// Its leader is gone.
@@ -98,7 +100,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) async fn outcome(&self, waiter: Waiter<K, T>) -> Option<T> {
         let flight = &waiter.0;
         let outcome = |state: &State<T>| match state {
-            State::LookingUp | State::Loading => None,
+            State::LookingUp | State::LookingUpInTask | State::Loading => None,
             State::Landed(outcome) => Some(Some(outcome.clone())),
             State::Abandoned => Some(None),
         };
@@ -145,13 +147,28 @@ impl<K, T> Leader<K, T> {
     }
 
     /// From now on the flight needs nobody who polls its leader.
-    pub(crate) fn loads(&self) {
+    pub(crate) fn needs_nobody(&self) {
         // Nobody is told: who waits for the end of the look-up finds it when the outcome is there, or when its time is over.
         self.flight.state.quietly(|state| {
             if matches!(state, State::LookingUp) {
-                *state = State::Loading;
+                *state = State::LookingUpInTask;
             }
         });
+    }
+
+    /// It has to be loaded, by a task of the instance.
+    pub(crate) fn loads(&self) {
+        let in_task = self.flight.state.quietly(|state| match std::mem::replace(state, State::Loading) {
+            State::LookingUp | State::Loading => false,
+            State::LookingUpInTask => true,
+            over => {
+                *state = over;
+                false
+            }
+        });
+        if in_task {
+            self.flight.state.tell();
+        }
     }
 
     /// Whether the key may be another's by now.
@@ -199,6 +216,11 @@ impl<K, T> Waiter<K, T> {
     /// The read that leads the flight.
     pub(crate) fn origin(&self) -> &Origin {
         &self.0.origin
+    }
+
+    /// Waits as long as a task of the instance looks into L2 for it. That has a limit; a load may have to wait for others.
+    pub(crate) async fn looked_up(&self) {
+        self.0.state.wait_for(|state| (!matches!(state, State::LookingUpInTask)).then_some(())).await;
     }
 }
 
@@ -278,6 +300,21 @@ mod tests {
         drop(leader);
         assert!(next.unwrap().is_awaited(), "its successor's is another one");
         assert_eq!(flights.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_look_up_by_a_task_hears_that_it_has_to_be_loaded() {
+        let flights = Flights::<_, u8>::new();
+        let (leader, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
+        let leader = leader.unwrap();
+        leader.needs_nobody();
+        let looking_up = tokio::spawn(async move { waiter.looked_up().await });
+        tokio::task::yield_now().await;
+        leader.needs_nobody();
+        tokio::task::yield_now().await;
+        assert!(!looking_up.is_finished());
+        leader.loads();
+        tokio::time::timeout(Duration::from_secs(5), looking_up).await.unwrap().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
