@@ -381,7 +381,12 @@ impl<K: Key, V: Value> Cache<K, V> {
                 return Err(Error::Closed);
             }
             if again {
+                // Where the instance's runtime has ended, nobody flies any more, and nothing else here would wait.
+                tokio::task::yield_now().await;
                 now = tokio::time::Instant::now();
+                if end.is_some_and(|end| now >= end) {
+                    return Err(self.late(limit));
+                }
             }
             let (led, waiting) = self.board(keys, &mut answers, wish, span, again, now)?;
             if waiting.is_empty() {

@@ -3,6 +3,7 @@
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 
 use crate::cache::builder::CacheBuilder;
@@ -103,6 +104,8 @@ impl Perto {
 
     /// Reads the log for the first time and begins to follow it. Until then, reads go to the source.
     ///
+    /// What the instance does runs on the runtime of this call, also what a read on another runtime has begun: keep it running.
+    ///
     /// With Redis unreachable an instance starts as [`State::Isolated`] and goes on trying.
     ///
     /// Dropping the future leaves an instance that has not started. Of several calls each returns once the instance has started, or
@@ -122,6 +125,7 @@ impl Perto {
         if std::mem::replace(&mut *shared.started.write(), true) {
             return Ok(());
         }
+        *shared.runtime.write() = Some(Handle::current());
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.begin().await.map_err(StartError::Log)?;

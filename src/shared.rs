@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,6 +82,8 @@ pub(crate) struct Shared {
     /// As the last poll has told.
     pub(crate) switches: Mutex<Arc<[Switch]>>,
     pub(crate) tasks: TaskTracker,
+    /// Where the instance was started last.
+    pub(crate) runtime: RwLock<Option<Handle>>,
     pub(crate) ending: CancellationToken,
 }
 
@@ -128,8 +131,16 @@ impl Shared {
         // Held until the task is counted: an end in between would not wait for it.
         let _open = self.caches.read();
         if !self.is_closed() {
-            self.tasks.spawn(task);
+            self.spawn_here(task);
         }
+    }
+
+    /// On the runtime of the instance, for what a reader begins is everybody's: a reader's own may be polled only while that reader waits.
+    fn spawn_here(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &*self.runtime.read() {
+            Some(runtime) => self.tasks.spawn_on(task, runtime),
+            None => self.tasks.spawn(task),
+        };
     }
 
     /// The same, for what is dropped when the instance closes.
@@ -146,7 +157,7 @@ impl Shared {
 
     pub(crate) fn spawn_until_end(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ending = self.ending.clone();
-        self.tasks.spawn(async move {
+        self.spawn_here(async move {
             tokio::select! {
                 biased;
                 () = ending.cancelled() => {}

@@ -32,6 +32,8 @@ impl<K: Key, V: Value> Core<K, V> {
         if !is_shared || !self.shared.remote_usable() {
             return self.load(missing);
         }
+        // What waits for another's load has no limit but its reader's.
+        missing.iter().flat_map(|led| &led.keys).for_each(|led| led.leader.loads());
         let core = Arc::clone(self);
         self.shared.spawn_until_closing(async move { core.load_once(missing).await });
     }

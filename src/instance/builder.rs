@@ -301,6 +301,7 @@ impl PertoBuilder {
             fills: Arc::new(Semaphore::new(MAX_FILLS)),
             switches: Default::default(),
             tasks: Default::default(),
+            runtime: Default::default(),
             ending: Default::default(),
         };
         Ok(Perto(Arc::new(Owner(Arc::new(shared)))))

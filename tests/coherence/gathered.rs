@@ -671,3 +671,37 @@ async fn a_key_that_panics_when_it_is_hashed_is_nobody_elses_trouble() {
     assert_eq!(users.flights(), 0);
     perto.shutdown().await;
 }
+
+/// A runtime that is polled only while a read of its own waits, as that of each thread of some servers is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_read_on_another_runtime_has_begun_holds_nobody_up_once_that_read_is_over() {
+    let ring = Ring::of(2).await;
+    for key in 0..32 {
+        ring.members[1].users.get(&key).await.unwrap();
+    }
+    let (node, users) = (&ring.members[0].node, ring.members[0].users.clone());
+    node.remote.faults.delay(Duration::from_millis(10), Duration::from_millis(10));
+    let (over, goes_on) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
+    let elsewhere = std::thread::spawn({
+        let users = users.clone();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let reads = async {
+                // More than go out alone.
+                let all: Vec<_> = (0..16).collect();
+                let reads = futures_util::future::join_all(all.iter().map(|key| users.get(key)));
+                tokio::time::timeout(Duration::from_millis(3), reads).await
+            };
+            assert!(runtime.block_on(reads).is_err(), "the look-ups take longer");
+            over.0.send(()).unwrap();
+            // Not polled, and not dropped.
+            let _ended = goes_on.1.recv();
+        }
+    });
+    tokio::task::spawn_blocking(move || over.1.recv()).await.unwrap().unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(3), users.get(&15)).await;
+    assert_eq!(read.expect("another runtime holds it up").unwrap().tier, Tier::Remote);
+    goes_on.0.send(()).unwrap();
+    elsewhere.join().unwrap();
+    ring.end().await;
+}
