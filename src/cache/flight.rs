@@ -226,6 +226,8 @@ impl<K, T> Waiter<K, T> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::trace::Trace;
 
@@ -308,13 +310,15 @@ mod tests {
         let (leader, waiter) = flights.join(&7, &origin(), Instant::now(), LOOK_UP);
         let leader = leader.unwrap();
         leader.needs_nobody();
-        let looking_up = tokio::spawn(async move { waiter.looked_up().await });
-        tokio::task::yield_now().await;
+        let mut looking_up = Box::pin(waiter.looked_up());
+        assert!(looking_up.as_mut().now_or_never().is_none());
         leader.needs_nobody();
-        tokio::task::yield_now().await;
-        assert!(!looking_up.is_finished());
-        leader.loads();
-        tokio::time::timeout(Duration::from_secs(5), looking_up).await.unwrap().unwrap();
+        let loading = async {
+            tokio::task::yield_now().await;
+            leader.loads();
+        };
+        let limit = Duration::from_secs(5);
+        assert!(tokio::join!(tokio::time::timeout(limit, looking_up), loading).0.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
