@@ -26,7 +26,8 @@ use crate::read::{Freshness, Read, ReadOptions, SoftTimeout, StaleCause, Tier, W
 use crate::shared::Shared;
 use crate::shared::recent::Recent;
 use crate::trace::{self, Kind, Span, Trace};
-use crate::wire::{Change, Dependency, MAX_KEY_BYTES};
+use crate::wire::shape::Shape;
+use crate::wire::{self, Change, Dependency, MAX_KEY_BYTES};
 
 mod agreement;
 pub(crate) mod audit;
@@ -76,6 +77,9 @@ pub(crate) struct Core<K: Key, V: Value> {
     pub(crate) name: Arc<str>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) policy: Policy,
+    /// Which values in L2 are its own.
+    kind: Box<str>,
+    is_untraced: bool,
     local: Local<K, V>,
     stale: Option<StaleEntries<K, V>>,
     switched: Switched,
@@ -653,6 +657,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.0.policy.version
     }
 
+    /// Which values in L2 are its own: `user.1.89abcdef` are those of the cache `user`, of [version](Cache::version) 1, and of a type with
+    /// this fingerprint. The last is nought where the cache has no L2.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.0.kind
+    }
+
     /// What this cache has counted on this instance.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
@@ -755,14 +766,18 @@ impl<K: Key, V: Value> Core<K, V> {
         name: Arc<str>,
         shared: Arc<Shared>,
         policy: Policy,
+        shape: Option<Shape>,
         group: Option<GroupOf<K, V>>,
         loader: Loader<K, V>,
     ) -> Arc<Self> {
+        let fingerprint = shape.map_or(0, |shape| shape.fingerprint);
         Arc::new_cyclic(|core| Self {
             me: Weak::clone(core),
             stale: StaleEntries::new(&policy),
             switched: Switched::default(),
             local: Local::new(&name, policy.capacity_bytes, group),
+            kind: wire::kind(&name, policy.version, fingerprint).into(),
+            is_untraced: shape.is_some_and(|shape| !shape.is_whole),
             name,
             shared,
             policy,

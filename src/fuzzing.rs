@@ -88,7 +88,14 @@ pub fn payload_by<V: Value>(codec: Codec, value: &V) -> Result<Bytes, String> {
 
 /// Why no value of the type can come back by bincode, as far as the type itself tells.
 pub fn unreadable<V: Value>() -> Option<String> {
-    wire::probe::unreadable::<V>().map(|flaw| flaw.to_string())
+    wire::shape::of::<V>(Codec::Bincode).unreadable.map(|flaw| flaw.to_string())
+}
+
+/// The fingerprint of a type, and whether all of the type is in it.
+#[must_use]
+pub fn fingerprint<V: Value>(codec: Codec) -> (u32, bool) {
+    let shape = wire::shape::of::<V>(codec);
+    (shape.fingerprint, shape.is_whole)
 }
 
 /// A value by its bytes in L2. `None` where they are not of its type.

@@ -98,6 +98,14 @@ pub enum Event {
         /// The cache.
         cache: String,
     },
+    /// The type of a cache's values could not be traced as a whole: it has a part that asks what comes next (`untagged`, `tag`,
+    /// `flatten`), or one that takes no made-up value. Where that part changes,
+    /// [`CacheBuilder::version`](crate::CacheBuilder::version) is to be raised by hand. Sent once, at the start, and only where there
+    /// is an L2.
+    Untraced {
+        /// The cache.
+        cache: String,
+    },
     /// A trouble began. [`Health::troubles`] has it until it ends.
     TroubleBegan(Trouble),
     /// A trouble is over.

@@ -129,9 +129,15 @@ impl Perto {
         let mut starting = Starting { shared, done: false };
         let mut tail = Tail::new(Arc::clone(shared));
         tail.begin().await.map_err(StartError::Log)?;
-        for (name, _) in shared.caches().iter().filter(|(_, cache)| cache.is_undeclared()) {
-            // No load would show it.
-            shared.signals.send(Event::Undeclared { cache: name.clone() });
+        for (name, cache) in &*shared.caches() {
+            let cache_name = || name.clone();
+            if cache.is_undeclared() {
+                // No load would show it.
+                shared.signals.send(Event::Undeclared { cache: cache_name() });
+            }
+            if cache.is_untraced() {
+                shared.signals.send(Event::Untraced { cache: cache_name() });
+            }
         }
         let mut watching = Watching::new(Arc::clone(shared));
         watching.begin().await?;

@@ -13,7 +13,6 @@
 //! codec: 0 bincode, 1 JSON.  packing: 0 none, 1 an LZ4 block.  Both 0 where there is no payload.
 //! ```
 
-use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -31,8 +30,8 @@ pub(crate) mod flaw;
 #[cfg(feature = "json")]
 mod json;
 mod packing;
-pub(crate) mod probe;
 pub(crate) mod read_back;
+pub(crate) mod shape;
 pub(crate) mod tape;
 
 /// Of values in L2.
@@ -240,9 +239,14 @@ impl Dependency {
     }
 }
 
-/// The name in Redis under which the value of a key lies.
-pub(crate) fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-    let mut name = String::with_capacity(app.len() + cache.len() + key.len() + 32);
+/// Which values of a cache are meant: those of this version and of this type.
+pub(crate) fn kind(cache: &str, version: u16, fingerprint: u32) -> String {
+    format!("{cache}.{version}.{fingerprint:08x}")
+}
+
+/// The name in Redis under which the value of a key lies. `kind` is [`kind`]'s.
+pub(crate) fn name(app: &str, epoch: u64, kind: &str, key: &str) -> String {
+    let mut name = String::with_capacity(app.len() + kind.len() + key.len() + 32);
     // By hand: to format it takes longer than all else about a look-up of one key.
     let bytes = epoch.to_be_bytes();
     let digit = |place: usize| {
@@ -250,17 +254,15 @@ pub(crate) fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) 
         b"0123456789abcdef"[usize::from(if place.is_multiple_of(2) { byte >> 4 } else { byte & 15 })]
     };
     let epoch: [u8; 16] = std::array::from_fn(digit);
-    for part in ["perto:", app, ":", str::from_utf8(&epoch).unwrap_or_default(), ":", cache, "."] {
+    for part in ["perto:", app, ":", str::from_utf8(&epoch).unwrap_or_default(), ":", kind, ":", key] {
         name.push_str(part);
     }
-    let _infallible = write!(name, "{version}:");
-    name.push_str(key);
     name
 }
 
 /// The name in Redis that says of a key that an instance loads it. No value is under it: an epoch has other letters.
-pub(crate) fn claim_name(app: &str, cache: &str, version: u16, key: &str) -> String {
-    format!("perto:{app}:loading:{cache}.{version}:{key}")
+pub(crate) fn claim_name(app: &str, kind: &str, key: &str) -> String {
+    format!("perto:{app}:loading:{kind}:{key}")
 }
 
 /// The two transactions of a tombstone.

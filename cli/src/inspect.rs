@@ -1,6 +1,6 @@
 //! `perto inspect CACHE KEY`: what the log, L2 and each instance know of one key, and who would serve what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -44,9 +44,9 @@ pub struct Inspect {
     /// The app whose keys to look for in Redis. Default: the one for which Redis has the cache, where there is one
     #[arg(long)]
     app: Option<String>,
-    /// The version of the cache's values
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    value_version: u16,
+    /// The values' version, or it and their type's fingerprint, as in `1.89abcdef`. Default: whichever Redis has
+    #[arg(long, value_name = "N[.TYPE]")]
+    value_version: Option<String>,
     /// The schema that holds the log
     #[arg(long, default_value = "perto")]
     schema: String,
@@ -86,10 +86,17 @@ struct Remote {
     place: String,
     holds: Result<InRemote, String>,
     /// The apps for which it holds values of the cache, where that was looked at.
-    apps: BTreeSet<String>,
+    apps: Apps,
     /// The one that was looked at.
     app: Option<String>,
+    /// Which values of the cache were looked at: of which version and which type.
+    kind: Option<String>,
+    /// Others that it holds of the key: of another release, say.
+    others: Vec<String>,
 }
+
+/// The apps for which Redis has values of a cache, and which.
+type Apps = BTreeMap<String, BTreeSet<String>>;
 
 impl Inspect {
     pub(crate) async fn run(mut self, product: Option<Product>) -> anyhow::Result<()> {
@@ -233,31 +240,48 @@ impl Inspect {
         let reading = async {
             let address = perto::redis::address(url)?;
             let mut connection = check_redis(url).await?;
-            let (app, mut apps) = match &self.app {
-                Some(app) => (app.clone(), BTreeSet::new()),
-                None => {
+            // A user may lack the right to look.
+            let exact = self.value_version.as_deref().filter(|version| version.contains('.'));
+            let exact = exact.map(|version| format!("{}.{version}", self.cache));
+            let (app, kinds, apps) = match (&self.app, exact) {
+                (Some(app), Some(kind)) => (app.clone(), BTreeSet::from([kind]), Apps::new()),
+                (app, exact) => {
                     let apps = self.apps(epoch, &address).await?;
-                    match (apps.first(), apps.len()) {
-                        (Some(app), 1) => (app.clone(), apps),
-                        (None, _) => return Ok(Remote::nothing(place.clone())),
+                    let app = match (app, apps.first_key_value(), apps.len()) {
+                        (Some(app), ..) | (None, Some((app, _)), 1) => app.clone(),
+                        (None, None, _) => return Ok(Remote::nothing(place.clone())),
                         _ => bail!("it has the cache for several apps: name one by --app: {}", listed(&apps)),
-                    }
+                    };
+                    let found = exact.map(|kind| BTreeSet::from([kind])).or_else(|| apps.get(&app).cloned());
+                    (app, found.unwrap_or_default(), apps)
                 }
             };
-            let name = InRemote::name(&app, epoch, &self.cache, self.value_version, &self.key);
-            let mut place = place.clone();
-            if address.is_cluster() {
-                let owner = perto::redis::owner(&address, &name).await?;
-                connection = perto::redis::connect(&owner, MOST, LIMIT).await?;
-                place = format!("{} of {place}", owner.place());
+            let mut found = Vec::new();
+            for kind in kinds {
+                let name = InRemote::name(&app, epoch, &kind, &self.key);
+                let mut place = place.clone();
+                if address.is_cluster() {
+                    let owner = perto::redis::owner(&address, &name).await?;
+                    connection = perto::redis::connect(&owner, MOST, LIMIT).await?;
+                    place = format!("{} of {place}", owner.place());
+                }
+                let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
+                found.push((InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms()), kind, place));
             }
-            let bytes: Option<Bytes> = redis::cmd("GET").arg(&name).query_async(&mut *connection).await?;
-            let holds = InRemote::decode(&name, bytes.as_ref(), SystemClock.unix_ms());
-            if matches!(holds, InRemote::Nothing) && self.app.is_some() {
-                // A user may lack the right to look.
-                apps = self.apps(epoch, &address).await.unwrap_or_default();
-            }
-            anyhow::Ok(Remote { place, holds: Ok(holds), apps, app: Some(app) })
+            // The youngest value, else whatever there is.
+            found.sort_by_key(|(holds, ..)| match holds {
+                InRemote::Value(value) => value.age,
+                InRemote::Nothing => Duration::MAX,
+                _ => Duration::MAX - Duration::from_secs(1),
+            });
+            let mut found = found.into_iter();
+            let (holds, kind, place) = match found.next() {
+                Some((holds, kind, place)) => (holds, Some(kind), place),
+                None => (InRemote::Nothing, None, place.clone()),
+            };
+            let others = found.filter(|(holds, ..)| !matches!(holds, InRemote::Nothing));
+            let others = others.map(|(_, kind, _)| kind).collect();
+            anyhow::Ok(Remote { place, holds: Ok(holds), apps, app: Some(app), kind, others })
         };
         match reading.await {
             Ok(remote) => remote,
@@ -267,11 +291,13 @@ impl Inspect {
 
     /// The apps for which Redis has values of the cache, of this database, among as many names as are looked at. At each node, where
     /// there are several.
-    async fn apps(&self, epoch: u64, address: &Address) -> anyhow::Result<BTreeSet<String>> {
-        let mut all = BTreeSet::new();
+    async fn apps(&self, epoch: u64, address: &Address) -> anyhow::Result<Apps> {
+        let mut all = Apps::new();
         for node in perto::redis::nodes(address).await? {
             let mut connection = perto::redis::connect(&node, MOST, LIMIT).await?;
-            all.extend(self.apps_at(epoch, &mut connection).await?);
+            for (app, kind) in self.apps_at(epoch, &mut connection).await? {
+                all.entry(app).or_default().insert(kind);
+            }
         }
         Ok(all)
     }
@@ -280,9 +306,9 @@ impl Inspect {
         &self,
         epoch: u64,
         connection: &mut MultiplexedConnection,
-    ) -> redis::RedisResult<BTreeSet<String>> {
+    ) -> redis::RedisResult<BTreeSet<(String, String)>> {
         let (mut cursor, mut apps) = (0_u64, BTreeSet::new());
-        let like = InRemote::name("", epoch, "", 0, "");
+        let like = InRemote::name("", epoch, "", "");
         let ours = like.split(':').nth(2);
         for _ in 0..MOST_SCANS {
             let (next, names): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
@@ -292,8 +318,12 @@ impl Inspect {
                 .await?;
             let app = |name: &Vec<u8>| {
                 let mut parts = std::str::from_utf8(name).ok()?.split(':').skip(1);
-                let (app, of, cache) = (parts.next()?, parts.next(), parts.next()?);
-                (of == ours && cache.rsplit_once('.')?.0 == self.cache).then(|| app.to_owned())
+                let (app, of, kind) = (parts.next()?, parts.next(), parts.next()?);
+                let (version, _fingerprint) =
+                    kind.strip_prefix(&self.cache)?.strip_prefix('.')?.split_once('.')?;
+                let wanted = self.value_version.as_deref().and_then(|wanted| wanted.split('.').next());
+                let is_wanted = of == ours && wanted.is_none_or(|wanted| wanted == version);
+                is_wanted.then(|| (app.to_owned(), kind.to_owned()))
             };
             apps.extend(names.iter().filter_map(app));
             cursor = next;
@@ -305,11 +335,14 @@ impl Inspect {
     }
 
     /// Where Redis was looked in vain.
-    fn looked(&self, apps: &BTreeSet<String>) -> String {
+    fn looked(&self, apps: &Apps) -> String {
         let mut said = match &self.app {
             Some(app) => format!(
-                "Redis holds nothing of it for the app {app:?} and version {} of the values: see --app and --value-version.",
+                "Redis holds nothing of it for the app {app:?}{}: see --app and --value-version.",
                 self.value_version
+                    .as_ref()
+                    .map(|version| format!(" and {version} of the values"))
+                    .unwrap_or_default()
             ),
             None => "Redis holds nothing of this cache, for any app.".to_owned(),
         };
@@ -368,6 +401,8 @@ impl Inspect {
             "log": rows.collect::<Vec<_>>(),
             "switches": log.switches.iter().map(crate::shown::switch).collect::<Vec<_>>(),
             "l2": holds,
+            "kind": remote.kind,
+            "otherKinds": remote.others,
             "instances": instances.collect::<Vec<_>>(),
         })
     }
@@ -410,6 +445,13 @@ impl Inspect {
         lines.extend(judged::lines(judged, &remote.place, instances));
         let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
         lines.extend(answers.flat_map(|seen| wrapped(&knows(seen), super::columns::WIDTH)));
+        if !remote.others.is_empty() {
+            let (kind, others) = (remote.kind.as_deref().unwrap_or_default(), remote.others.join(", "));
+            let line = format!(
+                "L2 is what Redis has for {kind}. It has another for {others}, of a release whose type differs: see --value-version."
+            );
+            lines.extend(wrapped(&line, super::columns::WIDTH));
+        }
         if matches!(remote.holds, Ok(InRemote::Nothing)) {
             lines.extend(wrapped(&self.looked(&remote.apps), super::columns::WIDTH));
         }
@@ -422,12 +464,13 @@ impl Inspect {
 
 impl Remote {
     fn unknown(place: String, why: &str) -> Self {
-        Self { place, holds: Err(why.to_owned()), apps: BTreeSet::new(), app: None }
+        Self { holds: Err(why.to_owned()), ..Self::nothing(place) }
     }
 
     /// It has the cache for no app, so nothing of the key either.
-    const fn nothing(place: String) -> Self {
-        Self { place, holds: Ok(InRemote::Nothing), apps: BTreeSet::new(), app: None }
+    fn nothing(place: String) -> Self {
+        let (apps, app, kind, others) = (Apps::new(), None, None, Vec::new());
+        Self { place, holds: Ok(InRemote::Nothing), apps, app, kind, others }
     }
 }
 
@@ -457,8 +500,8 @@ impl Log {
     }
 }
 
-fn listed(apps: &BTreeSet<String>) -> String {
-    apps.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+fn listed(apps: &Apps) -> String {
+    apps.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn row(cells: [&str; 7]) -> Vec<String> {

@@ -12,8 +12,9 @@ use crate::error::StartError;
 use crate::local::GroupOf;
 use crate::log::check_name;
 use crate::shared::Shared;
+use crate::wire::MAX_PAYLOAD;
 use crate::wire::codec::Codec;
-use crate::wire::{MAX_PAYLOAD, probe};
+use crate::wire::shape::{self, Shape};
 
 /// Declares a cache. Begun by [`Perto::cache`](crate::Perto::cache), ended by [`CacheBuilder::loader`].
 #[must_use = "a cache exists once it has a loader"]
@@ -240,18 +241,19 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
-        self.check()?;
+        let has_remote = self.shared.remote.is_some() && !self.policy.local_only;
+        let shape = has_remote.then(|| shape::of::<V>(self.policy.codec));
+        self.check(shape)?;
         self.policy.sources = self.policy.sources.completed();
-        let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
+        let loader = loader::boxed(loader);
+        let core = Core::new(self.name.into(), self.shared, self.policy, shape, self.group, loader);
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))
     }
 
     /// Why L2 can't bring back any value of this type.
-    fn unreadable(&self) -> Option<String> {
-        let is_of_interest =
-            self.policy.codec == Codec::Bincode && !self.policy.local_only && self.shared.remote.is_some();
-        let flaw = is_of_interest.then(probe::unreadable::<V>).flatten()?;
+    fn unreadable(&self, shape: Option<Shape>) -> Option<String> {
+        let flaw = shape.filter(|_| self.policy.codec == Codec::Bincode)?.unreadable?;
         let name = std::any::type_name::<V>();
         Some(format!(
             "bincode can bring back no {name} from L2: {flaw}. `codec(Codec::Json)`, feature `json`, can; \
@@ -259,7 +261,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         ))
     }
 
-    fn check(&self) -> Result<(), StartError> {
+    fn check(&self, shape: Option<Shape>) -> Result<(), StartError> {
         let policy = &self.policy;
         let problem = if let Err(problem) = check_name(&self.name) {
             ("cache", problem)
@@ -283,7 +285,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
             ("fleet_single_flight", "needs L2, which local_only leaves aside".to_owned())
         } else if policy.max_value_bytes > MAX_PAYLOAD {
             ("max_value_bytes", format!("{} is more than the possible {MAX_PAYLOAD}", policy.max_value_bytes))
-        } else if let Some(problem) = self.unreadable() {
+        } else if let Some(problem) = self.unreadable(shape) {
             ("codec", problem)
         } else {
             return Ok(());

@@ -112,7 +112,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     fn claim_name(&self, text: &str) -> String {
-        self.shared.claim_name(&self.name, self.policy.version, text)
+        self.shared.claim_name(&self.kind, text)
     }
 
     /// An instance that ends in the middle of a load holds others up for so long. No time at all where a load takes nearly as long as it

@@ -472,7 +472,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     pub(super) fn remote_key(&self, epoch: u64, text: &str) -> String {
-        self.shared.remote_key(epoch, &self.name, self.policy.version, text)
+        self.shared.remote_key(epoch, &self.kind, text)
     }
 }
 

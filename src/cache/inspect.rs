@@ -26,6 +26,8 @@ pub struct Inspection {
     pub key: String,
     /// The version of the cache's values.
     pub version: u16,
+    /// Which values in L2 are the cache's own: see [`Cache::kind`].
+    pub kind: String,
     /// The instance's health: its epoch, its state, its lease.
     pub health: Health,
     /// The snapshot of the last completed poll.
@@ -150,10 +152,10 @@ impl fmt::Display for Refusal {
 }
 
 impl InRemote {
-    /// The name in Redis under which the value of a key lies.
+    /// The name in Redis under which the value of a key lies. The kind is [`Cache::kind`].
     #[must_use]
-    pub fn name(app: &str, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-        wire::name(app, epoch, cache, version, key)
+    pub fn name(app: &str, epoch: u64, kind: &str, key: &str) -> String {
+        wire::name(app, epoch, kind, key)
     }
 
     /// Reads what lies under a name, as an instance would. `unix_ms` is the time, for what is left of its life.
@@ -223,6 +225,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         };
         Ok(Inspection {
             version: core.policy.version,
+            kind: core.kind.to_string(),
             health: shared.signals.health(&shared.coherence, shared.remote_usable()),
             poll: shared.coherence.buckets.poll().map(Arc::unwrap_or_clone),
             local_mode: core.switched.local(),

@@ -29,8 +29,8 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
         &self.name
     }
 
-    fn version(&self) -> u16 {
-        self.policy.version
+    fn kind(&self) -> &str {
+        &self.kind
     }
 
     fn local_only(&self) -> bool {
@@ -66,6 +66,10 @@ impl<K: Key, V: Value> Applied for Core<K, V> {
 
     fn spell(&self, text: &str) -> Option<String> {
         spell::<K>(text)
+    }
+
+    fn is_untraced(&self) -> bool {
+        self.is_untraced
     }
 
     fn counters(&self) -> &CacheCounters {

@@ -145,8 +145,8 @@ impl<K: Key> Applied for Core<K> {
         &self.name
     }
 
-    fn version(&self) -> u16 {
-        0
+    fn kind(&self) -> &str {
+        ""
     }
 
     fn local_only(&self) -> bool {

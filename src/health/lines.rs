@@ -113,6 +113,7 @@ impl Event {
             Self::PollFailed { .. } => ("poll-failed", None, None),
             Self::AuditViolation { cache, .. } => ("audit-violation", Some(cache.clone()), None),
             Self::Undeclared { cache } => ("undeclared", Some(cache.clone()), None),
+            Self::Untraced { cache } => ("untraced", Some(cache.clone()), None),
             // Its begin and its end are about the same.
             Self::TroubleBegan(Trouble { kind, cache, table, .. })
             | Self::TroubleEnded(Trouble { kind, cache, table, .. }) => {
@@ -155,6 +156,13 @@ impl Event {
                 cache,
                 left_out,
                 "it declares no tables, so nobody looks whether writes to them are seen: CacheBuilder::tables"
+            ),
+            Self::Untraced { cache } => tracing::info!(
+                target: TARGET,
+                cache,
+                left_out,
+                "its type is not traced as a whole: where a part changes that asks what comes next, or takes no made-up value, \
+                 raise CacheBuilder::version"
             ),
             Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
                 tracing::warn!(

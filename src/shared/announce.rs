@@ -130,7 +130,7 @@ impl Shared {
             let Some(cache) = caches.get(change.cache.as_str()).filter(|cache| !cache.local_only()) else {
                 continue;
             };
-            let name = |key: &String| self.remote_key(epoch, &change.cache, cache.version(), key);
+            let name = |key: &String| self.remote_key(epoch, cache.kind(), key);
             names.extend(change.keys.iter().flatten().map(name));
         }
         for names in names.chunks(KEYS_AT_ONCE) {

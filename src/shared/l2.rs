@@ -18,12 +18,12 @@ impl Shared {
         self.remote.is_some() && self.breaker.is_closed()
     }
 
-    pub(crate) fn remote_key(&self, epoch: u64, cache: &str, version: u16, key: &str) -> String {
-        wire::name(&self.app, epoch, cache, version, key)
+    pub(crate) fn remote_key(&self, epoch: u64, kind: &str, key: &str) -> String {
+        wire::name(&self.app, epoch, kind, key)
     }
 
-    pub(crate) fn claim_name(&self, cache: &str, version: u16, key: &str) -> String {
-        wire::claim_name(&self.app, cache, version, key)
+    pub(crate) fn claim_name(&self, kind: &str, key: &str) -> String {
+        wire::claim_name(&self.app, kind, key)
     }
 
     /// How long [`Shared::remote_get`] may take.

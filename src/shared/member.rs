@@ -18,7 +18,8 @@ use crate::shared::recent::Recent;
 /// As the tail and hints see it.
 pub(crate) trait Applied: Auditable {
     fn name(&self) -> &str;
-    fn version(&self) -> u16;
+    /// Which values of it are meant in L2: see [`wire::kind`](crate::wire::kind).
+    fn kind(&self) -> &str;
     /// Whether its values never go to L2.
     fn local_only(&self) -> bool;
     /// Whether it has values, and so tiers.
@@ -33,6 +34,10 @@ pub(crate) trait Applied: Auditable {
     fn spell(&self, text: &str) -> Option<String>;
     /// Whether it should have been said which tables it is watched for, and was not.
     fn is_undeclared(&self) -> bool {
+        false
+    }
+    /// Whether its type's fingerprint, which is part of its kind, is not of all of the type.
+    fn is_untraced(&self) -> bool {
         false
     }
     fn counters(&self) -> &CacheCounters;

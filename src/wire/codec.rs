@@ -65,6 +65,15 @@ impl Codec {
         }
     }
 
+    /// What types are told that write themselves otherwise for people.
+    pub(crate) const fn is_human_readable(self) -> bool {
+        match self {
+            Self::Bincode => false,
+            #[cfg(feature = "json")]
+            Self::Json => true,
+        }
+    }
+
     /// What a value can be read from once more, where that is not its tape: bincode reads no more than what a tape gives.
     pub(crate) fn text<V: Serialize>(self, value: &V) -> Option<Bytes> {
         match self {

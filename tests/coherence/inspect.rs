@@ -87,7 +87,7 @@ async fn tombstones_garbage_and_other_types_are_told_apart() {
     ms(10).await;
     let name = only_name(&ring);
     let epoch = look(&ring, 0, 7).await.health.epoch;
-    assert_eq!(name, InRemote::name("ring", epoch, crate::ring::CACHE, 1, "7"));
+    assert_eq!(name, InRemote::name("ring", epoch, ring.members[0].users.kind(), "7"));
     let written = ring.write(0, 7, "two").await;
     assert_eq!(look(&ring, 0, 7).await.remote, InRemote::Tombstone([written.xid, 0]));
     ring.sim.remote.put(&name, "garbage", LIFE);
@@ -101,7 +101,11 @@ async fn tombstones_garbage_and_other_types_are_told_apart() {
     ring.sim.remote.flush();
     ring.members[0].fresh(7).await;
     ms(300).await;
-    assert_eq!(others.inspect(&7).await.unwrap().remote_refused, Some(Refusal::OtherType));
+    assert_eq!(
+        others.inspect(&7).await.unwrap().remote,
+        InRemote::Nothing,
+        "of another type's value nothing is seen"
+    );
     perto.shutdown().await;
     ring.end().await;
 }

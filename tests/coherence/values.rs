@@ -2,6 +2,7 @@
 
 mod generated;
 mod matrix;
+mod types;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

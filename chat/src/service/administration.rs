@@ -103,6 +103,7 @@ fn shown(instance: &str, cache: &str, seen: &Inspection) -> serde_json::Value {
         "key": seen.key,
         "keyHash": hash(&seen.key),
         "version": seen.version,
+        "kind": seen.kind,
         "epoch": format!("{:016x}", seen.health.epoch),
         "state": seen.health.state.to_string(),
         "leaseLeftMs": ms(seen.health.lease_left),

@@ -793,6 +793,7 @@ fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
         ASKS,
     );
     unreadable::<(NaiveDate, Internal)>(ASKS);
+    unreadable::<(Even, serde_json::Value)>(ASKS);
     unreadable::<Decimal>(ASKS);
     readable::<(Plain, External, Renamed, Transparent, Converted, Remote, Aliased, Withs)>();
     readable::<(SkipIf, SkipIfInVariant, SkippedVariant, SkipSerializing)>();
@@ -800,8 +801,6 @@ fn a_type_tells_by_itself_that_no_value_of_it_comes_back_by_bincode() {
     readable::<(Option<Flat>, Vec<Internal>, HashMap<u8, Untagged>)>();
     readable::<Result<serde_json::Value, u8>>();
     readable::<BTreeMap<String, FlatMap>>();
-    // What takes no made-up value is not known.
-    readable::<(Even, serde_json::Value)>();
 }
 
 /// What follows depends on what came first.
@@ -905,7 +904,7 @@ impl<'de> serde::de::Visitor<'de> for Bushy {
 }
 
 #[test]
-fn a_type_without_end_is_left_after_ten_thousand_parts_and_nothing_is_known_of_it() {
+fn a_type_without_end_is_left_after_some_ten_thousand_parts_and_nothing_is_known_of_it() {
     for unreadable in [perto::fuzzing::unreadable::<Endless>, perto::fuzzing::unreadable::<Bushy>] {
         PARTS.store(0, Ordering::Relaxed);
         assert_eq!(unreadable(), None);
