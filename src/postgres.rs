@@ -32,7 +32,10 @@ pub use loaders::{by_key, by_key_of};
 pub use sqlx;
 
 pub use crate::log::postgres::rights::{MissingRights, missing_rights};
-pub use crate::log::postgres::schema::{VERSION as SCHEMA_VERSION, migrate, migrate_sql, schema_version};
+pub use crate::log::postgres::schema::{
+    SchemaVersions, Unfinished, VERSION as SCHEMA_VERSION, finish, migrate, migrate_sql, schema_version,
+    unfinished,
+};
 pub use crate::log::postgres::switches::{switch, switches};
 pub use crate::log::postgres::trigger::Watch;
 pub use crate::log::postgres::watch::{rewatch, unwatch, watch, watch_sql};

@@ -1,7 +1,7 @@
 //! `perto migrate`: the tables of the invalidation log, made or upgraded.
 
 use clap::Args;
-use perto::postgres::{self, SCHEMA_VERSION};
+use perto::postgres::{self, SCHEMA_VERSION, SchemaVersions};
 use sqlx::PgConnection;
 
 use super::connect::Database;
@@ -16,6 +16,9 @@ pub struct Migrate {
     /// Print the SQL that would be run for the log, and run nothing
     #[arg(long)]
     pub sql: bool,
+    /// End an upgrade: instances of the version before can't read the log any more. Refused while one is connected
+    #[arg(long, conflicts_with = "sql")]
+    pub finish: bool,
     /// Where it is to be made.
     #[command(flatten)]
     pub database: Database,
@@ -31,12 +34,20 @@ impl Migrate {
             sql.as_deref().unwrap_or("-- nothing to do").lines().for_each(super::say);
             return Ok(());
         }
+        let schema = &self.schema;
+        if self.finish {
+            let mut connection = self.database.connect().await?;
+            super::say(&finish(&mut connection, schema).await?);
+            return Ok(());
+        }
         let mut connection = self.connect().await?;
-        let done = log(&mut connection, &self.schema).await?;
+        let done = log(&mut connection, schema).await?;
         super::say(&done.unwrap_or_else(|| {
-            let schema = &self.schema;
             format!("Perto's tables are there already, in the schema {schema}, version {SCHEMA_VERSION}: nothing to do")
         }));
+        if let Some(beside) = beside(&mut connection, schema).await? {
+            super::say(&beside);
+        }
         Ok(())
     }
 
@@ -64,10 +75,41 @@ pub async fn log(connection: &mut PgConnection, schema: &str) -> anyhow::Result<
     Ok(match before {
         _ if is_done => None,
         None => Some(format!("made Perto's tables in the schema {schema}, version {SCHEMA_VERSION}")),
-        Some(SCHEMA_VERSION) => Some(format!("made Perto's tables in the schema {schema} unlogged again")),
-        Some(before) => Some(format!(
-            "upgraded Perto's tables in the schema {schema} from version {before} to {SCHEMA_VERSION}"
+        Some(SchemaVersions { newest, .. }) if newest >= SCHEMA_VERSION => {
+            Some(format!("made Perto's tables in the schema {schema} unlogged again"))
+        }
+        Some(SchemaVersions { newest, .. }) => Some(format!(
+            "upgraded Perto's tables in the schema {schema} from version {newest} to {SCHEMA_VERSION}"
         )),
+    })
+}
+
+/// Whom an unfinished upgrade leaves room for, for a person; `None` where it is finished.
+///
+/// # Errors
+/// Those of [`postgres::unfinished`].
+pub async fn beside(connection: &mut PgConnection, schema: &str) -> anyhow::Result<Option<String>> {
+    let Some(unfinished) = postgres::unfinished(connection, schema).await? else { return Ok(None) };
+    let running = match &unfinished.running[..] {
+        [] => "none is connected".to_owned(),
+        running => format!("{} connected: {}", running.len(), running.join(", ")),
+    };
+    Ok(Some(format!(
+        "instances of version {} may go on beside those of {}; {running}. Once they are gone for good: migrate --finish",
+        unfinished.oldest, unfinished.newest
+    )))
+}
+
+/// Ends an upgrade. What was done, for a person.
+///
+/// # Errors
+/// Those of [`postgres::finish`].
+pub async fn finish(connection: &mut PgConnection, schema: &str) -> anyhow::Result<String> {
+    Ok(match postgres::finish(connection, schema).await? {
+        true => {
+            format!("finished: Perto's tables in the schema {schema} are for version {SCHEMA_VERSION} alone")
+        }
+        false => format!("no upgrade of the schema {schema} is unfinished: nothing to do"),
     })
 }
 
@@ -93,12 +135,13 @@ pub(crate) async fn unusable(
 ) -> anyhow::Result<Option<Unusable>> {
     let command = Some(command(schema, product));
     Ok(match postgres::schema_version(connection, schema).await? {
-        Some(SCHEMA_VERSION) => None,
+        Some(found) if found.fits() => None,
         None => {
             let found = format!("Perto's tables are not in this database, in the schema {schema}");
             Some(Unusable { found, command })
         }
-        Some(version) => {
+        Some(SchemaVersions { oldest, newest, .. }) => {
+            let version = if oldest > SCHEMA_VERSION { oldest } else { newest };
             let found = format!(
                 "Perto's tables in the schema {schema} are of version {version}, and this Perto needs {SCHEMA_VERSION}"
             );

@@ -59,13 +59,13 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    fn options(&self) -> PgConnectOptions {
+    fn options(&self, schema: &str) -> PgConnectOptions {
         let options = match self {
             Self::As(options) => (**options).clone(),
             Self::AsPool(pool) => (*pool.connect_options()).clone(),
         };
         // The log has no floats, and poolers refuse to start a session with settings that they don't follow.
-        options.application_name("perto").extra_float_digits(None)
+        options.application_name(&schema::application(schema)).extra_float_digits(None)
     }
 }
 
@@ -93,7 +93,7 @@ impl PostgresLog {
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(30));
-        let pool = Pool::tested_where_idle(pool, true, UNTESTED).connect_lazy_with(server.options());
+        let pool = Pool::tested_where_idle(pool, true, UNTESTED).connect_lazy_with(server.options(schema));
         Ok(Self {
             server,
             schema: schema.to_owned(),
@@ -153,7 +153,12 @@ impl PostgresLog {
     }
 
     async fn connect(&self) -> Result<PgConnection, LogError> {
-        match tokio::time::timeout(CONNECT_LIMIT, PgConnection::connect_with(&self.server.options())).await {
+        match tokio::time::timeout(
+            CONNECT_LIMIT,
+            PgConnection::connect_with(&self.server.options(&self.schema)),
+        )
+        .await
+        {
             Ok(connected) => connected.map_err(refused),
             Err(_elapsed) => Err(LogError::Timeout(CONNECT_LIMIT)),
         }
@@ -168,7 +173,7 @@ impl PostgresLog {
     /// As the application's pool does at this moment.
     fn connects_anew(&self) {
         if let Server::AsPool(_) = self.server {
-            self.pool.connects_with(self.server.options());
+            self.pool.connects_with(self.server.options(&self.schema));
         }
     }
 

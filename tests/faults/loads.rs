@@ -262,7 +262,7 @@ async fn an_instance_that_is_dropped_ends_its_tasks() {
     let items = a.items.clone();
     coherent([&a]).await;
     let connections =
-        format!("pg_stat_activity where application_name = 'perto' and query like '%{}.%'", world.name);
+        format!("pg_stat_activity where application_name like 'perto/%' and query like '%{}.%'", world.name);
     assert!(world.count(&connections).await > 0);
     drop(a);
     assert!(matches!(ends("a read", items.get(&1)).await, Err(Error::Closed)));

@@ -36,6 +36,7 @@ mod postgres_down;
 mod publications;
 mod race;
 mod redis_down;
+mod releases;
 mod replays;
 mod replicas;
 mod round_trips;

@@ -199,7 +199,7 @@ async fn polls_that_were_given_up_do_not_pile_up_on_the_server() {
     let sql = format!("begin; lock table {}.invalidation in access exclusive mode", world.name);
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut lock).await.unwrap();
     let polls = format!(
-        "select pid from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'perto' \
+        "select pid from pg_stat_activity where wait_event_type = 'Lock' and application_name like 'perto/%' \
          and query like '%{}.invalidation%'",
         world.name
     );

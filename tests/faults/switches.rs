@@ -277,7 +277,7 @@ async fn a_log_of_the_version_before_is_upgraded_and_its_readers_may_read_the_sw
     world.sql(&format!("create role {role}; grant select on invalidation to {role}")).await;
     world
         .sql(
-            "drop table switch; drop function home(); \
+            "drop table switch; drop function home(), added(); \
              create or replace function version() returns integer language sql immutable as 'select 6'",
         )
         .await;
@@ -286,7 +286,12 @@ async fn a_log_of_the_version_before_is_upgraded_and_its_readers_may_read_the_sw
     assert!(refused.unwrap_err().to_string().contains("perto migrate"));
     postgres::migrate(&mut connection, &world.name).await.unwrap();
     let version = postgres::schema_version(&mut connection, &world.name).await.unwrap();
-    assert_eq!(version, Some(SCHEMA_VERSION));
+    let version = version.unwrap();
+    assert_eq!(
+        (version.oldest, version.newest),
+        (SCHEMA_VERSION, SCHEMA_VERSION),
+        "nobody of the one before that could go on"
+    );
     let sql = format!("select has_table_privilege('{role}', '{}.switch', 'select')", world.name);
     let may: bool = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&world.pool).await.unwrap();
     assert!(may);

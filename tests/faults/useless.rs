@@ -265,7 +265,7 @@ async fn an_invalidation_by_hand_right_after_its_connections_were_killed_is_reco
         world
             .sql(
                 "select pg_terminate_backend(pid) from pg_stat_activity \
-                 where application_name = 'perto' and pid <> pg_backend_pid()",
+                 where application_name like 'perto/%' and pid <> pg_backend_pid()",
             )
             .await;
         let rows = world.count("invalidation where keys = '{3}'").await;

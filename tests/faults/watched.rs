@@ -164,8 +164,8 @@ async fn as_of(world: &World, version: usize) {
         include_str!("../../src/log/postgres/schema-6.sql"),
     ];
     world.sql("drop table switch, watched, tick, boot, invalidation").await;
-    let functions =
-        ["origin", "epoch", "pending", "version", "home"].map(|name| format!("{}.{name}()", world.name));
+    let functions = ["origin", "epoch", "pending", "version", "home", "added"]
+        .map(|name| format!("{}.{name}()", world.name));
     world.sql(&format!("drop function {}, pending(text)", functions.join(", "))).await;
     for step in &steps[..version] {
         let step = step.replace("create schema if not exists perto;", "");

@@ -186,7 +186,8 @@ async fn a_missing_or_other_schema_is_told_of() {
     said.tells("connections", "ok", "", "");
     let version = |version: i32| {
         format!(
-            "create or replace function perto.version() returns integer language sql immutable as 'select {version}'"
+            "create or replace function perto.version() returns integer language sql immutable as 'select {version}'; \
+             create or replace function perto.added() returns integer language sql immutable as 'select {version}'"
         )
     };
     sql(&database.url, &version(1)).await;

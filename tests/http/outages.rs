@@ -226,7 +226,7 @@ async fn an_instance_whose_first_poll_fails_starts_all_the_same() {
     let starting = tokio::task::spawn_blocking(move || Served::start_on(&url, &redis_url(), "a", &[]));
     let mut looking = PgConnection::connect(&database.url).await.unwrap();
     let end = "select coalesce(bool_or(pg_terminate_backend(pid)), false) from pg_stat_activity where datname = current_database() \
-         and application_name = 'perto' and wait_event_type = 'Lock'";
+         and application_name like 'perto/%' and wait_event_type = 'Lock'";
     for _ in 0..1_000 {
         if sqlx::query_scalar(end).fetch_one(&mut looking).await.unwrap() {
             break;

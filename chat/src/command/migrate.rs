@@ -18,7 +18,8 @@ pub(crate) struct Migrate {
 
 impl Migrate {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        if self.log_only {
+        // What the service's own tables had for the release before, they keep.
+        if self.log_only || self.log.finish {
             return self.log.run().await;
         }
         if self.log.sql || self.log.schema != schema::LOG {
@@ -30,6 +31,9 @@ impl Migrate {
             super::say("the tables and triggers are there already: nothing to do");
         }
         done.iter().for_each(|line| super::say(line));
+        if let Some(beside) = perto_cli::migrate::beside(&mut connection, schema::LOG).await? {
+            super::say(&beside);
+        }
         Ok(())
     }
 }

@@ -131,7 +131,11 @@ fn seconds(seconds: Option<f64>) -> Option<Duration> {
 async fn schema(doctor: &Doctor) -> Findings {
     let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
     Ok(vec![match migrate::unusable(&mut connection, schema, doctor.product).await? {
-        None => Finding::ok("schema", format!("{schema}, version {SCHEMA_VERSION}")),
+        None => {
+            let beside = migrate::beside(&mut connection, schema).await?;
+            let beside = beside.map(|beside| format!(": {beside}")).unwrap_or_default();
+            Finding::ok("schema", format!("{schema}, version {SCHEMA_VERSION}{beside}"))
+        }
         Some(unusable) => {
             Finding::wrong("schema", format!("{}: no instance starts", unusable.found)).mend(unusable.mend())
         }

@@ -63,7 +63,8 @@ async fn every_command_says_that_the_log_is_not_there_or_is_anothers_and_what_to
         [(SCHEMA_VERSION - 1, "`perto migrate`"), (SCHEMA_VERSION + 1, "use a newer Perto")]
     {
         let sql = format!(
-            "create or replace function perto.version() returns integer language sql immutable as 'select {version}'"
+            "create or replace function perto.version() returns integer language sql immutable as 'select {version}'; \
+             create or replace function perto.added() returns integer language sql immutable as 'select {version}'"
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
         each(&format!("of version {version}, and this Perto needs {SCHEMA_VERSION}"), mend, &[]);

@@ -62,7 +62,8 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
            where i.keys is null or cardinality(i.keys) > 0 limit {most}), \
          size as materialized ( \
            select count(*) <= {MAX_POLL_ROWS} and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
-         select pg_current_snapshot()::text as snapshot, {schema}.version() as version, \
+         select pg_current_snapshot()::text as snapshot, \
+           case when {schema}.version() > {version} then -{schema}.version() else {schema}.added() end as version, \
            pg_snapshot_xmax(b.trimmed)::text as trimmed, \
            ('x' || left(md5(b.token || b.origin), 16))::bit(64)::bigint as epoch, \
            {SERVER_SQL} as server, s.fits, \
@@ -73,6 +74,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          from new n where (select fits from size) \
          union all ({switches})",
         switches = switches::polled_sql(schema),
+        version = schema::VERSION,
         limit = limit.as_millis().clamp(1, i32::MAX as u128),
         bytes = bytes.join(" + "),
     )
@@ -95,8 +97,9 @@ impl Answer {
             |row: &&PgRow| row.try_get::<Option<&str>, _>("snapshot").is_ok_and(|text| text.is_some());
         let header = rows.iter().find(is_header).ok_or_else(|| malformed("answer"))?;
         let version: i32 = header.try_get("version").map_err(refused)?;
-        if version != schema::VERSION {
-            return Err(schema::other_version(schema, version));
+        if version < schema::VERSION {
+            let found = schema::SchemaVersions { oldest: version.saturating_neg(), newest: version };
+            return Err(schema::other_version(schema, found));
         }
         let snapshot: &str = header.try_get("snapshot").map_err(refused)?;
         let trimmed: Option<&str> = header.try_get("trimmed").map_err(refused)?;

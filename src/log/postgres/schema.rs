@@ -10,10 +10,13 @@ use crate::error::LogError;
 use crate::log::READY_LIMIT;
 
 /// The version that this code reads and writes.
-pub const VERSION: i32 = 7;
+pub const VERSION: i32 = 8;
 
 /// What makes each version from the one before: the first from nothing. They never change once released.
-const STEPS: [&str; 7] = [
+///
+/// From version 8 on a step only adds, and says so in `perto.added()`: instances of the version before go on beside it. `perto.version()`
+/// is the oldest of whom that is true. It is raised when the upgrade is finished, and that is when something may be dropped.
+const STEPS: [&str; 8] = [
     include_str!("schema.sql"),
     include_str!("schema-2.sql"),
     include_str!("schema-3.sql"),
@@ -21,7 +24,34 @@ const STEPS: [&str; 7] = [
     include_str!("schema-5.sql"),
     include_str!("schema-6.sql"),
     include_str!("schema-7.sql"),
+    include_str!("schema-8.sql"),
 ];
+
+/// As connections for the log call themselves. Those of version 7 and before say no version.
+const APPLICATION: &str = "perto";
+
+/// The name by which a connection for the log is known to `pg_stat_activity`.
+pub(super) fn application(schema: &str) -> String {
+    format!("{APPLICATION}/{VERSION} {schema}")
+}
+
+/// Which releases can use a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SchemaVersions {
+    /// The oldest that can: it knows this version.
+    pub oldest: i32,
+    /// What has been added to it: the newest one that can.
+    pub newest: i32,
+}
+
+impl SchemaVersions {
+    /// Whether this code can use it.
+    #[must_use]
+    pub const fn fits(self) -> bool {
+        self.oldest <= VERSION && VERSION <= self.newest
+    }
+}
 
 /// What a log whose token was made durable by hand is told.
 pub(super) const LOGGED_TOKEN: &str =
@@ -50,10 +80,13 @@ pub(crate) fn check_name(schema: &str) -> Result<(), String> {
 /// An upgrade waits for those who use the tables, a tenth of a second at a time and ten seconds in all: nobody queues
 /// behind it for longer. Two at once do it one after the other.
 ///
+/// It only adds: instances of the version before go on, and [`finish`] ends that. Until then this one can be rolled back.
+///
 /// Dropping the future leaves all or nothing.
 ///
 /// # Errors
-/// If Postgres refuses, a lock was not to be had, or the tables were made by a newer version.
+/// If Postgres refuses, a lock was not to be had, the tables were made by a newer version that has left this one behind, or the upgrade
+/// before this one is not finished.
 pub async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
     check_name(schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
@@ -78,39 +111,150 @@ pub async fn migrate_sql(connection: &mut PgConnection, schema: &str) -> Result<
     Ok(locks::script(schema, &plan))
 }
 
-/// The version of the log's tables in `schema`; `None` where there are none.
+/// Whom an unfinished upgrade of the log in `schema` leaves room for; `None` where it is finished, or there is no log.
 ///
 /// # Errors
 /// If Postgres can't be read.
-pub async fn schema_version(connection: &mut PgConnection, schema: &str) -> Result<Option<i32>, LogError> {
+pub async fn unfinished(connection: &mut PgConnection, schema: &str) -> Result<Option<Unfinished>, LogError> {
+    match schema_version(connection, schema).await? {
+        Some(SchemaVersions { oldest, newest }) if oldest < newest => Ok(Some(Unfinished {
+            oldest,
+            newest,
+            running: running_before(connection, schema, newest).await?,
+        })),
+        _ => Ok(None),
+    }
+}
+
+/// An upgrade that instances of the version before may live beside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unfinished {
+    /// The version that they know.
+    pub oldest: i32,
+    /// What was added.
+    pub newest: i32,
+    /// Their connections, for people. Through a pooler that does not pass on `application_name` they are not seen.
+    pub running: Vec<String>,
+}
+
+/// Ends an upgrade: what only the version before needs goes, and its instances can't read the log from then on. Returns whether there was
+/// something to end.
+///
+/// Dropping the future leaves all or nothing.
+///
+/// # Errors
+/// [`LogError::Schema`] where instances of the version before are connected: it names them. Where the log is not of this version. Else if
+/// Postgres refuses or can't be reached.
+pub async fn finish(connection: &mut PgConnection, schema: &str) -> Result<bool, LogError> {
+    check_version(connection, schema).await?;
+    let mut tx = connection.begin().await.map_err(refused)?;
+    locks::declaring(&mut tx, schema).await?;
+    let Some(Unfinished { oldest, newest, running }) = unfinished(&mut tx, schema).await? else {
+        return Ok(false);
+    };
+    if newest > VERSION {
+        return Err(LogError::Schema(format!(
+            "it was begun by a newer Perto, of version {newest}: finish it by that"
+        )));
+    }
+    if !running.is_empty() {
+        return Err(LogError::Schema(format!(
+            "instances of version {oldest} still run, and could not read the log any more: {}",
+            running.join(", ")
+        )));
+    }
+    sqlx::raw_sql(AssertSqlSafe(finished(schema))).execute(&mut *tx).await.map_err(refused)?;
+    tx.commit().await.map_err(refused)?;
+    Ok(true)
+}
+
+fn finished(schema: &str) -> String {
+    format!(
+        "create or replace function {schema}.version() returns integer language sql immutable as 'select {VERSION}'"
+    )
+}
+
+/// Connections of instances that know less than this version: each holds one for its polls.
+async fn running_before(
+    connection: &mut PgConnection,
+    schema: &str,
+    version: i32,
+) -> Result<Vec<String>, LogError> {
+    let sessions: Vec<(String, String)> = sqlx::query_as(
+        "select application_name, format('process %s of %s at %s', pid, usename, coalesce(host(client_addr), 'this machine')) \
+         from pg_stat_activity where datname = current_database() and application_name ~ $1 and pid <> pg_backend_pid() \
+         order by backend_start",
+    )
+    .persistent(false)
+    .bind(format!("^{APPLICATION}(/[0-9]+ {schema})?$"))
+    .fetch_all(connection)
+    .await
+    .map_err(refused)?;
+    let knows = |name: &str| {
+        let said = name.strip_prefix(APPLICATION)?.strip_prefix('/')?;
+        said.split(' ').next()?.parse::<i32>().ok()
+    };
+    let older = sessions.into_iter().filter(|(name, _)| knows(name).is_none_or(|knows| knows < version));
+    Ok(older.map(|(_, session)| session).collect())
+}
+
+/// Which versions the log's tables in `schema` are of; `None` where there are none.
+///
+/// # Errors
+/// If Postgres can't be read.
+pub async fn schema_version(
+    connection: &mut PgConnection,
+    schema: &str,
+) -> Result<Option<SchemaVersions>, LogError> {
     check_name(schema).map_err(LogError::Schema)?;
     let mut tx = connection.begin().await.map_err(refused)?;
-    let (function, table): (bool, bool) =
-        sqlx::query_as("select to_regprocedure($1) is not null, to_regclass($2) is not null")
-            .persistent(false)
-            .bind(format!("{schema}.version()"))
-            .bind(format!("{schema}.meta"))
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(refused)?;
-    // A row said it before there was a function.
-    let sql = match (function, table) {
-        (true, _) => format!("select {schema}.version()"),
-        (false, true) => format!("select version from {schema}.meta"),
-        (false, false) => return Ok(None),
+    let (added, version, table): (bool, bool, bool) = sqlx::query_as(
+        "select to_regprocedure($1) is not null, to_regprocedure($2) is not null, to_regclass($3) is not null",
+    )
+    .persistent(false)
+    .bind(format!("{schema}.added()"))
+    .bind(format!("{schema}.version()"))
+    .bind(format!("{schema}.meta"))
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(refused)?;
+    // A row said it before there was a function, and one function before there were two.
+    let sql = match (added, version, table) {
+        (true, true, _) => format!("select {schema}.version(), {schema}.added()"),
+        (_, true, _) => format!("select {schema}.version(), {schema}.version()"),
+        (_, false, true) => format!("select version, version from {schema}.meta"),
+        (_, false, false) => return Ok(None),
     };
-    let asking = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut *tx);
-    let version = asking.await.map_err(refused)?;
+    let asking = sqlx::query_as(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut *tx);
+    let (oldest, newest) = asking.await.map_err(refused)?;
     tx.commit().await.map_err(refused)?;
-    Ok(Some(version))
+    Ok(Some(SchemaVersions { oldest, newest }))
 }
 
 /// The steps that are missing, and what was undone by hand.
 async fn plan(connection: &mut PgConnection, schema: &str) -> Result<Vec<Sql>, LogError> {
-    let version = schema_version(connection, schema).await?.unwrap_or(0);
-    let done = usize::try_from(version).ok().filter(|done| *done <= STEPS.len());
-    let Some(done) = done else { return Err(other_version(schema, version)) };
+    let found = schema_version(connection, schema).await?;
+    let found = found.unwrap_or(SchemaVersions { oldest: 0, newest: 0 });
+    if found.oldest > VERSION || found.newest < 0 {
+        return Err(other_version(schema, found));
+    }
+    // A newer one has added more than this one knows, and can do without its being gone.
+    let done = usize::try_from(found.newest).unwrap_or_default().min(STEPS.len());
+    if done < STEPS.len() && found.oldest < found.newest {
+        return Err(LogError::Schema(format!(
+            "the upgrade of the schema {schema:?} from version {} to {} is not finished: run `perto migrate --finish{}` of that release \
+             first",
+            found.oldest,
+            found.newest,
+            option(schema)
+        )));
+    }
     let mut plan: Vec<Sql> = STEPS[done..].iter().map(|step| Sql::Script(named(step, schema))).collect();
+    if done + 1 < STEPS.len() {
+        // Nobody knows the version before, who could go on.
+        plan.push(Sql::One(finished(schema)));
+    }
     if done == STEPS.len() {
         let logged: Vec<String> = sqlx::query_scalar(
             "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace \
@@ -145,8 +289,8 @@ fn named(sql: &str, schema: &str) -> String {
 /// Where there is no log in the schema, or that of another version: what mends it.
 pub(super) async fn check_version(connection: &mut PgConnection, schema: &str) -> Result<(), LogError> {
     match schema_version(connection, schema).await? {
-        Some(VERSION) => Ok(()),
-        Some(version) => Err(other_version(schema, version)),
+        Some(found) if found.fits() => Ok(()),
+        Some(found) => Err(other_version(schema, found)),
         None => Err(LogError::Schema(format!(
             "Perto's tables are not in this database, in the schema {schema:?}: run `perto migrate{}`, or call \
              `perto::postgres::migrate`",
@@ -155,10 +299,10 @@ pub(super) async fn check_version(connection: &mut PgConnection, schema: &str) -
     }
 }
 
-pub(crate) fn other_version(schema: &str, version: i32) -> LogError {
-    let mend = match version > VERSION {
-        true => "use a newer Perto".to_owned(),
-        false => format!("run `perto migrate{}`", option(schema)),
+pub(crate) fn other_version(schema: &str, found: SchemaVersions) -> LogError {
+    let (version, mend) = match found.oldest > VERSION {
+        true => (found.oldest, "use a newer Perto".to_owned()),
+        false => (found.newest, format!("run `perto migrate{}`", option(schema))),
     };
     LogError::Schema(format!(
         "Perto's tables in the schema {schema:?} are of version {version}, and this Perto needs {VERSION}: {mend}"
