@@ -11,7 +11,7 @@ JSON ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos attack fuzz replay bench bench-peers instructions check prose compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos attack rolling fuzz replay bench bench-peers instructions check prose compose-check cargo
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
@@ -52,6 +52,9 @@ chaos: cargo ## every fault under load, on the engines of this machine and on th
 attack: cargo ## what strangers, tenants and an ill Redis can do to three instances [ARGS='--only forged']
 	@cargo test --release --locked --no-run --package perto-chat --test attack
 	@exec scripts/engines exec --db perto_attack --binaries -- cargo test --release --locked --package perto-chat --test attack -- run $(ARGS)
+
+rolling: cargo ## the release before beside this one: upgraded and rolled back one by one, under load and faults
+	@exec scripts/rolling
 
 bench: cargo ## benchmarks [ARGS='...'] [JSON=FILE, for a line of each ratio with its samples]
 	@BENCH_JSON='$(abspath $(JSON))' exec scripts/engines exec --db perto_bench -- \

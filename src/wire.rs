@@ -626,6 +626,26 @@ mod tests {
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(many)));
         let kept = golden("hint-v1.bin", &hint().encode().unwrap());
         assert_eq!(Hint::decode(&kept), Ok(hint()));
+        let tombstone = kept("tombstone-v4.bin");
+        assert_eq!(Stored::decode(KEY, &tombstone), Ok(None));
+        assert_eq!(buried(&tombstone), Some([5_000_000_000, 4_999_999_999]));
+    }
+
+    #[test]
+    fn names_and_tokens_are_those_that_they_have_always_been() {
+        let read = Token::of_read(0xFF, Rank::from_number(0x12_3456_7890));
+        let (kind, write) = (kind("item", 2, 0x00AB_CDEF), Token::of_write(0xFF, 5_000_000_000));
+        let now = [
+            ("value", name("shop", 0xFF, &kind, "42:é")),
+            ("claim", claim_name("shop", &kind, "42:é")),
+            ("write", write.to_string()),
+            ("read", read.to_string()),
+        ];
+        let kept: std::collections::BTreeMap<String, String> =
+            serde_json::from_slice(&kept("texts.json")).unwrap();
+        let now = now.map(|(what, text)| (what.to_owned(), text));
+        assert_eq!(kept, now.into());
+        assert_eq!((kept["write"].parse(), kept["read"].parse()), (Ok(write), Ok(read)));
     }
 
     fn kept(name: &str) -> Bytes {

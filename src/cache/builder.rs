@@ -114,8 +114,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     }
 
     /// How values are written into L2. Default: [`Codec::Bincode`], the shorter and faster one. Types with `#[serde(flatten)]`, untagged or
-    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`). By JSON a new field, even an `Option`, needs a new
-    /// [`version`](CacheBuilder::version).
+    /// tagged enums, `skip_serializing_if` or `serde_json::Value` need `Codec::Json` (feature `json`).
     ///
     /// Instances of another codec take each other's values for misses, and replace them by newer ones. So change it together with
     /// [`CacheBuilder::version`], or the two work against each other while a release is rolled out.
@@ -204,11 +203,16 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
         self
     }
 
-    /// The version of the value's type. Instances of different versions don't share values in L2: raise it when the
-    /// type changes, for its bytes don't say what they are. Two fields that change places are read as each other. By JSON a new
-    /// field needs a new version too, even an `Option`: it is read as none from what older instances wrote, and called fresh. A test
-    /// that pins the bytes of each cached type tells when it is time. Raise it too when what values [depend on](Loaded::depends_on) changes.
-    /// Default: 1.
+    /// The version of the values. Instances of different versions don't share values in L2, and nor do instances whose values are of
+    /// another type: fields, variants, their names and order, and kinds of numbers are traced where the cache is declared.
+    ///
+    /// Raise it when the same type means something else (a price without taxes), and when what values
+    /// [depend on](Loaded::depends_on) changes. Raise it too where a part changes that can't be traced:
+    /// - what `untagged`, `tag` or `flatten` is on;
+    /// - what `#[serde(skip)]` and `default` make of what is not there, and what a `with` writes;
+    /// - in a tuple, what follows a part that takes no made-up value, for it checks what it is made of.
+    ///
+    /// [`Event::Untraced`](crate::Event::Untraced) tells of the first and the last. With `panic = "abort"` nothing is traced. Default: 1.
     pub const fn version(mut self, version: u16) -> Self {
         self.policy.version = version;
         self
@@ -230,7 +234,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// by several tasks; never twice at a time for one key by one instance, save after a timeout and by the auditor
     /// ([`PertoBuilder::audit_rate`](crate::PertoBuilder::audit_rate)), which expects the same values from the same rows.
     ///
-    /// Where there is an L2, the `Deserialize` of a type that bincode writes is tried here with made-up values; with `panic = "abort"` it is not.
+    /// Where there is an L2, the `Deserialize` of the type is tried here with made-up values; with `panic = "abort"` it is not.
     ///
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2

@@ -24,9 +24,8 @@ pub enum Codec {
     /// JSON, which describes itself: `flatten`, tagged and untagged enums, `skip_serializing_if` and `serde_json::Value` come back. It takes
     /// up to half as much room again as bincode, and two to three times the time.
     ///
-    /// What `skip_serializing_if` skips is read as the default, so it must skip that alone. Names make JSON tolerant: a new build reads
-    /// what an older one wrote, without the field that is new. So a new field, even an `Option`, needs a new
-    /// [`version`](crate::CacheBuilder::version).
+    /// What `skip_serializing_if` skips is read as the default, so it must skip that alone. Where a type is tagged, untagged or flattened, Serde
+    /// does not tell what is in it: a change there needs a new [`version`](crate::CacheBuilder::version).
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     Json,

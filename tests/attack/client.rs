@@ -9,6 +9,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// Longer than the service may take for a request.
 const PATIENCE: Duration = Duration::from_secs(35);
+/// Requests until a client of several asks the first one again.
+const RETURNS_AFTER: usize = 25;
 /// Longest line of a head, and longest body that is read.
 const MOST: u64 = 64 << 20;
 
@@ -20,7 +22,10 @@ pub(crate) struct Who {
 }
 
 pub(crate) struct Client {
-    to: String,
+    /// The first is asked, and another one only where nobody listens there, as a load balancer does it.
+    to: Vec<String>,
+    /// Requests on this connection.
+    sent: usize,
     who: Who,
     stream: Option<BufReader<TcpStream>>,
 }
@@ -40,7 +45,11 @@ impl Answer {
 
 impl Client {
     pub(crate) fn new(to: &str, who: &Who) -> Self {
-        Self { to: to.to_owned(), who: who.clone(), stream: None }
+        Self::of_several(vec![to.to_owned()], who)
+    }
+
+    pub(crate) fn of_several(to: Vec<String>, who: &Who) -> Self {
+        Self { to, sent: 0, who: who.clone(), stream: None }
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> io::Result<Answer> {
@@ -55,6 +64,10 @@ impl Client {
         headers: &str,
         body: &[u8],
     ) -> io::Result<Answer> {
+        self.sent += 1;
+        if self.to.len() > 1 && self.sent.is_multiple_of(RETURNS_AFTER) {
+            self.stream = None;
+        }
         let kept = self.stream.is_some();
         match self.try_send(method, path, headers, body).await {
             Err(_) if kept => self.try_send(method, path, headers, body).await,
@@ -73,7 +86,7 @@ impl Client {
         );
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => BufReader::new(connect(&self.to, self.who.from).await?),
+            None => BufReader::new(self.connect().await?),
         };
         let answering = async {
             stream.get_mut().write_all(&[head.as_bytes(), body].concat()).await?;
@@ -85,6 +98,19 @@ impl Client {
             self.stream = Some(stream);
         }
         Ok(answer)
+    }
+}
+
+impl Client {
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let mut connected = Err(io::ErrorKind::NotFound.into());
+        for to in &self.to {
+            connected = connect(to, self.who.from).await;
+            if !connected.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                break;
+            }
+        }
+        connected
     }
 }
 

@@ -151,7 +151,7 @@ impl Run {
             return ExitCode::FAILURE;
         }
         let world = Arc::new(World::begin().await);
-        let quiet = Quiet::begin(&world.addresses(), &world.quiet_key).await;
+        let quiet = Quiet::begin(&world.addresses(), &world.quiet_key, false).await;
         let limits = self.limits();
         let mut report = Report::begin();
         // Until all that is made at first use has been made, and what that needed has been given back.

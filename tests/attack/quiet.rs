@@ -30,6 +30,8 @@ pub(crate) struct Quiet {
     tasks: JoinSet<()>,
     pub(crate) who: Who,
     instances: Vec<String>,
+    /// Whether another instance is asked where one does not listen.
+    balanced: bool,
 }
 
 struct Shared {
@@ -71,7 +73,7 @@ pub(crate) struct Sight {
 }
 
 impl Quiet {
-    pub(crate) async fn begin(instances: &[String], key: &str) -> Self {
+    pub(crate) async fn begin(instances: &[String], key: &str, balanced: bool) -> Self {
         let who = Who { from: Ipv4Addr::LOCALHOST, key: Some(key.to_owned()) };
         let shared = Arc::new(Shared {
             began: Instant::now(),
@@ -79,17 +81,21 @@ impl Quiet {
             reads: Mutex::default(),
             complaints: Mutex::default(),
         });
-        let mut quiet =
-            Self { shared: Arc::clone(&shared), tasks: JoinSet::new(), who, instances: instances.to_vec() };
+        let mut quiet = Self {
+            shared: Arc::clone(&shared),
+            tasks: JoinSet::new(),
+            who,
+            instances: instances.to_vec(),
+            balanced,
+        };
         let mut writer = Writer { shared, versions: HashMap::new(), clients: quiet.clients() };
         // From now on each value is one that was written here.
         for (at, key) in HOT.into_iter().enumerate() {
             writer.write(key, at).await;
         }
-        for (at, instance) in instances.iter().enumerate() {
-            for reader in 0..2 {
-                let (shared, client) = (Arc::clone(&quiet.shared), Client::new(instance, &quiet.who));
-                quiet.tasks.spawn(read(shared, client, at, reader * 7));
+        for reader in 0..2 {
+            for (at, client) in quiet.clients().into_iter().enumerate() {
+                quiet.tasks.spawn(read(Arc::clone(&quiet.shared), client, at, reader * 7));
             }
         }
         quiet.tasks.spawn(writer.run());
@@ -97,7 +103,13 @@ impl Quiet {
     }
 
     fn clients(&self) -> Vec<Client> {
-        self.instances.iter().map(|instance| Client::new(instance, &self.who)).collect()
+        let of = |at: usize| {
+            let mut to = self.instances.clone();
+            to.rotate_left(at);
+            to.truncate(if self.balanced { to.len() } else { 1 });
+            Client::of_several(to, &self.who)
+        };
+        (0..self.instances.len()).map(of).collect()
     }
 
     /// What it has seen since this was asked last.

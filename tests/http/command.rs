@@ -98,9 +98,19 @@ impl Served {
     }
 
     /// Its log lines go there.
-    pub(crate) fn start_saying(mut command: Command, name: &str, arguments: &[&str], log: Stdio) -> Self {
+    pub(crate) fn start_saying(command: Command, name: &str, arguments: &[&str], log: Stdio) -> Self {
+        Self::start_at("127.0.0.1:0", command, name, arguments, log)
+    }
+
+    pub(crate) fn start_at(
+        address: &str,
+        mut command: Command,
+        name: &str,
+        arguments: &[&str],
+        log: Stdio,
+    ) -> Self {
         let mut child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--instance", name])
+            .args(["serve", "--listen", address, "--instance", name])
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(log)

@@ -144,6 +144,9 @@ pub(crate) trait AnyCache: Send + Sync {
     /// The version of the values, and the bytes in L2 of one of them, given as JSON.
     #[cfg(test)]
     fn payload(&self, json: &str) -> (u16, Result<Vec<u8>, String>);
+    /// Whether all of its values' type is in their fingerprint.
+    #[cfg(test)]
+    fn is_traced(&self) -> bool;
 }
 
 impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
@@ -183,6 +186,11 @@ impl<K: Key + FromStr, V: Value> AnyCache for Cache<K, V> {
         let bytes = value.and_then(|value| perto::fuzzing::payload(&value)).map(Vec::from);
         (self.version(), bytes)
     }
+
+    #[cfg(test)]
+    fn is_traced(&self) -> bool {
+        perto::fuzzing::fingerprint::<V>(perto::Codec::Bincode).1
+    }
 }
 
 #[cfg(test)]
@@ -216,6 +224,7 @@ mod tests {
         let caches = Caches::new(&perto, &database, &settings).unwrap();
         for cache in caches.all() {
             let name = cache.name();
+            assert!(cache.is_traced(), "the type of cache {name} is not traced as a whole");
             let (version, _) = cache.payload("");
             let path = format!("tests/wire/service/{name}-v{version}.json");
             let text = fs::read_to_string(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(&path));

@@ -329,6 +329,27 @@ fn precise_ms(time: Duration) -> f64 {
 mod tests {
     use super::*;
 
+    /// Whether all of it is in the other one.
+    fn is_within(part: &serde_json::Value, whole: &serde_json::Value) -> bool {
+        match part {
+            serde_json::Value::Object(fields) => fields
+                .iter()
+                .all(|(name, field)| whole.get(name).is_some_and(|whole| is_within(field, whole))),
+            other => other == whole,
+        }
+    }
+
+    /// Instances of both releases read each other's rows. A field that is new has a default, and none is left out.
+    #[test]
+    fn a_row_of_the_release_before_is_read_and_one_of_this_has_all_that_it_needs() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/wire/service/instance.json");
+        let kept: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let report: Report = serde_json::from_value(kept.clone()).unwrap();
+        assert_eq!(report.instance.caches.user.counts.l1_hits, 7);
+        let written = serde_json::to_value(&report).unwrap();
+        assert!(is_within(&kept, &written), "{written}");
+    }
+
     #[test]
     fn a_repair_is_told_of_once_no_hint_has_come() {
         let repaired = Repaired::default();
