@@ -626,7 +626,7 @@ mod tests {
         assert_eq!(Stored::decode(KEY, &kept), Ok(Some(many)));
         let kept = golden("hint-v1.bin", &hint().encode().unwrap());
         assert_eq!(Hint::decode(&kept), Ok(hint()));
-        let tombstone = kept("tombstone-v4.bin");
+        let tombstone = self::kept("tombstone-v4.bin");
         assert_eq!(Stored::decode(KEY, &tombstone), Ok(None));
         assert_eq!(buried(&tombstone), Some([5_000_000_000, 4_999_999_999]));
     }

@@ -92,7 +92,7 @@ pub async fn beside(connection: &mut PgConnection, schema: &str) -> anyhow::Resu
     let Some(unfinished) = postgres::unfinished(connection, schema).await? else { return Ok(None) };
     let running = match &unfinished.running[..] {
         [] => "none is connected".to_owned(),
-        running => format!("{} connected: {}", running.len(), running.join(", ")),
+        running => format!("connected are: {}", running.join(", ")),
     };
     Ok(Some(format!(
         "instances of version {} may go on beside those of {}; {running}. Once they are gone for good: migrate --finish",
