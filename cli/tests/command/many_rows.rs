@@ -269,7 +269,8 @@ async fn inspect_says_what_a_value_depends_on_and_which_of_it_refuses_it() {
     assert_eq!(seen["l2"]["depends"][0]["misses"], Value::Null, "{seen}");
     // Of a topic L2 has no values.
     let (table, _) = inspect(&name, &url, &["of_company", "7"], &[]);
-    assert!(table.contains("Of a topic it never holds any."), "{table}");
+    let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("Of a topic it never holds any."), "{table}");
     crm.perto.shutdown().await;
     pool.close().await;
     drop_database(&name).await;
