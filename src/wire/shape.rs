@@ -162,7 +162,7 @@ enum Refused {
 struct Node {
     asked: Asked,
     /// Fields, elements, variants; keys and values of maps.
-    parts: Vec<Node>,
+    parts: Vec<Self>,
     /// Whether something was made of it.
     made: bool,
     /// Nothing ever is, and what it is part of goes on without.
@@ -356,7 +356,7 @@ impl Trace {
 #[derive(Clone, Copy)]
 struct Above<'w> {
     asked: Asked,
-    above: Option<&'w Above<'w>>,
+    above: Option<&'w Self>,
 }
 
 struct Walk<'w> {
