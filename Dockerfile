@@ -4,7 +4,8 @@
 FROM rust:1.95.0-slim-bookworm AS build
 # rust-toolchain.toml asks for lints and formatting, which an image needs no download for.
 ENV RUSTUP_TOOLCHAIN=1.95.0
-# jemalloc is built by it.
+# jemalloc is built by it, whichever version the image's Debian has.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -18,8 +19,8 @@ FROM debian:12.13-slim
 # For TLS to Redis and Postgres.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/perto-chat /out/perto /usr/local/bin/
-# Where a volume with the admin's key may go: a new one takes over its owner and mode.
-COPY --from=build --chown=65532:65532 --chmod=0700 /out/run /run/perto
+# Where a volume with passwords may go: a new one takes over its owner and mode. Others may read what they know and may read there.
+COPY --from=build --chown=65532:65532 --chmod=0711 /out/run /run/perto
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM

@@ -11,10 +11,10 @@ JSON ?=
 # In the recipes below `exec` leaves no shell between make and the script: a TERM sent to make must reach it.
 perto = "$${CARGO_TARGET_DIR:-target}/release/perto"
 
-.PHONY: help run test api dashboard prove mutants soak chaos attack rolling fuzz replay bench bench-peers instructions check prose compose-check cargo
+.PHONY: help run test api dashboard prove mutants soak chaos attack rolling fuzz replay bench bench-peers instructions check prose compose-check kubernetes-check upgrades rolling-restart release cargo
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-16s %s\n' "$$target" "$$text"; done
 
 run: cargo ## the service on http://127.0.0.1:8080/ [INSTANCES=3] [PORT=8080]
 	@INSTANCES='$(INSTANCES)' PORT='$(PORT)' exec scripts/run
@@ -75,6 +75,18 @@ prose: ## sentences over 35 words in the documents; fails when a file has more t
 
 compose-check: cargo ## docker-compose.yml for real, by podman: as root, on Debian
 	@exec scripts/compose-check
+
+kubernetes-check: cargo ## the manifests of deploy/kubernetes, validated, and run by podman: as root, on Debian
+	@exec scripts/kubernetes-check
+
+upgrades: cargo ## Postgres to a new major in each way, and Redis to Valkey, with instances that live through it [ARGS='dump logical']
+	@exec scripts/upgrades $(ARGS)
+
+rolling-restart: cargo ## three instances restarted behind HAProxy, under load [ARGS='1000 3']
+	@exec scripts/rolling-restart $(ARGS)
+
+release: cargo ## all that must hold before a version is published; publishes nothing [ARGS='packages documents']
+	@exec scripts/release $(ARGS)
 
 cargo:
 	@command -v cargo >/dev/null || { echo "cargo is not on PATH: install Rust by https://rustup.rs, open a new shell and try again" >&2; exit 1; }

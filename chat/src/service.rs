@@ -4,12 +4,13 @@
 #![expect(unused_qualifications, reason = "what utoipa expands to")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Shared};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perto::postgres::{self, Written};
@@ -88,6 +89,8 @@ pub(crate) struct Service {
     telemetry: Telemetry,
     answered: RequestDurations,
     routes: Arc<Routes>,
+    /// The end was asked for. Each request looks: a token would take a lock.
+    draining: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -151,12 +154,17 @@ fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi
 /// What every request goes through: who asks, and for how long. Before the router and not as layers of it, which cost each
 /// request a copy of its route.
 async fn answer(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
-    if !request.uri().path().starts_with("/api/") {
-        return listen::routed(router, request).await;
-    }
-    let response = answer_api(service, router, request, guest).await;
+    let mut response = if request.uri().path().starts_with("/api/") {
+        answer_api(service, router, request, guest).await
+    } else {
+        listen::routed(router, request).await
+    };
     if let Some(limit) = response.extensions().get::<Limit>() {
         service.limits.count(*limit);
+    }
+    // A connection that is closed while it is idle may be closed under a request that is on its way. This one is told before.
+    if service.draining.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -267,10 +275,14 @@ pub(crate) async fn run(
     );
     let (working, watching) = (Arc::clone(&imports), CancellationToken::new());
     let dashboard = dashboard::Dashboard::new(watching.clone());
+    let (draining, drain) = (Arc::new(AtomicBool::new(false)), settings.drain);
+    let asked = Arc::clone(&draining);
     let end = async move {
         end.await;
+        asked.store(true, Ordering::Relaxed);
         working.stop();
         watching.cancel();
+        tokio::time::sleep(drain).await;
     };
     let fleet = Fleet::new(&settings, &pools, upkeep, urls.redis_url.as_deref(), address)?;
     let (resources, api) = resources();
@@ -290,6 +302,7 @@ pub(crate) async fn run(
         answered: RequestDurations::new(&telemetry),
         routes: Arc::new(Routes::new(api.paths.paths.keys())),
         telemetry,
+        draining,
     });
     telemetry::instruments::begin(&service);
     let ending = CancellationToken::new();
@@ -415,6 +428,9 @@ async fn access(settings: &Settings, database: &Database) -> anyhow::Result<Acce
 }
 
 async fn readyz(Shared(service): Shared<Arc<Service>>) -> (StatusCode, String) {
+    if service.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "ending\n".to_owned());
+    }
     let state = service.perto.health().state;
     let ready = matches!(state, State::Coherent | State::Isolated | State::Unverified);
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, format!("{state}\n"))

@@ -156,8 +156,8 @@ impl PertoBuilder {
         self
     }
 
-    /// Lets [`Perto::start`] succeed though tables that caches declare are missing or not watched. Writes to them are not seen
-    /// before the time to live, and answers are called fresh all the same. It is a trouble for as long as it lasts:
+    /// Lets [`Perto::start`] succeed though tables that caches declare are missing, not watched, or written into by a subscription
+    /// of logical replication. Writes to them are not seen before the time to live, and answers are called fresh all the same. It is a trouble for as long as it lasts:
     /// [`Health::troubles`](crate::Health::troubles) has it, and it is looked at every minute. Default: start fails.
     pub const fn allow_unwatched(mut self) -> Self {
         self.allow_unwatched = true;

@@ -1,7 +1,11 @@
 //! Looks whether the tables that caches declare are watched: at the start, and then every minute.
 //!
-//! A trigger that was dropped by hand, a partition that came later, a table that was made again: the log says nothing of
-//! writes to them, so somebody has to be told.
+//! A trigger that was dropped by hand, a partition that came later, a table that was made again, one that a subscription writes
+//! into: the log says nothing of writes to them, so somebody has to be told.
+//!
+//! When such a table is watched again, what was cached meanwhile may miss a write, and the alert has just ended. `perto watch` clears the
+//! cache in the transaction that makes the triggers. Whoever enables a trigger by hand, or drops a subscription, clears nothing: so
+//! each instance that knew of it does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use std::time::Duration;
 use crate::error::{LogError, StartError, Unwatched};
 use crate::health::troubles::{Subject, TroubleKind};
 use crate::shared::Shared;
+use crate::wire::Change;
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -20,11 +25,14 @@ pub(super) struct Watching {
     shared: Arc<Shared>,
     /// What was found last.
     found: Found,
+    /// Of caches with a table that was not watched when last looked at: the last transaction that had cleared them by then.
+    /// They stay until they have been cleared since.
+    uncleared: BTreeMap<String, u64>,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, found: Found::new() }
+        Self { shared, found: Found::new(), uncleared: BTreeMap::new() }
     }
 
     /// Fails where a table is not watched and that was not allowed.
@@ -34,6 +42,7 @@ impl Watching {
             let each = found.into_iter().map(|(subject, found)| (subject.cache.unwrap_or_default(), found));
             return Err(StartError::Unwatched(each.collect()));
         }
+        self.remember(&found);
         self.tell(found);
         Ok(())
     }
@@ -43,7 +52,41 @@ impl Watching {
         loop {
             tokio::time::sleep(INTERVAL).await;
             if let Ok(found) = self.look().await {
+                self.clear(&found).await;
+                self.remember(&found);
                 self.tell(found);
+            }
+        }
+    }
+
+    fn remember(&mut self, found: &Found) {
+        let caches = self.shared.caches();
+        for name in found.keys().filter_map(|subject| subject.cache.as_ref()) {
+            if let Some(cache) = caches.get(name) {
+                self.uncleared.insert(name.clone(), cache.whole().highest());
+            }
+        }
+    }
+
+    /// Clears the caches whose tables were not watched and are again, or have been in between, on every instance. Where it fails it is
+    /// tried again with the next look.
+    async fn clear(&mut self, found: &Found) {
+        let caches = self.shared.caches();
+        let before = std::mem::take(&mut self.uncleared);
+        for (name, highest) in before {
+            let goes_on = |(subject, before): (&Subject, &Unwatched)| {
+                subject.cache.as_ref() != Some(&name)
+                    || found.get(subject).is_some_and(|now| now.mark == before.mark)
+            };
+            let as_before = found.keys().any(|subject| subject.cache.as_ref() == Some(&name))
+                && self.found.iter().all(goes_on);
+            let cleared = caches.get(&name).is_none_or(|cache| cache.whole().highest() > highest);
+            if as_before || cleared {
+                continue;
+            }
+            let change = Change { cache: name.clone(), keys: None };
+            if self.shared.invalidate(change).await.is_err() {
+                self.uncleared.insert(name, highest);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use perto::{Event, Load, Loaded, PertoBuilder, StartError, Trouble, TroubleKind};
 use tokio::sync::broadcast::Receiver;
 
-use crate::ring::{Member, Ring};
+use crate::ring::{CACHE, Member, POLL, Ring, some};
 
 const MINUTE: Duration = Duration::from_secs(61);
 
@@ -124,5 +124,65 @@ async fn a_table_that_may_be_unwatched_is_a_trouble_for_as_long_as_it_lasts() {
     tokio::time::sleep(MINUTE).await;
     assert_eq!(member.perto.health().troubles, []);
     ring.members.push(member);
+    ring.end().await;
+}
+
+/// Whoever enables a trigger by hand clears nothing, and the alert ends: what was cached meanwhile would be called fresh on.
+#[tokio::test(start_paused = true)]
+async fn what_was_cached_while_a_table_was_not_watched_is_gone_once_it_is_watched_again() {
+    for cleared_by_hand in [false, true] {
+        let mut ring = Ring::of(0).await;
+        for _ in 0..2 {
+            // Without an auditor, who would find some of it.
+            ring.join_with(|perto| perto.allow_unwatched().audit_rate(0), |cache| cache.tables(["users"]))
+                .await;
+        }
+        let (knows, other) = (&ring.members[0], &ring.members[1]);
+        let unlogged = |value: &str| {
+            let mut tx = ring.sim.postgres.begin();
+            tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
+            tx.commit().unwrap();
+        };
+        unlogged("before");
+        for member in [knows, other] {
+            assert_eq!(member.fresh(1).await, some("before"));
+        }
+        knows.node.log.watch("users", false);
+        tokio::time::sleep(MINUTE).await;
+        unlogged("after");
+        assert_eq!(knows.fresh(1).await, some("before"), "what an alert is for");
+        if cleared_by_hand {
+            // As `perto watch` does.
+            let mut tx = ring.sim.postgres.begin();
+            tx.clear(CACHE);
+            tx.commit().unwrap();
+        }
+        let rows = ring.sim.postgres.retained();
+        tokio::time::sleep(POLL).await;
+        knows.node.log.watch("users", true);
+        tokio::time::sleep(MINUTE).await;
+        for member in [knows, other] {
+            assert_eq!(member.fresh(1).await, some("after"), "{cleared_by_hand}");
+        }
+        tokio::time::sleep(MINUTE * 2).await;
+        assert_eq!(ring.sim.postgres.retained() - rows, usize::from(!cleared_by_hand), "cleared once");
+        ring.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_cleared_when_a_table_was_watched_again_is_cleared_later() {
+    let mut ring = Ring::of(0).await;
+    ring.join_with(|perto| perto.allow_unwatched(), |cache| cache.tables(["users"])).await;
+    let log = std::sync::Arc::clone(&ring.members[0].node.log);
+    log.watch("users", false);
+    tokio::time::sleep(MINUTE).await;
+    log.watch("users", true);
+    log.faults.cut();
+    tokio::time::sleep(MINUTE).await;
+    log.faults.heal();
+    let rows = ring.sim.postgres.retained();
+    tokio::time::sleep(MINUTE * 2).await;
+    assert_eq!(ring.sim.postgres.retained() - rows, 1);
     ring.end().await;
 }

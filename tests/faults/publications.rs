@@ -140,3 +140,32 @@ async fn a_subscriber_with_a_log_of_its_own_keeps_applying_and_is_coherent_for_i
     assert_eq!(postgres::watch_sql(&mut there, &mine.watch, false).await.unwrap(), None);
     sqlx::raw_sql("alter subscription everything disable; alter subscription everything set (slot_name = none); drop subscription everything").execute(&mut there).await.unwrap();
 }
+
+/// An instance that is tried there before the move would keep, in both tiers, what the subscription goes on to write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_instance_starts_on_a_table_that_a_subscription_writes_into_unless_that_is_allowed() {
+    let postgres = PrivatePostgres::start().await;
+    let world = World::on(&postgres.url("postgres"), &redis_url()).await;
+    // Without a slot: it never runs, but it is there.
+    world
+        .sql(
+            "create publication p for table items; create subscription s connection 'dbname=none' publication p \
+             with (connect = false, slot_name = none, enabled = false)",
+        )
+        .await;
+    let table = format!("{}.items", world.name);
+    let subscribe = format!(
+        "insert into pg_subscription_rel (srsubid, srrelid, srsubstate) \
+         select oid, '{table}'::regclass, 'r' from pg_subscription where subname = 's'"
+    );
+    world.sql(&format!("set allow_system_table_mods = on; {subscribe}")).await;
+    let a = world.build(|perto| perto, |cache| cache);
+    let refused = a.perto.start().await.unwrap_err().to_string();
+    assert!(
+        refused.contains(&format!("what the subscription s writes into {table} is not seen")),
+        "{refused}"
+    );
+    world.sql("drop subscription s").await;
+    a.perto.start().await.unwrap();
+    coherent([&a]).await;
+}

@@ -152,6 +152,7 @@ fn a_setting_of_its_own_that_makes_no_sense_ends_the_start_and_says_what_to_chan
         ("PERTO_POOL_ACQUIRE", "0s", "must be longer than 0"),
         ("PERTO_TTL_USER", "0s", "must be longer than 0"),
         ("PERTO_REQUEST_TIMEOUT", "30", "like 250ms"),
+        ("PERTO_DRAIN", "2h", "at most 1h"),
         ("PERTO_RATE_LIMIT", "many", "--rate-limit"),
         ("PERTO_MAX_CONNECTIONS", "0", "--max-connections"),
         ("PERTO_PREPARED_STATEMENTS", "perhaps", "--prepared-statements"),

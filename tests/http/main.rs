@@ -15,6 +15,7 @@ mod bodies;
 mod command;
 mod dashboard;
 mod doctor;
+mod draining;
 mod environment;
 mod fairness;
 mod fleet;

@@ -15,6 +15,9 @@ pub(crate) struct Settings {
     /// The bound on staleness
     #[arg(long, env = "PERTO_BOUND", default_value = "1s", value_parser = duration, value_name = "TIME")]
     pub(crate) bound: Duration,
+    /// How long requests are still taken after the end was asked for, while /readyz says 503: longer than balancers take to see it
+    #[arg(long, env = "PERTO_DRAIN", default_value = "0s", value_parser = up_to_an_hour, value_name = "TIME")]
+    pub(crate) drain: Duration,
     #[command(flatten, next_help_heading = "Access")]
     pub(crate) access: AccessSettings,
     #[command(flatten, next_help_heading = "Caches")]

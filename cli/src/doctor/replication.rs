@@ -1,6 +1,7 @@
 //! What the doctor says of logical replication: the log is no table to be replicated, and watched ones have a word in it.
 
 use perto::postgres::Watched;
+use sqlx::AssertSqlSafe;
 
 use super::super::migrate;
 use super::postgres::reading;
@@ -69,46 +70,93 @@ pub(super) async fn publications(doctor: &Doctor, usable: bool) -> Findings {
 
 /// Their apply worker fires row triggers, and ours are for statements.
 pub(super) async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findings {
-    let mut connection = reading(&doctor.database).await?;
+    let (schema, mut connection) = (&doctor.schema, reading(&doctor.database).await?);
     let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
-    let rows: Vec<(String, String, bool)> = sqlx::query_as(
-        "select quote_ident(s.subname), format('%I.%I', n.nspname, c.relname), n.nspname = $2 from pg_subscription s \
-         join pg_subscription_rel r on r.srsubid = s.oid join pg_class c on c.oid = r.srrelid \
-         join pg_namespace n on n.oid = c.relnamespace \
-         where format('%I.%I', n.nspname, c.relname) = any($1) or n.nspname = $2 and c.relname <> all($3) order by 1, 2",
+    let rows: Vec<(String, bool, Vec<String>)> = sqlx::query_as(
+        "select quote_ident(s.subname), n.nspname = $2, array_agg(distinct format('%I.%I', n.nspname, c.relname)) \
+         from pg_stat_subscription s join pg_subscription_rel r on r.srsubid = s.subid and s.relid is null \
+         join pg_class c on c.oid = r.srrelid join pg_namespace n on n.oid = c.relnamespace \
+         where format('%I.%I', n.nspname, c.relname) = any($1) or n.nspname = $2 and c.relname <> all($3) \
+         group by 1, 2 order by 1, 2",
     )
     .persistent(false)
     .bind(tables)
-    .bind(&doctor.schema)
+    .bind(schema)
     .bind(HARMLESS)
     .fetch_all(&mut connection)
     .await?;
     if rows.is_empty() {
         return Ok(vec![Finding::ok("subscriptions", "none writes into a watched table, nor into the log")]);
     }
-    let finding = |(subscription, table, log): &(String, String, bool)| {
-        let (found, publisher) = if *log {
+    let finding = |(subscription, log, tables): &(String, bool, Vec<String>)| {
+        let tables = tables.join(", ");
+        let refresh = format!("alter subscription {subscription} refresh publication;");
+        if *log {
             let found = format!(
-                "the subscription {subscription} writes into {table}, which is this database's own: at the first conflict it \
+                "the subscription {subscription} writes into {tables}, which is this database's own: at the first conflict it \
                  stops, and nothing more comes"
             );
-            (
-                found,
-                format!(
-                    "{} # with DATABASE_URL of the publisher: its log is then in no publication",
-                    migrate::command(&doctor.schema, doctor.product)
-                ),
-            )
-        } else {
-            let found = format!(
-                "the subscription {subscription} writes into {table}: logical replication fires no statement trigger, so what it \
-                 writes is not seen"
+            let publisher = format!(
+                "{} # with DATABASE_URL of the publisher: its log is then in no publication",
+                migrate::command(schema, doctor.product)
             );
-            (found, format!("alter publication PUBLICATION drop table {table}; -- on the publisher"))
-        };
+            return Finding::wrong("subscriptions", found).mend(publisher).mend(refresh);
+        }
+        let found = format!(
+            "the subscription {subscription} writes into {tables}: logical replication fires no statement trigger, so what it \
+             writes is not seen"
+        );
+        // What an instance has cached beside it may be old, and no row says so: only another epoch tells.
         Finding::wrong("subscriptions", found)
-            .mend(publisher)
-            .mend(format!("alter subscription {subscription} refresh publication;"))
+            .mend(format!("drop subscription {subscription}; truncate {schema}.boot; -- to move here, once nobody writes there"))
+            .mend(format!("alter publication PUBLICATION drop table {tables}; -- else: on the publisher"))
+            .mend(refresh)
     };
     Ok(rows.iter().map(finding).collect())
+}
+
+/// Sequences that are behind the rows that are there: they are in no publication, so a subscriber begins at 1. The next insert
+/// fails.
+pub(super) async fn sequences(doctor: &Doctor, watched: &[Watched]) -> Findings {
+    let mut connection = reading(&doctor.database).await?;
+    let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
+    // Of unique columns: else nothing is in the way, and their last value takes long to find.
+    let rows: Vec<(String, String, String, Option<i64>)> = sqlx::query_as(
+        "with owned as materialized ( \
+           select s.seqrelid, d.refobjid as relid, d.refobjsubid as attnum from pg_sequence s join pg_depend d on d.objid = s.seqrelid \
+           where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i') \
+             and s.seqincrement > 0 and not s.seqcycle) \
+         select format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), o.seqrelid::regclass::text, \
+           pg_sequence_last_value(o.seqrelid) \
+         from owned o join pg_class c on c.oid = o.relid join pg_namespace n on n.oid = c.relnamespace \
+         join pg_attribute a on a.attrelid = o.relid and a.attnum = o.attnum \
+         where format('%I.%I', n.nspname, c.relname) = any($1) and has_sequence_privilege(o.seqrelid, 'select') \
+           and has_column_privilege(o.relid, o.attnum::smallint, 'select') \
+           and exists (select from pg_index i where i.indrelid = o.relid and i.indisunique and i.indkey[0] = o.attnum) \
+         order by 1, 2",
+    )
+    .persistent(false)
+    .bind(tables)
+    .fetch_all(&mut connection)
+    .await?;
+    let mut findings = Vec::new();
+    for (table, column, sequence, last) in &rows {
+        let sql = format!("select max({column})::bigint from {table}");
+        let highest: Option<i64> =
+            sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
+        if highest > *last {
+            let found = format!(
+                "{sequence} is behind {table}.{column}: an insert takes a number that is there already, and fails. Logical \
+                 replication brings no sequences"
+            );
+            findings.push(
+                Finding::wrong("sequences", found)
+                    .mend(format!("select setval('{sequence}', (select max({column}) from {table}));")),
+            );
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("sequences", format!("none of {} is behind its table", rows.len())));
+    }
+    Ok(findings)
 }

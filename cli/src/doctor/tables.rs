@@ -36,6 +36,7 @@ pub(super) async fn look(doctor: &Doctor, declared: Option<&[Declared]>) -> Vec<
             findings.extend(limited("declared", declared::of_file(doctor, declared, &watched)).await);
         }
         findings.extend(limited("subscriptions", replication::subscriptions(doctor, &watched)).await);
+        findings.extend(limited("sequences", replication::sequences(doctor, &watched)).await);
     }
     findings
 }

@@ -2,6 +2,8 @@
 //!
 //! A name without a schema is looked up by the search path of the log's connection, which need not be that of the loader.
 //! So it counts only where no other table has that name.
+//!
+//! What a subscription writes fires no statement trigger: a table that one writes into is not watched, whatever its triggers.
 
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, FromRow, PgConnection, Row as _};
@@ -49,6 +51,8 @@ struct Declared {
     namesakes: Vec<String>,
     /// Of it, its partitions and what inherits from it: those without all triggers.
     lacking: Vec<String>,
+    /// Subscriptions that write into any of them.
+    subscriptions: Vec<String>,
     /// Changes whenever triggers are made, altered or dropped.
     mark: String,
 }
@@ -62,6 +66,7 @@ impl FromRow<'_, PgRow> for Declared {
             search_path: row.try_get("search_path")?,
             namesakes: row.try_get("namesakes")?,
             lacking: row.try_get("lacking")?,
+            subscriptions: row.try_get("subscriptions")?,
             mark: row.try_get("mark")?,
         })
     }
@@ -93,6 +98,8 @@ async fn find(
              order by 1) as namesakes, \
            array(select l.name from fired f join named l on l.oid = f.relid \
              where f.declared = d.name and f.enabled < $3 order by 1) as lacking, \
+           array(select distinct s.subname::text from fired f join pg_subscription_rel r on r.srrelid = f.relid \
+             join pg_stat_subscription s on s.subid = r.srsubid where f.declared = d.name order by 1) as subscriptions, \
            concat_ws(' ', d.relid, \
              (select string_agg(f.relid || ':' || f.mark, ' ' order by f.relid) from fired f where f.declared = d.name), \
              (select w.xmin from {schema}.watched w where w.relid = d.relid and w.cache = $4)) as mark \
@@ -125,6 +132,7 @@ impl Declared {
             search_path: String::new(),
             namesakes: Vec::new(),
             lacking: Vec::new(),
+            subscriptions: Vec::new(),
             mark: String::new(),
         }
     }
@@ -152,7 +160,12 @@ impl Declared {
                     "{found} is no table, so it has no triggers: declare the tables that its rows come from"
                 )
             }
-            (Some(_), _) if self.lacking.is_empty() => return None,
+            (Some(_), _) if self.lacking.is_empty() && self.subscriptions.is_empty() => return None,
+            (Some(found), _) if self.lacking.is_empty() => format!(
+                "what the subscription {} writes into {found} is not seen: it fires no statement trigger. Read the publisher, or drop \
+                 the subscription once nobody writes there, and then `truncate {schema}.boot`",
+                listed(&self.subscriptions)
+            ),
             (Some(found), _) => {
                 let lacking = listed(&self.lacking);
                 match sources.iter().find(|source| source.table == self.name) {
