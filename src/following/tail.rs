@@ -19,9 +19,9 @@ use crate::error::LogError;
 use crate::health::troubles::TroubleKind;
 use crate::health::{Event, Recovery};
 use crate::log::{Poll, READY_LIMIT};
-use crate::shared::{Caches, Shared};
 use crate::shared::polls::Asked;
 use crate::shared::repaired::Repaired;
+use crate::shared::{Caches, Shared};
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
