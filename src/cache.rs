@@ -212,7 +212,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
     {
-        let looked = self.hit_ref(key, Wish::NONE, |entry| look(entry.value.as_ref()))?;
+        let looked = self.hit_ref(key, Wish::NONE, |entry| look(entry.value().as_ref()))?;
         trace::hits(&self.0.name, 1);
         Some(looked)
     }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::loader::{self, BoxError, Load, Loaded};
+use super::loader::{BoxError, Load, Loaded, Loader, Previous};
 use super::policy::{Outage, Policy, StaleWhileLoading};
 use super::{Cache, Core, Key, Value};
 use crate::error::StartError;
@@ -234,15 +234,72 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2
     /// (see [`Value`](Value#what-l2-keeps)), or where the instance has started already; [`StartError::Closed`] where it has ended.
-    pub fn loader<F, Fut, E>(mut self, loader: F) -> Result<Cache<K, V>, StartError>
+    pub fn loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
+        self.declare(Loader::new(false, move |load, _: Previous<K, V>| loader(load)))
+    }
+
+    /// As [`CacheBuilder::loader`], for one that can tell by a version whether a value is still what it was, and then
+    /// [says so](Loaded::with_unmodified) instead of bringing it. That spares what large values cost to send and to decode, each time that
+    /// their time to live is over or they are [refreshed ahead](CacheBuilder::refresh_ahead).
+    ///
+    /// The loader is shown values that L1 holds of keys that it is asked for. It compares their versions in the statement whose stamp it brings:
+    /// that the version is the same has to mean that the value is. A number that each write of the row raises does, and so does a hash of what the value
+    /// is made of. A time that is written by clocks does not. What is said to be unmodified is judged as if it had been brought, by that statement's
+    /// stamp. It goes into L2 again.
+    ///
+    /// It is shown no value that was invalidated, or whose cache was cleared since; none from before a crash or a restart of the database; none that
+    /// [depends](Loaded::depends_on) on other keys, nor one whose key has upper-case letters, or blanks at its ends. The auditor shows it nothing, so it
+    /// finds versions that don't tell.
+    ///
+    /// ```
+    /// # use perto::postgres::{self, sqlx::{self, PgPool}};
+    /// # use perto::{Cache, Load, Loaded, Perto, Previous, StartError};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Page {
+    ///     version: i64,
+    ///     body: String,
+    /// }
+    ///
+    /// # fn declare(perto: &Perto, pool: &PgPool) -> Result<Cache<i64, Page>, StartError> {
+    /// let pool = pool.clone();
+    /// perto.cache("page").watch("pages", "id").conditional_loader(move |load: Load<i64>, previous: Previous<i64, Page>| {
+    ///     let version = |id| previous.get(id).map(|page| page.version);
+    ///     let versions: Vec<Option<i64>> = load.keys.iter().map(version).collect();
+    ///     let sql = "select p.id, p.version, case when p.version is distinct from shown.version then p.body end \
+    ///                from unnest($1::bigint[], $2::bigint[]) shown(id, version) join pages p using (id)";
+    ///     let query = postgres::query_as::<(i64, i64, Option<String>)>(sql).bind(load.keys).bind(versions);
+    ///     let pool = pool.clone();
+    ///     async move {
+    ///         let found = query.fetch(&pool).await?;
+    ///         Ok::<_, sqlx::Error>(found.rows.into_iter().fold(Loaded::new(found.stamp), |loaded, row| match row {
+    ///             (id, version, Some(body)) => loaded.with(id, Page { version, body }),
+    ///             (id, _, None) => loaded.with_unmodified(id),
+    ///         }))
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`CacheBuilder::loader`].
+    pub fn conditional_loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
+    where
+        F: Fn(Load<K>, Previous<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.declare(Loader::new(true, loader))
+    }
+
+    fn declare(mut self, loader: Loader<K, V>) -> Result<Cache<K, V>, StartError> {
         self.check()?;
         self.policy.sources = self.policy.sources.completed();
-        let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader::boxed(loader));
+        let core = Core::new(self.name.into(), self.shared, self.policy, self.group, loader);
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))
     }

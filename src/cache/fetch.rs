@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::led::{LedKey, Piece};
-use super::loader::{self, Load, Loaded, Stamp};
+use super::loader::{self, Load, Loaded, Previous, Stamp};
 use super::pace::Slow;
 use super::policy::millis;
 use super::{Core, FlightResult, Key, Outcome, Value};
@@ -184,7 +184,9 @@ impl<K: Key, V: Value> Core<K, V> {
         self.counters.keys_loaded.add(keys.len() as u64);
         // Before the loader: what ends while it computes may be missed.
         let ended = self.shared.coherence.ended_by_now(start.era);
-        let mut loaded = match (self.loader)(Load::new(keys.clone(), primary)).await {
+        let shown = if self.loader.is_conditional { self.shown(&keys, start) } else { Previous::default() };
+        let kept = shown.clone();
+        let mut loaded = match self.loader.call(Load::new(keys.clone(), primary), shown).await {
             Ok(loaded) => loaded,
             Err(source) => {
                 return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
@@ -194,13 +196,21 @@ impl<K: Key, V: Value> Core<K, V> {
             Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
             Err(error) => return Err(self.unanswered(error)),
         }
-        let depends = loaded.depends(&keys);
+        // What was shown, whatever L1 holds by now: of that the loader has said nothing.
+        let unmodified = loaded.unmodified(kept);
+        let depends = loaded.depends(&keys, &unmodified);
         if loaded.computed {
             // Without one it contains nothing: then it is not cached.
             if let Some(ended) = ended {
                 loaded.stamp.snapshot = (*ended).clone();
             }
-            return Ok(Brought { loaded, depends, from: FlightSource::Computed, lacking: Vec::new() });
+            return Ok(Brought {
+                loaded,
+                unmodified,
+                depends,
+                from: FlightSource::Computed,
+                lacking: Vec::new(),
+            });
         }
         if !self.policy.sources.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
             self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
@@ -217,7 +227,13 @@ impl<K: Key, V: Value> Core<K, V> {
             loaded.stamp.rank = None;
             // Without a lease the log may have moved there, and nobody knows better.
             if !self.shared.leased() {
-                return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere, lacking: Vec::new() });
+                return Ok(Brought {
+                    loaded,
+                    unmodified,
+                    depends,
+                    from: FlightSource::Elsewhere,
+                    lacking: Vec::new(),
+                });
             }
         }
         if !self.shared.coherence.follows_in(start.epoch) {
@@ -226,7 +242,13 @@ impl<K: Key, V: Value> Core<K, V> {
         // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
         let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
         if loaded.stamp.origin == Origin::Primary && new {
-            return Ok(Brought { loaded, depends, from: FlightSource::Primary, lacking: Vec::new() });
+            return Ok(Brought {
+                loaded,
+                unmodified,
+                depends,
+                from: FlightSource::Primary,
+                lacking: Vec::new(),
+            });
         }
         let lacking = match start.era == self.shared.coherence.lease.held().era() {
             true => self.lacking(&keys, &depends, &loaded.stamp.snapshot, start, wish),
@@ -235,7 +257,23 @@ impl<K: Key, V: Value> Core<K, V> {
         if !primary && lacking.contains(&true) {
             self.counters.replica_reloads.add(1);
         }
-        Ok(Brought { loaded, depends, from: FlightSource::Unknown, lacking })
+        Ok(Brought { loaded, unmodified, depends, from: FlightSource::Unknown, lacking })
+    }
+
+    /// What a loader is shown of these keys: values that L1 holds, also those whose time is over.
+    ///
+    /// None of another era: the numbers of versions may have been used again since. None that was invalidated, or whose cache was cleared:
+    /// whoever does that by hand wants it loaded anew. And none that depends on other keys, of which the key's own row says nothing.
+    fn shown(&self, keys: &[K], start: ReadStart) -> Previous<K, V> {
+        let (held, pinned) = (self.shared.coherence.lease.held(), self.local.pin());
+        let shown = |key: &K| {
+            let cached = pinned.get(key).filter(|cached| self.is_live(cached, held))?;
+            let entry = &cached.entry;
+            let is_shown =
+                entry.life.era() == start.era && entry.made_of().is_none() && entry.value().is_some();
+            is_shown.then(|| (key.clone(), Arc::clone(entry)))
+        };
+        Previous(keys.iter().filter_map(shown).collect())
     }
 
     /// Leaves L2 aside where it takes much longer than a load.
@@ -294,7 +332,7 @@ impl<K: Key, V: Value> Core<K, V> {
         piece: Piece<K, FlightResult<V>>,
         brought: Brought<K, V>,
     ) -> Option<Piece<K, FlightResult<V>>> {
-        let Brought { loaded, depends, from, lacking } = brought;
+        let Brought { loaded, mut unmodified, depends, from, lacking } = brought;
         let stamp = loaded.stamp;
         let (mut depends, mut lacking) = (depends.into_iter(), lacking.into_iter());
         let mut found: HashMap<K, _> =
@@ -321,9 +359,12 @@ impl<K: Key, V: Value> Core<K, V> {
                 }
                 let from = if lacks { FlightSource::Behind } else { from };
                 let LedKey { text, slot, leader } = key;
-                let (value, ttl) = match found.remove(leader.key()) {
-                    Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
-                    None => (None, self.policy.absent_ttl),
+                let (value, ttl) = match (found.remove(leader.key()), unmodified.0.remove(leader.key())) {
+                    (Some((value, ttl)), _) => {
+                        (Came::Value(Some(value)), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl))
+                    }
+                    (None, Some(of)) => (Came::Unmodified(of), self.policy.ttl),
+                    (None, None) => (Came::Value(None), self.policy.absent_ttl),
                 };
                 let ttl = self.jittered(&text, ttl);
                 let entry =
@@ -338,7 +379,7 @@ impl<K: Key, V: Value> Core<K, V> {
                     leader.finish(Ok(Outcome { entry, from }));
                     continue;
                 }
-                if entry.value.is_some() && from == FlightSource::Primary {
+                if entry.value().is_some() && from == FlightSource::Primary {
                     self.agreement.loaded(leader.key());
                 }
                 let inserted = entry.judged() && self.insert(leader.key(), slot, &entry, led.start, weight);
@@ -366,7 +407,7 @@ impl<K: Key, V: Value> Core<K, V> {
     fn loaded(
         &self,
         made_of: Result<Option<MadeOf>, Unjudged>,
-        value: Option<V>,
+        value: Came<V>,
         ttl: Duration,
         start: ReadStart,
         stamp: &Stamp,
@@ -391,7 +432,13 @@ impl<K: Key, V: Value> Core<K, V> {
             is_brief,
             stamp: stamp.snapshot.clone(),
         };
-        Entry::new(value, made)
+        match value {
+            Came::Value(value) => Entry::new(value, made),
+            Came::Unmodified(of) => {
+                self.counters.keys_unmodified.add(1);
+                Entry::unmodified(&of, made)
+            }
+        }
     }
 
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
@@ -422,7 +469,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return None;
         }
         let (codec, most) = (self.policy.codec, self.policy.max_value_bytes);
-        let payload = match load.entry.value.as_ref().map(|value| read_back::payload(value, codec, most)) {
+        let payload = match load.entry.value().as_ref().map(|value| read_back::payload(value, codec, most)) {
             None => None,
             Some(Ok(bytes)) => Some(codec.payload(bytes, self.policy.compress_above)),
             Some(Err(Flaw::TooLarge)) => {
@@ -489,9 +536,19 @@ impl Moment {
     }
 }
 
+/// What a load has brought for a key.
+enum Came<V> {
+    /// None where there is no such row.
+    Value(Option<V>),
+    /// The value of this entry is what there is.
+    Unmodified(Arc<Entry<V>>),
+}
+
 /// What a load has brought, and where from.
 pub(super) struct Brought<K, V> {
     loaded: Loaded<K, V>,
+    /// What the loader was shown and has found unmodified.
+    unmodified: Previous<K, V>,
     /// For each key that was asked for, in their order; empty where nothing depends on anything.
     depends: Vec<Vec<Dependency>>,
     from: FlightSource,
@@ -509,5 +566,5 @@ struct ForRemote<V> {
 
 /// The bytes of an entry, which has room for a value, also where there is none.
 pub(super) fn weight<V: Value>(text: &str, entry: &Entry<V>) -> u32 {
-    entry.weigh(text.len(), entry.value.as_ref().map_or(size_of::<V>(), tape::weigh))
+    entry.weigh(text.len(), entry.value().as_ref().map_or(size_of::<V>(), tape::weigh))
 }
