@@ -61,7 +61,8 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, caches: &[&str], limi
          set local statement_timeout = {limit}; set local work_mem = '64MB'; \
          set local enable_seqscan = off; set local jit = off; \
          with boot as materialized (select * from {schema}.boot where origin = {schema}.origin()), \
-         seen as materialized (select *, cache = any(array[{caches}]::text[]) as declared from ({rows}) r), \
+         seen as materialized (select xid, cache, traceparent, fault, declared, case when declared then keys end as keys \
+           from (select *, cache = any(array[{caches}]::text[]) as declared from ({rows}) r) r), \
          new as materialized (select i.xid, i.cache, k.key, i.traceparent, i.fault, {bytes} as bytes \
            from seen i left join lateral unnest(i.keys) k(key) on true \
            where i.declared and (i.keys is null or cardinality(i.keys) > 0) limit {most}), \
