@@ -66,8 +66,8 @@ async fn a_cache_that_is_declared_after_a_start_has_failed_misses_no_row() {
     let ring = Ring::of(1).await;
     let node = ring.sim.node();
     let perto = node.builder("ring").build().unwrap();
-    let loader = |cache: &str| ring.sim.postgres.loader(cache).function();
-    let users: Cache<u64, String> = perto.cache(CACHE).tables(["users"]).loader(loader(CACHE)).unwrap();
+    let [of_users, of_cities] = [CACHE, "city"].map(|cache| ring.sim.postgres.loader(cache));
+    let users: Cache<u64, String> = perto.cache(CACHE).tables(["users"]).loader(of_users.function()).unwrap();
     let read = |cache: &Cache<u64, String>| {
         let cache = cache.clone();
         async move { cache.get(&1).await.unwrap().value().cloned() }
@@ -75,12 +75,10 @@ async fn a_cache_that_is_declared_after_a_start_has_failed_misses_no_row() {
     node.log.watch("users", false);
     assert!(matches!(perto.start().await, Err(StartError::Unwatched(_))), "after its first polls");
     node.log.watch("users", true);
-    let cities: Cache<u64, String> = perto.cache("city").loader(loader("city")).unwrap();
+    let cities: Cache<u64, String> = perto.cache("city").loader(of_cities.function()).unwrap();
     perto.start().await.unwrap();
-    assert!(
-        perto.cache::<u64, String>("late").loader(loader("late")).is_err(),
-        "none comes once it has started"
-    );
+    let late = perto.cache::<u64, String>("late").loader(of_users.function());
+    assert!(late.is_err(), "none comes once it has started");
     for (round, name) in ["a", "b", "c"].into_iter().enumerate() {
         for (of, cache) in [(CACHE, &users), ("city", &cities)] {
             ring.sim.postgres.write(of, &1, &name).unwrap();
