@@ -64,6 +64,7 @@ both!(
     rows_of_other_caches_are_left_out_and_all_else_is_as_if_they_came,
     a_poll_of_no_cache_tells_all_but_rows,
     more_rows_than_a_poll_brings_are_none,
+    a_row_without_keys_hides_no_row_behind_the_limit,
     behind_more_rows_of_other_caches_than_a_poll_looks_at_no_row_is_overlooked,
     more_bytes_than_a_poll_brings_are_none,
     what_a_new_epoch_declares_trimmed_is_not_brought,
@@ -89,18 +90,18 @@ impl Journal {
         xid
     }
 
-    /// So many rows of another cache, each of one key.
-    async fn bulk_of_another_cache(&self, rows: usize) {
+    /// So many rows of a cache, each of one key.
+    async fn bulk_of(&self, cache: &str, rows: usize) {
         match &self.engine {
             Engine::Simulated(postgres) => {
                 let mut transaction = postgres.begin();
-                (0..rows).for_each(|row| transaction.touch("other", &row.to_string()));
+                (0..rows).for_each(|row| transaction.touch(cache, &row.to_string()));
                 transaction.commit().unwrap();
             }
             Engine::Real { pool, schema } => {
                 let insert = format!(
                     "insert into {schema}.invalidation (cache, keys) \
-                     select 'other', array[n::text] from generate_series(1, {rows}) n"
+                     select '{cache}', array[n::text] from generate_series(1, {rows}) n"
                 );
                 pool.execute(AssertSqlSafe(insert)).await.unwrap();
             }
@@ -398,10 +399,22 @@ async fn a_poll_of_no_cache_tells_all_but_rows(journal: &Journal) {
     assert_ne!(journal.log.poll(Some(&first.snapshot), &[], LIMIT).await.unwrap().epoch, first.epoch);
 }
 
+/// It is a row that was looked at, and is none that is brought.
+async fn a_row_without_keys_hides_no_row_behind_the_limit(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let none = Change { cache: CACHE.to_owned(), keys: Some(Vec::new()) };
+    journal.log.append(&none).await.unwrap();
+    journal.bulk_of(CACHE, MAX_POLL_ROWS).await;
+    let behind = journal.write("behind").await;
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(poll.rows.is_none() && poll.snapshot.contains(behind));
+    assert!(journal.poll(None).await.rows.is_none());
+}
+
 /// A limit that ends the look must not end it silently.
 async fn behind_more_rows_of_other_caches_than_a_poll_looks_at_no_row_is_overlooked(journal: &Journal) {
     let cursor = journal.poll(None).await.snapshot;
-    journal.bulk_of_another_cache(MAX_POLL_ROWS).await;
+    journal.bulk_of("other", MAX_POLL_ROWS).await;
     assert_eq!(journal.rows(Some(&cursor)).await, []);
     let xid = journal.write("behind").await;
     let poll = journal.poll(Some(&cursor)).await;
