@@ -150,27 +150,34 @@ async fn what_is_unmodified_is_what_was_shown_whatever_l1_holds_by_then() {
     one.node.log.faults.heal();
 }
 
+/// A hint tells of the write while the load is on its way, or a poll does.
 #[tokio::test(start_paused = true)]
 async fn what_was_unmodified_before_a_write_is_cached_nowhere_after_it() {
-    let sim = Sim::new(1);
-    write(&sim, "1", "Ada");
-    let (one, two) = (One::start(&sim).await, One::start(&sim).await);
-    one.read("1").await;
-    tokio::time::sleep(TTL).await;
-    one.loader.after().close();
-    let users = one.users.clone();
-    let reading = spawn(async move { users.get("1").await });
-    ms(1).await;
-    let written = write(&sim, "1", "Grace");
-    one.perto.announce(written.token, &written.changes).await;
-    one.loader.after().open();
-    let read = reading.await.unwrap().unwrap();
-    // It began before the write.
-    assert_eq!((text(&read), one.unmodified()), (some("Ada"), 1));
-    assert!(one.users.get_if_cached("1").is_none());
-    ms(20).await;
-    assert_eq!(two.came().await, (some("Grace"), Tier::Load), "nor is it in L2");
-    assert_eq!(one.came().await, (some("Grace"), Tier::Remote));
+    for is_announced in [true, false] {
+        let sim = Sim::new(1);
+        write(&sim, "1", "Ada");
+        let (one, two) = (One::start(&sim).await, One::start(&sim).await);
+        one.read("1").await;
+        tokio::time::sleep(TTL).await;
+        one.loader.after().close();
+        let users = one.users.clone();
+        let reading = spawn(async move { users.get("1").await });
+        ms(1).await;
+        let written = write(&sim, "1", "Grace");
+        match is_announced {
+            true => one.perto.announce(written.token, &written.changes).await,
+            false => ms(300).await,
+        }
+        one.loader.after().open();
+        let read = reading.await.unwrap().unwrap();
+        // It began before the write.
+        assert_eq!((text(&read), one.unmodified()), (some("Ada"), 1));
+        assert!(one.users.get_if_cached("1").is_none());
+        ms(20).await;
+        assert_eq!(two.came().await, (some("Grace"), Tier::Load), "nor is it in L2");
+        ms(20).await;
+        assert_eq!(one.came().await, (some("Grace"), Tier::Remote));
+    }
 }
 
 #[tokio::test(start_paused = true)]
