@@ -367,7 +367,8 @@ async fn a_loader_that_compares_versions_brings_what_is_new_and_nothing_else() {
             ))
         }
     };
-    let items = perto.cache("item").tables([format!("{}.items", world.name)]).ttl(Duration::from_millis(300));
+    let (soon, items) = (Duration::from_millis(300), perto.cache("item"));
+    let items = items.tables([format!("{}.items", world.name)]).ttl(soon).absent_ttl(soon);
     let items: Cache<i64, i64> = items.conditional_loader(load).unwrap();
     perto.start().await.unwrap();
     for id in 1..=3 {
