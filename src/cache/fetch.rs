@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::led::{LedKey, Piece};
-use super::loader::{self, Load, Loaded, Previous, Stamp};
+use super::loader::{self, Load, Loaded, Previous, Shown, Stamp};
 use super::pace::Slow;
 use super::policy::millis;
 use super::{Core, FlightResult, Key, Outcome, Value};
@@ -180,24 +180,14 @@ impl<K: Key, V: Value> Core<K, V> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
-        self.counters.loads.add(1);
-        self.counters.keys_loaded.add(keys.len() as u64);
         // Before the loader: what ends while it computes may be missed.
         let ended = self.shared.coherence.ended_by_now(start.era);
-        let shown = if self.loader.is_conditional { self.shown(&keys, start) } else { Previous::default() };
-        let kept = shown.clone();
-        let mut loaded = match self.loader.call(Load::new(keys.clone(), primary), shown).await {
-            Ok(loaded) => loaded,
-            Err(source) => {
-                return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
-            }
-        };
-        match loaded.retain_answers(&keys, &self.name) {
-            Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
-            Err(error) => return Err(self.unanswered(error)),
+        let (mut loaded, mut unmodified) =
+            self.call_loader(&keys, primary, self.shown(&keys, start, primary)).await?;
+        if !unmodified.is_empty() && !self.shared.leased() {
+            // The log may have moved meanwhile to where these versions stand for other values.
+            (loaded, unmodified) = self.call_loader(&keys, primary, Previous::default()).await?;
         }
-        // What was shown, whatever L1 holds by now: of that the loader has said nothing.
-        let unmodified = loaded.unmodified(kept);
         let depends = loaded.depends(&keys, &unmodified);
         if loaded.computed {
             // Without one it contains nothing: then it is not cached.
@@ -260,20 +250,55 @@ impl<K: Key, V: Value> Core<K, V> {
         Ok(Brought { loaded, unmodified, depends, from: FlightSource::Unknown, lacking })
     }
 
+    /// One call of the loader: what it brings, and what it has found unmodified of what it was shown.
+    async fn call_loader(
+        &self,
+        keys: &[K],
+        primary: bool,
+        shown: Previous<K, V>,
+    ) -> Result<(Loaded<K, V>, Shown<K, V>), Error> {
+        self.counters.loads.add(1);
+        self.counters.keys_loaded.add(keys.len() as u64);
+        let kept = shown.clone();
+        let mut loaded = match self.loader.call(Load::new(keys.to_vec(), primary), shown).await {
+            Ok(loaded) => loaded,
+            Err(source) => {
+                return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
+            }
+        };
+        match loaded.retain_answers(keys, &self.name) {
+            Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
+            Err(error) => return Err(self.unanswered(error)),
+        }
+        // What was shown, whatever L1 holds by now: of that the loader has said nothing.
+        let unmodified = loaded.unmodified(&kept);
+        Ok((loaded, unmodified))
+    }
+
     /// What a loader is shown of these keys: values that L1 holds, also those whose time is over.
     ///
-    /// None of another era: the numbers of versions may have been used again since. None that was invalidated, or whose cache was cleared:
-    /// whoever does that by hand wants it loaded anew. And none that depends on other keys, of which the key's own row says nothing.
-    fn shown(&self, keys: &[K], start: ReadStart) -> Previous<K, V> {
-        let (held, pinned) = (self.shared.coherence.lease.held(), self.local.pin());
+    /// None without a lease, and none of another era: the numbers of versions may have been used again on the server that the loader asks.
+    /// And none where it is asked a second time, because the first answer would not do.
+    fn shown(&self, keys: &[K], start: ReadStart, primary: bool) -> Previous<K, V> {
+        if !self.loader.is_conditional || primary || !self.shared.leased() {
+            return Previous::default();
+        }
         let shown = |key: &K| {
-            let cached = pinned.get(key).filter(|cached| self.is_live(cached, held))?;
-            let entry = &cached.entry;
-            let is_shown =
-                entry.life.era() == start.era && entry.made_of().is_none() && entry.value().is_some();
-            is_shown.then(|| (key.clone(), Arc::clone(entry)))
+            let entry = self.to_show(key).filter(|entry| entry.life.era() == start.era)?;
+            Some((key.clone(), entry))
         };
-        Previous(keys.iter().filter_map(shown).collect())
+        Previous(Arc::new(keys.iter().filter_map(shown).collect()))
+    }
+
+    /// The value that L1 holds of a key, if a loader may be shown it.
+    ///
+    /// Not one that was invalidated, or whose cache was cleared: whoever does that by hand wants it loaded anew. Nor one that depends on other
+    /// keys, of which the key's own row says nothing.
+    fn to_show(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        let (held, pinned) = (self.shared.coherence.lease.held(), self.local.pin());
+        let entry = &pinned.get(key).filter(|cached| self.is_live(cached, held))?.entry;
+        let may_be = entry.value().is_some() && entry.depends().is_empty() && self.is_unchanged(entry, held);
+        may_be.then(|| Arc::clone(entry))
     }
 
     /// Leaves L2 aside where it takes much longer than a load.
@@ -326,7 +351,7 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait. But for those of
-    /// which the primary must be asked.
+    /// which the loader must be asked again.
     pub(super) fn share(
         self: &Arc<Self>,
         piece: Piece<K, FlightResult<V>>,
@@ -353,13 +378,16 @@ impl<K: Key, V: Value> Core<K, V> {
                     key.leader.finish(Err(error));
                     continue;
                 }
-                if lacks && !piece.primary {
+                // Whoever has invalidated what was shown may have done so because it is wrong, though its version is right.
+                let is_gone = |of| !self.to_show(key.leader.key()).is_some_and(|held| Arc::ptr_eq(&held, of));
+                let overtaken = unmodified.get(key.leader.key()).is_some_and(is_gone);
+                if (lacks || overtaken) && !piece.primary {
                     led.keys.push(key);
                     continue;
                 }
                 let from = if lacks { FlightSource::Behind } else { from };
                 let LedKey { text, slot, leader } = key;
-                let (value, ttl) = match (found.remove(leader.key()), unmodified.0.remove(leader.key())) {
+                let (value, ttl) = match (found.remove(leader.key()), unmodified.remove(leader.key())) {
                     (Some((value, ttl)), _) => {
                         (Came::Value(Some(value)), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl))
                     }
@@ -548,7 +576,7 @@ enum Came<V> {
 pub(super) struct Brought<K, V> {
     loaded: Loaded<K, V>,
     /// What the loader was shown and has found unmodified.
-    unmodified: Previous<K, V>,
+    unmodified: Shown<K, V>,
     /// For each key that was asked for, in their order; empty where nothing depends on anything.
     depends: Vec<Vec<Dependency>>,
     from: FlightSource,

@@ -55,7 +55,10 @@ impl<K, V> Loader<K, V> {
 }
 
 /// What a [conditional loader](crate::CacheBuilder::conditional_loader) is shown: values that L1 still holds of keys that it is asked for.
-pub struct Previous<K, V>(pub(crate) HashMap<K, Arc<Entry<V>>>);
+pub struct Previous<K, V>(pub(crate) Arc<Shown<K, V>>);
+
+/// Entries whose values a loader is shown, by key.
+pub(crate) type Shown<K, V> = HashMap<K, Arc<Entry<V>>>;
 
 impl<K: Key, V> Previous<K, V> {
     /// The value of a key, if it is shown.
@@ -76,15 +79,15 @@ impl<K: Key, V> Previous<K, V> {
     }
 }
 
-impl<K: Clone, V> Clone for Previous<K, V> {
+impl<K, V> Clone for Previous<K, V> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<K, V> Default for Previous<K, V> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(Arc::default())
     }
 }
 
@@ -102,7 +105,8 @@ pub struct Load<K> {
     pub keys: Vec<K>,
     /// Whether to read the primary. Set when a replica has just been found to lag behind; a loader that reads the
     /// primary anyway may ignore it. Also set when the last load read in a transaction whose one snapshot is too old, so
-    /// read in a new one, and in every load of the auditor, which believes the primary alone.
+    /// read in a new one; when what was [found unmodified](Loaded::with_unmodified) was invalidated meanwhile; and in every load of the auditor, which
+    /// believes the primary alone.
     pub primary: bool,
 }
 
@@ -345,8 +349,9 @@ impl<K, V> Loaded<K, V> {
     }
 
     /// Says that the value of a key is the one that the loader was [shown](Previous), as of this stamp: its row has not changed, or changed
-    /// and changed back. It counts as if it had been brought. The value stays where it is, and neither travels nor is decoded. It lives as
-    /// long as one that is brought without a time of its own.
+    /// and changed back. It counts as if it had been brought: what is spared is the way from the source, and the loader's decoding. Where there is an L2,
+    /// it is encoded, tried and sent there each time. It lives as long as one that is brought without a time of its own, also where it was brought
+    /// [with one](Loaded::with_ttl): what must not live so long is to be brought again.
     ///
     /// Of a key of which nothing was shown it fails the key, as [`Loaded::with_error`] does. A key that has a value, too, has that one.
     #[must_use]
@@ -367,10 +372,11 @@ impl<K, V> Loaded<K, V> {
 
 impl<K: Key, V: Value> Loaded<K, V> {
     /// What the answer to each of these keys depends on, with those that are as they were. Nothing where nothing does.
-    pub(crate) fn depends(&self, keys: &[K], unmodified: &Previous<K, V>) -> Vec<Vec<Dependency>> {
+    pub(crate) fn depends(&self, keys: &[K], unmodified: &Shown<K, V>) -> Vec<Vec<Dependency>> {
         let Some(depends) = &self.depends else { return Vec::new() };
         let brought = self.found.iter().map(|found| (&found.key, &found.value));
-        let found: HashMap<&K, &V> = unmodified.iter().chain(brought).collect();
+        let unmodified = unmodified.iter().filter_map(|(key, entry)| Some((key, entry.value().as_ref()?)));
+        let found: HashMap<&K, &V> = unmodified.chain(brought).collect();
         let of_key = |key: &K| {
             let mut depends = depends(key, found.get(key).copied());
             depends.sort_unstable();
@@ -380,13 +386,17 @@ impl<K: Key, V: Value> Loaded<K, V> {
         keys.iter().map(of_key).collect()
     }
 
-    /// The shown values of those keys that are as they were. One of which nothing was shown fails.
-    pub(crate) fn unmodified(&mut self, mut shown: Previous<K, V>) -> Previous<K, V> {
-        let mut unmodified = Previous::default();
+    /// The shown values of those keys that are as they were and have no other. One of which nothing was shown fails.
+    pub(crate) fn unmodified(&mut self, shown: &Previous<K, V>) -> Shown<K, V> {
+        let mut unmodified = Shown::new();
+        if self.unmodified.is_empty() {
+            return unmodified;
+        }
+        let brought: HashSet<&K> = self.found.iter().map(|found| &found.key).collect();
         for key in std::mem::take(&mut self.unmodified) {
-            match shown.0.remove(&key) {
-                Some(entry) => drop(unmodified.0.insert(key, entry)),
-                None if unmodified.0.contains_key(&key) => {}
+            match shown.0.get(&key) {
+                _ if brought.contains(&key) => {}
+                Some(entry) => drop(unmodified.insert(key, Arc::clone(entry))),
                 None => self.failed.push((key, Arc::from(BoxError::from(NOT_SHOWN)))),
             }
         }
