@@ -248,13 +248,17 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// their time to live is over or they are [refreshed ahead](CacheBuilder::refresh_ahead).
     ///
     /// The loader is shown values that L1 holds of keys that it is asked for. It compares their versions in the statement whose stamp it brings:
-    /// that the version is the same has to mean that the value is. A number that each write of the row raises does, and so does a hash of what the value
-    /// is made of. A time that is written by clocks does not. What is said to be unmodified is judged as if it had been brought, by that statement's
-    /// stamp. It goes into L2 again.
+    /// that the version is the same has to mean that the value is. So no version may be used twice for a key, not by a row that is deleted and
+    /// inserted anew either: let each write take it from a sequence, or compare a hash of all that the value is made of. A number that each write raises
+    /// begins again with a new row, and a time that is written by clocks may come twice. What is said to be unmodified is judged as if it had been
+    /// brought, by that statement's stamp. It goes into L2 again.
     ///
-    /// It is shown no value that was invalidated, or whose cache was cleared since; none from before a crash or a restart of the database; none that
-    /// [depends](Loaded::depends_on) on other keys, nor one whose key has upper-case letters, or blanks at its ends. The auditor shows it nothing, so it
-    /// finds versions that don't tell.
+    /// It is shown no value that was invalidated, or whose cache was cleared since; none from before a crash or a restart of the database, nor while
+    /// the log can't be followed; none that [depends](Loaded::depends_on) on other keys; and nothing where [`Load::primary`] is set. What is invalidated while
+    /// it is found unmodified is loaded again, and not shown. The auditor shows it nothing, so it finds versions that don't tell.
+    ///
+    /// To get rid of a value that is wrong though its version is right, invalidate it. Where a load has read after that and ended before the instance
+    /// heard of it, the value stays, and goes into L2: invalidate it again, or write the row with a new version.
     ///
     /// ```
     /// # use perto::postgres::{self, sqlx::{self, PgPool}};
@@ -262,7 +266,7 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// # #[derive(serde::Serialize, serde::Deserialize)]
     /// struct Page {
     ///     version: i64,
-    ///     body: String,
+    ///     body: Option<String>,
     /// }
     ///
     /// # fn declare(perto: &Perto, pool: &PgPool) -> Result<Cache<i64, Page>, StartError> {
@@ -270,15 +274,16 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// perto.cache("page").watch("pages", "id").conditional_loader(move |load: Load<i64>, previous: Previous<i64, Page>| {
     ///     let version = |id| previous.get(id).map(|page| page.version);
     ///     let versions: Vec<Option<i64>> = load.keys.iter().map(version).collect();
-    ///     let sql = "select p.id, p.version, case when p.version is distinct from shown.version then p.body end \
-    ///                from unnest($1::bigint[], $2::bigint[]) shown(id, version) join pages p using (id)";
-    ///     let query = postgres::query_as::<(i64, i64, Option<String>)>(sql).bind(load.keys).bind(versions);
+    ///     let sql = "select id, p.version, same, case when not same then p.body end \
+    ///                from unnest($1::bigint[], $2::bigint[]) shown(id, version) join pages p using (id), \
+    ///                     lateral (select p.version is not distinct from shown.version as same) compared";
+    ///     let query = postgres::query_as::<(i64, i64, bool, Option<String>)>(sql).bind(load.keys).bind(versions);
     ///     let pool = pool.clone();
     ///     async move {
     ///         let found = query.fetch(&pool).await?;
     ///         Ok::<_, sqlx::Error>(found.rows.into_iter().fold(Loaded::new(found.stamp), |loaded, row| match row {
-    ///             (id, version, Some(body)) => loaded.with(id, Page { version, body }),
-    ///             (id, _, None) => loaded.with_unmodified(id),
+    ///             (id, _, true, _) => loaded.with_unmodified(id),
+    ///             (id, version, false, body) => loaded.with(id, Page { version, body }),
     ///         }))
     ///     }
     /// })
