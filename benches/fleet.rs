@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use perto::{Cache, CacheBuilder, Freshness, Load, Perto, StaleWhileLoading, State, Tier, postgres};
+use perto::{
+    Cache, CacheBuilder, Change, Freshness, Load, Perto, StaleWhileLoading, State, Tier, Token, postgres,
+};
 use setup::{Bed, Message, ROWS, median, report, zipf};
 use sqlx::{AssertSqlSafe, PgPool};
 use support::postgres::PrivatePostgres;
@@ -234,11 +236,38 @@ fn resident_mib() -> f64 {
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
 }
 
-/// Ten thousand rows a second are updated by hand, then as many are told of by instances, while others read what nobody touches.
+/// An instance on the same log and the same channel, that declares nothing of what is invalidated.
+async fn stranger(bed: &Bed) -> Perto {
+    let builder = Perto::builder(&bed.schema).schema(&bed.schema).postgres(&bed.postgres_url);
+    let perto = builder.redis(&bed.redis_url).build().expect("settings");
+    perto.topic::<i64>("others").tables([""; 0]).declare().expect("a topic");
+    perto.start().await.expect("start");
+    while perto.health().state != State::Coherent {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    perto
+}
+
+/// Hints of a committed write, one for each of these keys.
+async fn hints(from: &Perto, token: Token, ids: std::ops::Range<i64>) {
+    let mut telling = JoinSet::new();
+    for id in ids {
+        let from = from.clone();
+        telling.spawn(async move {
+            let keys = Some(vec![id.to_string()]);
+            from.announce(token, &[Change { cache: "messages".to_owned(), keys }]).await;
+        });
+    }
+    telling.join_all().await;
+}
+
+/// Ten thousand rows a second are updated by hand, then as many are told of by instances, then as many hints come, while others read what
+/// nobody touches.
 async fn storm() {
     let bed = Bed::make().await;
     bed.watch().await;
     let source = Arc::new(Source::default());
+    let stranger = stranger(&bed).await;
     let (one, messages) = instance(&bed, Some(&bed.redis_url), &source, |cache| cache).await;
     let (other, elsewhere) = instance(&bed, Some(&bed.redis_url), &source, |cache| cache).await;
     let all: Vec<i64> = (0..ROWS).collect();
@@ -246,10 +275,12 @@ async fn storm() {
         cache.get_many(&all).await.expect("a read");
     }
     println!(
-        "\n| {STORM} invalidations a second | told of, a second | quiet reads, p50 µs | p99 µs | of them from L1 | memory, MiB |"
+        "\n| {STORM} invalidations a second | told of, a second | quiet reads, p50 µs | p99 µs | of them from L1 | memory at first and at most, MiB | where it is not declared: rows | hints |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    for name in ["none", "by SQL", "by `Perto::write`"] {
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    let token = messages.invalidate(&QUIET).await.expect("an invalidation");
+    for name in ["none", "by SQL", "by `invalidate_many`", "by hints of one key"] {
+        let before = stranger.stats();
         let over = Arc::new(AtomicBool::new(false));
         let reading = tokio::spawn({
             let (messages, over) = (messages.clone(), Arc::clone(&over));
@@ -268,8 +299,8 @@ async fn storm() {
                 (took, from_l1)
             }
         });
-        let (began, lasts, mut done, mut most) = (Instant::now(), seconds(30), 0_u64, resident_mib());
-        let mut first = QUIET;
+        let (began, lasts, mut done, mut most) = (Instant::now(), seconds(30), 0_u64, 0.0_f64);
+        let (mut first, mut at_first) = (QUIET, resident_mib());
         while began.elapsed() < lasts {
             if name == "none" {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -277,29 +308,39 @@ async fn storm() {
             }
             let ids = first..first + STORM_ROWS;
             first = if ids.end + STORM_ROWS > ROWS { QUIET } else { ids.end };
-            if name == "by SQL" {
-                update(&bed, &bed.pool, ids).await.expect("an update");
-            } else {
-                let keys: Vec<i64> = ids.collect();
-                messages.invalidate_many(&keys).await.expect("an invalidation");
+            match name {
+                "by SQL" => update(&bed, &bed.pool, ids).await.expect("an update"),
+                "by hints of one key" => hints(&other, token, ids).await,
+                _ => {
+                    let keys: Vec<i64> = ids.collect();
+                    messages.invalidate_many(&keys).await.expect("an invalidation");
+                }
             }
             done += STORM_ROWS as u64;
+            if began.elapsed() < lasts / 10 {
+                at_first = resident_mib();
+            }
             most = most.max(resident_mib());
             let due = Duration::from_secs_f64(done as f64 / STORM as f64);
             tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
         }
         over.store(true, Ordering::Relaxed);
         let (mut took, from_l1) = reading.await.expect("the reader");
+        let stats = stranger.stats();
         println!(
-            "| {name} | {:.0} | {:.1} | {:.1} | {:.1} % | {most:.0} |",
+            "| {name} | {:.0} | {:.1} | {:.1} | {:.1} % | {at_first:.0}, {:.0} | {} | {} |",
             done as f64 / began.elapsed().as_secs_f64(),
             quantile(&mut took, 0.5),
             quantile(&mut took, 0.99),
-            100.0 * from_l1 as f64 / took.len() as f64
+            100.0 * from_l1 as f64 / took.len() as f64,
+            most.max(at_first),
+            stats.rows - before.rows,
+            stats.hints - before.hints
         );
     }
-    one.shutdown().await;
-    other.shutdown().await;
+    for perto in [one, other, stranger] {
+        perto.shutdown().await;
+    }
     bed.clean_up().await;
 }
 

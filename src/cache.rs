@@ -21,6 +21,7 @@ use crate::coherence::token::Token;
 use crate::coherence::verdict::{self, Boarded, Demand, Flight, FlightSource, LeaseVerdict, Verdict, Write};
 use crate::error::{Error, InvalidateError};
 use crate::local::{Cached, Entry, GroupOf, Local};
+use crate::log::switch::TierMode;
 use crate::metrics::{CacheCounters, CacheStats, Histogram, Timing};
 use crate::read::{Freshness, Read, ReadOptions, SoftTimeout, StaleCause, Tier, Wish};
 use crate::shared::Shared;
@@ -215,7 +216,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         K: Borrow<Q>,
         Q: ?Sized + Eq + Hash + Sync + ToOwned<Owned = K>,
     {
-        let looked = self.hit_ref(key, Wish::NONE, |entry| look(entry.value.as_ref()))?;
+        let looked = self.hit_ref(key, Wish::NONE, |entry| look(entry.value().as_ref()))?;
         trace::hits(&self.0.name, 1);
         Some(looked)
     }
@@ -662,6 +663,16 @@ impl<K: Key, V: Value> Cache<K, V> {
     #[must_use]
     pub fn kind(&self) -> &str {
         &self.0.kind
+    }
+
+    /// What a tier of this cache does here now: see [`Perto::switch`](crate::Perto::switch). [`Tier::Load`] is always on.
+    #[must_use]
+    pub fn mode(&self, tier: Tier) -> TierMode {
+        match tier {
+            Tier::Local => self.0.switched.local(),
+            Tier::Remote => self.0.switched.remote(),
+            Tier::Load => TierMode::On,
+        }
     }
 
     /// What this cache has counted on this instance.

@@ -26,7 +26,7 @@ type Label = (&'static str, &'static str);
 const TIER: &str = "perto.tier";
 const OUTCOME: &str = "perto.outcome";
 
-const OF_CACHES: [OfCaches; 13] = [
+const OF_CACHES: [OfCaches; 14] = [
     ("perto.lookups", "Look-ups of keys, by the tier that answered or did not.", |stats| {
         vec![
             (stats.l1_hits, &[(TIER, "l1"), (OUTCOME, "hit")]),
@@ -49,6 +49,9 @@ const OF_CACHES: [OfCaches; 13] = [
     }),
     ("perto.load.keys.unasked", "Keys that loaders brought and nobody had asked for.", |stats| {
         vec![(stats.keys_unasked, &[])]
+    }),
+    ("perto.load.keys.unmodified", "Keys whose values loaders found to be what they were.", |stats| {
+        vec![(stats.keys_unmodified, &[])]
     }),
     (
         "perto.fills.kept_out",

@@ -99,7 +99,7 @@ pub(crate) mod wire;
 pub use bus::{Bus, Subscription};
 pub use cache::builder::CacheBuilder;
 pub use cache::inspect::{DependsOn, InLocal, InRemote, Inspection, Refusal, RemoteValue, key_hash};
-pub use cache::loader::{Load, Loaded, STAMP_SQL, Stamp};
+pub use cache::loader::{Load, Loaded, Previous, STAMP_SQL, Stamp};
 pub use cache::policy::{Outage, StaleWhileLoading};
 pub use cache::topic::{Topic, TopicBuilder};
 pub use cache::{Cache, Key, Value};

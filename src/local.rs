@@ -279,7 +279,7 @@ impl<K: Hash + Eq, V> Pinned<'_, K, V> {
 impl<K: Hash + Eq + Clone, V> Index<K, V> {
     fn group(&self, key: &K, cached: &Cached<V>) -> Option<(&Shares, u64)> {
         let Grouped { group, held } = self.shares.as_ref()?;
-        Some((held, group(key, cached.entry.value.as_ref())))
+        Some((held, group(key, cached.entry.value().as_ref())))
     }
 
     fn put(&self, key: K, cached: Cached<V>) {
@@ -595,7 +595,7 @@ mod tests {
         local.put(1, Arc::clone(&old), 96);
         local.put(1, entry(Some(2)), 96);
         local.remove_exactly(&1, &old);
-        assert_eq!(local.peek(1).and_then(|entry| entry.value), Some(2));
+        assert_eq!(local.peek(1).and_then(|entry| *entry.value()), Some(2));
     }
 
     /// Of a group that is another one at each look, and at last none.
@@ -677,7 +677,7 @@ mod tests {
         for number in 0..1_000 {
             local.insert(Alike(number), entry(Some(number)), 0, 96);
         }
-        let held = |number| local.pin().get(&Alike(number)).and_then(|cached| cached.entry.value);
+        let held = |number| local.pin().get(&Alike(number)).and_then(|cached| *cached.entry.value());
         assert_eq!((held(0), held(998), held(999)), (None, None, Some(999)));
         assert!(!local.evict(&Alike(998), 5) && held(999).is_some(), "another key");
         assert_eq!((local.size(), local.index.held.len()), ((1, 96), 1));

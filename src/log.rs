@@ -24,7 +24,8 @@ use switch::{Switch, Switching};
 /// Most keys that one statement invalidates one by one. More become one row for the whole cache.
 pub const MAX_KEYS_PER_ROW: usize = 500;
 
-/// Most rows that one poll brings. A poll that would bring more says so and brings none: the instance recovers.
+/// Most rows that one poll brings, and that it looks at for those, of whatever cache. One that would need more says so and brings none: the
+/// instance recovers.
 pub const MAX_POLL_ROWS: usize = 100_000;
 
 /// Most bytes of text in the rows of one poll. As [`MAX_POLL_ROWS`].
@@ -68,8 +69,11 @@ pub trait Log: Debug + Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// The rows committed since `cursor`, and the snapshot they were read under, from one statement. Where it is `None`,
+    /// The rows of `caches` committed since `cursor`, and the snapshot they were read under, from one statement. Where it is `None`,
     /// all that are retained and not contained in the horizon.
+    ///
+    /// Rows of other caches may be left out, and do no harm. All else is as if they had been brought: the snapshot, the epoch, the
+    /// horizon. Where a limit ends the look at the rows, there may be more behind it, so none are brought.
     ///
     /// Nobody waits longer than `limit`: the server may give up then.
     ///
@@ -78,6 +82,7 @@ pub trait Log: Debug + Send + Sync + 'static {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         limit: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>>;
 
@@ -184,7 +189,7 @@ pub struct Poll {
     pub server: u64,
     /// Every row that has been trimmed is contained in this snapshot.
     pub trimmed: Snapshot,
-    /// The rows; `None` where they are more than [`MAX_POLL_ROWS`] or [`MAX_POLL_BYTES`].
+    /// The rows; `None` where they are more than [`MAX_POLL_ROWS`] or [`MAX_POLL_BYTES`], or where more were looked at.
     pub rows: Option<Vec<Row>>,
 }
 

@@ -139,6 +139,8 @@ macro_rules! cache_counters {
                 l2_unstorable,
                 /// Keys that loaders brought and nobody had asked for.
                 keys_unasked,
+                /// Keys of which the loader said that their values are what they were.
+                keys_unmodified,
                 /// Loads repeated because the loader had read a lagging replica.
                 replica_reloads,
                 /// Log rows whose key is not one of this cache's keys. Each invalidates the whole cache.

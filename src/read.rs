@@ -40,7 +40,7 @@ impl<V> Read<V> {
     /// The value, or `None` where the source has no such row: that is an answer like any other.
     #[must_use]
     pub fn value(&self) -> Option<&V> {
-        self.held.value.as_ref()
+        self.held.value().as_ref()
     }
 
     /// What a later read must contain to be no older than this one, of whatever key and on any instance: give it to
@@ -287,7 +287,7 @@ impl<V> Deref for Read<V> {
     type Target = Option<V>;
 
     fn deref(&self) -> &Option<V> {
-        &self.held.value
+        self.held.value()
     }
 }
 

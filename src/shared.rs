@@ -217,6 +217,11 @@ impl Shared {
         Arc::clone(&self.caches.read())
     }
 
+    /// Whether there is a cache or topic of this name here.
+    pub(crate) fn declares(&self, cache: &str) -> bool {
+        self.caches.read().contains_key(cache)
+    }
+
     /// What a value depends on, to be judged, where what the log says of it is known here.
     pub(crate) fn subject(&self, on: &Dependency) -> Result<Subject, Unjudged> {
         let caches = self.caches();

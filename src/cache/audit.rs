@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::inspect::key_hash;
-use super::loader::Load;
+use super::loader::{Load, Previous};
 use super::sampler::Sample;
 use super::{Core, Key, Value};
 use crate::coherence::ReadStart;
@@ -72,7 +72,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let mut differ = Vec::new();
         let mut same = 0;
         for (sample, now) in samples.into_iter().zip(now.answers) {
-            match (Answer::of(sample.1.value.as_ref(), codec), now) {
+            match (Answer::of(sample.1.value().as_ref(), codec), now) {
                 // What can't be written to its end can't be compared.
                 (Answer::Unwritable, _) | (_, Answer::Unwritable) => {}
                 (served, now) if served == now => same += 1,
@@ -139,11 +139,13 @@ impl<K: Key, V: Value> Core<K, V> {
         // Readers come first.
         let _place = self.shared.spare_load_place()?;
         let load = Load::new(keys.to_vec(), true);
-        let loading = AssertUnwindSafe(async { (self.loader)(load).await }).catch_unwind();
+        let loading =
+            AssertUnwindSafe(async { self.loader.call(load, Previous::default()).await }).catch_unwind();
         let mut loaded = tokio::time::timeout(self.policy.load_timeout, loading).await.ok()?.ok()?.ok()?;
         // What was asked for may be there under another spelling.
         loaded.retain_answers(keys, &self.name).ok()?;
-        if !loaded.failed.is_empty() {
+        // It was shown nothing: what it finds unmodified is nothing either.
+        if !loaded.failed.is_empty() || !loaded.unmodified.is_empty() {
             return None;
         }
         let stamp = loaded.stamp;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::loader::{self, BoxError, Load, Loaded};
+use super::loader::{BoxError, Load, Loaded, Loader, Previous};
 use super::policy::{Outage, Policy, StaleWhileLoading};
 use super::{Cache, Core, Key, Value};
 use crate::error::StartError;
@@ -239,17 +239,78 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// # Errors
     /// [`StartError::Setting`] where a setting makes no sense, where bincode can bring back no value of the type and there is an L2
     /// (see [`Value`](Value#what-l2-keeps)), or where the instance has started already; [`StartError::Closed`] where it has ended.
-    pub fn loader<F, Fut, E>(mut self, loader: F) -> Result<Cache<K, V>, StartError>
+    pub fn loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
     where
         F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
+        self.declare(Loader::new(false, move |load, _: Previous<K, V>| loader(load)))
+    }
+
+    /// As [`CacheBuilder::loader`], for one that can tell by a version whether a value is still what it was, and then
+    /// [says so](Loaded::with_unmodified) instead of bringing it. That spares what large values cost to send and to decode, each time that
+    /// their time to live is over or they are [refreshed ahead](CacheBuilder::refresh_ahead).
+    ///
+    /// The loader is shown values that L1 holds of keys that it is asked for. It compares their versions in the statement whose stamp it brings:
+    /// that the version is the same has to mean that the value is. So no version may be used twice for a key, not by a row that is deleted and
+    /// inserted anew either: let each write take it from a sequence, or compare a hash of all that the value is made of. A number that each write raises
+    /// begins again with a new row, and a time that is written by clocks may come twice. What is said to be unmodified is judged as if it had been
+    /// brought, by that statement's stamp. It goes into L2 again.
+    ///
+    /// It is shown no value that was invalidated, or whose cache was cleared since; none from before a crash or a restart of the database, nor while
+    /// the log can't be followed; none that [depends](Loaded::depends_on) on other keys; and nothing where [`Load::primary`] is set. What is invalidated while
+    /// it is found unmodified is loaded again, and not shown. The auditor shows it nothing, so it finds versions that don't tell.
+    ///
+    /// To get rid of a value that is wrong though its version is right, invalidate it. Where a load has read after that and ended before the instance
+    /// heard of it, the value stays, and goes into L2: invalidate it again, or write the row with a new version.
+    ///
+    /// ```
+    /// # use perto::postgres::{self, sqlx::{self, PgPool}};
+    /// # use perto::{Cache, Load, Loaded, Perto, Previous, StartError};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Page {
+    ///     version: i64,
+    ///     body: Option<String>,
+    /// }
+    ///
+    /// # fn declare(perto: &Perto, pool: &PgPool) -> Result<Cache<i64, Page>, StartError> {
+    /// let pool = pool.clone();
+    /// perto.cache("page").watch("pages", "id").conditional_loader(move |load: Load<i64>, previous: Previous<i64, Page>| {
+    ///     let version = |id| previous.get(id).map(|page| page.version);
+    ///     let versions: Vec<Option<i64>> = load.keys.iter().map(version).collect();
+    ///     let sql = "select id, p.version, same, case when not same then p.body end \
+    ///                from unnest($1::bigint[], $2::bigint[]) shown(id, version) join pages p using (id), \
+    ///                     lateral (select p.version is not distinct from shown.version as same) compared";
+    ///     let query = postgres::query_as::<(i64, i64, bool, Option<String>)>(sql).bind(load.keys).bind(versions);
+    ///     let pool = pool.clone();
+    ///     async move {
+    ///         let found = query.fetch(&pool).await?;
+    ///         Ok::<_, sqlx::Error>(found.rows.into_iter().fold(Loaded::new(found.stamp), |loaded, row| match row {
+    ///             (id, _, true, _) => loaded.with_unmodified(id),
+    ///             (id, version, false, body) => loaded.with(id, Page { version, body }),
+    ///         }))
+    ///     }
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`CacheBuilder::loader`].
+    pub fn conditional_loader<F, Fut, E>(self, loader: F) -> Result<Cache<K, V>, StartError>
+    where
+        F: Fn(Load<K>, Previous<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.declare(Loader::new(true, loader))
+    }
+
+    fn declare(mut self, loader: Loader<K, V>) -> Result<Cache<K, V>, StartError> {
         let has_remote = self.shared.remote.is_some() && !self.policy.local_only;
         let shape = has_remote.then(|| shape::of::<V>(self.policy.codec));
         self.check(shape)?;
         self.policy.sources = self.policy.sources.completed();
-        let loader = loader::boxed(loader);
         let core = Core::new(self.name.into(), self.shared, self.policy, shape, self.group, loader);
         core.shared.register(Arc::clone(&core) as _)?;
         Ok(Cache(core))

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::led::{LedKey, Piece};
-use super::loader::{self, Load, Loaded, Stamp};
+use super::loader::{self, Load, Loaded, Previous, Shown, Stamp};
 use super::pace::Slow;
 use super::policy::millis;
 use super::{Core, FlightResult, Key, Outcome, Value};
@@ -180,27 +180,27 @@ impl<K: Key, V: Value> Core<K, V> {
         if !loader::read_back(&keys) {
             return Err(Error::KeyNotReadBack { cache: Arc::clone(&self.name) });
         }
-        self.counters.loads.add(1);
-        self.counters.keys_loaded.add(keys.len() as u64);
         // Before the loader: what ends while it computes may be missed.
         let ended = self.shared.coherence.ended_by_now(start.era);
-        let mut loaded = match (self.loader)(Load::new(keys.clone(), primary)).await {
-            Ok(loaded) => loaded,
-            Err(source) => {
-                return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
-            }
-        };
-        match loaded.retain_answers(&keys, &self.name) {
-            Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
-            Err(error) => return Err(self.unanswered(error)),
+        let (mut loaded, mut unmodified) =
+            self.call_loader(&keys, primary, self.shown(&keys, start, primary)).await?;
+        if !unmodified.is_empty() && !self.shared.leased() {
+            // The log may have moved meanwhile to where these versions stand for other values.
+            (loaded, unmodified) = self.call_loader(&keys, primary, Previous::default()).await?;
         }
-        let depends = loaded.depends(&keys);
+        let depends = loaded.depends(&keys, &unmodified);
         if loaded.computed {
             // Without one it contains nothing: then it is not cached.
             if let Some(ended) = ended {
                 loaded.stamp.snapshot = (*ended).clone();
             }
-            return Ok(Brought { loaded, depends, from: FlightSource::Computed, lacking: Vec::new() });
+            return Ok(Brought {
+                loaded,
+                unmodified,
+                depends,
+                from: FlightSource::Computed,
+                lacking: Vec::new(),
+            });
         }
         if !self.policy.sources.declared && !self.undeclared.swap(true, Ordering::Relaxed) {
             self.shared.signals.send(Event::Undeclared { cache: self.name.to_string() });
@@ -217,7 +217,13 @@ impl<K: Key, V: Value> Core<K, V> {
             loaded.stamp.rank = None;
             // Without a lease the log may have moved there, and nobody knows better.
             if !self.shared.leased() {
-                return Ok(Brought { loaded, depends, from: FlightSource::Elsewhere, lacking: Vec::new() });
+                return Ok(Brought {
+                    loaded,
+                    unmodified,
+                    depends,
+                    from: FlightSource::Elsewhere,
+                    lacking: Vec::new(),
+                });
             }
         }
         if !self.shared.coherence.follows_in(start.epoch) {
@@ -226,7 +232,13 @@ impl<K: Key, V: Value> Core<K, V> {
         // A transaction that was begun before this read has an old snapshot, and is the primary's all the same.
         let new = start.poll.is_none_or(|poll| loaded.stamp.snapshot.rank() >= poll);
         if loaded.stamp.origin == Origin::Primary && new {
-            return Ok(Brought { loaded, depends, from: FlightSource::Primary, lacking: Vec::new() });
+            return Ok(Brought {
+                loaded,
+                unmodified,
+                depends,
+                from: FlightSource::Primary,
+                lacking: Vec::new(),
+            });
         }
         let lacking = match start.era == self.shared.coherence.lease.held().era() {
             true => self.lacking(&keys, &depends, &loaded.stamp.snapshot, start, wish),
@@ -235,7 +247,58 @@ impl<K: Key, V: Value> Core<K, V> {
         if !primary && lacking.contains(&true) {
             self.counters.replica_reloads.add(1);
         }
-        Ok(Brought { loaded, depends, from: FlightSource::Unknown, lacking })
+        Ok(Brought { loaded, unmodified, depends, from: FlightSource::Unknown, lacking })
+    }
+
+    /// One call of the loader: what it brings, and what it has found unmodified of what it was shown.
+    async fn call_loader(
+        &self,
+        keys: &[K],
+        primary: bool,
+        shown: Previous<K, V>,
+    ) -> Result<(Loaded<K, V>, Shown<K, V>), Error> {
+        self.counters.loads.add(1);
+        self.counters.keys_loaded.add(keys.len() as u64);
+        let kept = shown.clone();
+        let mut loaded = match self.loader.call(Load::new(keys.to_vec(), primary), shown).await {
+            Ok(loaded) => loaded,
+            Err(source) => {
+                return Err(Error::Load { cache: Arc::clone(&self.name), source: Arc::from(source) });
+            }
+        };
+        match loaded.retain_answers(keys, &self.name) {
+            Ok(unasked) => self.counters.keys_unasked.add(unasked as u64),
+            Err(error) => return Err(self.unanswered(error)),
+        }
+        // What was shown, whatever L1 holds by now: of that the loader has said nothing.
+        let unmodified = loaded.unmodified(&kept);
+        Ok((loaded, unmodified))
+    }
+
+    /// What a loader is shown of these keys: values that L1 holds, also those whose time is over.
+    ///
+    /// None without a lease, and none of another era: the numbers of versions may have been used again on the server that the loader asks.
+    /// And none where it is asked a second time, because the first answer would not do.
+    fn shown(&self, keys: &[K], start: ReadStart, primary: bool) -> Previous<K, V> {
+        if !self.loader.is_conditional || primary || !self.shared.leased() {
+            return Previous::default();
+        }
+        let shown = |key: &K| {
+            let entry = self.to_show(key).filter(|entry| entry.life.era() == start.era)?;
+            Some((key.clone(), entry))
+        };
+        Previous(Arc::new(keys.iter().filter_map(shown).collect()))
+    }
+
+    /// The value that L1 holds of a key, if a loader may be shown it.
+    ///
+    /// Not one that was invalidated, or whose cache was cleared: whoever does that by hand wants it loaded anew. Nor one that depends on other
+    /// keys, of which the key's own row says nothing.
+    fn to_show(&self, key: &K) -> Option<Arc<Entry<V>>> {
+        let (held, pinned) = (self.shared.coherence.lease.held(), self.local.pin());
+        let entry = &pinned.get(key).filter(|cached| self.is_live(cached, held))?.entry;
+        let may_be = entry.value().is_some() && entry.depends().is_empty() && self.is_unchanged(entry, held);
+        may_be.then(|| Arc::clone(entry))
     }
 
     /// Leaves L2 aside where it takes much longer than a load.
@@ -288,13 +351,13 @@ impl<K: Key, V: Value> Core<K, V> {
     }
 
     /// Gives each key of a load its outcome: into L1 if it is accepted, to L2 in the background, to all who wait. But for those of
-    /// which the primary must be asked.
+    /// which the loader must be asked again.
     pub(super) fn share(
         self: &Arc<Self>,
         piece: Piece<K, FlightResult<V>>,
         brought: Brought<K, V>,
     ) -> Option<Piece<K, FlightResult<V>>> {
-        let Brought { loaded, depends, from, lacking } = brought;
+        let Brought { loaded, mut unmodified, depends, from, lacking } = brought;
         let stamp = loaded.stamp;
         let (mut depends, mut lacking) = (depends.into_iter(), lacking.into_iter());
         let mut found: HashMap<K, _> =
@@ -315,15 +378,21 @@ impl<K: Key, V: Value> Core<K, V> {
                     key.leader.finish(Err(error));
                     continue;
                 }
-                if lacks && !piece.primary {
+                // Whoever has invalidated what was shown may have done so because it is wrong, though its version is right.
+                let is_gone = |of| !self.to_show(key.leader.key()).is_some_and(|held| Arc::ptr_eq(&held, of));
+                let overtaken = unmodified.get(key.leader.key()).is_some_and(is_gone);
+                if (lacks || overtaken) && !piece.primary {
                     led.keys.push(key);
                     continue;
                 }
                 let from = if lacks { FlightSource::Behind } else { from };
                 let LedKey { text, slot, leader } = key;
-                let (value, ttl) = match found.remove(leader.key()) {
-                    Some((value, ttl)) => (Some(value), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl)),
-                    None => (None, self.policy.absent_ttl),
+                let (value, ttl) = match (found.remove(leader.key()), unmodified.remove(leader.key())) {
+                    (Some((value, ttl)), _) => {
+                        (Came::Value(Some(value)), ttl.unwrap_or(self.policy.ttl).min(self.policy.ttl))
+                    }
+                    (None, Some(of)) => (Came::Unmodified(of), self.policy.ttl),
+                    (None, None) => (Came::Value(None), self.policy.absent_ttl),
                 };
                 let ttl = self.jittered(&text, ttl);
                 let entry =
@@ -338,7 +407,7 @@ impl<K: Key, V: Value> Core<K, V> {
                     leader.finish(Ok(Outcome { entry, from }));
                     continue;
                 }
-                if entry.value.is_some() && from == FlightSource::Primary {
+                if entry.value().is_some() && from == FlightSource::Primary {
                     self.agreement.loaded(leader.key());
                 }
                 let inserted = entry.judged() && self.insert(leader.key(), slot, &entry, led.start, weight);
@@ -366,7 +435,7 @@ impl<K: Key, V: Value> Core<K, V> {
     fn loaded(
         &self,
         made_of: Result<Option<MadeOf>, Unjudged>,
-        value: Option<V>,
+        value: Came<V>,
         ttl: Duration,
         start: ReadStart,
         stamp: &Stamp,
@@ -391,7 +460,13 @@ impl<K: Key, V: Value> Core<K, V> {
             is_brief,
             stamp: stamp.snapshot.clone(),
         };
-        Entry::new(value, made)
+        match value {
+            Came::Value(value) => Entry::new(value, made),
+            Came::Unmodified(of) => {
+                self.counters.keys_unmodified.add(1);
+                Entry::unmodified(&of, made)
+            }
+        }
     }
 
     /// Into L2, in the background: to prove that a value comes back as it is takes about three times as long as to read it.
@@ -422,7 +497,7 @@ impl<K: Key, V: Value> Core<K, V> {
             return None;
         }
         let (codec, most) = (self.policy.codec, self.policy.max_value_bytes);
-        let payload = match load.entry.value.as_ref().map(|value| read_back::payload(value, codec, most)) {
+        let payload = match load.entry.value().as_ref().map(|value| read_back::payload(value, codec, most)) {
             None => None,
             Some(Ok(bytes)) => Some(codec.payload(bytes, self.policy.compress_above)),
             Some(Err(Flaw::TooLarge)) => {
@@ -489,9 +564,19 @@ impl Moment {
     }
 }
 
+/// What a load has brought for a key.
+enum Came<V> {
+    /// None where there is no such row.
+    Value(Option<V>),
+    /// The value of this entry is what there is.
+    Unmodified(Arc<Entry<V>>),
+}
+
 /// What a load has brought, and where from.
 pub(super) struct Brought<K, V> {
     loaded: Loaded<K, V>,
+    /// What the loader was shown and has found unmodified.
+    unmodified: Shown<K, V>,
     /// For each key that was asked for, in their order; empty where nothing depends on anything.
     depends: Vec<Vec<Dependency>>,
     from: FlightSource,
@@ -509,5 +594,5 @@ struct ForRemote<V> {
 
 /// The bytes of an entry, which has room for a value, also where there is none.
 pub(super) fn weight<V: Value>(text: &str, entry: &Entry<V>) -> u32 {
-    entry.weigh(text.len(), entry.value.as_ref().map_or(size_of::<V>(), tape::weigh))
+    entry.weigh(text.len(), entry.value().as_ref().map_or(size_of::<V>(), tape::weigh))
 }

@@ -268,7 +268,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         Some(InLocal {
             stamp: entry.stamp().into_owned(),
             left: Duration::from_millis(self.0.end_of_life(entry).saturating_sub(now)),
-            absent: entry.value.is_none(),
+            absent: entry.value().is_none(),
             weight: slot.weight(),
             refused,
             depends: depends.collect(),

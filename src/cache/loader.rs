@@ -11,27 +11,90 @@ use futures_util::future::BoxFuture;
 use super::{Key, Value};
 use crate::coherence::snapshot::{Origin, Rank, Snapshot};
 use crate::error::{Cause, Error};
+use crate::local::Entry;
 use crate::wire::Dependency;
 use crate::wire::tape::Tape;
+
+const NOT_SHOWN: &str = "the loader said that a value is unmodified of which it was shown none";
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A loader, as a cache keeps it.
-pub(crate) type Loader<K, V> =
-    Arc<dyn Fn(Load<K>) -> BoxFuture<'static, Result<Loaded<K, V>, BoxError>> + Send + Sync>;
+pub(crate) struct Loader<K, V> {
+    call: Call<K, V>,
+    /// Whether it looks at what it is shown.
+    pub(crate) is_conditional: bool,
+}
 
-pub(crate) fn boxed<K, V, F, Fut, E>(loader: F) -> Loader<K, V>
-where
-    K: Send + 'static,
-    V: Send + 'static,
-    F: Fn(Load<K>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
-    E: Into<BoxError> + 'static,
-{
-    Arc::new(move |load| {
-        let loading = loader(load);
-        Box::pin(async move { loading.await.map_err(Into::into) })
-    })
+type Call<K, V> =
+    Box<dyn Fn(Load<K>, Previous<K, V>) -> BoxFuture<'static, Result<Loaded<K, V>, BoxError>> + Send + Sync>;
+
+impl<K, V> Loader<K, V> {
+    pub(crate) fn new<F, Fut, E>(is_conditional: bool, loader: F) -> Self
+    where
+        K: Send + 'static,
+        V: Send + 'static,
+        F: Fn(Load<K>, Previous<K, V>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Loaded<K, V>, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        let call: Call<K, V> = Box::new(move |load, previous| {
+            let loading = loader(load, previous);
+            Box::pin(async move { loading.await.map_err(Into::into) })
+        });
+        Self { call, is_conditional }
+    }
+
+    pub(crate) fn call(
+        &self,
+        load: Load<K>,
+        previous: Previous<K, V>,
+    ) -> BoxFuture<'static, Result<Loaded<K, V>, BoxError>> {
+        (self.call)(load, previous)
+    }
+}
+
+/// What a [conditional loader](crate::CacheBuilder::conditional_loader) is shown: values that L1 still holds of keys that it is asked for.
+pub struct Previous<K, V>(pub(crate) Arc<Shown<K, V>>);
+
+/// Entries whose values a loader is shown, by key.
+pub(crate) type Shown<K, V> = HashMap<K, Arc<Entry<V>>>;
+
+impl<K: Key, V> Previous<K, V> {
+    /// The value of a key, if it is shown.
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.0.get(key)?.value().as_ref()
+    }
+
+    /// All that is shown, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().filter_map(|(key, entry)| Some((key, entry.value().as_ref()?)))
+    }
+
+    /// Whether nothing is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<K, V> Clone for Previous<K, V> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K, V> Default for Previous<K, V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: fmt::Debug, V> fmt::Debug for Previous<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// What a loader is asked for.
@@ -42,7 +105,8 @@ pub struct Load<K> {
     pub keys: Vec<K>,
     /// Whether to read the primary. Set when a replica has just been found to lag behind; a loader that reads the
     /// primary anyway may ignore it. Also set when the last load read in a transaction whose one snapshot is too old, so
-    /// read in a new one, and in every load of the auditor, which believes the primary alone.
+    /// read in a new one; when what was [found unmodified](Loaded::with_unmodified) was invalidated meanwhile; and in every load of the auditor, which
+    /// believes the primary alone.
     pub primary: bool,
 }
 
@@ -145,6 +209,8 @@ pub struct Loaded<K, V> {
     /// Depends on no row: the stamp says nothing, and the time of the load all.
     pub(crate) computed: bool,
     pub(crate) found: Vec<Found<K, V>>,
+    /// Keys whose values are those that were shown.
+    pub(crate) unmodified: Vec<K>,
     pub(crate) failed: Vec<(K, Cause)>,
     /// By key and value what the answer depends on besides.
     pub(crate) depends: Option<Depends<K, V>>,
@@ -164,7 +230,14 @@ impl<K, V> Loaded<K, V> {
     /// Nothing found, as of `stamp`.
     #[must_use]
     pub const fn new(stamp: Stamp) -> Self {
-        Self { stamp, computed: false, found: Vec::new(), failed: Vec::new(), depends: None }
+        Self {
+            stamp,
+            computed: false,
+            found: Vec::new(),
+            unmodified: Vec::new(),
+            failed: Vec::new(),
+            depends: None,
+        }
     }
 
     /// Nothing found, by a loader that reads no row of the database: values that are computed, or that come from somewhere
@@ -190,7 +263,14 @@ impl<K, V> Loaded<K, V> {
             server: None,
             rank: None,
         };
-        Self { stamp, computed: true, found: Vec::new(), failed: Vec::new(), depends: None }
+        Self {
+            stamp,
+            computed: true,
+            found: Vec::new(),
+            unmodified: Vec::new(),
+            failed: Vec::new(),
+            depends: None,
+        }
     }
 
     /// Adds a value.
@@ -268,6 +348,18 @@ impl<K, V> Loaded<K, V> {
         self
     }
 
+    /// Says that the value of a key is the one that the loader was [shown](Previous), as of this stamp: its row has not changed, or changed
+    /// and changed back. It counts as if it had been brought: what is spared is the way from the source, and the loader's decoding. Where there is an L2,
+    /// it is encoded, tried and sent there each time. It lives as long as one that is brought without a time of its own, also where it was brought
+    /// [with one](Loaded::with_ttl): what must not live so long is to be brought again.
+    ///
+    /// Of a key of which nothing was shown it fails the key, as [`Loaded::with_error`] does. A key that has a value, too, has that one.
+    #[must_use]
+    pub fn with_unmodified(mut self, key: K) -> Self {
+        self.unmodified.push(key);
+        self
+    }
+
     /// Fails one key of those that were asked for, and none of the others: whoever reads it gets [`Error::Load`] with this as its source, and
     /// nothing is cached. Without this, an error of a batch is the error of all its keys, or costs calls of the loader to find whose it is. A
     /// key that has a value, too, fails.
@@ -279,10 +371,12 @@ impl<K, V> Loaded<K, V> {
 }
 
 impl<K: Key, V: Value> Loaded<K, V> {
-    /// What the answer to each of these keys depends on. Nothing where nothing does.
-    pub(crate) fn depends(&self, keys: &[K]) -> Vec<Vec<Dependency>> {
+    /// What the answer to each of these keys depends on, with those that are as they were. Nothing where nothing does.
+    pub(crate) fn depends(&self, keys: &[K], unmodified: &Shown<K, V>) -> Vec<Vec<Dependency>> {
         let Some(depends) = &self.depends else { return Vec::new() };
-        let found: HashMap<&K, &V> = self.found.iter().map(|found| (&found.key, &found.value)).collect();
+        let brought = self.found.iter().map(|found| (&found.key, &found.value));
+        let unmodified = unmodified.iter().filter_map(|(key, entry)| Some((key, entry.value().as_ref()?)));
+        let found: HashMap<&K, &V> = unmodified.chain(brought).collect();
         let of_key = |key: &K| {
             let mut depends = depends(key, found.get(key).copied());
             depends.sort_unstable();
@@ -292,15 +386,34 @@ impl<K: Key, V: Value> Loaded<K, V> {
         keys.iter().map(of_key).collect()
     }
 
+    /// The shown values of those keys that are as they were and have no other. One of which nothing was shown fails.
+    pub(crate) fn unmodified(&mut self, shown: &Previous<K, V>) -> Shown<K, V> {
+        let mut unmodified = Shown::new();
+        if self.unmodified.is_empty() {
+            return unmodified;
+        }
+        let brought: HashSet<&K> = self.found.iter().map(|found| &found.key).collect();
+        for key in std::mem::take(&mut self.unmodified) {
+            match shown.0.get(&key) {
+                _ if brought.contains(&key) => {}
+                Some(entry) => drop(unmodified.insert(key, Arc::clone(entry))),
+                None => self.failed.push((key, Arc::from(BoxError::from(NOT_SHOWN)))),
+            }
+        }
+        unmodified
+    }
+
     /// Keeps what answers what was asked, and returns how many keys there were besides.
     pub(crate) fn retain_answers(&mut self, asked: &[K], cache: &Arc<str>) -> Result<usize, Error> {
         let asked: HashSet<&K> = asked.iter().collect();
         // Equal keys of different texts lie under different names in L2 and in the log.
         let is_asked = |key: &K| asked.get(key).is_some_and(|same| same.to_string() == key.to_string());
-        let brought = self.found.len() + self.failed.len();
+        let count = |loaded: &Self| loaded.found.len() + loaded.unmodified.len() + loaded.failed.len();
+        let brought = count(self);
         self.found.retain(|found| is_asked(&found.key));
+        self.unmodified.retain(&is_asked);
         self.failed.retain(|(key, _)| is_asked(key));
-        let unasked = brought - self.found.len() - self.failed.len();
+        let unasked = brought - count(self);
         let mut first: HashMap<&K, &V> = HashMap::with_capacity(self.found.len());
         let mut ambiguous = HashSet::new();
         for Found { key, value, .. } in &self.found {
@@ -308,16 +421,17 @@ impl<K: Key, V: Value> Loaded<K, V> {
                 ambiguous.insert(key);
             }
         }
-        let failed = match &self.failed[..] {
-            [] => 0,
-            failed => failed
+        let otherwise = match (&self.failed[..], &self.unmodified[..]) {
+            ([], []) => 0,
+            (failed, unmodified) => failed
                 .iter()
                 .map(|(key, _)| key)
+                .chain(unmodified)
                 .filter(|key| !first.contains_key(key))
                 .collect::<HashSet<_>>()
                 .len(),
         };
-        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len() + failed));
+        let (cache, missing) = (Arc::clone(cache), asked.len().saturating_sub(first.len() + otherwise));
         if unasked > 0 && missing > 0 {
             Err(Error::UnaskedKeys { cache, unasked, missing })
         } else if !ambiguous.is_empty() {

@@ -141,6 +141,11 @@ impl Listener {
             shared.counters.hints.add(1);
             return;
         }
+        if !hint.changes.iter().any(|change| shared.declares(&change.cache)) {
+            // Its number and its write are known by now, and there is nothing to evict: no span, no time that an eviction took.
+            shared.counters.hints.add(1);
+            return;
+        }
         if shared.coherence.buckets.poll().is_some_and(|poll| poll.contains(hint.xid)) {
             shared.counters.hints_late.add(1);
         }

@@ -12,16 +12,16 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::hints;
-use crate::coherence::buckets::Told;
+use crate::coherence::buckets::{Told, WholeCache};
 use crate::coherence::poll::{self, Next, Polled};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
 use crate::health::troubles::TroubleKind;
 use crate::health::{Event, Recovery};
 use crate::log::{Poll, READY_LIMIT};
-use crate::shared::Shared;
 use crate::shared::polls::Asked;
 use crate::shared::repaired::Repaired;
+use crate::shared::{Caches, Shared};
 
 /// While no hints come, the tail is all there is.
 const ISOLATED_INTERVAL: Duration = Duration::from_millis(75);
@@ -38,6 +38,9 @@ const KEY_FAILS_FOR: Duration = Duration::from_mins(2);
 
 pub(crate) struct Tail {
     shared: Arc<Shared>,
+    /// All that are declared, as of when this tail began: none comes after the start. They are what polls ask for and what rows are applied
+    /// to, so the cursor says of each of them what was read.
+    caches: Arc<Caches>,
     /// Of the last poll whose rows have all been applied. New rows are those it does not contain.
     cursor: Option<Snapshot>,
     /// Why there is no cursor, where there is none.
@@ -53,8 +56,9 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
+            caches: shared.caches(),
             shared,
             cursor: None,
             lost: Recovery::Start,
@@ -181,10 +185,8 @@ impl Tail {
             self.recover(&poll, floor);
         }
         let repaired = self.apply(&poll);
-        let caches = self.shared.caches();
-        let wholes = caches.values().map(|cache| &**cache.whole());
-        let untrue =
-            self.shared.coherence.completed(poll.snapshot.clone(), wholes, self.shared.clock.now_ms());
+        let (snapshot, now_ms) = (poll.snapshot.clone(), self.shared.clock.now_ms());
+        let untrue = self.shared.coherence.completed(snapshot, self.wholes(), now_ms);
         self.cursor = Some(poll.snapshot.clone());
         let switches = self.shared.log.switches();
         let switched = self.shared.obey(&switches);
@@ -208,10 +210,9 @@ impl Tail {
     /// Drops L1 and all knowledge, and takes the log as the only truth: the rows of the poll are yet to be applied.
     fn recover(&self, poll: &Poll, floor: &Snapshot) {
         let Shared { coherence, counters, signals, .. } = &*self.shared;
-        let caches = self.shared.caches();
         // Another server is another epoch. Before it begins: what the old one says from now on is not taken for the log's.
         coherence.follow(poll.server, poll.epoch);
-        coherence.recover(poll.epoch, floor, caches.values().map(|cache| &**cache.whole()));
+        coherence.recover(poll.epoch, floor, self.wholes());
         counters.recoveries.add(1);
         signals.send(Event::Recovered { why: self.lost });
     }
@@ -225,25 +226,26 @@ impl Tail {
         let Shared { clock, coherence, log, polls, settings, .. } = &*self.shared;
         within(READY_LIMIT, log.ready()).await?;
         polls.sending();
-        coherence.sending(self.shared.caches().values().map(|cache| &**cache.whole()));
+        coherence.sending(self.wholes());
         // Before the poll is sent: what commits after this moment is not vouched for.
         let (sent_ms, sent) = (clock.now_ms(), Instant::now());
         self.sent = Some(sent);
-        let cursor = self.cursor.as_ref();
+        let (cursor, caches) = (self.cursor.as_ref(), self.caches.keys().map(String::as_str));
+        let caches: Vec<&str> = caches.collect();
         let hurried = cursor.is_some() && !self.late;
         let limit = if hurried { settings.poll_timeout } else { settings.replay_timeout };
-        let polled = within(limit, log.poll(cursor, limit)).await;
+        let polled = within(limit, log.poll(cursor, &caches, limit)).await;
         self.late = sent.elapsed() >= settings.poll_timeout;
         Ok((sent_ms, polled?))
     }
 
     fn apply<'a>(&self, poll: &'a Poll) -> Repaired<'a> {
-        let (caches, mut repaired) = (self.shared.caches(), Repaired::default());
+        let mut repaired = Repaired::default();
         let rows = poll.rows.as_deref().unwrap_or_default();
         let polled = polled(poll);
         for row in rows.iter().filter(|row| polled.counts(row.xid)) {
             let told = Told { xid: row.xid, epoch: poll.epoch, poll: Some(&poll.snapshot) };
-            if let Some(cache) = caches.get(row.cache.as_str())
+            if let Some(cache) = self.caches.get(row.cache.as_str())
                 && cache.apply(told, row.key.as_deref())
             {
                 self.shared.counters.repairs.add(1);
@@ -266,7 +268,7 @@ impl Tail {
     }
 
     fn key_failed(&self, cache: &str, fault: &str) {
-        if !self.shared.caches().contains_key(cache) {
+        if !self.caches.contains_key(cache) {
             return;
         }
         let (table, why) = fault.split_once(": ").unwrap_or(("", fault));
@@ -275,6 +277,10 @@ impl Tail {
              `perto watch {table} --cache {cache} --key EXPR --replace` mends it"
         );
         self.shared.signals.begin_for(KEY_FAILS_FOR, TroubleKind::KeyFails.on(cache, table), &detail);
+    }
+
+    fn wholes(&self) -> impl Iterator<Item = &WholeCache> {
+        self.caches.values().map(|cache| &**cache.whole())
     }
 
     fn interval(&self) -> Duration {

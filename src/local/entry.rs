@@ -1,6 +1,7 @@
 //! One value and what is to be judged of it, in as few bytes as it goes: L1 has as many of these as fit.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::coherence::buckets::Subject;
 use crate::coherence::lease::LeaseView;
@@ -14,17 +15,19 @@ use crate::wire::Dependency;
 pub(crate) struct Entry<V> {
     /// The era in which the load *began*, which a hit compares, and when the entry's own life ends.
     pub(crate) life: LeaseView,
-    more: Option<Box<More>>,
+    more: Option<Box<More<V>>>,
     /// Of the stamp. Where no transaction was running there is nothing more to it.
     xmin: u64,
     /// Of the token; 0 where there is none.
     epoch: u64,
-    pub(crate) value: Option<V>,
+    value: Option<V>,
 }
 
 /// What many entries lack.
 #[derive(Debug)]
-struct More {
+struct More<V> {
+    /// The entry whose value this one has too, where the value was found to be what it was.
+    same_as: Option<Arc<Entry<V>>>,
     stamp: Snapshot,
     /// Of the whole stamp, where what came from L2 is cut.
     rank: Rank,
@@ -64,13 +67,34 @@ pub(super) const ENTRY_BYTES: u32 = 300;
 
 impl<V> Entry<V> {
     pub(crate) fn new(value: Option<V>, made: Made) -> Self {
+        Self::make(value, None, made)
+    }
+
+    /// The value of another entry, which was found to be the same under another snapshot.
+    pub(crate) fn unmodified(of: &Arc<Self>, made: Made) -> Self {
+        // Of the one that holds it: a chain would keep all that there ever were.
+        let of = of.more.as_ref().and_then(|more| more.same_as.as_ref()).unwrap_or(of);
+        Self::make(None, Some(Arc::clone(of)), made)
+    }
+
+    /// The value, or none where the source has no such row.
+    #[inline]
+    #[expect(clippy::ref_option, reason = "a read dereferences to it")]
+    pub(crate) fn value(&self) -> &Option<V> {
+        match &self.value {
+            value @ Some(_) => value,
+            none => self.more.as_ref().and_then(|more| more.same_as.as_ref()).map_or(none, |of| &of.value),
+        }
+    }
+
+    fn make(value: Option<V>, same_as: Option<Arc<Self>>, made: Made) -> Self {
         let Made { era, expires_ms, stamp, token, made_of, judged, is_brief } = made;
         let rank = token.and_then(Token::rank);
         let xmin = stamp.xmin();
         let plain = stamp == Snapshot::all_below(xmin) && rank.is_none_or(|rank| rank == stamp.rank());
-        let more = (!plain || !judged || is_brief || made_of.is_some()).then(|| {
+        let more = (!plain || !judged || is_brief || made_of.is_some() || same_as.is_some()).then(|| {
             let rank = rank.unwrap_or_else(|| stamp.rank());
-            Box::new(More { stamp, rank, judged, is_brief, made_of })
+            Box::new(More { same_as, stamp, rank, judged, is_brief, made_of })
         });
         let epoch = token.map_or(0, |token| token.epoch);
         Self { value, life: LeaseView::of(era, expires_ms), xmin, epoch, more }
@@ -122,9 +146,13 @@ impl<V> Entry<V> {
     }
 }
 
-impl More {
+impl<V> More<V> {
     fn bytes(&self) -> usize {
-        size_of::<Self>() + self.stamp.heap_bytes() + self.made_of.as_ref().map_or(0, MadeOf::bytes)
+        let of = |of: &Arc<Entry<V>>| size_of::<Entry<V>>() + of.more.as_ref().map_or(0, |more| more.bytes());
+        size_of::<Self>()
+            + self.stamp.heap_bytes()
+            + self.made_of.as_ref().map_or(0, MadeOf::bytes)
+            + self.same_as.as_ref().map_or(0, of)
     }
 }
 
@@ -171,6 +199,27 @@ mod tests {
                     assert!(entry.made_of().is_none());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_what_it_was_is_kept_once_however_often_that_is_found() {
+        let made = |era, stamp: &str| {
+            let stamp = Snapshot::parse(stamp).unwrap();
+            Made { era, expires_ms: 70, stamp, token: None, made_of: None, judged: true, is_brief: false }
+        };
+        let first = Arc::new(Entry::new(Some("long".to_owned()), made(1, "5:5:")));
+        let before = first.weigh(1, 4);
+        let mut last = Arc::clone(&first);
+        for round in 2..9 {
+            last = Arc::new(Entry::unmodified(&last, made(round, "9:9:")));
+            assert_eq!((last.value().as_deref(), last.life.era()), (Some("long"), round));
+            assert_eq!(
+                (last.stamp().to_string(), first.stamp().to_string()),
+                ("9:9:".to_owned(), "5:5:".to_owned())
+            );
+            assert_eq!(Arc::strong_count(&first), 2, "its own, and that of the newest");
+            assert!(last.weigh(1, 4) > before && last.weigh(1, 4) < before + 300);
         }
     }
 

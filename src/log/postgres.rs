@@ -105,18 +105,24 @@ impl PostgresLog {
         })
     }
 
-    async fn poll_once(&self, cursor: Option<&Snapshot>, limit: Duration) -> Result<Poll, LogError> {
+    async fn poll_once(
+        &self,
+        cursor: Option<&Snapshot>,
+        caches: &[&str],
+        limit: Duration,
+    ) -> Result<Poll, LogError> {
+        let sql = poll::sql(&self.schema, cursor, caches, limit);
         let mut tail = self.tail.lock().await;
         // Taken out while in use: a poll that is dropped half-way closes the connection, for its answer may still come.
         let mut connection = match tail.take() {
             Some(connection) => connection,
             None => self.begin().await?,
         };
-        let mut answer = self.query(&mut connection, cursor, limit).await?;
+        let mut answer = self.query(&mut connection, &sql).await?;
         if answer.epoch.is_none() {
             // The token was taken away while the connection stood: by hand, or by a crash behind a pooler.
             schema::begin_epoch(&mut connection, &self.schema).await.map_err(refused)?;
-            answer = self.query(&mut connection, cursor, limit).await?;
+            answer = self.query(&mut connection, &sql).await?;
         }
         *tail = Some(connection);
         drop(tail);
@@ -129,13 +135,7 @@ impl PostgresLog {
         Ok(polled)
     }
 
-    async fn query(
-        &self,
-        connection: &mut PgConnection,
-        cursor: Option<&Snapshot>,
-        limit: Duration,
-    ) -> Result<Answer, LogError> {
-        let sql = poll::sql(&self.schema, cursor, limit);
+    async fn query(&self, connection: &mut PgConnection, sql: &str) -> Result<Answer, LogError> {
         let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await;
         Answer::read(&rows.map_err(|error| self.explain(error))?, &self.schema)
     }
@@ -300,9 +300,10 @@ impl Log for PostgresLog {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         limit: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
-        Box::pin(self.poll_once(cursor, limit))
+        Box::pin(self.poll_once(cursor, caches, limit))
     }
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

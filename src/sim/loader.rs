@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::faults::{Down, Faults, Gate};
 use super::postgres::{Rows, SimPostgres};
-use crate::cache::loader::{Load, Loaded};
+use crate::cache::loader::{Found, Load, Loaded, Previous};
 use crate::cache::{Key, Value};
 
 /// A loader that reads the simulated database, and can be held at two points. Cheap to clone; all clones are one.
@@ -67,6 +67,24 @@ impl SimLoader {
     pub async fn load<K: Key, V: Value>(&self, load: Load<K>) -> Result<Loaded<K, V>, Down> {
         let table = &self.0.cache;
         self.statement(load, |rows, key| rows.get(table, key)).await
+    }
+
+    /// One load for [`CacheBuilder::conditional_loader`](crate::CacheBuilder::conditional_loader): values that are as they were shown are said to
+    /// be so.
+    ///
+    /// # Errors
+    /// Those of [`SimLoader::load`].
+    pub async fn load_changed<K: Key, V: Value + PartialEq>(
+        &self,
+        load: Load<K>,
+        previous: Previous<K, V>,
+    ) -> Result<Loaded<K, V>, Down> {
+        let mut loaded = self.load(load).await?;
+        let is_as_shown = |found: &Found<K, V>| previous.get(&found.key) == Some(&found.value);
+        let (same, changed): (Vec<_>, _) = loaded.found.drain(..).partition(is_as_shown);
+        loaded.found = changed;
+        loaded.unmodified = same.into_iter().map(|found| found.key).collect();
+        Ok(loaded)
     }
 
     /// A load by a statement that reads any rows: `value` makes of them what is found for each key.

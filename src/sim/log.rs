@@ -56,11 +56,12 @@ impl Log for SimLog {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         _: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
         Box::pin(async move {
             self.faults.pass().await?;
-            let (poll, switches) = self.database.poll(cursor);
+            let (poll, switches) = self.database.poll(cursor, caches);
             let rows = poll.rows.as_ref().map_or(0, Vec::len) as u64;
             // Those of any poll but a replay come at once.
             if rows >= ROWS_PER_MS {

@@ -183,12 +183,12 @@ impl SimPostgres {
         database.replayed = database.ended.len().saturating_sub(behind).max(database.replayed);
     }
 
-    pub(super) fn poll(&self, cursor: Option<&Snapshot>) -> (Poll, Arc<[Switch]>) {
+    pub(super) fn poll(&self, cursor: Option<&Snapshot>, caches: &[&str]) -> (Poll, Arc<[Switch]>) {
         let mut database = self.0.lock();
         let now = Instant::now();
         database.switches.retain(|_, (_, until)| until.is_none_or(|until| now < until));
         let switches = database.switches.values().map(|(switch, _)| switch.clone()).collect();
-        (database.poll(cursor), switches)
+        (database.poll(cursor, caches), switches)
     }
 
     /// Switches a tier, as an operator does beside all instances.
@@ -338,7 +338,7 @@ impl Database {
         }
     }
 
-    fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
+    fn poll(&self, cursor: Option<&Snapshot>, caches: &[&str]) -> Poll {
         let moment = self.ended.len();
         // As the statement in `log::postgres` says it.
         let new = |xid: u64| {
@@ -349,10 +349,12 @@ impl Database {
                 && self.visible(row.xid, moment)
                 && (cursor.is_some() || !self.trimmed.contains(row.xid))
         };
-        let rows: Vec<&Row> = self.log.iter().filter(sent).take(MAX_POLL_ROWS + 1).collect();
+        let mut rows: Vec<&Row> = self.log.iter().filter(sent).take(MAX_POLL_ROWS + 1).collect();
+        let seen = rows.len();
+        rows.retain(|row| caches.contains(&&*row.cache));
         let bytes: usize =
             rows.iter().map(|row| row.cache.len() + row.key.as_ref().map_or(0, String::len)).sum();
-        let fits = rows.len() <= MAX_POLL_ROWS && bytes <= MAX_POLL_BYTES;
+        let fits = seen <= MAX_POLL_ROWS && bytes <= MAX_POLL_BYTES;
         Poll {
             snapshot: self.snapshot(moment),
             epoch: self.epoch,

@@ -310,9 +310,10 @@ impl Log for ReadOnly {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         limit: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
-        self.0.poll(cursor, limit)
+        self.0.poll(cursor, caches, limit)
     }
 
     fn append<'a>(&'a self, _: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use perto::sim::{Sim, SimBus};
-use perto::{Bus, Cache, Event, RemoteError, State, Subscription, Tier, Token};
+use perto::{Bus, Cache, Event, ReadOptions, RemoteError, State, Subscription, Tier, Token};
 
 use crate::ring::{BOUND, CACHE, POLL, Ring, eventually, ms, some};
 
@@ -60,6 +60,50 @@ async fn a_hint_that_a_poll_has_overtaken_leaves_nothing_repaired() {
     assert_eq!((stats.repairs, stats.repairs_overtaken, stats.hints_late), (1, 0, 0));
     eventually("the hint comes", far * 2, || reader.perto.stats().hints_late == 1).await;
     assert_eq!(reader.perto.stats().repairs_overtaken, 1);
+    ring.end().await;
+}
+
+/// Two instances with one log and one channel, and nothing that both declare.
+#[tokio::test(start_paused = true)]
+async fn what_an_instance_does_not_declare_brings_it_no_rows_and_still_shows_what_was_lost() {
+    let ring = Ring::of(1).await;
+    let [reader] = &ring.members[..] else { unreachable!() };
+    let other = ring.sim.node().builder("ring").build().unwrap();
+    let loader = ring.sim.postgres.loader("city").function();
+    let cities: Cache<u64, String> = other.cache("city").loader(loader).unwrap();
+    other.start().await.unwrap();
+    ms(300).await;
+    let city = async |name: &str| {
+        let written = ring.sim.postgres.write("city", &1, &name).unwrap();
+        other.announce(written.token, &written.changes).await;
+        written.token
+    };
+    ring.write_silently(1, "old");
+    assert_eq!(reader.fresh(1).await, some("old"));
+    ms(300).await;
+    let before = reader.perto.stats();
+    for round in 0..100 {
+        let token = city(&round.to_string()).await;
+        ms(10).await;
+        // Its position moves on: the token asks for no more than a poll.
+        let read = reader.users.get_with(&1, ReadOptions::at_least(token)).await.unwrap();
+        assert_eq!((read.tier, read.value().cloned()), (Tier::Local, some("old")));
+    }
+    let stats = reader.perto.stats();
+    assert_eq!((stats.rows, stats.gaps, stats.hints_late), (before.rows, 0, 0));
+    assert_eq!((stats.hints, reader.perto.propagation().count()), (before.hints + 100, 0));
+    assert_eq!(cities.get(&1).await.unwrap().value().cloned(), some("99"));
+    // The number of a hint that was lost is missed, of whatever cache the next one is.
+    reader.node.bus.faults.lose(100);
+    let lost = ring.write_silently(1, "new");
+    other.announce(lost.token, &lost.changes).await;
+    reader.node.bus.faults.lose(0);
+    city("last").await;
+    assert_eq!(reader.cached(1), Some(some("old")));
+    eventually("a poll that the gap asks for", Duration::from_millis(80), || reader.cached(1).is_none())
+        .await;
+    assert_eq!((reader.perto.stats().gaps, reader.perto.stats().rows), (1, before.rows + 1));
+    other.shutdown().await;
     ring.end().await;
 }
 

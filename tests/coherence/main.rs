@@ -9,6 +9,7 @@ mod asks;
 mod audits;
 mod claims;
 mod computed;
+mod conditional;
 mod corpus;
 mod dependencies;
 mod documents;

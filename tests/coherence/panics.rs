@@ -32,10 +32,11 @@ impl Log for Panicking {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         limit: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
         assert!(!self.armed.swap(false, Ordering::AcqRel), "as this test wants");
-        self.log.poll(cursor, limit)
+        self.log.poll(cursor, caches, limit)
     }
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use perto::sim::Sim;
-use perto::{Cache, Perto, StartError};
+use perto::{Cache, Perto, StartError, Tier};
 
-use crate::ring::{CACHE, Member, Ring, ms, spawn};
+use crate::ring::{CACHE, Member, Ring, ms, some, spawn};
 
 fn starting(member: &Member) -> tokio::task::JoinHandle<Result<(), StartError>> {
     let perto = member.perto.clone();
@@ -58,6 +58,39 @@ async fn a_cache_is_declared_only_while_its_instance_lives() {
     refused(late.loader(loader.function()));
     drop(perto);
     refused(later.loader(loader.function()));
+}
+
+/// The tail of the start that failed had asked for the caches of then.
+#[tokio::test(start_paused = true)]
+async fn a_cache_that_is_declared_after_a_start_has_failed_misses_no_row() {
+    let ring = Ring::of(1).await;
+    let node = ring.sim.node();
+    let perto = node.builder("ring").build().unwrap();
+    let [of_users, of_cities] = [CACHE, "city"].map(|cache| ring.sim.postgres.loader(cache));
+    let users: Cache<u64, String> = perto.cache(CACHE).tables(["users"]).loader(of_users.function()).unwrap();
+    let read = |cache: &Cache<u64, String>| {
+        let cache = cache.clone();
+        async move { cache.get(&1).await.unwrap().value().cloned() }
+    };
+    node.log.watch("users", false);
+    assert!(matches!(perto.start().await, Err(StartError::Unwatched(_))), "after its first polls");
+    node.log.watch("users", true);
+    let cities: Cache<u64, String> = perto.cache("city").loader(of_cities.function()).unwrap();
+    perto.start().await.unwrap();
+    let late = perto.cache::<u64, String>("late").loader(of_users.function());
+    assert!(late.is_err(), "none comes once it has started");
+    for (round, name) in ["a", "b", "c"].into_iter().enumerate() {
+        for (of, cache) in [(CACHE, &users), ("city", &cities)] {
+            ring.sim.postgres.write(of, &1, &name).unwrap();
+            // Nobody tells of it, so a poll has to bring it.
+            ms(300).await;
+            assert_eq!(read(cache).await, some(name), "{of}");
+            assert_eq!(cache.get(&1).await.unwrap().tier, Tier::Local);
+        }
+        assert_eq!(perto.stats().rows, 2 * (round as u64 + 1));
+    }
+    perto.shutdown().await;
+    ring.end().await;
 }
 
 #[test]

@@ -61,7 +61,11 @@ both!(
     what_is_appended_comes_with_its_number,
     what_is_appended_tells_the_epoch_that_the_database_is_in,
     any_text_may_be_a_key,
+    rows_of_other_caches_are_left_out_and_all_else_is_as_if_they_came,
+    a_poll_of_no_cache_tells_all_but_rows,
     more_rows_than_a_poll_brings_are_none,
+    a_row_without_keys_hides_no_row_behind_the_limit,
+    behind_more_rows_of_other_caches_than_a_poll_looks_at_no_row_is_overlooked,
     more_bytes_than_a_poll_brings_are_none,
     what_a_new_epoch_declares_trimmed_is_not_brought,
     trimmed_rows_are_contained_in_the_horizon_and_running_ones_stay,
@@ -86,8 +90,26 @@ impl Journal {
         xid
     }
 
+    /// So many rows of a cache, each of one key.
+    async fn bulk_of(&self, cache: &str, rows: usize) {
+        match &self.engine {
+            Engine::Simulated(postgres) => {
+                let mut transaction = postgres.begin();
+                (0..rows).for_each(|row| transaction.touch(cache, &row.to_string()));
+                transaction.commit().unwrap();
+            }
+            Engine::Real { pool, schema } => {
+                let insert = format!(
+                    "insert into {schema}.invalidation (cache, keys) \
+                     select '{cache}', array[n::text] from generate_series(1, {rows}) n"
+                );
+                pool.execute(AssertSqlSafe(insert)).await.unwrap();
+            }
+        }
+    }
+
     async fn poll(&self, cursor: Option<&Snapshot>) -> Poll {
-        self.log.poll(cursor, LIMIT).await.unwrap()
+        self.log.poll(cursor, &[CACHE], LIMIT).await.unwrap()
     }
 
     async fn rows(&self, cursor: Option<&Snapshot>) -> Vec<Row> {
@@ -288,7 +310,7 @@ async fn what_is_appended_comes_with_its_number(journal: &Journal) {
     let whole = Change { cache: "other".to_owned(), keys: None };
     let first = journal.log.append(&keys).await.unwrap().xid;
     let second = journal.log.append(&whole).await.unwrap().xid;
-    let poll = journal.poll(Some(&cursor)).await;
+    let poll = journal.log.poll(Some(&cursor), &[CACHE, "other"], LIMIT).await.unwrap();
     assert!(first < second && poll.snapshot.contains(second));
     let cleared = Row { xid: second, cache: "other".to_owned(), key: None, traceparent: None, fault: None };
     assert_eq!(poll.rows.unwrap(), [row(first, "a"), row(first, "b"), cleared]);
@@ -330,6 +352,76 @@ async fn more_rows_than_a_poll_brings_are_none(journal: &Journal) {
     assert!(poll.rows.is_none() && poll.snapshot.contains(one_more));
     assert!(journal.poll(None).await.rows.is_none());
     assert_eq!(journal.rows(Some(&poll.snapshot)).await, []);
+}
+
+/// Each of two instances has the rows of what it declares, in order, and both have the same position.
+async fn rows_of_other_caches_are_left_out_and_all_else_is_as_if_they_came(journal: &Journal) {
+    let whole = |cache: &str| Change { cache: cache.to_owned(), keys: None };
+    let of = |row: &Row| (row.xid, row.cache.clone());
+    let mut cursor = journal.poll(None).await.snapshot;
+    for round in 0..8 {
+        let slow = (round % 2 == 0).then_some(journal.begin().await);
+        let mut kept = Vec::new();
+        if let Some(mut slow) = slow {
+            kept.push((slow.touch("slow").await, CACHE.to_owned()));
+            // Committed behind a later one of another cache.
+            journal.log.append(&whole("other")).await.unwrap();
+            let before = journal.poll(Some(&cursor)).await;
+            assert_eq!(before.rows.as_deref(), Some(&[][..]));
+            cursor = before.snapshot;
+            slow.commit().await;
+        }
+        let other = journal.log.append(&whole("other")).await.unwrap().xid;
+        kept.push((journal.write("a").await, CACHE.to_owned()));
+        kept.push((journal.log.append(&whole(CACHE)).await.unwrap().xid, CACHE.to_owned()));
+        let poll = journal.poll(Some(&cursor)).await;
+        let mut came: Vec<_> = poll.rows.unwrap().iter().map(of).collect();
+        came.sort_unstable();
+        assert_eq!(came, kept);
+        let beside = journal.log.poll(Some(&cursor), &["other", "third"], LIMIT).await.unwrap();
+        assert_eq!(beside.rows.unwrap().iter().map(of).collect::<Vec<_>>(), [(other, "other".to_owned())]);
+        assert!(poll.snapshot.contains(other), "its position is behind rows that were left out");
+        cursor = poll.snapshot;
+        assert_eq!(journal.rows(Some(&cursor)).await, []);
+    }
+    let all = journal.rows(None).await;
+    assert!(all.len() == 20 && all.iter().all(|row| row.cache == CACHE), "a replay leaves them out, too");
+}
+
+async fn a_poll_of_no_cache_tells_all_but_rows(journal: &Journal) {
+    let first = journal.log.poll(None, &[], LIMIT).await.unwrap();
+    let xid = journal.write("a").await;
+    journal.log.switch(&Switching::of(CACHE, Tier::Remote, TierMode::Off)).await.unwrap();
+    let poll = journal.log.poll(Some(&first.snapshot), &[], LIMIT).await.unwrap();
+    assert_eq!((poll.rows, poll.epoch), (Some(vec![]), first.epoch));
+    assert!(poll.snapshot.contains(xid) && journal.log.switches().len() == 1);
+    journal.crash().await;
+    assert_ne!(journal.log.poll(Some(&first.snapshot), &[], LIMIT).await.unwrap().epoch, first.epoch);
+}
+
+/// It is a row that was looked at, and is none that is brought.
+async fn a_row_without_keys_hides_no_row_behind_the_limit(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    let none = Change { cache: CACHE.to_owned(), keys: Some(Vec::new()) };
+    journal.log.append(&none).await.unwrap();
+    journal.bulk_of(CACHE, MAX_POLL_ROWS).await;
+    let behind = journal.write("behind").await;
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(poll.rows.is_none() && poll.snapshot.contains(behind));
+    assert!(journal.poll(None).await.rows.is_none());
+}
+
+/// A limit that ends the look must not end it silently.
+async fn behind_more_rows_of_other_caches_than_a_poll_looks_at_no_row_is_overlooked(journal: &Journal) {
+    let cursor = journal.poll(None).await.snapshot;
+    journal.bulk_of("other", MAX_POLL_ROWS).await;
+    assert_eq!(journal.rows(Some(&cursor)).await, []);
+    let xid = journal.write("behind").await;
+    let poll = journal.poll(Some(&cursor)).await;
+    assert!(poll.rows.is_none() && poll.snapshot.contains(xid));
+    assert!(journal.poll(None).await.rows.is_none());
+    let next = journal.write("next").await;
+    assert_eq!(journal.rows(Some(&poll.snapshot)).await, [row(next, "next")]);
 }
 
 async fn more_bytes_than_a_poll_brings_are_none(journal: &Journal) {
@@ -396,7 +488,7 @@ async fn a_poll_may_be_dropped_at_any_point(journal: &Journal) {
         let key = round.to_string();
         let xid = journal.write(&key).await;
         let limit = Duration::from_micros(round * 40);
-        drop(tokio::time::timeout(limit, journal.log.poll(Some(&cursor), LIMIT)).await);
+        drop(tokio::time::timeout(limit, journal.log.poll(Some(&cursor), &[CACHE], LIMIT)).await);
         let poll = journal.poll(Some(&cursor)).await;
         assert_eq!(poll.rows.unwrap(), [row(xid, &key)]);
         cursor = poll.snapshot;

@@ -31,9 +31,10 @@ impl Log for Listened {
     fn poll<'a>(
         &'a self,
         cursor: Option<&'a Snapshot>,
+        caches: &'a [&'a str],
         limit: Duration,
     ) -> BoxFuture<'a, Result<Poll, LogError>> {
-        self.log.poll(cursor, limit)
+        self.log.poll(cursor, caches, limit)
     }
 
     fn append<'a>(&'a self, change: &'a Change) -> BoxFuture<'a, Result<Appended, LogError>> {

@@ -378,7 +378,7 @@ async fn while_a_key_fails_reads_are_right_and_one_command_mends_it() {
         "{told:?}"
     );
     let log = postgres::log(&world.database, &world.name).unwrap();
-    let rows = log.poll(None, Duration::from_secs(10)).await.unwrap().rows.unwrap();
+    let rows = log.poll(None, &["item"], Duration::from_secs(10)).await.unwrap().rows.unwrap();
     let fault = rows.iter().find_map(|row| row.fault.clone()).unwrap_or_default();
     assert_eq!(fault, format!("{}.items: column \"number\" does not exist (42703)", world.name));
     let found = postgres::watched(&mut connection, &world.name).await.unwrap().remove(0).faults;

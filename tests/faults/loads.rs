@@ -1,11 +1,11 @@
 //! Loads that are cancelled, fail, panic, hang or find no place; and the end of an instance under load.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use perto::proxy::{Fault, FaultProxy};
-use perto::{Cache, Error, Load, Perto, State, Tier, postgres};
+use perto::{Cache, Error, Freshness, Load, Loaded, Perto, Previous, ReadOptions, State, Tier, postgres};
 use tokio::sync::Semaphore;
 
 use crate::support::engines::{moved_to, place_of};
@@ -337,5 +337,65 @@ async fn a_key_that_postgres_brings_padded_or_in_another_case_is_an_error_and_ne
     let read = ends("a read", right.get(&"PT".to_owned())).await.unwrap();
     assert_eq!(read.value().map(String::as_str), Some("Portugal"));
     assert_eq!(ends("a read", padded.get(&"XX".to_owned())).await.unwrap().value(), None, "it is absent");
+    perto.shutdown().await;
+}
+
+/// As the documentation of `CacheBuilder::conditional_loader` has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loader_that_compares_versions_brings_what_is_new_and_nothing_else() {
+    let world = World::new().await;
+    world.sql("alter table items add body text").await;
+    let builder = Perto::builder(&world.name).schema(&world.name).postgres(&world.database);
+    let perto = builder.audit_rate(0).build().unwrap();
+    let (pool, brought) = (world.pool.clone(), Arc::new(AtomicU64::new(0)));
+    let counting = Arc::clone(&brought);
+    let load = move |load: Load<i64>, previous: Previous<i64, (i64, Option<String>)>| {
+        let versions: Vec<Option<i64>> =
+            load.keys.iter().map(|id| previous.get(id).map(|(v, _)| *v)).collect();
+        let sql = "select id, i.v, same, case when not same then i.body end \
+                   from unnest($1::bigint[], $2::bigint[]) shown(id, v) join items i using (id), \
+                        lateral (select i.v is not distinct from shown.v as same) compared";
+        let query =
+            postgres::query_as::<(i64, i64, bool, Option<String>)>(sql).bind(load.keys).bind(versions);
+        let (pool, brought) = (pool.clone(), Arc::clone(&counting));
+        async move {
+            let found = query.fetch(&pool).await?;
+            let changed = found.rows.iter().filter(|(_, _, same, _)| !same).count();
+            brought.fetch_add(changed as u64, Ordering::Relaxed);
+            Ok::<_, sqlx::Error>(found.rows.into_iter().fold(
+                Loaded::new(found.stamp),
+                |loaded, row| match row {
+                    (id, _, true, _) => loaded.with_unmodified(id),
+                    (id, v, false, body) => loaded.with(id, (v, body)),
+                },
+            ))
+        }
+    };
+    let (soon, items) = (Duration::from_millis(300), perto.cache("item"));
+    let items = items.tables([format!("{}.items", world.name)]).ttl(soon).absent_ttl(soon);
+    let items: Cache<i64, (i64, Option<String>)> = items.conditional_loader(load).unwrap();
+    perto.start().await.unwrap();
+    world.sql("insert into items select n, 1, 'one' from generate_series(1, 3) n").await;
+    let read = async || {
+        let reads = items.get_many(&[1, 2, 3, 4]).await.unwrap();
+        assert!(reads.iter().all(|read| read.freshness == Freshness::Fresh));
+        reads.iter().map(|read| read.value().cloned()).collect::<Vec<_>>()
+    };
+    let value = |v, body: Option<&str>| Some((v, body.map(str::to_owned)));
+    let one = value(1, Some("one"));
+    assert_eq!(read().await, [one.clone(), one.clone(), one.clone(), None]);
+    let mut expected = 3;
+    for (v, body) in [(2, Some("two")), (3, None), (4, Some("four"))] {
+        eventually("all are over", async || (1..=4).all(|id| items.get_if_cached(&id).is_none())).await;
+        let body_in_sql = body.map_or("null".to_owned(), |body| format!("'{body}'"));
+        world.sql(&format!("update items set v = {v}, body = {body_in_sql} where id = 2")).await;
+        let after = items.get_with(&2, ReadOptions::latest()).await.unwrap();
+        assert_eq!(after.value().cloned(), value(v, body), "of a row that was shown");
+        eventually("all are over", async || (1..=4).all(|id| items.get_if_cached(&id).is_none())).await;
+        assert_eq!(read().await, [one.clone(), value(v, body), one.clone(), None]);
+        expected += 1;
+        assert_eq!(brought.load(Ordering::Relaxed), expected, "the row that was written");
+    }
+    assert!(items.stats().keys_unmodified >= 9, "{:?}", items.stats());
     perto.shutdown().await;
 }

@@ -50,6 +50,8 @@ mod tls;
 mod tokens;
 mod traffic;
 mod triggers;
+#[cfg(target_os = "linux")]
+mod undeclared;
 mod useless;
 mod useless_redis;
 mod watched;

@@ -87,6 +87,41 @@ async fn a_tier_is_put_aside_on_every_instance_and_shows_everywhere() {
     }
 }
 
+/// For whoever wonders why answers are slow: without a look at what is switched.
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_status_tells_of_a_read_while_a_tier_is_put_aside() {
+    let (_database, a, _b) = two_instances();
+    let status = async |path: &str| {
+        let read = request(&a, "GET", path, "", "").await;
+        assert_eq!(read.status, 200, "{}", read.text);
+        read.header("cache-status").unwrap().to_owned()
+    };
+    let company = "/api/v1/companies/1";
+    status(company).await;
+    assert_eq!(status(company).await, "perto; hit; detail=l1");
+    put(&a, "company/l2", &json!({ "mode": "read-only" })).await;
+    assert_eq!(status(company).await, r#"perto; hit; detail="l1, l2 read-only""#);
+    put(&a, "company/l1", &json!({ "mode": "off" })).await;
+    assert_eq!(status(company).await, r#"perto; hit; detail="l2, l1 off, l2 read-only""#);
+    put(&a, "company/l2", &json!({ "mode": "on" })).await;
+    assert_eq!(status(company).await, r#"perto; hit; detail="l2, l1 off""#);
+    put(&a, "*/l2", &json!({ "mode": "off" })).await;
+    assert_eq!(status(company).await, r#"perto; fwd=bypass; detail="l1 off, l2 off""#);
+    // Of another cache only what concerns it.
+    assert_eq!(status("/api/v1/users/1").await, r#"perto; fwd=uri-miss; detail="l2 off""#);
+    assert_eq!(status("/api/v1/users/1").await, r#"perto; hit; detail="l1, l2 off""#);
+    let verdict =
+        request(&a, "POST", "/api/v1/companies/1/contacts/validate", "", r#"{ "phone": "912345678" }"#);
+    let verdict = verdict.await;
+    let told = verdict.header("cache-status").map(str::to_owned);
+    assert!(told.is_some_and(|told| told.ends_with(r#"l2 off""#)), "{}", verdict.text);
+    for path in ["company/l1", "*/l2"] {
+        assert_eq!(request(&a, "DELETE", &format!("{AT}/{path}"), "", "").await.status, 200);
+    }
+    assert!(!status(company).await.contains("off"));
+    assert_eq!(status(company).await, "perto; hit; detail=l1");
+}
+
 /// Neither a tenant's key nor none.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_admin_switches_or_sees_what_is_switched() {

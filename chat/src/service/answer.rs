@@ -16,7 +16,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use perto::postgres::Written;
-use perto::{Freshness, Read, ReadOptions, StaleCause, Tier, Token};
+use perto::{Cache, Freshness, Key, Read, ReadOptions, StaleCause, Tier, TierMode, Token, Value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
@@ -222,7 +222,7 @@ impl Answer {
             response
         };
         let headers = response.headers_mut();
-        consistency(headers, quality.freshness, quality.tier);
+        consistency(headers, quality.freshness, quality.tier, quality.modes);
         put_token(headers, quality.token);
         headers.insert(ETAG, rendered.tag.clone());
         Self { parts: response }
@@ -250,16 +250,51 @@ pub(crate) struct Quality {
     pub(crate) tier: Tier,
     /// What a later answer must contain to be no older. None where nobody knows.
     pub(crate) token: Option<Token>,
+    pub(crate) modes: Modes,
+}
+
+/// What is switched of the cache that was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Modes([TierMode; 2]);
+
+impl Modes {
+    pub(crate) fn of<K: Key, V: Value>(cache: &Cache<K, V>) -> Self {
+        Self([Tier::Local, Tier::Remote].map(|tier| cache.mode(tier)))
+    }
+
+    /// Says so in a `cache-status`, behind what it says in detail already.
+    fn told_in(self, status: HeaderValue) -> HeaderValue {
+        if self.0 == [TierMode::On; 2] {
+            return status;
+        }
+        let text = status.to_str().unwrap_or_default();
+        let (head, detail) = text.split_once("; detail=").map_or((text, None), |(head, it)| (head, Some(it)));
+        let head =
+            if self.0 == [TierMode::Off; 2] { head.replace("uri-miss", "bypass") } else { head.to_owned() };
+        let switched = ["l1", "l2"].into_iter().zip(self.0).filter(|(_, mode)| *mode != TierMode::On);
+        let switched = switched.map(|(tier, mode)| format!("{tier} {mode}"));
+        let details: Vec<String> = detail.map(str::to_owned).into_iter().chain(switched).collect();
+        let told = HeaderValue::try_from(format!("{head}; detail=\"{}\"", details.join(", ")));
+        told.unwrap_or(status)
+    }
 }
 
 impl<V> Served<V> {
     /// A 404 where there is no such row, or `theirs` says that it is another's: nobody is told which. So it has no token
     /// either, which would change with another's row and never with none.
-    pub(crate) fn new(read: Read<V>, what: &str, theirs: impl FnOnce(&V) -> bool) -> Result<Self, Problem> {
+    pub(crate) fn new<K: Key>(
+        cache: &Cache<K, V>,
+        read: Read<V>,
+        what: &str,
+        theirs: impl FnOnce(&V) -> bool,
+    ) -> Result<Self, Problem>
+    where
+        V: Value,
+    {
         match read.value() {
             Some(value) if theirs(value) => {
-                let quality = Quality { freshness: read.freshness, tier: read.tier, token: read.token() };
-                Ok(Self { read, quality })
+                let (freshness, tier, token) = (read.freshness, read.tier, read.token());
+                Ok(Self { read, quality: Quality { freshness, tier, token, modes: Modes::of(cache) } })
             }
             _ => Err(Problem::not_found(format!("there is no such {what}"))),
         }
@@ -312,7 +347,7 @@ fn cache_status(freshness: Freshness, tier: Tier) -> HeaderValue {
     HeaderValue::from_static(plain)
 }
 
-fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
+fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier, modes: Modes) {
     let (of, from) = (freshness, tier);
     let tier = match tier {
         Tier::Local => "l1",
@@ -324,7 +359,7 @@ fn consistency(headers: &mut HeaderMap, freshness: Freshness, tier: Tier) {
         Freshness::Unverified { .. } => "unverified",
         _ => "stale",
     };
-    headers.insert(CACHE_STATUS, cache_status(of, from));
+    headers.insert(CACHE_STATUS, modes.told_in(cache_status(of, from)));
     headers.insert(TIER, HeaderValue::from_static(tier));
     headers.insert(FRESHNESS, HeaderValue::from_static(freshness));
     headers.insert(CACHE_CONTROL, PRIVATE);
@@ -337,17 +372,19 @@ pub(crate) struct Composed<T> {
     pub(crate) freshness: Freshness,
     pub(crate) tier: Tier,
     pub(crate) token: Option<Token>,
+    pub(crate) modes: Modes,
 }
 
 impl<T> Composed<T> {
     pub(crate) fn map<U>(self, of: impl FnOnce(T) -> U) -> Composed<U> {
-        Composed { value: of(self.value), freshness: self.freshness, tier: self.tier, token: self.token }
+        let Self { value, freshness, tier, token, modes } = self;
+        Composed { value: of(value), freshness, tier, token, modes }
     }
 }
 
 pub(crate) fn composed<T: Serialize>(read: &Composed<T>) -> Response {
     let mut response = Json(&read.value).into_response();
-    consistency(response.headers_mut(), read.freshness, read.tier);
+    consistency(response.headers_mut(), read.freshness, read.tier, read.modes);
     put_token(response.headers_mut(), read.token);
     response
 }

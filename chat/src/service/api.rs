@@ -111,7 +111,8 @@ fn describe(path: &str, method: &str, operation: &mut Value) {
             response["headers"]["perto-freshness"] =
                 text("`fresh`; else it may miss writes: `unverified`, `stale`");
             response["headers"]["cache-status"] = text(
-                "RFC 9211: `perto; hit; detail=l1`. Of what is stale while its successor is loaded, `ttl` says for how long",
+                "RFC 9211: `perto; hit; detail=l1`. Of what is stale while its successor is loaded, `ttl` says for how long. \
+                 `detail` names tiers that are switched off or read-only, too",
             );
             response["headers"]["perto-token"] =
                 text("Of this answer, for `perto-at-least`. Not where nobody knows how new it is");

@@ -123,7 +123,7 @@ async fn find(
     options: ReadOptions,
 ) -> Result<Served<Row<Company>>, Problem> {
     let read = fair::read(&service.caches.companies, &id, options).await?;
-    Served::new(read, "company", |company| caller.may(company.row.id))
+    Served::new(&service.caches.companies, read, "company", |company| caller.may(company.row.id))
 }
 
 /// A company by its id

@@ -191,7 +191,7 @@ async fn read(
         return Err(Problem::bad(field, &wrong));
     }
     let read = fair::read(&service.caches.contact_pages, &key, wanted.options()).await?;
-    Ok(Answer::row(&Served::new(read, "page", |_| true)?.and(token), &wanted))
+    Ok(Answer::row(&Served::new(&service.caches.contact_pages, read, "page", |_| true)?.and(token), &wanted))
 }
 
 #[cfg(test)]

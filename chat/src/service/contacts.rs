@@ -187,7 +187,9 @@ async fn read(
     PathParams(path): PathParams<ContactPath>,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.contacts, &path.id, wanted.options()).await?;
-    let found = Served::new(read, "contact", |contact| contact.row.company_id == company.id)?;
+    let found = Served::new(&service.caches.contacts, read, "contact", |contact| {
+        contact.row.company_id == company.id
+    })?;
     Ok(Answer::row(&found.and(token), &wanted))
 }
 
@@ -203,7 +205,8 @@ async fn read_by_phone(
     let key = ByPhone { company: company.id, phone };
     let read = fair::read(&service.caches.contacts_by_phone, &key, wanted.options()).await?;
     // Which number it is depends on the company's region.
-    let found = Served::new(read, "contact", |_| true)?.no_fresher_than(freshness);
+    let found =
+        Served::new(&service.caches.contacts_by_phone, read, "contact", |_| true)?.no_fresher_than(freshness);
     Ok(Answer::row(&found.and(token), &wanted))
 }
 

@@ -160,5 +160,5 @@ async fn read(
     Tenant { company, token, wanted, .. }: Tenant,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.inboxes, &company.id, wanted.options()).await?;
-    Ok(Answer::row(&Served::new(read, "inbox", |_| true)?.and(token), &wanted))
+    Ok(Answer::row(&Served::new(&service.caches.inboxes, read, "inbox", |_| true)?.and(token), &wanted))
 }

@@ -220,7 +220,7 @@ async fn read(
     if read.tier != Tier::Local {
         fair::fetched(read.value().map_or(0, |window| window.bytes()));
     }
-    let found = Served::new(read, "chat", |window| caller.may(window.company))?;
+    let found = Served::new(&service.caches.messages, read, "chat", |window| caller.may(window.company))?;
     let window = usize::try_from(service.settings.sizes.message_window).unwrap_or(usize::MAX);
     match found.value().slice(&page, window) {
         Some(slice) => Ok(Answer::rendered(found.quality, &wanted, &found.value().rendered(slice))),
@@ -266,7 +266,8 @@ async fn older(
     let body = serde_json::to_vec(&MessagePage { chat, messages, more }).unwrap_or_default();
     fair::fetched(body.len());
     // The primary has just been asked. The window's token would not contain what it said.
-    let quality = Quality { freshness: Freshness::Fresh, tier: Tier::Load, token: None };
+    let quality =
+        Quality { freshness: Freshness::Fresh, tier: Tier::Load, token: None, modes: found.quality.modes };
     Ok(Answer::rendered(quality, wanted, &Rendered::new(body)))
 }
 

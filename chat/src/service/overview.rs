@@ -75,5 +75,5 @@ async fn read(
     Tenant { company, token, wanted, .. }: Tenant,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.overviews, &company.id, wanted.options()).await?;
-    Ok(Answer::row(&Served::new(read, "company", |_| true)?.and(token), &wanted))
+    Ok(Answer::row(&Served::new(&service.caches.overviews, read, "company", |_| true)?.and(token), &wanted))
 }

@@ -150,7 +150,7 @@ async fn read(
     let read = fair::read(&service.caches.tool_results, &key, wanted.options()).await?;
     let lives =
         |found: &Row<ToolResult>| caller.may(found.row.company_id) && found.row.expires_at > Utc::now();
-    let found = Served::new(read, "tool result", lives)?;
+    let found = Served::new(&service.caches.tool_results, read, "tool result", lives)?;
     Ok(Answer::row(&found, &wanted))
 }
 

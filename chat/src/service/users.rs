@@ -110,7 +110,7 @@ async fn read(
     wanted: Preconditions,
 ) -> Result<Answer, Problem> {
     let read = fair::read(&service.caches.users, &path.id, wanted.options()).await?;
-    let found = Served::new(read, "user", |user| caller.may(user.row.company_id))?;
+    let found = Served::new(&service.caches.users, read, "user", |user| caller.may(user.row.company_id))?;
     Ok(Answer::row(&found, &wanted))
 }
 

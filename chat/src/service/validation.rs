@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use super::Service;
 use super::access::{self, Caller};
-use super::answer::{self, Composed, ReadHeaders, Row};
+use super::answer::{self, Composed, Modes, ReadHeaders, Row};
 use super::caches::share_of;
 use super::companies::{Company, Tenant};
 use super::contacts::{ByPhone, Contact, OfCompany};
@@ -208,7 +208,8 @@ async fn validations(
             flaws: verdict.flaws.clone(),
         }
     });
-    Ok(Composed { value: answers.collect(), freshness, tier: tier.unwrap_or(Tier::Local), token })
+    let (tier, modes) = (tier.unwrap_or(Tier::Local), Modes::of(&service.caches.contacts_by_phone));
+    Ok(Composed { value: answers.collect(), freshness, tier, token, modes })
 }
 
 async fn verdicts(

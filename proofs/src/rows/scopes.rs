@@ -396,6 +396,11 @@ impl Variant {
             Self::UndeclaredSubjectIgnored => {
                 Scope { l2: true, readers: &[Asks::Reads(&[(1, A)])], undeclared: true, empty: true, ..PLAIN }
             }
+            Self::RowsOfADeclaredCacheLeftOut => Scope {
+                readers: &[Asks::Reads(&[(0, B)]), Asks::Reads(&[(1, A)])],
+                undeclared: true,
+                ..PLAIN
+            },
             Self::FlightIgnoresDependencies => PLAIN,
             Self::WholeCacheOfASubjectIgnored => {
                 Scope { writers: &[OF_ALL_OF_B], readers: &[Asks::Reads(&[(0, A)])], ..PLAIN }

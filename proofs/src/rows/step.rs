@@ -292,18 +292,20 @@ impl Rowwise {
         }
     }
 
-    /// One statement of the tail: the snapshot, the epoch and the rows that the cursor does not contain.
+    /// One statement of the tail: the snapshot, the epoch and the rows of declared caches that the cursor does not contain.
     fn poll(&self, world: &mut World, i: u8) {
         let instance = &world.instances[usize::from(i)];
         let all = instance.tail == Tail::Lost;
         let cursor = if all { None } else { instance.poll };
+        // Whose caches the rows are asked of.
+        let asked = if self.variant == Some(Variant::RowsOfADeclaredCacheLeftOut) { 1 } else { i };
         let mut rows = 0;
         for k in (0..self.writers()).filter(|k| !has(world.db.gone, *k)) {
             if let writer @ Writer::Ended { xid, .. } = world.db.writers[usize::from(k)]
                 && writer.committed_by(world.db.now)
                 && cursor.is_none_or(|cursor| !has(cursor.contained, xid))
             {
-                rows |= self.rows_of(k, i).map(|row| row_bit(k, row)).sum::<Rows>();
+                rows |= self.rows_of(k, asked).map(|row| row_bit(k, row)).sum::<Rows>();
             }
         }
         let (sent, epoch, seen) = (world.db.now, world.db.epoch, world.db.seen_at(world.db.now));

@@ -8,6 +8,7 @@ pub enum Variant {
     DependencyJudgedAtInsertOnly,
     DependencyLostInL2,
     UndeclaredSubjectIgnored,
+    RowsOfADeclaredCacheLeftOut,
     FlightIgnoresDependencies,
     WholeCacheOfASubjectIgnored,
     DependencyJudgedAcrossARecovery,
@@ -30,10 +31,11 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::DependencyJudgedAtInsertOnly,
         Self::DependencyLostInL2,
         Self::UndeclaredSubjectIgnored,
+        Self::RowsOfADeclaredCacheLeftOut,
         Self::FlightIgnoresDependencies,
         Self::WholeCacheOfASubjectIgnored,
         Self::DependencyJudgedAcrossARecovery,
@@ -63,6 +65,7 @@ impl Variant {
             Self::DependencyJudgedAtInsertOnly
             | Self::DependencyLostInL2
             | Self::UndeclaredSubjectIgnored
+            | Self::RowsOfADeclaredCacheLeftOut
             | Self::FlightIgnoresDependencies
             | Self::WholeCacheOfASubjectIgnored
             | Self::DependencyJudgedAcrossARecovery

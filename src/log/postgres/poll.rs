@@ -1,7 +1,7 @@
 //! A poll: what it asks for in one statement, and what the answer says.
 //!
 //! What is the same for all rows comes once, in a row of its own. Whether there are too many rows is decided before any is
-//! sent, and what a new epoch has declared trimmed is not sent at all, whether or not it has been deleted yet.
+//! sent. Rows of other caches than the instance declares are not sent, and what a new epoch has declared trimmed is not sent at all, whether or not it has been deleted yet.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::super::{MAX_POLL_BYTES, MAX_POLL_ROWS, Poll, Row};
-use super::sql::refused;
+use super::sql::{literal, refused};
 use super::{schema, switches};
 use crate::coherence::snapshot::Snapshot;
 use crate::error::LogError;
@@ -25,8 +25,11 @@ const SERVER_SQL: &str = "(extract(epoch from pg_postmaster_start_time()) * 1000
 /// The one statement of a poll. Keys come one a row: a text array would need a parser of its own, and the client's
 /// takes a key `NULL` for none.
 ///
+/// All rows that are new count against the limit, whatever cache they are of, for only so many are looked at: behind the last of them there
+/// may be one of these caches.
+///
 /// The server gives up at the limit: what nobody waits for any more would go on there, beside the next try.
-pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> String {
+pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, caches: &[&str], limit: Duration) -> String {
     let most = MAX_POLL_ROWS + 1;
     let columns = "xid, cache, keys, traceparent, fault";
     let rows = match cursor {
@@ -46,6 +49,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
             )
         }
     };
+    let caches: Vec<String> = caches.iter().map(|cache| literal(cache)).collect();
     let bytes: Vec<String> = ["i.cache", "k.key", "i.traceparent", "i.fault"]
         .map(|column| format!("coalesce(octet_length({column}), 0)"))
         .into();
@@ -57,11 +61,14 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
          set local statement_timeout = {limit}; set local work_mem = '64MB'; \
          set local enable_seqscan = off; set local jit = off; \
          with boot as materialized (select * from {schema}.boot where origin = {schema}.origin()), \
+         seen as materialized (select xid, cache, traceparent, fault, declared, case when declared then keys end as keys \
+           from (select *, cache = any(array[{caches}]::text[]) as declared from ({rows}) r) r), \
          new as materialized (select i.xid, i.cache, k.key, i.traceparent, i.fault, {bytes} as bytes \
-           from ({rows}) i left join lateral unnest(i.keys) k(key) on true \
-           where i.keys is null or cardinality(i.keys) > 0 limit {most}), \
+           from seen i left join lateral unnest(i.keys) k(key) on true \
+           where i.declared and (i.keys is null or cardinality(i.keys) > 0) limit {most}), \
          size as materialized ( \
-           select count(*) <= {MAX_POLL_ROWS} and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
+           select (select count(*) from seen) <= {MAX_POLL_ROWS} and count(*) <= {MAX_POLL_ROWS} \
+             and coalesce(sum(bytes), 0) <= {MAX_POLL_BYTES} as fits from new) \
          select pg_current_snapshot()::text as snapshot, \
            case when {schema}.version() > {version} then -{schema}.version() else {schema}.added() end as version, \
            pg_snapshot_xmax(b.trimmed)::text as trimmed, \
@@ -76,6 +83,7 @@ pub(super) fn sql(schema: &str, cursor: Option<&Snapshot>, limit: Duration) -> S
         switches = switches::polled_sql(schema),
         version = schema::VERSION,
         limit = limit.as_millis().clamp(1, i32::MAX as u128),
+        caches = caches.join(","),
         bytes = bytes.join(" + "),
     )
 }

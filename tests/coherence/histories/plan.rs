@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub(super) fleet_single_flight: bool,
     /// Whether the auditor works. Its loads would count as those of the entries whose time to live is checked.
     pub(super) audited: bool,
+    /// Whether loaders say of what is as it was shown that it is.
+    pub(super) conditional: bool,
     pub(super) steps: Vec<Step>,
 }
 
@@ -193,6 +195,7 @@ pub(super) fn plans(steps: usize) -> impl Strategy<Value = Plan> {
             stale,
             fleet_single_flight,
             audited,
+            conditional: seed % 2 == 0,
             steps,
         },
     )
