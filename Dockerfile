@@ -13,13 +13,13 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --profile dist --locked --package perto-chat --package perto-cli \
-    && mkdir -p /out/run && cp target/dist/perto-chat target/dist/perto /out/
+    && mkdir -p /out/run/postgres /out/run/redis && cp target/dist/perto-chat target/dist/perto /out/
 
 FROM debian:12.13-slim
 # For TLS to Redis and Postgres.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/perto-chat /out/perto /usr/local/bin/
-# Where a volume with passwords may go: a new one takes over its owner and mode. Others may read what they know and may read there.
+# Where volumes with passwords may go: a new one takes over its owner and mode. Others may read what they know and may read there.
 COPY --from=build --chown=65532:65532 --chmod=0711 /out/run /run/perto
 USER 65532:65532
 EXPOSE 8080

@@ -237,14 +237,14 @@ pub(crate) struct Urls {
     pub(crate) redis_url: Option<String>,
 }
 
-/// Serves until `end` completes, then finishes what is in progress.
+/// Serves until `end` completes, goes on for the time of `PERTO_DRAIN` or until it completes again, then finishes what is in progress.
 pub(crate) async fn run(
     listener: TcpListener,
     settings: Settings,
     urls: Urls,
     pools: Pools,
     telemetry: Telemetry,
-    end: impl Future<Output = ()>,
+    mut end: impl AsyncFnMut(),
 ) -> anyhow::Result<()> {
     let limits = Arc::new(Limits::default());
     let places = Places::new(places(&settings)?, Arc::clone(&limits));
@@ -257,10 +257,9 @@ pub(crate) async fn run(
     let (requests, loads, upkeep) = (on(&pools.requests), on(&pools.loads), on(&pools.upkeep));
     let caches = Caches::new(&perto, &loads, &settings)?;
     let reporting = tokio_util::task::TaskTracker::new();
-    let mut end = Box::pin(end);
     tokio::select! {
         biased;
-        () = &mut end => return Ok(()),
+        () = end() => return Ok(()),
         started = start(&perto) => started.context("DATABASE_URL")?,
     }
     let access = access(&settings, &requests).await?;
@@ -278,11 +277,12 @@ pub(crate) async fn run(
     let (draining, drain) = (Arc::new(AtomicBool::new(false)), settings.drain);
     let asked = Arc::clone(&draining);
     let end = async move {
-        end.await;
+        end().await;
         asked.store(true, Ordering::Relaxed);
         working.stop();
         watching.cancel();
-        tokio::time::sleep(drain).await;
+        // Whoever asks twice doesn't want to wait.
+        drop(tokio::time::timeout(drain, end()).await);
     };
     let fleet = Fleet::new(&settings, &pools, upkeep, urls.redis_url.as_deref(), address)?;
     let (resources, api) = resources();

@@ -303,11 +303,6 @@ impl WholeCache {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The highest transaction that is known to have invalidated the whole cache.
-    pub(crate) fn highest(&self) -> u64 {
-        self.highest.load(Ordering::Acquire)
-    }
-
     /// Whether L1 takes what comes. To be asked after the epoch was read that the entry carries.
     pub(crate) fn takes_fills(&self) -> bool {
         self.closed.load(Ordering::Acquire) == 0

@@ -5,13 +5,14 @@
 //!
 //! When such a table is watched again, what was cached meanwhile may miss a write, and the alert has just ended. `perto watch` clears the
 //! cache in the transaction that makes the triggers. Whoever enables a trigger by hand, or drops a subscription, clears nothing: so
-//! each instance that knew of it does.
+//! each instance that knew of it does. It does so also where somebody has cleared the cache, for that may have been before the last
+//! write that nobody saw.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{LogError, StartError, Unwatched};
+use crate::error::{LogError, StartError, Unwatched, chain};
 use crate::health::troubles::{Subject, TroubleKind};
 use crate::shared::Shared;
 use crate::wire::Change;
@@ -23,16 +24,13 @@ type Found = BTreeMap<Subject, Unwatched>;
 
 pub(super) struct Watching {
     shared: Arc<Shared>,
-    /// What was found last.
+    /// What was found last, and what could not be cleared since.
     found: Found,
-    /// Of caches with a table that was not watched when last looked at: the last transaction that had cleared them by then.
-    /// They stay until they have been cleared since.
-    uncleared: BTreeMap<String, u64>,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, found: Found::new(), uncleared: BTreeMap::new() }
+        Self { shared, found: Found::new() }
     }
 
     /// Fails where a table is not watched and that was not allowed.
@@ -42,7 +40,6 @@ impl Watching {
             let each = found.into_iter().map(|(subject, found)| (subject.cache.unwrap_or_default(), found));
             return Err(StartError::Unwatched(each.collect()));
         }
-        self.remember(&found);
         self.tell(found);
         Ok(())
     }
@@ -51,42 +48,32 @@ impl Watching {
     pub(super) async fn run(mut self) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            if let Ok(found) = self.look().await {
-                self.clear(&found).await;
-                self.remember(&found);
+            if let Ok(mut found) = self.look().await {
+                self.clear(&mut found).await;
                 self.tell(found);
             }
         }
     }
 
-    fn remember(&mut self, found: &Found) {
-        let caches = self.shared.caches();
-        for name in found.keys().filter_map(|subject| subject.cache.as_ref()) {
-            if let Some(cache) = caches.get(name) {
-                self.uncleared.insert(name.clone(), cache.whole().highest());
-            }
-        }
-    }
-
-    /// Clears the caches whose tables were not watched and are again, or have been in between, on every instance. Where it fails it is
-    /// tried again with the next look.
-    async fn clear(&mut self, found: &Found) {
-        let caches = self.shared.caches();
-        let before = std::mem::take(&mut self.uncleared);
-        for (name, highest) in before {
-            let goes_on = |(subject, before): (&Subject, &Unwatched)| {
-                subject.cache.as_ref() != Some(&name)
-                    || found.get(subject).is_some_and(|now| now.mark == before.mark)
-            };
-            let as_before = found.keys().any(|subject| subject.cache.as_ref() == Some(&name))
-                && self.found.iter().all(goes_on);
-            let cleared = caches.get(&name).is_none_or(|cache| cache.whole().highest() > highest);
-            if as_before || cleared {
+    /// Clears the caches whose tables were not watched and are again, or have been in between, on every instance. What can't be cleared
+    /// stays a trouble, and is tried again with the next look.
+    async fn clear(&self, found: &mut Found) {
+        let caches: BTreeSet<&String> =
+            self.found.keys().filter_map(|subject| subject.cache.as_ref()).collect();
+        for name in caches {
+            let known = || self.found.iter().filter(|(subject, _)| subject.cache.as_ref() == Some(name));
+            if known().all(|(subject, before)| found.get(subject).is_some_and(|now| now.mark == before.mark))
+            {
                 continue;
             }
-            let change = Change { cache: name.clone(), keys: None };
-            if self.shared.invalidate(change).await.is_err() {
-                self.uncleared.insert(name, highest);
+            let Err(error) = self.shared.invalidate(Change { cache: name.clone(), keys: None }).await else {
+                continue;
+            };
+            let problem =
+                format!("what was cached while it was not watched can't be cleared: {}", chain(&error));
+            for (subject, before) in known() {
+                let uncleared = || Unwatched { problem: problem.clone(), ..before.clone() };
+                found.entry(subject.clone()).or_insert_with(uncleared);
             }
         }
     }

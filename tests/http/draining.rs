@@ -54,3 +54,14 @@ async fn an_instance_that_ends_is_not_ready_and_answers_until_nobody_sends_it_an
     assert!(asked.elapsed() >= Duration::from_secs(3), "before the time was over");
     assert!(tokio::task::spawn_blocking(move || a.end()).await.unwrap());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_an_end_twice_does_not_wait_for_the_balancer() {
+    let database = seeded();
+    let a = Served::start_with(&database, "a", &["--drain", "60s"]);
+    a.ask_to_end();
+    eventually("it is not ready", async || request(&a, "GET", "/readyz", "", "").await.status == 503).await;
+    let again = Instant::now();
+    assert!(tokio::task::spawn_blocking(move || a.end()).await.unwrap());
+    assert!(again.elapsed() < Duration::from_secs(30), "{:?}", again.elapsed());
+}

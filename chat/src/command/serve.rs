@@ -121,12 +121,13 @@ fn log(telemetry: &Telemetry) {
     telemetry.warn();
 }
 
-/// Completes at Ctrl-C, and where the system asks for an end: also if it does so before this is waited for.
+/// Completes at Ctrl-C, and where the system asks for an end: also if it does so before this is waited for. May be called again, for the
+/// next time.
 #[cfg(unix)]
-fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
+fn terminated() -> anyhow::Result<impl AsyncFnMut()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
+    Ok(async move || {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
@@ -136,6 +137,6 @@ fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
 
 /// Completes at Ctrl-C.
 #[cfg(not(unix))]
-fn terminated() -> anyhow::Result<impl Future<Output = ()>> {
-    Ok(async { drop(tokio::signal::ctrl_c().await) })
+fn terminated() -> anyhow::Result<impl AsyncFnMut()> {
+    Ok(async || drop(tokio::signal::ctrl_c().await))
 }

@@ -108,7 +108,9 @@ pub(super) async fn subscriptions(doctor: &Doctor, watched: &[Watched]) -> Findi
         );
         // What an instance has cached beside it may be old, and no row says so: only another epoch tells.
         Finding::wrong("subscriptions", found)
-            .mend(format!("drop subscription {subscription}; truncate {schema}.boot; -- to move here, once nobody writes there"))
+            .mend(format!("drop subscription {subscription}; -- to move here, once nobody writes there"))
+            // Not in one transaction with it: that is not allowed.
+            .mend(format!("truncate {schema}.boot; -- after it, and only if it has succeeded"))
             .mend(format!("alter publication PUBLICATION drop table {tables}; -- else: on the publisher"))
             .mend(refresh)
     };
@@ -121,13 +123,12 @@ pub(super) async fn sequences(doctor: &Doctor, watched: &[Watched]) -> Findings 
     let mut connection = reading(&doctor.database).await?;
     let tables: Vec<&str> = watched.iter().flat_map(|watched| &watched.tables).map(String::as_str).collect();
     // Of unique columns: else nothing is in the way, and their last value takes long to find.
-    let rows: Vec<(String, String, String, Option<i64>)> = sqlx::query_as(
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
         "with owned as materialized ( \
            select s.seqrelid, d.refobjid as relid, d.refobjsubid as attnum from pg_sequence s join pg_depend d on d.objid = s.seqrelid \
            where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i') \
              and s.seqincrement > 0 and not s.seqcycle) \
-         select format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), o.seqrelid::regclass::text, \
-           pg_sequence_last_value(o.seqrelid) \
+         select format('%I.%I', n.nspname, c.relname), quote_ident(a.attname), o.seqrelid::regclass::text \
          from owned o join pg_class c on c.oid = o.relid join pg_namespace n on n.oid = c.relnamespace \
          join pg_attribute a on a.attrelid = o.relid and a.attnum = o.attnum \
          where format('%I.%I', n.nspname, c.relname) = any($1) and has_sequence_privilege(o.seqrelid, 'select') \
@@ -140,11 +141,13 @@ pub(super) async fn sequences(doctor: &Doctor, watched: &[Watched]) -> Findings 
     .fetch_all(&mut connection)
     .await?;
     let mut findings = Vec::new();
-    for (table, column, sequence, last) in &rows {
-        let sql = format!("select max({column})::bigint from {table}");
-        let highest: Option<i64> =
-            sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await?;
-        if highest > *last {
+    for (table, column, sequence) in &rows {
+        // Until it is called, the next number is the one that it has.
+        let sql = format!(
+            "select coalesce((select max({column})::bigint from {table}) > \
+               case when is_called then last_value else last_value - 1 end, false) from {sequence}"
+        );
+        if sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).fetch_one(&mut connection).await? {
             let found = format!(
                 "{sequence} is behind {table}.{column}: an insert takes a number that is there already, and fails. Logical \
                  replication brings no sequences"

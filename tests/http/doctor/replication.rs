@@ -17,7 +17,8 @@ async fn a_subscription_into_a_watched_table_is_told_of() {
     sql(&to.url, &subscribe).await;
     let said = doctor(&to.url, "", &[]).await;
     sql(&to.url, "drop subscription s").await;
-    for mend in ["drop subscription s; truncate perto.boot;", "alter subscription s refresh publication;"] {
+    for mend in ["drop subscription s;", "truncate perto.boot;", "alter subscription s refresh publication;"]
+    {
         said.tells("subscriptions", "wrong", "the subscription s writes into public.companies", mend);
     }
     assert!(!said.text.contains("s3cret"), "{}", said.text);
@@ -35,6 +36,20 @@ async fn a_sequence_that_is_behind_its_table_is_told_of() {
     }
     doctor(&database.url, "", &[]).await.tells("sequences", "ok", "is behind its table", "");
     sql(&database.url, "insert into companies (name, region) values ('y', 'BR')").await;
+    // The next number is that which is said, and no last one is known.
+    for sets in
+        ["alter sequence companies_id_seq restart with 9", "select setval('companies_id_seq', 9, false)"]
+    {
+        sql(&database.url, sets).await;
+        doctor(&database.url, "", &[]).await.tells("sequences", "ok", "is behind its table", "");
+    }
+    sql(&database.url, "alter sequence companies_id_seq restart with 8").await;
+    doctor(&database.url, "", &[]).await.tells(
+        "sequences",
+        "wrong",
+        "public.companies.id",
+        "select setval('companies_id_seq',",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
