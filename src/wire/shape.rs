@@ -10,7 +10,7 @@
 //!
 //! A type that takes no made-up value, since it checks its contents, ends the reading of what it is part of. The fields of a struct
 //! are then read one by one, by their names. What follows in a tuple is not known, nor is what a type makes of whatever comes
-//! (`untagged`, `tag`, `flatten`): such a type is not traced as a whole, and that is told of.
+//! (`untagged`, `tag`, `flatten`), or asks for by a value that came before: such a type is not traced as a whole, and that is told of.
 
 use std::any::type_name;
 use std::cell::{Cell, RefCell};
