@@ -99,7 +99,7 @@ pub enum Event {
         cache: String,
     },
     /// The type of a cache's values could not be traced as a whole: it has a part that asks what comes next (`untagged`, `tag`,
-    /// `flatten`), or one that takes no made-up value. Where that part changes,
+    /// `flatten`) or goes by a value, one that takes no made-up value, or it is too deep (32 levels) or too large (40,000 parts). Where that part changes,
     /// [`CacheBuilder::version`](crate::CacheBuilder::version) is to be raised by hand. Sent once, at the start, and only where there
     /// is an L2.
     Untraced {

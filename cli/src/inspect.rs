@@ -28,6 +28,10 @@ const MAX_ROWS: usize = 10;
 /// Calls of `SCAN`, each of about a thousand names, to find the apps that a cache is cached for.
 const MOST_SCANS: usize = 100;
 
+/// Why nothing is known of what was not found.
+const TOO_MANY: &str =
+    "Redis has too many names to look at all: name an --instance, or --app and --value-version N.TYPE";
+
 /// See the command's help.
 #[derive(Debug, Args)]
 pub struct Inspect {
@@ -116,7 +120,16 @@ impl Inspect {
         let concerns =
             |switch: &perto::Switch| switch.cache.as_ref().is_none_or(|cache| *cache == self.cache);
         log.switches = switches.filter(concerns).collect();
-        let remote = self.read_remote(log.epoch).await;
+        let mut instances = Vec::with_capacity(self.instances.len());
+        for url in &self.instances {
+            // Without what may be a password.
+            let place = host_and_port(url, 80).unwrap_or_else(|| "--instance".to_owned());
+            instances.push((place, self.ask(url).await));
+        }
+        let answers = instances.iter().filter_map(|(_, seen)| seen.as_ref().ok());
+        let kinds = answers.filter_map(|seen| seen["kind"].as_str());
+        let kinds = kinds.filter(|kind| self.is_wanted(kind)).map(str::to_owned).collect();
+        let remote = self.read_remote(log.epoch, kinds).await;
         self.app = self.app.or_else(|| remote.app.clone());
         let judged = match &remote.holds {
             Ok(InRemote::Value(value)) => {
@@ -124,12 +137,6 @@ impl Inspect {
             }
             _ => Judged::default(),
         };
-        let mut instances = Vec::with_capacity(self.instances.len());
-        for url in &self.instances {
-            // Without what may be a password.
-            let place = host_and_port(url, 80).unwrap_or_else(|| "--instance".to_owned());
-            instances.push((place, self.ask(url).await));
-        }
         let answered = instances.iter().any(|(_, seen)| seen.is_ok());
         let held = remote.holds.as_ref().is_ok_and(|holds| !matches!(holds, InRemote::Nothing));
         if !answered && !held && log.rows.is_empty() {
@@ -229,7 +236,19 @@ impl Inspect {
         })
     }
 
-    async fn read_remote(&self, epoch: Option<u64>) -> Remote {
+    /// Whether values of the cache have such a kind, of the version that was named. Before version 8 of the log no type was part of it.
+    fn is_wanted(&self, kind: &str) -> bool {
+        let Some(kind) = kind.strip_prefix(&self.cache).and_then(|kind| kind.strip_prefix('.')) else {
+            return false;
+        };
+        let mut parts = kind.split('.');
+        let (version, _fingerprint, more) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        let wanted = self.value_version.as_deref().and_then(|wanted| wanted.split('.').next());
+        more.is_none() && version.parse::<u16>().is_ok() && wanted.is_none_or(|wanted| wanted == version)
+    }
+
+    /// What L2 holds of these kinds, or of those that are found there where none is known.
+    async fn read_remote(&self, epoch: Option<u64>, told: BTreeSet<String>) -> Remote {
         let Some(url) = self.redis_url.as_deref().filter(|url| !url.is_empty()) else {
             return Remote::unknown("redis".to_owned(), "REDIS_URL is not set");
         };
@@ -240,22 +259,34 @@ impl Inspect {
         let reading = async {
             let address = perto::redis::address(url)?;
             let mut connection = check_redis(url).await?;
-            // A user may lack the right to look.
-            let exact = self.value_version.as_deref().filter(|version| version.contains('.'));
-            let exact = exact.map(|version| format!("{}.{version}", self.cache));
-            let (app, kinds, apps) = match (&self.app, exact) {
-                (Some(app), Some(kind)) => (app.clone(), BTreeSet::from([kind]), Apps::new()),
-                (app, exact) => {
-                    let apps = self.apps(epoch, &address).await?;
-                    let app = match (app, apps.first_key_value(), apps.len()) {
-                        (Some(app), ..) | (None, Some((app, _)), 1) => app.clone(),
-                        (None, None, _) => return Ok(Remote::nothing(place.clone())),
+            let named = self.value_version.as_ref().map(|version| format!("{}.{version}", self.cache));
+            let mut kinds = match &named {
+                Some(kind) if kind[self.cache.len() + 1..].contains('.') => BTreeSet::from([kind.clone()]),
+                _ => told,
+            };
+            let (app, apps, unseen) = match &self.app {
+                Some(app) if !kinds.is_empty() => (app.clone(), Apps::new(), None),
+                app => {
+                    // A user may lack the right to look.
+                    let (apps, unseen) = match self.apps(epoch, &address).await {
+                        Ok((apps, true)) => (apps, None),
+                        Ok((apps, false)) => (apps, Some(TOO_MANY.to_owned())),
+                        Err(error) => (Apps::new(), Some(super::one_line(&error))),
+                    };
+                    let app = match (app, apps.first_key_value(), apps.len(), &unseen) {
+                        (Some(app), ..) | (None, Some((app, _)), 1, _) => app.clone(),
+                        (None, None, _, None) => return Ok(Remote::nothing(place.clone())),
+                        (None, None, _, Some(why)) => bail!("{why}"),
                         _ => bail!("it has the cache for several apps: name one by --app: {}", listed(&apps)),
                     };
-                    let found = exact.map(|kind| BTreeSet::from([kind])).or_else(|| apps.get(&app).cloned());
-                    (app, found.unwrap_or_default(), apps)
+                    if kinds.is_empty() {
+                        kinds = apps.get(&app).cloned().unwrap_or_default();
+                    }
+                    (app, apps, unseen)
                 }
             };
+            // Without a type it is the name that the release before gave.
+            kinds.extend(named);
             let mut found = Vec::new();
             for kind in kinds {
                 let name = InRemote::name(&app, epoch, &kind, &self.key);
@@ -281,7 +312,11 @@ impl Inspect {
             };
             let others = found.filter(|(holds, ..)| !matches!(holds, InRemote::Nothing));
             let others = others.map(|(_, kind, _)| kind).collect();
-            anyhow::Ok(Remote { place, holds: Ok(holds), apps, app: Some(app), kind, others })
+            let holds = match unseen {
+                Some(why) if matches!(holds, InRemote::Nothing) => Err(why),
+                _ => Ok(holds),
+            };
+            anyhow::Ok(Remote { place, holds, apps, app: Some(app), kind, others })
         };
         match reading.await {
             Ok(remote) => remote,
@@ -290,23 +325,25 @@ impl Inspect {
     }
 
     /// The apps for which Redis has values of the cache, of this database, among as many names as are looked at. At each node, where
-    /// there are several.
-    async fn apps(&self, epoch: u64, address: &Address) -> anyhow::Result<Apps> {
-        let mut all = Apps::new();
+    /// there are several. And whether all names were looked at.
+    async fn apps(&self, epoch: u64, address: &Address) -> anyhow::Result<(Apps, bool)> {
+        let (mut all, mut is_all) = (Apps::new(), true);
         for node in perto::redis::nodes(address).await? {
             let mut connection = perto::redis::connect(&node, MOST, LIMIT).await?;
-            for (app, kind) in self.apps_at(epoch, &mut connection).await? {
+            let (apps, is_all_of_it) = self.apps_at(epoch, &mut connection).await?;
+            is_all &= is_all_of_it;
+            for (app, kind) in apps {
                 all.entry(app).or_default().insert(kind);
             }
         }
-        Ok(all)
+        Ok((all, is_all))
     }
 
     async fn apps_at(
         &self,
         epoch: u64,
         connection: &mut MultiplexedConnection,
-    ) -> redis::RedisResult<BTreeSet<(String, String)>> {
+    ) -> redis::RedisResult<(BTreeSet<(String, String)>, bool)> {
         let (mut cursor, mut apps) = (0_u64, BTreeSet::new());
         let like = InRemote::name("", epoch, "", "");
         let ours = like.split(':').nth(2);
@@ -319,19 +356,16 @@ impl Inspect {
             let app = |name: &Vec<u8>| {
                 let mut parts = std::str::from_utf8(name).ok()?.split(':').skip(1);
                 let (app, of, kind) = (parts.next()?, parts.next(), parts.next()?);
-                let (version, _fingerprint) =
-                    kind.strip_prefix(&self.cache)?.strip_prefix('.')?.split_once('.')?;
-                let wanted = self.value_version.as_deref().and_then(|wanted| wanted.split('.').next());
-                let is_wanted = of == ours && wanted.is_none_or(|wanted| wanted == version);
+                let is_wanted = of == ours && self.is_wanted(kind);
                 is_wanted.then(|| (app.to_owned(), kind.to_owned()))
             };
             apps.extend(names.iter().filter_map(app));
             cursor = next;
             if cursor == 0 {
-                break;
+                return Ok((apps, true));
             }
         }
-        Ok(apps)
+        Ok((apps, false))
     }
 
     /// Where Redis was looked in vain.

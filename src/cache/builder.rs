@@ -210,9 +210,13 @@ impl<K: Key, V: Value> CacheBuilder<K, V> {
     /// [depend on](Loaded::depends_on) changes. Raise it too where a part changes that can't be traced:
     /// - what `untagged`, `tag` or `flatten` is on;
     /// - what `#[serde(skip)]` and `default` make of what is not there, and what a `with` writes;
-    /// - in a tuple, what follows a part that takes no made-up value, for it checks what it is made of.
+    /// - numbers that stand for variants (`serde_repr`, `from = "u8"`), and what a hand-written `Serialize` writes;
+    /// - in a tuple, or a hand-written map, what follows a part that takes no made-up value, for it checks what it is made of;
+    /// - what a hand-written `Deserialize` asks for by a value that came before;
+    /// - what is too deep (32 levels) or too large (40,000 parts, of all values that were tried).
     ///
-    /// [`Event::Untraced`](crate::Event::Untraced) tells of the first and the last. With `panic = "abort"` nothing is traced. Default: 1.
+    /// [`Event::Untraced`](crate::Event::Untraced) tells of the first and the last three. With `panic = "abort"` nothing is traced.
+    /// Default: 1.
     pub const fn version(mut self, version: u16) -> Self {
         self.policy.version = version;
         self

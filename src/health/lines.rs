@@ -161,8 +161,8 @@ impl Event {
                 target: TARGET,
                 cache,
                 left_out,
-                "its type is not traced as a whole: where a part changes that asks what comes next, or takes no made-up value, \
-                 raise CacheBuilder::version"
+                "its type is not traced as a whole: where a part changes that asks what comes next, takes no made-up value, or is beyond \
+                 32 levels or 40,000 parts, raise CacheBuilder::version"
             ),
             Self::TroubleBegan(Trouble { kind, cache, table, detail, .. }) => {
                 tracing::warn!(

@@ -10,9 +10,11 @@
 //!
 //! A type that takes no made-up value, since it checks its contents, ends the reading of what it is part of. The fields of a struct
 //! are then read one by one, by their names. What follows in a tuple is not known, nor is what a type makes of whatever comes
-//! (`untagged`, `tag`, `flatten`): such a type is not traced as a whole, and that is told of.
+//! (`untagged`, `tag`, `flatten`), or asks for by a value that came before: such a type is not traced as a whole, and that is told of.
 
+use std::any::type_name;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::de::value::{StrDeserializer, U32Deserializer};
@@ -43,12 +45,14 @@ const TEXTS: [&str; 13] = [
 ];
 /// As many as a UUID has. Ones don't end a C string.
 const BYTES: usize = 16;
-/// A type may hold itself.
+/// What is deeper is not seen.
 const MAX_DEPTH: usize = 32;
-/// How often a struct or an enum may be within itself: types with parameters are, and have an end.
+/// How often a struct or an enum may be within itself. With other parameters it is another one.
 const MAX_WITHIN_ITSELF: usize = 2;
 /// Parts that are read of one type, all times together: one may ask for a tuple without end, or hold itself twice and pass over what fails.
 const MAX_PARTS: usize = 40_000;
+/// How often a type that bincode seems not to read is read by other values.
+const OTHERS: usize = 8;
 
 /// What is known of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +74,7 @@ pub(crate) fn of<V: DeserializeOwned>(codec: Codec) -> Shape {
     let (mut root, trace) = (Node::default(), Trace::new(codec.is_human_readable()));
     let ended = loop {
         trace.begin();
-        let walk = Walk { node: &mut root, trace: &trace, above: None, depth: 0 };
+        let walk = Walk { node: &mut root, trace: &trace, above: None, depth: 0, visitor: "" };
         // The application's code.
         let read = catch_unwind(AssertUnwindSafe(|| V::deserialize(walk).is_ok()));
         let goes_on = match read {
@@ -90,8 +94,25 @@ pub(crate) fn of<V: DeserializeOwned>(codec: Codec) -> Shape {
     Shape {
         fingerprint: xxh3_64(&description) as u32,
         is_whole: ended && root.is_whole(),
-        unreadable: if ended && !root.made { root.flaw() } else { None },
+        unreadable: root.flaw().filter(|_| ended && !root.made && !is_read_by_others::<V>(&mut root, &trace)),
     }
+}
+
+/// Whether other values are read: what was asked for may be due to those that were made up.
+fn is_read_by_others<V: DeserializeOwned>(root: &mut Node, trace: &Trace) -> bool {
+    trace.left.set(MAX_PARTS);
+    (1..=OTHERS).any(|other| {
+        trace.other.set(other);
+        trace.leaves.borrow_mut().iter_mut().for_each(|values| values.is_fixed = false);
+        loop {
+            trace.begin();
+            let walk = Walk { node: &mut *root, trace, above: None, depth: 0, visitor: "" };
+            match catch_unwind(AssertUnwindSafe(|| V::deserialize(walk).is_ok())) {
+                Ok(false) if trace.blamed.get() || trace.blame_last() => {}
+                read => return matches!(read, Ok(true)),
+            }
+        }
+    })
 }
 
 /// What was asked for at one place of a type.
@@ -151,7 +172,7 @@ impl Asked {
 /// Why nothing is made by an alternative: by a variant, or with something in an `Option`, a list, a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refused {
-    /// It holds itself without end.
+    /// It holds itself without end, or is not there: all of it was seen elsewhere.
     TooDeep,
     /// It takes no made-up value.
     Values,
@@ -165,6 +186,8 @@ struct Node {
     parts: Vec<Self>,
     /// Whether something was made of it.
     made: bool,
+    /// It has asked for something else before, which is forgotten.
+    changed: bool,
     /// Nothing ever is, and what it is part of goes on without.
     refused: Option<Refused>,
     /// Of a leaf, which one it is.
@@ -177,7 +200,8 @@ impl Node {
     /// A place that asks for something else than the last time is another one.
     fn ask(&mut self, asked: Asked) {
         if self.asked != asked {
-            *self = Self { asked, made: self.made, refused: self.refused, ..Self::default() };
+            let changed = self.changed || self.asked != Asked::Nothing;
+            *self = Self { asked, changed, refused: self.refused, ..Self::default() };
         }
     }
 
@@ -202,15 +226,17 @@ impl Node {
     /// Whether all that the type has here was seen.
     fn is_whole(&self) -> bool {
         let parts = match self.asked {
+            _ if self.changed => return false,
             _ if self.refused == Some(Refused::TooDeep) => return true,
             Asked::Any | Asked::Identifier => return false,
             Asked::Nothing => return self.made,
             Asked::Leaf(_) => 0,
             Asked::Enum(_, variants) => variants.len(),
+            // Without a key there is no value, and it is made for all that.
+            Asked::Map => 2,
             // One with aliases has more names than fields.
             _ if self.made => 0,
             Asked::Option | Asked::List | Asked::Newtype(_) => 1,
-            Asked::Map => 2,
             Asked::Tuple(_, length) => length,
             Asked::Struct(_, fields) => fields.len(),
         };
@@ -260,10 +286,15 @@ impl Node {
 /// The made-up values of a leaf.
 #[derive(Debug, Clone, Copy)]
 struct Values {
+    /// The first one.
+    start: usize,
+    /// How many after that.
     now: usize,
     of: usize,
     /// One that it took.
     taken: Option<usize>,
+    /// It takes no other.
+    is_fixed: bool,
 }
 
 /// What all parts of one trace share.
@@ -273,6 +304,10 @@ struct Trace {
     /// Parts that may still be read.
     left: Cell<usize>,
     leaves: RefCell<Vec<Values>>,
+    /// The value that was taken last, by the type of the visitor that took it.
+    taken: RefCell<HashMap<&'static str, usize>>,
+    /// So many others than those that were found are made up.
+    other: Cell<usize>,
     /// The leaf that was read last, and how many parts were left then.
     last: Cell<Option<(usize, usize)>>,
     /// Whether this time failed, and the next one will do something otherwise.
@@ -285,9 +320,10 @@ struct Trace {
 
 impl Trace {
     fn new(is_human_readable: bool) -> Self {
-        let (left, leaves, last) = (Cell::new(MAX_PARTS), RefCell::default(), Cell::default());
-        let (blamed, news, too_deep) = Default::default();
-        Self { is_human_readable, left, leaves, last, blamed, news, too_deep }
+        let (left, leaves, taken, last) =
+            (Cell::new(MAX_PARTS), RefCell::default(), RefCell::default(), Cell::default());
+        let (other, blamed, news, too_deep) = Default::default();
+        Self { is_human_readable, left, leaves, taken, other, last, blamed, news, too_deep }
     }
 
     fn begin(&self) {
@@ -324,6 +360,11 @@ impl Trace {
     fn blame_leaf(&self, leaf: usize) -> bool {
         let mut leaves = self.leaves.borrow_mut();
         let values = &mut leaves[leaf];
+        if self.other.get() > 0 {
+            let was_other = !std::mem::replace(&mut values.is_fixed, true);
+            self.blamed.set(was_other || self.blamed.get());
+            return was_other;
+        }
         if values.now + 1 < values.of {
             values.now += 1;
             self.blame_this();
@@ -356,6 +397,8 @@ impl Trace {
 #[derive(Clone, Copy)]
 struct Above<'w> {
     asked: Asked,
+    /// The type of its visitor, of this process.
+    visitor: &'static str,
     above: Option<&'w Self>,
 }
 
@@ -364,16 +407,21 @@ struct Walk<'w> {
     trace: &'w Trace,
     above: Option<&'w Above<'w>>,
     depth: usize,
+    visitor: &'static str,
 }
 
 impl Walk<'_> {
-    /// One part more.
-    fn ask(&mut self, asked: Asked) -> Result<(), Stopped> {
+    /// One part more, for that visitor.
+    fn ask<V>(&mut self, asked: Asked) -> Result<(), Stopped> {
         self.trace.one_less()?;
+        self.visitor = type_name::<V>();
         let within = std::iter::successors(self.above, |above| above.above);
-        let within_itself = within.filter(|above| asked.is_named() && above.asked == asked).count();
-        if self.depth > MAX_DEPTH || within_itself >= MAX_WITHIN_ITSELF {
+        let is_same = |above: &&Above<'_>| above.asked == asked && above.visitor == self.visitor;
+        if asked.is_named() && within.filter(is_same).count() >= MAX_WITHIN_ITSELF {
             self.trace.too_deep.set(true);
+            return Err(Stopped);
+        }
+        if self.depth > MAX_DEPTH {
             return Err(Stopped);
         }
         self.node.ask(asked);
@@ -381,22 +429,26 @@ impl Walk<'_> {
     }
 
     /// Reads a leaf by one of so many values.
-    fn leaf<T>(
+    fn leaf<V, T>(
         mut self,
         asked: Asked,
         of: usize,
         read: impl FnOnce(usize) -> Result<T, Stopped>,
     ) -> Result<T, Stopped> {
-        self.ask(asked)?;
+        self.ask::<V>(asked)?;
         let leaf = *self.node.leaf.get_or_insert_with(|| {
             let mut leaves = self.trace.leaves.borrow_mut();
-            leaves.push(Values { now: 0, of, taken: None });
+            let start = self.trace.taken.borrow().get(self.visitor).copied().unwrap_or_default();
+            leaves.push(Values { start, now: 0, of, taken: None, is_fixed: false });
             leaves.len() - 1
         });
-        let now = self.trace.leaves.borrow()[leaf].now;
-        let read = read(now);
+        let Values { start, now, is_fixed, .. } = self.trace.leaves.borrow()[leaf];
+        let other = if is_fixed { 0 } else { self.trace.other.get() };
+        let value = (start + now + other) % of;
+        let read = read(value);
         if read.is_ok() {
             self.trace.leaves.borrow_mut()[leaf].taken.get_or_insert(now);
+            self.trace.taken.borrow_mut().insert(self.visitor, value);
             self.trace.last.set(Some((leaf, self.trace.left.get())));
         } else {
             self.trace.blame_leaf(leaf);
@@ -408,11 +460,12 @@ impl Walk<'_> {
 impl<'w> Walk<'w> {
     /// What the parts of this place are within.
     fn above(&self) -> Above<'w> {
-        Above { asked: self.node.asked, above: self.above }
+        Above { asked: self.node.asked, visitor: self.visitor, above: self.above }
     }
 
     fn part<'p>(&'p mut self, at: usize, above: &'p Above<'p>) -> Walk<'p> {
-        Walk { node: self.node.part(at), trace: self.trace, above: Some(above), depth: self.depth + 1 }
+        let (node, trace, depth) = (self.node.part(at), self.trace, self.depth + 1);
+        Walk { node, trace, above: Some(above), depth, visitor: "" }
     }
 
     fn made<T>(&mut self, at: usize, read: Result<T, Stopped>) -> Result<T, Stopped> {
@@ -423,12 +476,12 @@ impl<'w> Walk<'w> {
     }
 
     /// Reads what is there or not: as if it was, until that has failed.
-    fn alternative<T>(
+    fn alternative<V, T>(
         mut self,
         asked: Asked,
         read: impl FnOnce(&mut Self, bool) -> Result<T, Stopped>,
     ) -> Result<T, Stopped> {
-        self.ask(asked)?;
+        self.ask::<V>(asked)?;
         let is_there = self.node.parts.iter().all(|part| part.refused.is_none());
         let read = read(&mut self, is_there);
         // A map whose keys are names of fields is a struct: bincode can't say of any value which they are.
@@ -444,7 +497,7 @@ impl<'w> Walk<'w> {
 
     /// Reads so many parts in their order.
     fn parts<'de, V: Visitor<'de>>(mut self, asked: Asked, visitor: V) -> Result<V::Value, Stopped> {
-        self.ask(asked)?;
+        self.ask::<V>(asked)?;
         let count = match asked {
             Asked::Tuple(_, length) => length,
             Asked::Struct(_, fields) => fields.len(),
@@ -456,10 +509,14 @@ impl<'w> Walk<'w> {
         let at = parts.at;
         let is_struct = matches!(asked, Asked::Struct(..));
         if read.is_err() && is_struct && !self.trace.blamed.get() && !self.trace.blame_last() {
-            let part = self.node.part(at.saturating_sub(1));
-            self.trace.refuse(part);
-            let why = part.refused.unwrap_or(Refused::Values);
-            self.node.one_by_one = Some((at, why));
+            // One that asks for no part wants their names.
+            let refused = at.checked_sub(1).and_then(|last| {
+                let part = self.node.part(last);
+                self.trace.refuse(part);
+                part.refused
+            });
+            self.trace.blame_this();
+            self.node.one_by_one = Some((at, refused.unwrap_or(Refused::Values)));
         }
         read
     }
@@ -474,7 +531,7 @@ impl<'w> Walk<'w> {
         let Some((mut at, why)) = self.node.one_by_one.filter(|_| self.node.asked == asked) else {
             return self.parts(asked, visitor);
         };
-        self.ask(asked)?;
+        self.ask::<V>(asked)?;
         while self.node.parts.get(at).is_some_and(|part| !part.is_open()) {
             at += 1;
         }
@@ -569,6 +626,29 @@ impl<'de> MapAccess<'de> for &mut OneEntry<'_, '_> {
         let read = seed.deserialize(self.walk.part(1, self.above));
         self.walk.made(1, read)
     }
+
+    /// Where no key is made, the value is seen for all that.
+    fn next_entry_seed<K: DeserializeSeed<'de>, T: DeserializeSeed<'de>>(
+        &mut self,
+        key: K,
+        value: T,
+    ) -> Result<Option<(K::Value, T::Value)>, Stopped> {
+        let key = match self.next_key_seed(key) {
+            Ok(None) => return Ok(None),
+            Ok(Some(key)) => return Ok(Some((key, self.next_value_seed(value)?))),
+            Err(stopped) => stopped,
+        };
+        let trace = self.walk.trace;
+        if trace.blamed.get() || trace.blame_last() || trace.too_deep.get() {
+            return Err(key);
+        }
+        trace.news.set(false);
+        let is_made = self.next_value_seed(value).is_ok();
+        if is_made && trace.news.get() && self.walk.node.part(1).is_open() {
+            trace.blame_this();
+        }
+        Err(key)
+    }
 }
 
 /// The variant of that number.
@@ -589,7 +669,8 @@ impl<'de, 'p> EnumAccess<'de> for Variant<'p> {
         } else {
             let index: U32Deserializer<Stopped> =
                 u32::try_from(self.at).unwrap_or(u32::MAX).into_deserializer();
-            seed.deserialize(index)?
+            // One with aliases has more names than variants.
+            seed.deserialize(index).inspect_err(|_| self.walk.trace.too_deep.set(true))?
         };
         Ok((variant, self.walk))
     }
@@ -599,11 +680,11 @@ impl<'de> VariantAccess<'de> for Walk<'_> {
     type Error = Stopped;
 
     fn unit_variant(mut self) -> Result<(), Stopped> {
-        self.ask(Asked::Leaf(Leaf::Unit))
+        self.ask::<()>(Asked::Leaf(Leaf::Unit))
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(mut self, seed: T) -> Result<T::Value, Stopped> {
-        self.ask(Asked::Newtype(""))?;
+        self.ask::<()>(Asked::Newtype(""))?;
         let above = self.above();
         let read = seed.deserialize(self.part(0, &above));
         self.made(0, read)
@@ -625,7 +706,7 @@ impl<'de> VariantAccess<'de> for Walk<'_> {
 macro_rules! numbers {
     ($($method:ident $visit:ident $type:ident $leaf:ident),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-            self.leaf(Asked::Leaf(Leaf::$leaf), 2, |now| visitor.$visit($type::from(now == 0)))
+            self.leaf::<V, _>(Asked::Leaf(Leaf::$leaf), 2, |now| visitor.$visit($type::from(now == 0)))
         })*
     };
 }
@@ -643,21 +724,27 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 
     fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Char), 2, |now| visitor.visit_char(if now == 0 { '1' } else { 'a' }))
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Char), 2, |now| {
+            visitor.visit_char(if now == 0 { '1' } else { 'a' })
+        })
     }
 
     fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Bytes), 2, |now| visitor.visit_bytes(&[u8::from(now == 0); BYTES]))
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Bytes), 2, |now| {
+            visitor.visit_bytes(&[u8::from(now == 0); BYTES])
+        })
     }
 
     fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Bytes), 2, |now| visitor.visit_byte_buf(vec![u8::from(now == 0); BYTES]))
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Bytes), 2, |now| {
+            visitor.visit_byte_buf(vec![u8::from(now == 0); BYTES])
+        })
     }
 
     /// What takes whatever comes takes nothing at all, too, or one of these.
     fn deserialize_any<V: Visitor<'de>>(mut self, visitor: V) -> Result<V::Value, Stopped> {
         if self.trace.is_human_readable {
-            return self.leaf(Asked::Any, 4, |now| match now {
+            return self.leaf::<V, _>(Asked::Any, 4, |now| match now {
                 0 => visitor.visit_unit(),
                 1 => visitor.visit_u64(1),
                 2 => visitor.visit_str("1"),
@@ -666,7 +753,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         }
         // It may be due to what came before.
         let last = self.trace.last.get();
-        self.ask(Asked::Any)?;
+        self.ask::<V>(Asked::Any)?;
         if let Some((leaf, _)) = last
             && !self.trace.blamed.get()
         {
@@ -680,20 +767,22 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 
     fn deserialize_identifier<V: Visitor<'de>>(mut self, _: V) -> Result<V::Value, Stopped> {
-        self.ask(Asked::Identifier)?;
+        self.ask::<V>(Asked::Identifier)?;
         Err(Stopped)
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Text), TEXTS.len(), |now| visitor.visit_str(TEXTS[now]))
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Text), TEXTS.len(), |now| visitor.visit_str(TEXTS[now]))
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Text), TEXTS.len(), |now| visitor.visit_string(TEXTS[now].to_owned()))
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Text), TEXTS.len(), |now| {
+            visitor.visit_string(TEXTS[now].to_owned())
+        })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.alternative(Asked::Option, |walk, is_there| {
+        self.alternative::<V, _>(Asked::Option, |walk, is_there| {
             let above = walk.above();
             if !is_there {
                 return visitor.visit_none();
@@ -704,7 +793,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.leaf(Asked::Leaf(Leaf::Unit), 1, |_| visitor.visit_unit())
+        self.leaf::<V, _>(Asked::Leaf(Leaf::Unit), 1, |_| visitor.visit_unit())
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -712,7 +801,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Stopped> {
-        self.ask(Asked::Tuple(name, 0))?;
+        self.ask::<V>(Asked::Tuple(name, 0))?;
         visitor.visit_unit()
     }
 
@@ -721,14 +810,14 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Stopped> {
-        self.ask(Asked::Newtype(name))?;
+        self.ask::<V>(Asked::Newtype(name))?;
         let above = self.above();
         let read = visitor.visit_newtype_struct(self.part(0, &above));
         self.made(0, read)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.alternative(Asked::List, |walk, is_there| {
+        self.alternative::<V, _>(Asked::List, |walk, is_there| {
             let above = walk.above();
             visitor.visit_seq(&mut Parts { walk, above: &above, at: 0, count: usize::from(is_there) })
         })
@@ -748,7 +837,7 @@ impl<'de> Deserializer<'de> for Walk<'_> {
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Stopped> {
-        self.alternative(Asked::Map, |walk, is_there| {
+        self.alternative::<V, _>(Asked::Map, |walk, is_there| {
             let above = walk.above();
             visitor.visit_map(&mut OneEntry { walk, above: &above, is_there })
         })
@@ -769,12 +858,17 @@ impl<'de> Deserializer<'de> for Walk<'_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Stopped> {
-        self.ask(Asked::Enum(name, variants))?;
+        self.ask::<V>(Asked::Enum(name, variants))?;
         variants.len().checked_sub(1).map(|last| self.node.part(last));
         let mut left = self.node.parts.iter().enumerate().filter(|(_, part)| part.refused.is_none());
         // One that was seen as a whole is as good as any other.
         let new = left.clone().find(|(_, part)| part.is_open());
-        let Some((at, _)) = new.or_else(|| left.next()) else { return Err(Stopped) };
+        let other = self.trace.other.get();
+        let found = match left.clone().count() {
+            count if other > 0 && count > 0 => left.nth(other % count),
+            _ => new.or_else(|| left.next()),
+        };
+        let Some((at, _)) = found else { return Err(Stopped) };
         let above = self.above();
         let variant = Variant { walk: self.part(at, &above), at, name: variants[at] };
         let read = visitor.visit_enum(variant);

@@ -44,12 +44,31 @@ async fn an_upgrade_adds_and_ends_once_nobody_of_the_version_before_is_connected
     assert!(format!("{early:?}").contains("run `perto migrate"), "{early:?}");
     let old: PgConnectOptions = world.database.parse().unwrap();
     let old = PgConnection::connect_with(&old.application_name("perto")).await.unwrap();
+    let role = format!("{schema}_owner");
+    world.sql(&format!("create role {role}; alter table invalidation owner to {role}")).await;
     postgres::migrate(&mut connection, schema).await.unwrap();
+    let owners = "select proowner::regrole::text from pg_proc \
+         where pronamespace = $1::regnamespace and proname in ('added', 'version')";
+    let owners: Vec<String> =
+        sqlx::query_scalar(owners).bind(schema).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(owners, [role.as_str(); 2], "whoever owns the log upgrades it");
+    world
+        .sql(&format!("reassign owned by {role} to current_user; drop owned by {role}; drop role {role}"))
+        .await;
     assert_eq!(versions(&mut connection).await, (SCHEMA_VERSION - 1, SCHEMA_VERSION));
     assert_eq!(postgres::migrate_sql(&mut connection, schema).await.unwrap(), None);
     let a = world.start().await;
     coherent([&a]).await;
+    // Who may create functions must not have theirs run by who upgrades.
+    let planted = "create function format(text, integer, name, text) returns text language sql as 'select ''planted''::text'; \
+         create function host(inet) returns text language sql as 'select ''planted''::text'";
+    world.sql(planted).await;
+    let path = format!("set search_path = {schema}, pg_catalog");
+    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut connection).await.unwrap();
     let unfinished = postgres::unfinished(&mut connection, schema).await.unwrap().unwrap();
+    let is_told =
+        unfinished.running.iter().all(|told| told.starts_with("process ") && !told.contains("planted"));
+    assert!(is_told, "{unfinished:?}");
     assert_eq!((unfinished.oldest, unfinished.running.len()), (SCHEMA_VERSION - 1, 1), "{unfinished:?}");
     let refused = postgres::finish(&mut connection, schema).await.unwrap_err().to_string();
     assert!(refused.contains(&unfinished.running[0]), "{refused}");

@@ -168,6 +168,31 @@ async fn inspect_takes_the_one_app_that_there_is_and_says_when_a_write_was() {
     sqlx::raw_sql("update users set name = 'Grace'").execute(&pool).await.unwrap();
     let said = inspect(&["--app", "none"]);
     assert!(said.contains(", less than "), "{said}");
+    // As the release before calls a value.
+    let app = format!("{name}_two");
+    let mut redis = redis::Client::open(redis_url()).unwrap().get_connection().unwrap();
+    let names: Vec<String> =
+        redis::cmd("KEYS").arg(format!("perto:{app}:*:user.1.*:7")).query(&mut redis).unwrap();
+    let typed = names.first().unwrap();
+    let kind = typed.rsplit(':').nth(1).unwrap();
+    let before = typed.replace(&format!(":{kind}:"), ":user.1:");
+    redis::cmd("RENAME").arg(typed).arg(&before).exec(&mut redis).unwrap();
+    let said = inspect(&["--app", &app, "--value-version", "1", "--json"]);
+    assert!(said.contains("\"kind\":\"user.1\"") && !said.contains("\"nothing\""), "{said}");
+    // Who may not look knows nothing of it, unless it is named.
+    redis::cmd("ACL")
+        .arg(&["SETUSER", &name, "on", ">pw", "~*", "&*", "+@all", "-scan"])
+        .exec(&mut redis)
+        .unwrap();
+    let url = redis_url().replacen("redis://", &format!("redis://{name}:pw@"), 1);
+    let as_user = |more: &[&str]| inspect(&[&["--app", &app, "--json", "--redis-url", &url], more].concat());
+    let said = as_user(&[]);
+    assert!(said.contains("\"unknown\"") && said.contains("scan"), "{said}");
+    let said = as_user(&["--value-version", &kind["user.".len()..]]);
+    assert!(said.contains("\"l2\":{\"is\":\"nothing\"}"), "{said}");
+    let said = as_user(&["--value-version", "1"]);
+    assert!(said.contains("\"kind\":\"user.1\"") && !said.contains("\"unknown\""), "{said}");
+    redis::cmd("ACL").arg(&["DELUSER", &name]).exec(&mut redis).unwrap();
     one.shutdown().await;
     two.shutdown().await;
     pool.close().await;

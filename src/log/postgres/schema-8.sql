@@ -4,3 +4,12 @@
 -- until nobody is left who knows no more.
 create function perto.added() returns integer language sql immutable as 'select 8';
 grant execute on function perto.added() to public;
+
+-- Whoever owns the log raises both.
+do $$
+declare
+    owner text := (select relowner::regrole from pg_class where oid = 'perto.invalidation'::regclass);
+begin
+    execute format('alter function perto.added() owner to %s', owner);
+    execute format('alter function perto.version() owner to %s', owner);
+end $$;

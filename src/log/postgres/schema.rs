@@ -116,14 +116,17 @@ pub async fn migrate_sql(connection: &mut PgConnection, schema: &str) -> Result<
 /// # Errors
 /// If Postgres can't be read.
 pub async fn unfinished(connection: &mut PgConnection, schema: &str) -> Result<Option<Unfinished>, LogError> {
-    match schema_version(connection, schema).await? {
-        Some(SchemaVersions { oldest, newest }) if oldest < newest => Ok(Some(Unfinished {
-            oldest,
-            newest,
-            running: running_before(connection, schema, newest).await?,
-        })),
-        _ => Ok(None),
-    }
+    let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(locks::PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
+    let unfinished = match schema_version(&mut tx, schema).await? {
+        Some(SchemaVersions { oldest, newest }) if oldest < newest => {
+            let running = running_before(&mut tx, schema, newest).await?;
+            Some(Unfinished { oldest, newest, running })
+        }
+        _ => None,
+    };
+    tx.commit().await.map_err(refused)?;
+    Ok(unfinished)
 }
 
 /// An upgrade that instances of the version before may live beside.
@@ -149,6 +152,7 @@ pub struct Unfinished {
 pub async fn finish(connection: &mut PgConnection, schema: &str) -> Result<bool, LogError> {
     check_version(connection, schema).await?;
     let mut tx = connection.begin().await.map_err(refused)?;
+    sqlx::raw_sql(locks::PINNED_PATH).execute(&mut *tx).await.map_err(refused)?;
     locks::declaring(&mut tx, schema).await?;
     let Some(Unfinished { oldest, newest, running }) = unfinished(&mut tx, schema).await? else {
         return Ok(false);
@@ -181,9 +185,10 @@ async fn running_before(
     schema: &str,
     version: i32,
 ) -> Result<Vec<String>, LogError> {
-    let sessions: Vec<(String, String)> = sqlx::query_as(
-        "select application_name, format('process %s of %s at %s', pid, usename, coalesce(host(client_addr), 'this machine')) \
-         from pg_stat_activity where datname = current_database() and application_name ~ $1 and pid <> pg_backend_pid() \
+    type Session = (String, i32, Option<String>, Option<String>);
+    let sessions: Vec<Session> = sqlx::query_as(
+        "select application_name, pid, usename::text, host(client_addr) from pg_stat_activity \
+         where datname = current_database() and application_name ~ $1 and pid <> pg_backend_pid() \
          order by backend_start",
     )
     .persistent(false)
@@ -195,8 +200,14 @@ async fn running_before(
         let said = name.strip_prefix(APPLICATION)?.strip_prefix('/')?;
         said.split(' ').next()?.parse::<i32>().ok()
     };
-    let older = sessions.into_iter().filter(|(name, _)| knows(name).is_none_or(|knows| knows < version));
-    Ok(older.map(|(_, session)| session).collect())
+    let older = sessions.into_iter().filter(|(name, ..)| knows(name).is_none_or(|knows| knows < version));
+    let told = |(_, pid, user, place): Session| {
+        let user = user.map(|user| format!(" of {user}")).unwrap_or_default();
+        // One of another user is not said to everybody, and a socket has none.
+        let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
+        format!("process {pid}{user}{place}")
+    };
+    Ok(older.map(told).collect())
 }
 
 /// Which versions the log's tables in `schema` are of; `None` where there are none.

@@ -2,6 +2,8 @@
 #![expect(clippy::use_self, reason = "releases are told apart by the names of their types")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -10,7 +12,8 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use perto::sim::Sim;
 use perto::{Cache, Codec, Event, Freshness, Load, Loaded, Perto, Stamp, Tier, Value};
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::ring::{CACHE, ms};
@@ -160,10 +163,30 @@ struct Page<T> {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+enum Either<L, R> {
+    Left(L),
+    Right(R),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 struct Meters(f64);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Feet(f64);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct In<T>(T);
+
+type In4<T> = In<In<In<In<T>>>>;
+type In16<T> = In4<In4<In4<In4<T>>>>;
+
+#[test]
+fn what_is_too_deep_to_be_seen_is_told_of() {
+    for codec in CODECS {
+        assert_ne!(whole::<In16<In4<u32>>>(codec), whole::<In16<In4<u64>>>(codec));
+        assert!(!perto::fuzzing::fingerprint::<In16<In16<In4<u32>>>>(codec).1);
+    }
+}
 
 #[test]
 fn what_a_type_is_made_of_is_part_of_it() {
@@ -173,6 +196,11 @@ fn what_a_type_is_made_of_is_part_of_it() {
             whole::<Page<u64>>(codec),
             whole::<Page<Page<u32>>>(codec),
             whole::<Page<Page<u64>>>(codec),
+            whole::<Page<Page<Page<u32>>>>(codec),
+            whole::<Page<Page<Page<u64>>>>(codec),
+            whole::<Page<Page<Page<Page<u32>>>>>(codec),
+            whole::<Either<u8, Either<u16, Either<u32, i8>>>>(codec),
+            whole::<Either<u8, Either<u16, Either<u32, i16>>>>(codec),
             whole::<Page<Option<u32>>>(codec),
             whole::<Meters>(codec),
             whole::<Feet>(codec),
@@ -252,9 +280,8 @@ impl From<Checked> for u32 {
 }
 
 /// Takes no text that is made up.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[derive(Clone)]
 struct Article(String);
 
 impl TryFrom<String> for Article {
@@ -285,11 +312,174 @@ enum Line<T> {
     Free { price: T },
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+struct Prices<T> {
+    prices: HashMap<Article, T>,
+    more: u8,
+}
+
+/// A map whose `Deserialize` asks for keys first, and for values then.
+#[derive(Debug, Serialize)]
+struct Keyed<T>(Vec<(Article, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Keyed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pairs<T> {
+            type Value = Keyed<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keyed<T>, A::Error> {
+                let mut all = Vec::new();
+                while let Some(key) = map.next_key()? {
+                    all.push((key, map.next_value()?));
+                }
+                Ok(Keyed(all))
+            }
+        }
+        deserializer.deserialize_map(Pairs(PhantomData))
+    }
+}
+
+/// Reads what comes by what came before: a number and a text, a text alone, nothing.
+#[derive(Debug, Serialize)]
+struct ByTag(u8);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Tag {
+    Whatever,
+    Text,
+    Nothing,
+    Number,
+}
+
+/// The same by a flag, and not right behind it.
+#[derive(Debug, Serialize)]
+struct ByFlag(u8);
+
+/// Hand-written types of a tuple's parts.
+macro_rules! by_parts {
+    ($($type:ident, $parts:literal, $access:ident => $read:block)*) => {
+        $(impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Parts;
+                impl<'de> Visitor<'de> for Parts {
+                    type Value = $type;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("parts")
+                    }
+
+                    fn visit_seq<A: SeqAccess<'de>>(self, mut $access: A) -> Result<$type, A::Error> $read
+                }
+                deserializer.deserialize_tuple($parts, Parts)
+            }
+        })*
+    };
+}
+
+fn some<T, E: serde::de::Error>(part: Option<T>) -> Result<T, E> {
+    part.ok_or_else(|| E::custom("too short"))
+}
+
+by_parts! {
+    ByTag, 2, parts => {
+        match some(parts.next_element()?)? {
+            Tag::Whatever => drop(parts.next_element::<serde_json::Value>()?),
+            Tag::Text => drop(parts.next_element::<String>()?),
+            Tag::Nothing => drop(parts.next_element::<()>()?),
+            Tag::Number => drop(parts.next_element::<u8>()?),
+        }
+        Ok(ByTag(1))
+    }
+    ByFlag, 4, parts => {
+        let flag: bool = some(parts.next_element()?)?;
+        some(parts.next_element::<NonZeroU32>()?)?;
+        some(parts.next_element::<NaiveDate>()?)?;
+        if flag { parts.next_element::<serde_json::Value>()?; } else { some(parts.next_element::<u8>()?)?; }
+        Ok(ByFlag(1))
+    }
+}
+
+#[test]
+fn what_depends_on_a_value_is_told_of_and_refused_only_where_no_value_is_read() {
+    for codec in CODECS {
+        assert!(!perto::fuzzing::fingerprint::<ByTag>(codec).1, "{codec:?}");
+        assert!(!perto::fuzzing::fingerprint::<Keyed<u8>>(codec).1, "{codec:?}");
+    }
+    assert!(!perto::fuzzing::fingerprint::<ByFlag>(Codec::Bincode).1);
+    assert_eq!(perto::fuzzing::unreadable::<ByTag>(), None);
+    assert_eq!(perto::fuzzing::unreadable::<ByFlag>(), None);
+    assert!(perto::fuzzing::unreadable::<(bool, u64, serde_json::Value)>().is_some());
+}
+
+/// As `perto`'s own readers of documents do.
+#[derive(Debug, Serialize)]
+struct ByNames<T> {
+    one: T,
+    two: u8,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByNames<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Names<T> {
+            type Value = ByNames<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("fields by their names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ByNames<T>, A::Error> {
+                let (mut one, mut two) = (None, None);
+                while let Some(name) = map.next_key::<String>()? {
+                    match &*name {
+                        "one" => one = Some(map.next_value()?),
+                        _ => two = Some(map.next_value()?),
+                    }
+                }
+                Ok(ByNames { one: some(one)?, two: some(two)? })
+            }
+        }
+        deserializer.deserialize_struct("ByNames", &["one", "two"], Names(PhantomData))
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Renamed {
+    #[serde(alias = "Old", alias = "Older")]
+    New(u8),
+    Other(u16),
+}
+
+#[test]
+fn fields_that_are_read_by_name_alone_and_variants_of_two_names_are_seen() {
+    for codec in CODECS {
+        assert_ne!(whole::<ByNames<u32>>(codec), whole::<ByNames<u64>>(codec));
+        whole::<Renamed>(codec);
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Times<T>([T; 12], [T; 12], [T; 12]);
+
+#[test]
+fn a_large_type_of_dates_and_addresses_is_seen_as_a_whole() {
+    for codec in CODECS {
+        whole::<Times<(DateTime<Utc>, NaiveDate, Uuid, IpAddr)>>(codec);
+    }
+}
+
 #[test]
 fn what_takes_no_made_up_value_is_traced_up_to_itself_and_the_fields_beside_it() {
     for codec in CODECS {
         assert_ne!(whole::<Order<u32>>(codec), whole::<Order<u64>>(codec));
         assert_ne!(whole::<Order<Option<u32>>>(codec), whole::<Order<u32>>(codec));
+        assert_ne!(whole::<Prices<u32>>(codec), whole::<Prices<u64>>(codec));
+        assert_ne!(whole::<Prices<Line<u32>>>(codec), whole::<Prices<Line<u64>>>(codec));
         // The elements of a tuple have no names to be asked by.
         let tuple = |(fingerprint, is_whole): (u32, bool)| {
             assert!(!is_whole);
