@@ -386,6 +386,9 @@ impl<K: Key, V: Value> Cache<K, V> {
                 return Err(Error::Closed);
             }
             if again {
+                if answers.iter().all(Option::is_some) {
+                    break;
+                }
                 // Where the instance's runtime has ended, nobody flies any more, and nothing else here would wait.
                 tokio::task::yield_now().await;
                 now = tokio::time::Instant::now();
