@@ -1,6 +1,6 @@
 //! What all parts of an instance share: its settings, its tiers, its caches and its tasks.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Debug};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) fills: Arc<Semaphore>,
     /// What the last failed load of each cache has said.
     pub(crate) failed_loads: Mutex<HashMap<String, String>>,
+    /// Caches and topics with tables that are not watched, as the last look has found; `None` before the first.
+    pub(crate) unwatched: RwLock<Option<BTreeSet<String>>>,
     /// As the last poll has told.
     pub(crate) switches: Mutex<Arc<[Switch]>>,
     pub(crate) tasks: TaskTracker,
@@ -220,6 +222,11 @@ impl Shared {
     /// Whether there is a cache or topic of this name here.
     pub(crate) fn declares(&self, cache: &str) -> bool {
         self.caches.read().contains_key(cache)
+    }
+
+    /// Whether writes to what this cache or topic is made of are seen.
+    pub(crate) fn is_watched(&self, cache: &str) -> bool {
+        self.unwatched.read().as_ref().is_some_and(|unwatched| !unwatched.contains(cache))
     }
 
     /// What a value depends on, to be judged, where what the log says of it is known here.

@@ -28,7 +28,7 @@ impl<K: Key, V: Value> Core<K, V> {
         if missing.is_empty() {
             return;
         }
-        let is_shared = self.policy.fleet_single_flight && self.switched.fills_remote();
+        let is_shared = self.policy.fleet_single_flight && self.fills_remote();
         if !is_shared || !self.shared.remote_usable() {
             return self.load(missing);
         }
@@ -42,7 +42,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let (began, lasts) = (Instant::now(), self.claim_lasts());
         loop {
             // Nobody fills any more what was put aside. And who would have no time left to load it waits for nobody.
-            if !self.switched.fills_remote() || lasts.is_zero() {
+            if !self.fills_remote() || lasts.is_zero() {
                 return self.load(missing);
             }
             let until = Instant::now() + lasts;

@@ -425,7 +425,7 @@ impl<K: Key, V: Value> Core<K, V> {
                 again.push(led);
             }
         }
-        if !self.policy.local_only && self.switched.fills_remote() {
+        if !self.policy.local_only && self.fills_remote() {
             self.fill(loads, of_all, claims);
         }
         (!again.is_empty()).then_some(Piece { led: again, primary: true })
@@ -490,10 +490,16 @@ impl<K: Key, V: Value> Core<K, V> {
         });
     }
 
+    /// Whether L2 is given anything. Not what misses writes that nobody sees: it would outlive whoever knows of that.
+    pub(super) fn fills_remote(&self) -> bool {
+        self.switched.fills_remote() && self.shared.is_watched(&self.name)
+    }
+
     /// What to put into L2, if anything.
     fn encoded(&self, load: &ForRemote<V>, start: ReadStart, created_unix_ms: u64) -> Option<Fill> {
         let same_era = start.era == self.shared.coherence.lease.held().era();
-        if !same_era || !self.switched.fills_remote() {
+        let depends = load.entry.depends();
+        if !same_era || !self.fills_remote() || !depends.iter().all(|on| self.shared.is_watched(&on.cache)) {
             return None;
         }
         let (codec, most) = (self.policy.codec, self.policy.max_value_bytes);
@@ -519,7 +525,7 @@ impl<K: Key, V: Value> Core<K, V> {
         let stored = Stored {
             stamp: load.entry.stamp().into_owned(),
             rank: load.entry.token().and_then(Token::rank),
-            depends: load.entry.depends().to_vec(),
+            depends: depends.to_vec(),
             created_unix_ms,
             life_ms: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
             payload,

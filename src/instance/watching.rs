@@ -6,7 +6,7 @@
 //! When such a table is watched again, what was cached meanwhile may miss a write, and the alert has just ended. `perto watch` clears the
 //! cache in the transaction that makes the triggers. Whoever enables a trigger by hand, or drops a subscription, clears nothing: so
 //! each instance that knew of it does. It does so also where somebody has cleared the cache, for that may have been before the last
-//! write that nobody saw.
+//! write that nobody saw. One that has ended by then clears nothing: so nothing is put into L2 meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -94,6 +94,8 @@ impl Watching {
 
     /// A table that was watched in between is told of again, though it was not watched either when somebody looked last.
     fn tell(&mut self, found: Found) {
+        *self.shared.unwatched.write() =
+            Some(found.keys().filter_map(|subject| subject.cache.clone()).collect());
         let signals = &self.shared.signals;
         let mark = |subject: &Subject| self.found.get(subject).map(|before: &Unwatched| &before.mark);
         signals.end_others(TroubleKind::Unwatched, |subject| {

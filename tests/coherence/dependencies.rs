@@ -47,8 +47,11 @@ impl Office {
 
     /// One whose cards depend on what is said.
     async fn open_that(sim: &Sim, on: fn(&Cache<u64, String>, &Card) -> Vec<Dependency>) -> Self {
-        let node = sim.node();
-        let perto = node.builder("office").build().unwrap();
+        Self::open_at(sim.node(), sim, on).await
+    }
+
+    async fn open_at(node: Node, sim: &Sim, on: fn(&Cache<u64, String>, &Card) -> Vec<Dependency>) -> Self {
+        let perto = node.builder("office").allow_unwatched().build().unwrap();
         let loader = sim.postgres.loader("company");
         let companies = perto.cache("company").loader(loader.function()).unwrap();
         let staff = perto.topic("staff").tables(["user"]).declare().unwrap();
@@ -485,4 +488,23 @@ async fn one_token_for_many_answers_contains_them_all() {
     assert_eq!(read.value().map(String::as_str), Some("Acme 2"));
     assert_eq!(Token::of_all([Some(all), None]), None);
     assert_eq!(Token::of_all([]), None);
+}
+
+/// Whoever reads it there later may know nothing of the writes that nobody saw.
+#[tokio::test(start_paused = true)]
+async fn what_depends_on_what_is_not_watched_stays_out_of_l2() {
+    let sim = Sim::new(1);
+    let node = sim.node();
+    node.log.watch("user", false);
+    let one = Office::open_at(node, &sim, |companies, card| vec![companies.key(&card.1)]).await;
+    call(&sim, 7, "Alpha");
+    hire(&sim, 1, "Ann", 7, None);
+    tokio::time::sleep(POLL).await;
+    assert_eq!((one.count(7).await, one.card(1).await.1), ((1, Tier::Load), Tier::Load));
+    ms(300).await;
+    one.perto.shutdown().await;
+    let other = Office::open(&sim).await;
+    assert_eq!(other.card(1).await.1, Tier::Remote, "it depends on another");
+    assert_eq!(other.count(7).await, (1, Tier::Load));
+    other.perto.shutdown().await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perto::{Event, Load, Loaded, PertoBuilder, StartError, Trouble, TroubleKind};
+use perto::{Event, Load, Loaded, PertoBuilder, StartError, Tier, Trouble, TroubleKind};
 use tokio::sync::broadcast::Receiver;
 
 use crate::ring::{CACHE, Member, POLL, Ring, some};
@@ -173,6 +173,34 @@ async fn what_was_cached_while_a_table_was_not_watched_is_gone_once_it_is_watche
         assert_eq!(ring.sim.postgres.retained() - rows, 1 + usize::from(cleared_by_hand), "cleared once");
         ring.end().await;
     }
+}
+
+/// An instance that has ended clears nothing, and what it has put into L2 outlives it.
+#[tokio::test(start_paused = true)]
+async fn what_is_loaded_while_a_table_is_not_watched_stays_out_of_l2() {
+    let mut ring = Ring::of(0).await;
+    let unlogged = |value: &str| {
+        let mut tx = ring.sim.postgres.begin();
+        tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
+        tx.commit().unwrap();
+    };
+    let allowed = |perto: PertoBuilder| perto.allow_unwatched().audit_rate(0);
+    let tried = Member::new(&ring.sim, allowed, |cache| cache.tables(["users"]));
+    tried.node.log.watch("users", false);
+    tried.perto.start().await.unwrap();
+    unlogged("before");
+    assert_eq!(tried.fresh(1).await, some("before"));
+    // A fill is not awaited.
+    tokio::time::sleep(SLOW).await;
+    tried.perto.shutdown().await;
+    unlogged("after");
+    ring.join_with(allowed, |cache| cache.tables(["users"])).await;
+    assert_eq!(ring.members[0].fresh(1).await, some("after"));
+    tokio::time::sleep(SLOW).await;
+    ring.join_with(allowed, |cache| cache.tables(["users"])).await;
+    let read = ring.members[1].users.get(&1).await.unwrap();
+    assert_eq!(read.tier, Tier::Remote, "where it is watched it is put there");
+    ring.end().await;
 }
 
 #[tokio::test(start_paused = true)]
