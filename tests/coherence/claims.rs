@@ -201,6 +201,24 @@ async fn where_a_load_takes_nearly_as_long_as_it_may_nobody_waits_for_another() 
     ring.end().await;
 }
 
+/// Where L2 takes nearly as long as it may, to look, to claim and to look again take longer than a read may.
+#[tokio::test(start_paused = true)]
+async fn a_read_whose_load_is_claimed_slowly_ends_by_its_limit() {
+    const LOOK_UP: Duration = ms_of(400);
+    const LOAD: Duration = ms_of(200);
+    let mut ring = Ring::of(0).await;
+    let slow = |cache: CacheBuilder<u64, String>| cache.fleet_single_flight().load_timeout(LOAD);
+    ring.join_with(|builder| builder.remote_timeout(LOOK_UP), slow).await;
+    let member = &ring.members[0];
+    member.node.remote.faults.delay(ms_of(150), ms_of(150));
+    let began = Instant::now();
+    let read = member.users.get(&7).await;
+    assert!(matches!(read, Err(Error::LoadTimeout { .. })), "{read:?}");
+    assert!(began.elapsed() <= LOOK_UP + LOAD + ms_of(20), "{:?}", began.elapsed());
+    eventually("the load ends by itself", ms_of(1_000), || member.users.flights() == 0).await;
+    ring.end().await;
+}
+
 const fn ms_of(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }

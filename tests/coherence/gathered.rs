@@ -705,3 +705,22 @@ async fn what_a_read_on_another_runtime_has_begun_holds_nobody_up_once_that_read
     elsewhere.join().unwrap();
     ring.end().await;
 }
+
+/// The tasks that would load end with it.
+#[test]
+fn a_read_beside_an_instance_whose_runtime_has_ended_ends_by_its_limit() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (its, readers) = (runtime(), runtime());
+    let member = its.block_on(async {
+        let sim = Sim::new(1);
+        let member = Member::new(&sim, |perto| perto, |cache| cache.load_timeout(Duration::from_millis(200)));
+        member.perto.start().await.unwrap();
+        member
+    });
+    drop(its);
+    let limit = Duration::from_secs(5);
+    let read = readers.block_on(async { tokio::time::timeout(limit, member.users.get(&7)).await });
+    let read = read.expect("a read that never ends");
+    assert!(matches!(read, Err(Error::LoadTimeout { .. })), "{read:?}");
+}
