@@ -109,7 +109,11 @@ pub async fn finish(connection: &mut PgConnection, schema: &str) -> anyhow::Resu
         true => {
             format!("finished: Perto's tables in the schema {schema} are for version {SCHEMA_VERSION} alone")
         }
-        false => format!("no upgrade of the schema {schema} is unfinished: nothing to do"),
+        false => {
+            format!(
+                "nothing to finish: Perto's tables in the schema {schema} are for version {SCHEMA_VERSION} alone"
+            )
+        }
     })
 }
 

@@ -9,7 +9,7 @@ use crate::service::schema;
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(crate) struct Migrate {
-    /// Make or upgrade the invalidation log alone, as `perto migrate` does
+    /// Make or upgrade the invalidation log alone, as `perto migrate` does. For --sql and --schema
     #[arg(long)]
     log_only: bool,
     #[command(flatten)]
@@ -23,7 +23,7 @@ impl Migrate {
             return self.log.run().await;
         }
         if self.log.sql || self.log.schema != schema::LOG {
-            anyhow::bail!("--sql and --schema are for the log: they need --log-only");
+            anyhow::bail!("--sql and --schema are for the log: say --log-only, too");
         }
         let mut connection = self.log.connect().await?;
         let done = schema::migrate(&mut connection).await?;
