@@ -87,6 +87,28 @@ async fn another_key_is_refused_unless_it_is_to_replace() {
 /// How long that one reads: as long as an attempt to declare waits for its locks in all.
 const LONG: Duration = Duration::from_secs(10);
 
+/// A session keeps what it has found, and that it has found nothing: so do commands that look before they change anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_looked_before_sees_what_another_has_made_while_it_waited() {
+    let world = World::new().await;
+    let (schema, all_looked) = (format!("{}l", world.name), tokio::sync::Barrier::new(4));
+    let four = (0..4).map(async |_| {
+        let mut connection = connected(&world).await;
+        assert_eq!(postgres::schema_version(&mut connection, &schema).await.unwrap(), None);
+        assert!(postgres::migrate_sql(&mut connection, &schema).await.unwrap().is_some());
+        all_looked.wait().await;
+        postgres::migrate(&mut connection, &schema).await.unwrap();
+        let watch = Watch { schema: schema.clone(), ..world.watch("items", "one") };
+        postgres::watch_sql(&mut connection, &watch, false).await.unwrap();
+        all_looked.wait().await;
+        postgres::watch(&mut connection, &watch).await.unwrap();
+    });
+    futures_util::future::join_all(four).await;
+    let all = postgres::watched(&mut connected(&world).await, &schema).await.unwrap();
+    world.sql(&format!("drop schema {schema} cascade")).await;
+    assert!(all.len() == 1 && all[0].faults.is_empty(), "{all:?}");
+}
+
 /// Ten instances that start at once, on a table that somebody has been reading for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_at_once_watch_a_new_schema_beside_an_open_reader_and_keep_no_reader_waiting() {

@@ -61,8 +61,13 @@ pub(super) async fn run_one(connection: &mut PgConnection, sql: &str) -> Result<
 }
 
 /// Not the lock of those who begin an epoch or trim: they must not wait for a table that is locked.
+///
+/// A session remembers that it has found something or nothing in the catalogs, until it locks a table that it has not locked in this transaction:
+/// this lock is none of a table. So it looks into one, and sees what others have made while it waited.
 fn turn(schema: &str) -> String {
-    format!("select pg_advisory_xact_lock(hashtextextended('perto.{schema}.declare', 0))")
+    format!(
+        "select pg_advisory_xact_lock(hashtextextended('perto.{schema}.declare', 0)); select from pg_catalog.pg_class limit 0"
+    )
 }
 
 /// From here to the end of the transaction nobody else declares anything in this schema.
