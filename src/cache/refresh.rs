@@ -12,9 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::missed::until;
 use super::policy::{Outage, millis};
 use super::stale::{Awaited, Cause, Landing, Refresh, Refreshing, StaleEntries, StaleEntry};
-use super::{Cache, Core, Key, Value, until};
+use super::{Cache, Core, Key, Value};
 use crate::coherence::lease::LeaseView;
 use crate::coherence::verdict::LeaseVerdict;
 use crate::error::Error;
