@@ -54,7 +54,7 @@ async fn all() {
     let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let wanted = |name: &str| only.is_empty() || only.iter().any(|word| word == name);
     if wanted("updates") {
-        updates(&bed, rounds).await;
+        pgbenches(&bed, rounds).await;
     }
     if wanted("elsewhere") {
         elsewhere(&bed, rounds).await;
@@ -71,7 +71,7 @@ const TABLES: [(&str, &str, Option<&[&str]>); 4] = [
 ];
 
 /// One-row updates by four clients: to a table that nobody watches, and to its copies. No instance runs.
-async fn updates(bed: &Bed, rounds: usize) {
+async fn pgbenches(bed: &Bed, rounds: usize) {
     let mut connection = PgConnection::connect(&bed.postgres_url).await.expect("DATABASE_URL");
     let schema = &bed.schema;
     let scripts = std::env::temp_dir().join(format!("perto-{schema}"));
@@ -149,8 +149,14 @@ fn pgbench(url: &str, commits: &str, script: &PathBuf) -> f64 {
 }
 
 /// From the return of a commit, and from the call of an invalidation by hand, until another instance has evicted: beside a
-/// message of the same length from `PUBLISH` to its subscriber, by the same client.
+/// message of the same length from `PUBLISH` to its subscriber, by the same client. That one follows the same commit to a table that
+/// nobody watches: a connection that goes back to its pool is tested then, which takes its part of two cores.
 async fn elsewhere(bed: &Bed, rounds: usize) {
+    let sql = format!(
+        "create table {0}.unwatched as select * from {0}.messages; alter table {0}.unwatched add primary key (id)",
+        bed.schema
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&bed.pool).await.expect("a table");
     let (writer, by_hand) = bed.instance::<i64>(64 << 20).await;
     let (reader, cache, mut evicted) = listening(bed).await;
     let mut bare = Bare::open(bed).await;
@@ -160,7 +166,7 @@ async fn elsewhere(bed: &Bed, rounds: usize) {
         let mut took = [Vec::new(), Vec::new(), Vec::new()];
         for n in 0..TIMES {
             let id = (round * TIMES + n) % ROWS;
-            took[0].push(bare.publish().await);
+            took[0].push(bare.publish(bed, id).await);
             cached(&cache, id, &mut evicted).await;
             took[1].push(commit(bed, &writer, &cache, id, &mut evicted).await);
             cached(&cache, id, &mut evicted).await;
@@ -220,6 +226,13 @@ async fn cached(cache: &Cache<i64, Message>, id: i64, evicted: &mut UnboundedRec
     while evicted.try_recv().is_ok() {}
 }
 
+async fn update(bed: &Bed, table: &str, id: i64) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let sql = format!("update {}.{table} set author = author || '!' where id = $1", bed.schema);
+    let mut tx = bed.pool.begin().await.expect("begin");
+    sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *tx).await.expect("update");
+    tx
+}
+
 async fn commit(
     bed: &Bed,
     writer: &Perto,
@@ -227,9 +240,7 @@ async fn commit(
     id: i64,
     evicted: &mut UnboundedReceiver<Instant>,
 ) -> f64 {
-    let sql = format!("update {}.messages set author = author || '!' where id = $1", bed.schema);
-    let mut tx = bed.pool.begin().await.expect("begin");
-    sqlx::query(AssertSqlSafe(sql)).bind(id).execute(&mut *tx).await.expect("update");
+    let mut tx = update(bed, "messages", id).await;
     let pending = writer.pending(&mut tx).await.expect("pending").expect("watched");
     assert!(cache.get_if_cached(&id).is_some(), "nothing evicts before the commit");
     tx.commit().await.expect("commit");
@@ -343,7 +354,9 @@ impl Bare {
         Self { publisher: bed.connection().await, channel, message: "x".repeat(64), heard }
     }
 
-    async fn publish(&mut self) -> f64 {
+    async fn publish(&mut self, bed: &Bed, id: i64) -> f64 {
+        let tx = update(bed, "unwatched", id).await;
+        tx.commit().await.expect("commit");
         let began = Instant::now();
         let publish = redis::cmd("PUBLISH").arg(&self.channel).arg(&self.message).to_owned();
         let (published, at) = tokio::join!(publish.query_async::<()>(&mut self.publisher), self.heard.recv());

@@ -286,18 +286,35 @@ impl fmt::Debug for StartError {
 }
 
 /// An error and its causes in one line, for logs and events.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let of_server = said(cause);
+        next = cause.source().filter(|_| of_server.is_none());
+        let cause = of_server.unwrap_or_else(|| cause.to_string());
+        if !text.ends_with(&cause) {
+            let between = if text.is_empty() { "" } else { ": " };
+            text.push_str(between);
+            text.push_str(&cause);
         }
-        source = cause.source();
     }
     text
+}
+
+/// What Postgres said, without the client's words around it: that a server refused, and on which line of its own source code.
+fn said(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
+    #[cfg(feature = "postgres")]
+    {
+        let cause = cause.downcast_ref::<Cause>().map_or(cause, |shared| &**shared);
+        let of_server = cause.downcast_ref().and_then(sqlx::Error::as_database_error);
+        of_server.map(|error| error.message().to_owned())
+    }
+    #[cfg(not(feature = "postgres"))]
+    {
+        let _only_of_postgres = cause;
+        None
+    }
 }
 
 #[cfg(test)]

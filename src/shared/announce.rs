@@ -58,16 +58,20 @@ impl Shared {
         let span = Trace::current().begin(Kind::Internal, format_args!("announce"));
         span.number("perto.changes", changes.len() as u64);
         self.told(token);
-        // Here first: a reader on this instance sees the write from now on.
-        let evicted = self.apply(token.epoch, xid, changes);
-        span.number("perto.evicted", evicted);
-        self.overtaken(xid);
         let trace = span.trace();
         let publish = self.publish(token.epoch, xid, changes, &trace);
-        let bury = self.bury(token.epoch, xid, changes, &trace);
-        // Both go out on one connection without waiting for each other: one round trip. The hint is first,
-        // for with memory full and no eviction the tombstones may be refused.
-        let (published, buried) = tokio::join!(publish, bury);
+        let rest = async {
+            // The hint is on its way before this instance's own work begins, and before a server has tombstones to lay: it sends
+            // what it publishes once it has run all that came with it. Their order matters for a full memory too: the
+            // tombstones may be refused then.
+            tokio::task::yield_now().await;
+            let evicted = self.apply(token.epoch, xid, changes);
+            span.number("perto.evicted", evicted);
+            self.overtaken(xid);
+            self.bury(token.epoch, xid, changes, &trace).await
+        };
+        // Neither waits for the other's answer: one round trip.
+        let (published, buried) = tokio::join!(publish, rest);
         self.signals.judge(
             TroubleKind::HintsRefused,
             published.and(buried),

@@ -77,6 +77,26 @@ async fn while_the_log_is_cut_off_nothing_cached_is_served_as_fresh_beyond_the_b
     }
 }
 
+/// The server says on which line of its own source code it refused, and the client shows that.
+#[tokio::test]
+async fn what_postgres_refuses_is_told_without_a_line_of_its_source_code() {
+    let world = World::new().await;
+    let a = world.start().await;
+    coherent([&a]).await;
+    let refuses = "begin raise exception 'not now'; end";
+    world
+        .sql(&format!("create or replace function origin() returns text language plpgsql as $$ {refuses} $$"))
+        .await;
+    eventually("a failed poll is told", async || {
+        a.events().iter().any(|event| {
+            let Event::PollFailed { error } = event else { return false };
+            assert!(error.contains("not now") && !error.contains("at line"), "{error}");
+            true
+        })
+    })
+    .await;
+}
+
 /// What was not written in between is served again without a load: the cursor's replay revalidates it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_an_outage_what_was_not_written_is_still_cached() {
