@@ -93,6 +93,8 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
         "*",
         "",
         "1 from pg_catalog.pg_class",
+        "null",
+        "null::bigint",
     ] {
         let refused = world.keyed("lines", key).await.expect_err(key);
         assert!(refused.starts_with("key: "), "{key}: {refused}");
@@ -102,6 +104,8 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
             assert!(refused.contains(alternative), "{key}: {refused}");
         }
     }
+    let elsewhere = world.keyed("lines", "sound(id)").await.expect_err("in no schema");
+    assert!(elsewhere.contains("write the schema of what is elsewhere"), "{elsewhere}");
     for key in [
         "id",
         "'order:' || order_id",
@@ -119,6 +123,8 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
         "nullif(label, '')",
         "id in (1, 2)",
         "greatest(id, order_id)",
+        // All rows make up one value.
+        "'all'",
         &format!("{schema}.sound(id)"),
     ] {
         world.keyed("lines", key).await.unwrap_or_else(|refused| panic!("{key}: {refused}"));

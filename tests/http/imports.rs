@@ -229,7 +229,7 @@ async fn a_csv_file_becomes_contacts_and_its_bad_rows_a_file_with_their_reasons(
         "9,\"email: is not an e-mail address\",\"'=1+1,912345670,@\"".to_owned(),
         "10,\"record: has more or fewer fields than the header\",\"Eve,912345670\"".to_owned(),
         "11,\"record: has more or fewer fields than the header\",\"Eve,912345670,,\"".to_owned(),
-        "12,\"record: is not UTF-8: save the file as UTF-8\",\"\u{fffd}\u{fffd},912345670,\"".to_owned(),
+        "12,\"record: is not UTF-8, but perhaps Windows-1252 or Latin-1: save the file as UTF-8\",\"\u{fffd}\u{fffd},912345670,\"".to_owned(),
         format!("13,\"record: is longer than 64 KiB\",\"{}\"", kept(&long)),
         "14,\"name: must not have control characters\",\"Nul,912345670,\"".to_owned(),
         format!("15,\"name: must have 1 to 200 characters\",\"{},912345670,\"", "n".repeat(201)),
@@ -369,8 +369,9 @@ async fn a_file_is_read_as_spreadsheets_write_it() {
     ended(&served, &extra).await;
     let file = rejected(&served, &latin).await;
     assert!(
-        file.contains("2,\"record: is not UTF-8: save the file as UTF-8\"")
-            && file.contains("3,\"record: has more"),
+        file.contains(
+            "2,\"record: is not UTF-8, but perhaps Windows-1252 or Latin-1: save the file as UTF-8\""
+        ) && file.contains("3,\"record: has more"),
         "{file}"
     );
     assert!(rejected(&served, &extra).await.contains("in a column that the header does not name"));

@@ -18,7 +18,10 @@ const ROW: usize = 120;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) const TOO_LONG: Flaw = Flaw { field: "record", wrong: "is longer than 64 KiB" };
-const NOT_UTF8: Flaw = Flaw { field: "record", wrong: "is not UTF-8: save the file as UTF-8" };
+const NOT_UTF8: Flaw = Flaw {
+    field: "record",
+    wrong: "is not UTF-8, but perhaps Windows-1252 or Latin-1: save the file as UTF-8",
+};
 const UTF16: Flaw = Flaw { field: "record", wrong: "is in UTF-16: save the file as UTF-8" };
 const UNCLOSED: Flaw = Flaw { field: "record", wrong: "has a quote that is not closed" };
 const FIELDS: Flaw = Flaw { field: "record", wrong: "has more or fewer fields than the header" };
