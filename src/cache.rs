@@ -289,7 +289,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// here, in L2 and by hint elsewhere. Dropping the future after it was recorded leaves the rest to the tail.
     ///
     /// # Errors
-    /// If it could not be recorded; then it is not promised, though L1 here no longer holds the key.
+    /// If it could not be recorded. Then nothing was invalidated, here neither; after a time limit it may have been.
     pub async fn invalidate(&self, key: &K) -> Result<Token, InvalidateError> {
         self.invalidate_many(std::slice::from_ref(key)).await
     }

@@ -290,13 +290,17 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(cause) = next {
-        let of_server = said(cause);
+        let (of_client, of_server) = (cause.to_string(), said(cause));
         next = cause.source().filter(|_| of_server.is_none());
-        let cause = of_server.unwrap_or_else(|| cause.to_string());
-        if !text.ends_with(&cause) {
+        let shown = of_server.as_ref().unwrap_or(&of_client);
+        // What is around it has often said it.
+        if let Some(around) = text.strip_suffix(&of_client) {
+            text.truncate(around.len());
+            text.push_str(shown);
+        } else if !text.ends_with(shown) {
             let between = if text.is_empty() { "" } else { ": " };
             text.push_str(between);
-            text.push_str(&cause);
+            text.push_str(shown);
         }
     }
     text
@@ -306,9 +310,12 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 fn said(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     #[cfg(feature = "postgres")]
     {
+        use sqlx::postgres::PgDatabaseError;
         let cause = cause.downcast_ref::<Cause>().map_or(cause, |shared| &**shared);
-        let of_server = cause.downcast_ref().and_then(sqlx::Error::as_database_error);
-        of_server.map(|error| error.message().to_owned())
+        let of_client = cause.downcast_ref().and_then(sqlx::Error::as_database_error);
+        // Some show the client's error as their own, and name its cause.
+        let bare = || cause.downcast_ref::<PgDatabaseError>().map(PgDatabaseError::message);
+        of_client.map(|error| error.message()).or_else(bare).map(str::to_owned)
     }
     #[cfg(not(feature = "postgres"))]
     {

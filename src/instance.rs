@@ -304,8 +304,9 @@ struct Starting<'a> {
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
         if !self.done {
-            // Caches may be declared again, which would not know what this start has read.
+            // Caches may be declared again, which would not know what this start has read, nor has anybody looked at their tables.
             self.shared.coherence.lease.begin_era();
+            *self.shared.unwatched.write() = None;
             *self.shared.started.write() = false;
         }
     }

@@ -6,7 +6,10 @@
 //! When such a table is watched again, what was cached meanwhile may miss a write, and the alert has just ended. `perto watch` clears the
 //! cache in the transaction that makes the triggers. Whoever enables a trigger by hand, or drops a subscription, clears nothing: so
 //! each instance that knew of it does. It does so also where somebody has cleared the cache, for that may have been before the last
-//! write that nobody saw. One that has ended by then clears nothing: so nothing is put into L2 meanwhile.
+//! write that nobody saw.
+//!
+//! One that has ended by then clears nothing. So whoever finds such a table puts nothing into L2 from then on, and clears the cache at once:
+//! what lies there has a stamp from before, and is refused for good.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,11 +29,13 @@ pub(super) struct Watching {
     shared: Arc<Shared>,
     /// What was found last, and what could not be cleared since.
     found: Found,
+    /// Caches of which a table was found not watched, and that could not be cleared since.
+    lost: BTreeSet<String>,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, found: Found::new() }
+        Self { shared, found: Found::new(), lost: BTreeSet::new() }
     }
 
     /// Fails where a table is not watched and that was not allowed.
@@ -41,6 +46,7 @@ impl Watching {
             return Err(StartError::Unwatched(each.collect()));
         }
         self.tell(found);
+        self.clear_lost().await;
         Ok(())
     }
 
@@ -51,6 +57,7 @@ impl Watching {
             if let Ok(mut found) = self.look().await {
                 self.clear(&mut found).await;
                 self.tell(found);
+                self.clear_lost().await;
             }
         }
     }
@@ -74,6 +81,15 @@ impl Watching {
             for (subject, before) in known() {
                 let uncleared = || Unwatched { problem: problem.clone(), ..before.clone() };
                 found.entry(subject.clone()).or_insert_with(uncleared);
+            }
+        }
+    }
+
+    /// Clears the caches whose tables are found not watched. What can't be cleared is a trouble as it is, and is tried again with the next look.
+    async fn clear_lost(&mut self) {
+        for name in std::mem::take(&mut self.lost) {
+            if self.shared.invalidate(Change { cache: name.clone(), keys: None }).await.is_err() {
+                self.lost.insert(name);
             }
         }
     }
@@ -102,6 +118,9 @@ impl Watching {
             found.get(subject).is_some_and(|now| mark(subject) == Some(&now.mark))
         });
         for (subject, unwatched) in &found {
+            if !self.found.contains_key(subject) {
+                self.lost.extend(subject.cache.clone());
+            }
             signals.begin(subject.clone(), &unwatched.problem);
         }
         self.found = found;

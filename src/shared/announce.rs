@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Shared;
 use super::l2::{KEYS_AT_ONCE, NO_ANSWER, redis_span};
+use crate::bus::Bus;
 use crate::coherence::buckets::Told;
 use crate::coherence::token::Token;
 use crate::error::{Error, InvalidateError, LogError, RemoteError};
@@ -64,7 +65,9 @@ impl Shared {
             // The hint is on its way before this instance's own work begins, and before a server has tombstones to lay: it sends
             // what it publishes once it has run all that came with it. Their order matters for a full memory too: the
             // tombstones may be refused then.
-            tokio::task::yield_now().await;
+            if self.hints_to().is_some() {
+                tokio::task::yield_now().await;
+            }
             let evicted = self.apply(token.epoch, xid, changes);
             span.number("perto.evicted", evicted);
             self.overtaken(xid);
@@ -79,6 +82,11 @@ impl Shared {
         );
     }
 
+    /// Where hints go now, if anywhere.
+    fn hints_to(&self) -> Option<&Arc<dyn Bus>> {
+        self.bus.as_ref().filter(|_| self.breaker.is_closed())
+    }
+
     async fn publish(
         &self,
         epoch: u64,
@@ -86,7 +94,7 @@ impl Shared {
         changes: &[Change],
         trace: &Trace,
     ) -> Result<(), RemoteError> {
-        let Some(bus) = self.bus.as_ref().filter(|_| self.breaker.is_closed()) else { return Ok(()) };
+        let Some(bus) = self.hints_to() else { return Ok(()) };
         let span = redis_span(trace, Kind::Producer, "PUBLISH", 1);
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let hint = Hint {

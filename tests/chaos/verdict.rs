@@ -144,11 +144,11 @@ fn history(
 ) -> (History, HashMap<u64, usize>) {
     let mut history = History::new();
     let read: HashSet<u32> = reads.iter().map(|(_, read)| read.key).collect();
-    for key in read.iter().copied().map(u64::from) {
-        // Where it began.
-        history.wrote(key, Some(key), Duration::ZERO, Some(Duration::ZERO));
-    }
     let mut places = HashMap::new();
+    for key in read.iter().copied().map(u64::from) {
+        // Where it began. A reader may demand that too, and a failover may take the row back to it.
+        places.insert(key, history.wrote(key, Some(key), Duration::ZERO, Some(Duration::ZERO)));
+    }
     for write in in_order(writes, reads).into_iter().filter(|write| read.contains(&write.key)) {
         let key = u64::from(write.key);
         if write.kind == Kind::Rewound {

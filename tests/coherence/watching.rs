@@ -150,7 +150,11 @@ async fn what_was_cached_while_a_table_was_not_watched_is_gone_once_it_is_watche
             assert_eq!(member.fresh(1).await, some("before"));
         }
         knows.node.log.watch("users", false);
-        tokio::time::sleep(MINUTE).await;
+        // Who finds it clears what is cached.
+        tokio::time::sleep(MINUTE + POLL).await;
+        for member in [knows, other] {
+            assert_eq!(member.fresh(1).await, some("before"));
+        }
         let rows = ring.sim.postgres.retained();
         if cleared_by_hand {
             // Before the last write that nobody saw.
@@ -201,6 +205,38 @@ async fn what_is_loaded_while_a_table_is_not_watched_stays_out_of_l2() {
     let read = ring.members[1].users.get(&1).await.unwrap();
     assert_eq!(read.tier, Tier::Remote, "where it is watched it is put there");
     ring.end().await;
+}
+
+/// What was put there before it was lost misses the same writes, and whoever knew may have ended when it is watched again.
+#[tokio::test(start_paused = true)]
+async fn what_lay_in_l2_when_a_table_was_found_not_watched_is_refused_for_good() {
+    for found_at_the_start in [false, true] {
+        let mut ring = Ring::of(0).await;
+        let unlogged = |value: &str| {
+            let mut tx = ring.sim.postgres.begin();
+            tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
+            tx.commit().unwrap();
+        };
+        let allowed = |perto: PertoBuilder| perto.allow_unwatched().audit_rate(0);
+        let join = || Member::new(&ring.sim, allowed, |cache| cache.tables(["users"]));
+        unlogged("before");
+        let filled = join();
+        filled.perto.start().await.unwrap();
+        assert_eq!(filled.fresh(1).await, some("before"));
+        tokio::time::sleep(SLOW).await;
+        let knows = if found_at_the_start { join() } else { filled };
+        knows.node.log.watch("users", false);
+        if found_at_the_start {
+            knows.perto.start().await.unwrap();
+        } else {
+            tokio::time::sleep(MINUTE).await;
+        }
+        knows.perto.shutdown().await;
+        unlogged("after");
+        ring.join_with(allowed, |cache| cache.tables(["users"])).await;
+        assert_eq!(ring.members[0].fresh(1).await, some("after"), "{found_at_the_start}");
+        ring.end().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

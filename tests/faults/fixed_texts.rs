@@ -387,9 +387,8 @@ async fn a_key_needs_no_settings_only_where_it_is_a_column_and_no_word_of_the_gr
         world.sql("update odd set at = now()").await;
         assert_eq!(logged(&world, "odd").await, [text], "{key}");
     }
-    keyed(&world, "odd", "null", &[]).await;
-    world.sql("update odd set at = now()").await;
-    assert_eq!(logged(&world, "odd").await, [""; 0], "that is null, and no column");
+    let refused = world.keyed("odd", "null").await.expect_err("that is null, and no column");
+    assert!(refused.contains("it is null whatever the row is"), "{refused}");
 }
 
 /// The longest key that is cached is named, a longer one is not, and a row is one row whether or not it came by an upsert.

@@ -17,7 +17,7 @@ impl World {
     }
 
     /// Watches a table of this world by a key.
-    async fn keyed(&self, table: &str, key: &str) -> Result<(), String> {
+    pub(crate) async fn keyed(&self, table: &str, key: &str) -> Result<(), String> {
         let watch = Watch { key: key.to_owned(), ..self.watch(table, table) };
         let watching = postgres::rewatch(&mut self.connection().await, &watch).await;
         watching.map(drop).map_err(|error| error.to_string())
@@ -95,6 +95,10 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
         "1 from pg_catalog.pg_class",
         "null",
         "null::bigint",
+        "nullif('a', 'a')",
+        "(array[]::text[])[1]",
+        "unnest(array[]::text[])",
+        "1 / 0",
     ] {
         let refused = world.keyed("lines", key).await.expect_err(key);
         assert!(refused.starts_with("key: "), "{key}: {refused}");
@@ -106,6 +110,10 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
     }
     let elsewhere = world.keyed("lines", "sound(id)").await.expect_err("in no schema");
     assert!(elsewhere.contains("write the schema of what is elsewhere"), "{elsewhere}");
+    let operator = world.keyed("lines", "id ?|? id").await.expect_err("in no schema");
+    assert!(operator.contains("write the schema of what is elsewhere"), "{operator}");
+    let there = world.keyed("lines", &format!("{schema}.sound(label)")).await.expect_err("of another type");
+    assert!(!there.contains("write the schema"), "{there}");
     for key in [
         "id",
         "'order:' || order_id",
@@ -125,6 +133,8 @@ async fn a_key_that_is_no_function_of_one_row_is_refused_and_says_what_one_is() 
         "greatest(id, order_id)",
         // All rows make up one value.
         "'all'",
+        "coalesce(null, 'all')",
+        "unnest(array['all', null])",
         &format!("{schema}.sound(id)"),
     ] {
         world.keyed("lines", key).await.unwrap_or_else(|refused| panic!("{key}: {refused}"));

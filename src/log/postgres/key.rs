@@ -113,18 +113,22 @@ pub(super) async fn judge(
             "key: {:?} is no key of {}: {why}{}. {ALTERNATIVES}",
             watch.key,
             table.name,
-            if is_looked_for_in_pg_catalog(&why) { NAME_ITS_SCHEMA } else { "" }
+            if has_no_schema(&why) { NAME_ITS_SCHEMA } else { "" }
         ))),
     }
 }
 
 type Refusal = Option<String>;
 
-const NAME_ITS_SCHEMA: &str = " in pg_catalog: write the schema of what is elsewhere, like public.norm(slug)";
+const NAME_ITS_SCHEMA: &str = ". In the trigger's function only pg_catalog is looked into: write the schema of what is elsewhere, like public.norm(slug)";
 
-fn is_looked_for_in_pg_catalog(why: &str) -> bool {
-    why.ends_with(" does not exist")
-        && ["function ", "type ", "operator "].iter().any(|what| why.starts_with(what))
+/// A function, type or operator that is not there, and was named without a schema.
+fn has_no_schema(why: &str) -> bool {
+    let named = match why.strip_suffix(" does not exist") {
+        Some(what) => what.strip_prefix("function ").or_else(|| what.strip_prefix("type ")),
+        None => why.strip_prefix("operator does not exist: "),
+    };
+    named.is_some_and(|named| !named.split('(').next().unwrap_or_default().contains('.'))
 }
 
 /// What Postgres says against SQL that the key is part of.
@@ -181,9 +185,6 @@ async fn one_row(
             return Ok(Some(what.to_owned()));
         }
     }
-    if !tree.contains("{VAR ") && tree.contains(":constisnull true") {
-        return Ok(Some("it is null whatever the row is, so no write would invalidate anything".to_owned()));
-    }
     if reads_times(&tree) || names_a_moment(&watch.key) && numbers(&tree, &["consttype"]).iter().any(is_time)
     {
         return Ok(Some(
@@ -192,7 +193,7 @@ async fn one_row(
         ));
     }
     let (functions, types) = (numbers(&tree, &["funcid", "opfuncid"]), numbers(&tree, &TYPES));
-    sqlx::query_scalar(
+    let unsound: Refusal = sqlx::query_scalar(
         "select case when p.provolatile = 'v' then p.oid::regprocedure || ' is volatile: it may say another thing each time' \
            when n.nspname = 'pg_catalog' then p.oid::regprocedure || ' depends on who writes, when, or on settings' \
            else p.oid::regprocedure || ' is stable: it may read other rows, or settings. If it does not, declare it immutable' end \
@@ -208,8 +209,23 @@ async fn one_row(
     .bind(types)
     .bind(PINNED.as_slice())
     .bind(UNPINNED.as_slice())
-    .fetch_optional(connection)
-    .await
+    .fetch_optional(&mut *connection)
+    .await?;
+    if unsound.is_some() || tree.contains("{VAR ") {
+        return Ok(unsound);
+    }
+    // It says the same of each row.
+    let never = format!("select count(k) = 0 from (select ({key})::text as k) k");
+    match sqlx::query_scalar(AssertSqlSafe(never)).persistent(false).fetch_one(connection).await {
+        Ok(true) => {
+            Ok(Some("it is null whatever the row is, so no write would invalidate anything".to_owned()))
+        }
+        Ok(false) => Ok(None),
+        Err(error) => match error.as_database_error().map(|error| error.message().to_owned()) {
+            Some(said) => Ok(Some(said)),
+            None => Err(error),
+        },
+    }
 }
 
 /// Dates and times that a text can be read as, and arrays of them, by their numbers, which never change.
