@@ -310,12 +310,12 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 fn said(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     #[cfg(feature = "postgres")]
     {
-        use sqlx::postgres::PgDatabaseError;
+        use sqlx::error::DatabaseError;
         let cause = cause.downcast_ref::<Cause>().map_or(cause, |shared| &**shared);
         let of_client = cause.downcast_ref().and_then(sqlx::Error::as_database_error);
         // Some show the client's error as their own, and name its cause.
-        let bare = || cause.downcast_ref::<PgDatabaseError>().map(PgDatabaseError::message);
-        of_client.map(|error| error.message()).or_else(bare).map(str::to_owned)
+        let bare = || cause.downcast_ref().map(Box::<dyn DatabaseError>::as_ref);
+        of_client.or_else(bare).map(|error| error.message().to_owned())
     }
     #[cfg(not(feature = "postgres"))]
     {

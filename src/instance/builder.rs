@@ -157,7 +157,7 @@ impl PertoBuilder {
     }
 
     /// Lets [`Perto::start`] succeed though tables that caches declare are missing, not watched, or written into by a subscription
-    /// of logical replication. Writes to them are not seen before the time to live, and answers are called fresh all the same. Nothing of such a cache is put into L2 meanwhile. It is a trouble for as long as it lasts:
+    /// of logical replication. Writes to them are not seen before the time to live, and answers are called fresh all the same. Nothing of such a cache is put into L2 meanwhile, and each instance that finds one clears it everywhere, once. It is a trouble for as long as it lasts:
     /// [`Health::troubles`](crate::Health::troubles) has it, and it is looked at every minute. Default: start fails.
     pub const fn allow_unwatched(mut self) -> Self {
         self.allow_unwatched = true;

@@ -11,6 +11,13 @@ const MINUTE: Duration = Duration::from_secs(61);
 /// A look and a clear have 3 s each.
 const SLOW: Duration = Duration::from_secs(2);
 
+/// A write that no trigger sees.
+fn put_unlogged(ring: &Ring, value: &str) {
+    let mut tx = ring.sim.postgres.begin();
+    tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
+    tx.commit().unwrap();
+}
+
 fn unwatched(events: &mut Receiver<Event>) -> Vec<String> {
     let mut tables = Vec::new();
     while let Ok(event) = events.try_recv() {
@@ -140,11 +147,7 @@ async fn what_was_cached_while_a_table_was_not_watched_is_gone_once_it_is_watche
                 .await;
         }
         let (knows, other) = (&ring.members[0], &ring.members[1]);
-        let unlogged = |value: &str| {
-            let mut tx = ring.sim.postgres.begin();
-            tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
-            tx.commit().unwrap();
-        };
+        let unlogged = |value| put_unlogged(&ring, value);
         unlogged("before");
         for member in [knows, other] {
             assert_eq!(member.fresh(1).await, some("before"));
@@ -183,11 +186,7 @@ async fn what_was_cached_while_a_table_was_not_watched_is_gone_once_it_is_watche
 #[tokio::test(start_paused = true)]
 async fn what_is_loaded_while_a_table_is_not_watched_stays_out_of_l2() {
     let mut ring = Ring::of(0).await;
-    let unlogged = |value: &str| {
-        let mut tx = ring.sim.postgres.begin();
-        tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
-        tx.commit().unwrap();
-    };
+    let unlogged = |value| put_unlogged(&ring, value);
     let allowed = |perto: PertoBuilder| perto.allow_unwatched().audit_rate(0);
     let tried = Member::new(&ring.sim, allowed, |cache| cache.tables(["users"]));
     tried.node.log.watch("users", false);
@@ -210,13 +209,9 @@ async fn what_is_loaded_while_a_table_is_not_watched_stays_out_of_l2() {
 /// What was put there before it was lost misses the same writes, and whoever knew may have ended when it is watched again.
 #[tokio::test(start_paused = true)]
 async fn what_lay_in_l2_when_a_table_was_found_not_watched_is_refused_for_good() {
-    for found_at_the_start in [false, true] {
+    for (found_at_the_start, is_cleared_late) in [(false, false), (true, false), (false, true)] {
         let mut ring = Ring::of(0).await;
-        let unlogged = |value: &str| {
-            let mut tx = ring.sim.postgres.begin();
-            tx.put_unlogged(CACHE, &1_u64, &value).unwrap();
-            tx.commit().unwrap();
-        };
+        let unlogged = |value| put_unlogged(&ring, value);
         let allowed = |perto: PertoBuilder| perto.allow_unwatched().audit_rate(0);
         let join = || Member::new(&ring.sim, allowed, |cache| cache.tables(["users"]));
         unlogged("before");
@@ -225,16 +220,28 @@ async fn what_lay_in_l2_when_a_table_was_found_not_watched_is_refused_for_good()
         assert_eq!(filled.fresh(1).await, some("before"));
         tokio::time::sleep(SLOW).await;
         let knows = if found_at_the_start { join() } else { filled };
-        knows.node.log.watch("users", false);
+        let log = &knows.node.log;
+        log.watch("users", false);
         if found_at_the_start {
             knows.perto.start().await.unwrap();
+        } else if is_cleared_late {
+            let rows = ring.sim.postgres.retained();
+            // Its look is answered, and what it sends then is on its way.
+            log.faults.delay(SLOW, SLOW);
+            tokio::time::sleep(MINUTE).await;
+            log.faults.cut();
+            tokio::time::sleep(SLOW * 2).await;
+            assert_eq!(ring.sim.postgres.retained(), rows, "not yet");
+            assert_eq!(knows.perto.health().troubles[0].kind, TroubleKind::Unwatched);
+            log.faults.heal();
+            tokio::time::sleep(MINUTE + SLOW).await;
         } else {
             tokio::time::sleep(MINUTE).await;
         }
         knows.perto.shutdown().await;
         unlogged("after");
         ring.join_with(allowed, |cache| cache.tables(["users"])).await;
-        assert_eq!(ring.members[0].fresh(1).await, some("after"), "{found_at_the_start}");
+        assert_eq!(ring.members[0].fresh(1).await, some("after"), "{found_at_the_start}, {is_cleared_late}");
         ring.end().await;
     }
 }

@@ -97,6 +97,27 @@ async fn what_postgres_refuses_is_told_without_a_line_of_its_source_code() {
     .await;
 }
 
+#[tokio::test]
+async fn an_error_around_what_postgres_says_tells_it_once() {
+    #[derive(Debug, thiserror::Error)]
+    enum Wrapped {
+        #[error("the query failed: {0}")]
+        Around(#[from] sqlx::Error),
+        #[error(transparent)]
+        Bare(sqlx::Error),
+    }
+    let world = World::new().await;
+    let fails = async || sqlx::query("select 1 / 0").execute(&world.pool).await.unwrap_err();
+    for (error, told) in [
+        (Wrapped::Around(fails().await), "the query failed: division by zero"),
+        (Wrapped::Bare(fails().await), "error returned from database: division by zero"),
+    ] {
+        let told = format!("the loader of cache item failed: {told}");
+        let error = Error::Load { cache: "item".into(), source: std::sync::Arc::new(error) };
+        assert_eq!(format!("{error:?}"), told);
+    }
+}
+
 /// What was not written in between is served again without a load: the cursor's replay revalidates it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_an_outage_what_was_not_written_is_still_cached() {

@@ -145,7 +145,7 @@ async fn said(connection: &mut PgConnection, sql: &str) -> Result<Refusal, sqlx:
 /// Nothing else of the table is there under that name in the trigger's function. Both ways it must be SQL: what closes a
 /// bracket or begins a comment is at most one of the two.
 ///
-/// None of it is run. (A client that selected a key would look up its type, in between.)
+/// What names a column is not run. (A client that selected a key would look up its type, in between.)
 async fn one_row(
     connection: &mut PgConnection,
     watch: &Watch,
@@ -215,7 +215,7 @@ async fn one_row(
         return Ok(unsound);
     }
     // It says the same of each row.
-    let never = format!("select count(k) = 0 from (select ({key})::text as k) k");
+    let never = format!("select not exists (select from (select ({key})::text as k) k where k is not null)");
     match sqlx::query_scalar(AssertSqlSafe(never)).persistent(false).fetch_one(connection).await {
         Ok(true) => {
             Ok(Some("it is null whatever the row is, so no write would invalidate anything".to_owned()))
