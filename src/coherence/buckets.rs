@@ -141,7 +141,10 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         insert: impl FnOnce(),
     ) -> bool {
         let stripe = self.stripe(slot);
-        let accepted = stripe.buckets[slot.0 % PER_STRIPE].accepts(stamp) && whole.accepts(stamp);
+        // Written under the stripe, so it is what the bucket knows: most need not look at that, which is memory that nobody else has read.
+        let known = self.highest[slot.0].load(Ordering::Acquire);
+        let accepted = (stamp.xmin() > known || stripe.buckets[slot.0 % PER_STRIPE].accepts(stamp))
+            && whole.accepts(stamp);
         if accepted {
             insert();
         }
