@@ -9,6 +9,8 @@
 //! is named with its schema, down to types, operators and collations: it runs as its owner, and the path is the caller's. Only
 //! what no path can change bears a bare name: the rows of the statement, variables, and what the grammar knows.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 
 use super::super::MAX_KEYS_PER_ROW;
@@ -83,6 +85,9 @@ pub(super) const SETTINGS: [(&str, &str); 11] = [
 /// Messages without a row's data: of names and rights, of what is not supported, of bugs; and `division_by_zero`.
 const HARMLESS: &str = "^(42|0A|XX|22012)";
 
+/// Bytes that the columns of a row take where they are stored, if they are compared before all else.
+const COMPARED_AT_ONCE: u32 = 32 << 10;
+
 /// A row's key, told apart by its bytes.
 fn text(key: &str) -> String {
     format!("(({key})::pg_catalog.text) collate pg_catalog.\"C\"")
@@ -128,12 +133,11 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     } else {
         changed(&key, columns, &as_watched)
     };
-    let one_row =
-        if texts == Texts::Fixed && columns.is_empty() { one_row(watch, &as_watched) } else { String::new() };
+    let one_row = if texts == Texts::Fixed { one_row(watch, &as_watched) } else { String::new() };
     format!(
         "\n#variable_conflict use_column
          declare perto_keys pg_catalog.text[]; perto_bytes pg_catalog.int4; perto_as_watched pg_catalog.bool;
-           perto_fault pg_catalog.text;
+           perto_fault pg_catalog.text; perto_row pg_catalog.text; perto_rows pg_catalog.text[];
          begin {one_row}
            if tg_op operator(pg_catalog.=) 'TRUNCATE' then
              insert into {schema}.invalidation (cache, keys) values ({cache}, null); return null;
@@ -169,49 +173,78 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     )
 }
 
-/// What is tried first: to log a statement of one row by one statement that can't fail, and so needs no block around it. Where
-/// it logs nothing, all else follows.
+/// What is tried first: to log a statement of one row by statements that can't fail, and so need no block around them. Where they do not
+/// know, all else follows.
 ///
-/// It logs nothing of no row or of several, of a key that is null or too long, and of a column whose type is another now. Nor
-/// where the column is gone: its name is then found in `missing`, which has null for it, where it would be an error else.
-/// No part of it can be switched off by a setting, as joins and sorts can, which would make its plan worth compiling.
+/// They know nothing of no row or of several, of an update that moves a row to another key, of a key that is null or too long, and of
+/// a column whose type is another now. Nor where the column is gone: its name is then found in `missing`, which has null of an unwatched
+/// type for it, where it would be an error else. (A variable of that name would not do: where a plan is made anew, Postgres finds no
+/// value for one that the first plan had no use for.) No part of their plans can be switched off by a setting, as joins and sorts can, which
+/// would make them worth compiling.
 fn one_row(watch: &Watch, as_watched: &str) -> String {
-    let Watch { schema, cache, key, .. } = watch;
+    let Watch { schema, cache, key, columns, .. } = watch;
     let (key, cache, text) = (key.trim(), literal(cache), text(key));
-    // Of more than two it need not know. One that is too long counts, and is not kept: a list of such may be more than there can be.
-    let all = |rows: &str| {
-        format!(
-            "array(select case when pg_catalog.octet_length({text}) operator(pg_catalog.<=) {MAX_KEY_BYTES} then {text} end \
-             from {rows} where {as_watched} limit 2)"
-        )
-    };
-    let is_one = |keys: &str| {
-        format!("pg_catalog.cardinality({keys}) operator(pg_catalog.=) 1 and {keys}[1] is not null")
-    };
+    let quoted = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
+    let column = quoted.map_or_else(|| key.to_owned(), |column| column.replace("\"\"", "\""));
+    let names: BTreeSet<String> =
+        std::iter::once(&column).chain(columns).map(|name| identifier(name)).collect();
+    let nulls: Vec<String> = names.iter().map(|name| format!("null::pg_catalog.oid as {name}")).collect();
+    let missing = format!("(select {}) as missing", nulls.join(", "));
+    let log = format!("insert into {schema}.invalidation (cache, keys) select {cache}");
+    let done = "if found then return null; end if;";
+    // Of more than two it need not know.
+    let keys = |rows: &str| format!("(select {text} as k from {rows} where {as_watched} limit 2) as n");
+    let fits = format!("pg_catalog.octet_length(n.k) operator(pg_catalog.<=) {MAX_KEY_BYTES}");
+    // Cut: a list of what is longer may be more than there can be. So cut it is no key.
+    let cut = format!("pg_catalog.\"left\"({text}, {})", MAX_KEY_BYTES + 1);
+    // There may be fewer new rows than old ones: of those that move to another partition a trigger there may keep some out. Never more.
+    let update = format!(
+        "
+             {log}, array[n.k] from {missing}, lateral {}
+             where {fits} and array[n.k] operator(pg_catalog.=) array(select {cut} from old_rows limit 2);
+             {done}",
+        keys("new_rows")
+    );
+    let update = if columns.is_empty() { update } else { if_changed(&names, as_watched, &missing, &update) };
     // Kept from being merged with what is around it, which would look into the rows once for each mention.
-    let log = |logged: &str, found: &str, condition: &str| {
+    let [insert, delete] = ["new_rows", "old_rows"].map(|rows| {
         format!(
             "
-             insert into {schema}.invalidation (cache, keys) select {cache}, {logged}
-             from (select {found} from (select null::pg_catalog.text as {key}) as missing offset 0) as found
-             where {condition};"
+             {log}, one.perto_keys from (
+               select array(select case when {fits} then n.k end from {}) as perto_keys from {missing} offset 0) as one
+             where pg_catalog.cardinality(one.perto_keys) operator(pg_catalog.=) 1 and one.perto_keys[1] is not null;
+             {done}",
+            keys(rows)
         )
-    };
-    let update = log(
-        "case when old_keys[1] operator(pg_catalog.=) keys[1] then keys else old_keys operator(pg_catalog.||) keys end",
-        // There may be fewer new rows than old ones: of those that move to another partition a trigger there may keep some out.
-        &format!("{} as keys, {} as old_keys", all("new_rows"), all("old_rows")),
-        &format!("{} and {}", is_one("keys"), is_one("old_keys")),
-    );
-    let [insert, delete] =
-        ["new_rows", "old_rows"].map(|rows| log("keys", &format!("{} as keys", all(rows)), &is_one("keys")));
+    });
     format!(
         "
            if tg_op operator(pg_catalog.=) 'UPDATE' then {update}
            elsif tg_op operator(pg_catalog.=) 'INSERT' then {insert}
            elsif tg_op operator(pg_catalog.=) 'DELETE' then {delete}
-           end if;
-           if found then return null; end if;"
+           end if;"
+    )
+}
+
+/// Ends the function where the one row of an update has the same text in these columns as before: its key, and those that count. Where it
+/// has another, `log` follows.
+///
+/// Only of columns that are stored in a few pages: all of them in one text may be more than there can be, and would fail the write. What
+/// is compressed is at most some two hundred times as long.
+fn if_changed(columns: &BTreeSet<String>, as_watched: &str, missing: &str, log: &str) -> String {
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+    let stored: Vec<String> =
+        columns.iter().map(|name| format!("coalesce(pg_catalog.pg_column_size({name}), 0)")).collect();
+    let stored = stored.join(" operator(pg_catalog.+) ");
+    let row = text(&format!("row({})", columns.join(", ")));
+    let row = format!("case when {stored} operator(pg_catalog.<=) {COMPARED_AT_ONCE} then {row} end");
+    format!(
+        "
+             select n.perto_row, array(select {row} from old_rows limit 2) into perto_row, perto_rows
+             from {missing}, lateral (select {row} as perto_row from new_rows where {as_watched} limit 1) as n;
+             if perto_row is not null and perto_rows[1] is not null then
+               if array[perto_row] operator(pg_catalog.=) perto_rows then return null; end if; {log}
+             end if;"
     )
 }
 
