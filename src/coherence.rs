@@ -76,12 +76,7 @@ impl Coherence {
 
     pub(crate) fn read_start(&self, whole: &WholeCache) -> ReadStart {
         let (epoch, era) = self.lease.start();
-        ReadStart {
-            epoch,
-            era,
-            cache_epoch: whole.epoch(),
-            poll: self.buckets.poll().map(|poll| poll.rank()),
-        }
+        ReadStart { epoch, era, cache_epoch: whole.epoch(), poll: self.buckets.rank_of_poll() }
     }
 
     /// What a value misses nothing of that depends on no row and is computed from now on: the last poll of this era.

@@ -14,7 +14,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use super::fetch::{Moment, weight};
-use super::gather::{Fits, Worker};
+use super::gather::{Entered, Fits, Worker};
 use super::led::{Call, Few, Led, Piece};
 use super::{Core, FlightResult, Key, Outcome, Value, contains};
 use crate::coherence::ReadStart;
@@ -54,17 +54,22 @@ impl<K: Key, V: Value> Core<K, V> {
         self: &Arc<Self>,
         led: Led<K, FlightResult<V>>,
     ) -> Option<impl Future<Output = ()> + Send> {
-        // Several round trips: nobody else should wait for them.
-        let apart = led.keys.len() > KEYS_AT_ONCE;
-        let place = if apart { None } else { self.look_ups.alone() };
-        if place.is_none() && !apart {
-            // A task of the instance looks it up: nobody needs to give up this leader.
-            led.keys.iter().for_each(|led| led.leader.needs_nobody());
-            if let Some(worker) = self.look_ups.add([led], Led::retain_awaited) {
-                self.spawn_look_ups(worker);
+        let (led, place) = if led.keys.len() > KEYS_AT_ONCE {
+            // Several round trips: nobody else should wait for them.
+            (led, None)
+        } else {
+            // A task of the instance looks it up then: nobody needs to give up this leader.
+            let prepared = |led: &Led<_, _>| led.keys.iter().for_each(|led| led.leader.needs_nobody());
+            match self.look_ups.enter(led, prepared, Led::retain_awaited) {
+                Entered::Alone(led, place) => (led, Some(place)),
+                Entered::Waiting(worker) => {
+                    if let Some(worker) = worker {
+                        self.spawn_look_ups(worker);
+                    }
+                    return None;
+                }
             }
-            return None;
-        }
+        };
         let all = vec![led];
         // Apart from the read, which so is small where it only waits.
         Some(Box::pin(async move {

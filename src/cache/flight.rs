@@ -23,8 +23,16 @@ use crate::watched::Watched;
 #[derive(Debug)]
 pub(crate) struct Flights<K, T> {
     hasher: RandomState,
-    running: Mutex<HashTable<Arc<Flight<K, T>>>>,
+    parts: [Arc<Part<K, T>>; PARTS],
 }
+
+/// Each read that goes below L1 takes the lock twice, and counts a reference: one for all would go from core to core with each.
+const PARTS: usize = 16;
+
+/// Two lines: the processor fetches them in pairs.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Part<K, T>(Mutex<HashTable<Arc<Flight<K, T>>>>);
 
 /// How much later than by its limit a look-up may end, on a busy machine.
 const LATE: Duration = Duration::from_millis(20);
@@ -57,7 +65,7 @@ enum State<T> {
 /// The duty to bring an outcome. Dropping it abandons the flight.
 #[derive(Debug)]
 pub(crate) struct Leader<K, T> {
-    flights: Arc<Flights<K, T>>,
+    part: Arc<Part<K, T>>,
     flight: Arc<Flight<K, T>>,
 }
 
@@ -67,27 +75,35 @@ pub(crate) struct Waiter<K, T>(Arc<Flight<K, T>>);
 
 impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { hasher: RandomState::default(), running: Mutex::default() })
+        let parts = std::array::from_fn(|_| Arc::new(Part(Mutex::default())));
+        Arc::new(Self { hasher: RandomState::default(), parts })
+    }
+
+    /// By bits that the tables make no use of.
+    fn part(&self, hash: u64) -> &Arc<Part<K, T>> {
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of it will do")]
+        &self.parts[(hash >> 32) as usize % PARTS]
     }
 
     /// Joins the key's flight, or begins one and leads it `now`, as a part of the read `origin`. Its look-up takes no longer than
     /// `look_up`.
     pub(crate) fn join(
-        self: &Arc<Self>,
+        &self,
         key: &K,
         origin: &Origin,
         now: Instant,
         look_up: Duration,
     ) -> (Option<Leader<K, T>>, Waiter<K, T>) {
         let hash = self.hasher.hash_one(key);
-        match self.running.lock().entry(hash, |of_key| of_key.key == *key, |of_key| of_key.hash) {
+        let part = self.part(hash);
+        match part.0.lock().entry(hash, |of_key| of_key.key == *key, |of_key| of_key.hash) {
             Entry::Occupied(flight) => (None, Waiter(Arc::clone(flight.get()))),
             Entry::Vacant(place) => {
                 let state = Watched::new(State::LookingUp);
                 let (key, origin) = (key.clone(), origin.clone());
                 let flight = Arc::new(Flight { key, hash, state, origin, began: now, look_up });
                 place.insert(Arc::clone(&flight));
-                let leader = Leader { flights: Arc::clone(self), flight: Arc::clone(&flight) };
+                let leader = Leader { part: Arc::clone(part), flight: Arc::clone(&flight) };
                 (Some(leader), Waiter(flight))
             }
         }
@@ -114,7 +130,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
         // Apart from the read, which so is small: few come while another one's look-up is under way.
         if looks && Box::pin(tokio::time::timeout(left(), flight.state.wait_for(looked_up))).await.is_err() {
             // Under the lock: whoever finds the key free then finds this flight abandoned, and a load that has just begun is kept.
-            let mut running = self.running.lock();
+            let mut running = self.part(flight.hash).0.lock();
             let given_up = flight.state.update(|state| {
                 let looks = matches!(state, State::LookingUp);
                 if looks {
@@ -130,7 +146,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.running.lock().len()
+        self.parts.iter().map(|part| part.0.lock().len()).sum()
     }
 }
 
@@ -182,7 +198,7 @@ impl<K, T> Leader<K, T> {
         if Arc::strong_count(&self.flight) > 2 {
             return true;
         }
-        let mut running = self.flights.running.lock();
+        let mut running = self.part.0.lock();
         let listed = running.find_entry(self.flight.hash, |of_key| Arc::ptr_eq(of_key, &self.flight));
         // Who joins does so under the lock. This leader has it too.
         let awaited = Arc::strong_count(&self.flight) > 1 + usize::from(listed.is_ok());
@@ -199,7 +215,7 @@ impl<K, T> Leader<K, T> {
     }
 
     fn end(&self) {
-        remove(&mut self.flights.running.lock(), &self.flight);
+        remove(&mut self.part.0.lock(), &self.flight);
     }
 }
 

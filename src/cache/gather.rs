@@ -62,6 +62,15 @@ pub(super) struct Worker<T> {
     ended: bool,
 }
 
+/// How something goes out.
+#[derive(Debug)]
+pub(super) enum Entered<'a, T> {
+    /// At once, by whoever asks.
+    Alone(T, Alone<'a, T>),
+    /// With others: by this worker, where one is missing.
+    Waiting(Option<Worker<T>>),
+}
+
 /// A place among the few that go out at once.
 #[derive(Debug)]
 pub(super) struct Alone<'a, T>(&'a Gather<T>);
@@ -80,14 +89,20 @@ impl<T> Gather<T> {
         Arc::new(Self { few, keys, state: Mutex::new(state) })
     }
 
-    /// Whether to go out at once.
-    pub(super) fn alone(&self) -> Option<Alone<'_, T>> {
+    /// Goes out at once, or waits once it is `prepared` for that.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        one: T,
+        prepared: impl FnOnce(&T),
+        retain_awaited: impl FnMut(&mut T) -> bool,
+    ) -> Entered<'_, T> {
         let mut state = self.state.lock();
-        let at_once = state.waiting.is_empty() && state.workers == 0 && state.alone < self.few;
-        at_once.then(|| {
+        if state.waiting.is_empty() && state.workers == 0 && state.alone < self.few {
             state.alone += 1;
-            Alone(self)
-        })
+            return Entered::Alone(one, Alone(self));
+        }
+        prepared(&one);
+        Entered::Waiting(self.wait(&mut state, [one], retain_awaited))
     }
 
     /// Has these wait. Gives a worker to be run where one is missing: while one is coming, it takes these too.
@@ -96,7 +111,15 @@ impl<T> Gather<T> {
         more: impl IntoIterator<Item = T>,
         retain_awaited: impl FnMut(&mut T) -> bool,
     ) -> Option<Worker<T>> {
-        let mut state = self.state.lock();
+        self.wait(&mut self.state.lock(), more, retain_awaited)
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        state: &mut State<T>,
+        more: impl IntoIterator<Item = T>,
+        retain_awaited: impl FnMut(&mut T) -> bool,
+    ) -> Option<Worker<T>> {
         for one in more {
             state.keys += (self.keys)(&one);
             state.waiting.push_back(one);
@@ -107,7 +130,7 @@ impl<T> Gather<T> {
             state.keys = state.waiting.iter().map(self.keys).sum();
             state.look_at = MOST_UNLOOKED.max(2 * state.keys);
         }
-        self.another(&mut state, self.few)
+        self.another(state, self.few)
     }
 
     /// A worker beyond the few: those that there are have been busy for long.
@@ -232,6 +255,14 @@ impl<T> Drop for Alone<'_, T> {
 mod tests {
     use super::*;
 
+    /// A place, where it goes out at once; else it waits.
+    fn alone(gather: &Arc<Gather<u8>>) -> Option<Alone<'_, u8>> {
+        match gather.enter(0, |_| (), |_| true) {
+            Entered::Alone(_, place) => Some(place),
+            Entered::Waiting(_worker) => None,
+        }
+    }
+
     fn all<T>(worker: &mut Worker<T>) -> Option<Vec<T>> {
         worker.take(|_| Fits::Yes).map(|(batch, _)| batch)
     }
@@ -239,16 +270,16 @@ mod tests {
     #[test]
     fn few_go_at_once_and_the_rest_waits_for_one_worker() {
         let gather = Gather::<u8>::new(2, |_| 1);
-        let (one, two) = (gather.alone(), gather.alone());
-        assert!(one.is_some() && two.is_some() && gather.alone().is_none());
+        let (one, two) = (alone(&gather), alone(&gather));
+        assert!(one.is_some() && two.is_some());
         // Whoever is alone may never be polled again: a worker comes all the same.
-        let mut worker = gather.add([1], |_| true).unwrap();
+        let Entered::Waiting(Some(mut worker)) = gather.enter(1, |_| (), |_| true) else { panic!("few") };
         assert!(gather.add([2, 3], |_| true).is_none(), "one is coming");
         drop(one);
-        assert!(gather.alone().is_none(), "nobody is overtaken");
-        assert_eq!(all(&mut worker), Some(vec![1, 2, 3]));
+        assert!(matches!(gather.enter(4, |_| (), |_| true), Entered::Waiting(None)), "nobody is overtaken");
+        assert_eq!(all(&mut worker), Some(vec![1, 2, 3, 4]));
         drop(two);
-        assert!(gather.add([4], |_| true).is_some(), "little is under way");
+        assert!(gather.add([5], |_| true).is_some(), "little is under way");
     }
 
     #[test]
@@ -262,7 +293,7 @@ mod tests {
         worker.again();
         assert_eq!(all(&mut worker), None);
         drop(worker);
-        assert!(gather.alone().is_some());
+        assert!(alone(&gather).is_some());
     }
 
     #[test]

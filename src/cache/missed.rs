@@ -293,7 +293,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let counters = &self.0.counters;
         match tier {
             Tier::Local => _ = counters.l1_hits.here().increment(),
-            Tier::Remote => counters.l2_hits.add(1),
+            Tier::Remote => _ = counters.l2_hits.here().increment(),
             Tier::Load => counters.load_hits.add(1),
         }
         if matches!(freshness, Freshness::Unverified { .. }) {

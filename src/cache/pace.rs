@@ -1,5 +1,6 @@
 //! Whether a look into L2 is worth its time. A Redis that answers, but later than a load would, makes reads slower than none.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,7 +18,11 @@ const ASIDE: Duration = Duration::from_secs(1);
 
 /// How long look-ups and loads of one cache take, on average, the newest counted most.
 #[derive(Debug, Default)]
-pub(super) struct Pace(Mutex<Averages>);
+pub(super) struct Pace {
+    averages: Mutex<Averages>,
+    /// Whether L2 is left aside, readable without the lock: mostly it is not, and each read asks.
+    aside: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Averages {
@@ -41,7 +46,10 @@ pub(super) struct Slow {
 impl Pace {
     /// Whether to look into L2 now. Of those who ask while it is left aside, one a second is sent to see.
     pub(super) fn is_worth_a_look(&self, now_ms: u64) -> bool {
-        let mut averages = self.0.lock();
+        if !self.aside.load(Ordering::Relaxed) {
+            return true;
+        }
+        let mut averages = self.averages.lock();
         match averages.aside_until_ms {
             None => true,
             Some(until) if now_ms < until => false,
@@ -54,13 +62,13 @@ impl Pace {
 
     /// Of how many keys a look-up for several reads may be: fewer where values are large.
     pub(super) fn keys_at_once(&self, most: usize) -> usize {
-        (BYTES_AT_ONCE / self.0.lock().bytes.max(1)).clamp(1, most)
+        (BYTES_AT_ONCE / self.averages.lock().bytes.max(1)).clamp(1, most)
     }
 
     /// A look-up has brought values of so many bytes in all.
     pub(super) fn brought(&self, values: usize, bytes: usize) {
         if let Some(average) = bytes.checked_div(values) {
-            let mut averages = self.0.lock();
+            let mut averages = self.averages.lock();
             // What is large counts at once.
             averages.bytes = average.max((7 * averages.bytes + average) / 8);
         }
@@ -68,7 +76,7 @@ impl Pace {
 
     /// A look-up has ended. Says so where L2 is left aside from now on, or still is.
     pub(super) fn looked_up(&self, took: Duration, now_ms: u64) -> Option<Slow> {
-        let mut averages = self.0.lock();
+        let mut averages = self.averages.lock();
         let aside = averages.aside_until_ms.is_some();
         // What was before says nothing of how it is now.
         averages.look_up = if aside || averages.look_ups == 0 { took } else { newer(averages.look_up, took) };
@@ -77,10 +85,12 @@ impl Pace {
         let slow = look_up > QUICK && look_up > load * SLOWER;
         if slow && (aside || averages.look_ups >= LOOK_UPS) {
             averages.leave_aside(now_ms);
+            self.aside.store(true, Ordering::Relaxed);
             return Some(Slow { look_up, load });
         }
         if aside {
             averages.aside_until_ms = None;
+            self.aside.store(false, Ordering::Relaxed);
             averages.look_ups = 1;
         }
         None
@@ -88,12 +98,12 @@ impl Pace {
 
     /// How long a load takes, where there was one.
     pub(super) fn load(&self) -> Option<Duration> {
-        self.0.lock().load
+        self.averages.lock().load
     }
 
     /// A load has ended, the wait for a place included: where Postgres is busy, L2 is worth more.
     pub(super) fn loaded(&self, took: Duration) {
-        let mut averages = self.0.lock();
+        let mut averages = self.averages.lock();
         averages.load = Some(averages.load.map_or(took, |load| newer(load, took)));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::known::Known;
 use super::lease::{Lease, LeaseView};
 use super::rules::{Bucket, Learned};
-use super::snapshot::Snapshot;
+use super::snapshot::{Rank, Snapshot};
 use super::spelling::folded;
 use super::token::{Mark, Token};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
@@ -196,6 +196,12 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// The snapshot of the last completed poll.
     pub(crate) fn poll(&self) -> Option<Arc<Snapshot>> {
         self.poll.read().clone()
+    }
+
+    /// Its rank, without the lock that all reads would share; perhaps still that of the poll before it.
+    pub(crate) fn rank_of_poll(&self) -> Option<Rank> {
+        let rank = self.polled_rank.load(Ordering::Acquire);
+        (rank > 0).then(|| Rank::from_number(rank))
     }
 
     /// Whether a poll has completed since the last recovery began.
