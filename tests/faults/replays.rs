@@ -198,9 +198,10 @@ async fn polls_that_were_given_up_do_not_pile_up_on_the_server() {
     let mut lock = PgConnection::connect(&world.database).await.unwrap();
     let sql = format!("begin; lock table {}.invalidation in access exclusive mode", world.name);
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut lock).await.unwrap();
+    // The log is trimmed at the start too, perhaps not before the lock is taken.
     let polls = format!(
         "select pid from pg_stat_activity where wait_event_type = 'Lock' and application_name like 'perto/%' \
-         and query like '%{}.invalidation%'",
+         and query like '%{}.invalidation%' and query not like '%delete from%'",
         world.name
     );
     let waiting = async || -> Vec<i32> {
