@@ -63,7 +63,14 @@ async fn main() {
         let place = owner(&cluster_address, &key).await.unwrap().place();
         let at = connections.iter().find(|(port, _)| place.ends_with(&format!(":{port}"))).unwrap();
         let mut connection = at.1.clone();
-        redis::cmd("SET").arg(&key).arg(bytes).query_async::<()>(&mut connection).await.unwrap();
+        redis::cmd("SET")
+            .arg(&key)
+            .arg(bytes)
+            .arg("EX")
+            .arg(3_600)
+            .query_async::<()>(&mut connection)
+            .await
+            .unwrap();
         bare.push((key, connection));
     }
     let (mut both, mut elsewhere) = (Vec::new(), 0_u64);

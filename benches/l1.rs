@@ -20,6 +20,7 @@
 
 mod setup;
 
+use std::hash::BuildHasher as _;
 use std::hint::black_box;
 use std::process::Command;
 use std::sync::Barrier;
@@ -38,7 +39,8 @@ const BATCH: usize = 1_024;
 /// What reads, what it reads (`zipf`: ten thousand keys, `hot`: one), and by how many threads at once.
 type Run = (&'static str, &'static str, usize);
 
-const RUNS: [Run; 10] = [
+/// `clock` is no read: the key is hashed and the clock asked, as by a hit, and nothing is shared. What two threads of the machine are worth.
+const RUNS: [Run; 12] = [
     ("moka", "zipf", 1),
     ("get", "zipf", 1),
     ("get_ref", "zipf", 1),
@@ -49,6 +51,8 @@ const RUNS: [Run; 10] = [
     ("get", "hot", 2),
     ("get_ref", "hot", 1),
     ("get_ref", "hot", 2),
+    ("clock", "hot", 1),
+    ("clock", "hot", 2),
 ];
 
 fn main() {
@@ -93,6 +97,7 @@ fn main() {
     };
     report("l1_hot_key_2tasks_vs_1", &doubled("get"));
     report("l1_hot_key_get_ref_2tasks_vs_1", &doubled("get_ref"));
+    report("nothing_shared_2tasks_vs_1", &doubled("clock"));
 }
 
 /// Nanoseconds of one hit, measured in another process.
@@ -113,6 +118,15 @@ async fn child(what: &str, keys: &str, tasks: usize) -> f64 {
     if what == "moka" {
         let cache = bare_moka::<String>();
         return measured(tasks, |at| drop(black_box(cache.get(keys(at)))));
+    }
+    if what == "clock" {
+        let hasher = std::hash::RandomState::new();
+        return measured(tasks, |at| {
+            black_box((
+                hasher.hash_one(keys(at)),
+                rustix::time::clock_gettime(rustix::time::ClockId::Boottime),
+            ));
+        });
     }
     let bed = Bed::make().await;
     let (perto, cache) = bed.instance::<String>(64 << 20).await;

@@ -105,7 +105,14 @@ async fn fill_bare(bed: &Bed, redis: &mut redis::aio::MultiplexedConnection) {
         let message = Message { id, author: format!("author {id}"), body: "x".repeat(230) };
         let bytes = bincode::serde::encode_to_vec(&message, bincode::config::standard()).expect("encode");
         let key = format!("perto:{}:bare:{id}", bed.schema);
-        redis::cmd("SET").arg(key).arg(bytes).query_async::<()>(redis).await.expect("SET");
+        redis::cmd("SET")
+            .arg(key)
+            .arg(bytes)
+            .arg("EX")
+            .arg(3_600)
+            .query_async::<()>(redis)
+            .await
+            .expect("SET");
     }
 }
 

@@ -76,7 +76,14 @@ async fn tiers(bed: &Bed) -> Vec<Times> {
     for id in 0..ROWS {
         let bytes = bincode::serde::encode_to_vec(message(id), bincode::config::standard()).expect("encode");
         let key = format!("perto:{}:bare:{id}", bed.schema);
-        redis::cmd("SET").arg(key).arg(bytes).query_async::<()>(&mut redis).await.expect("SET");
+        redis::cmd("SET")
+            .arg(key)
+            .arg(bytes)
+            .arg("EX")
+            .arg(3_600)
+            .query_async::<()>(&mut redis)
+            .await
+            .expect("SET");
     }
     let sql = bed.load_sql();
     let mut times = [

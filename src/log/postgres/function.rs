@@ -28,9 +28,10 @@ pub(super) enum Texts {
     Pinned,
 }
 
-/// Types whose text no setting changes. (Not arrays and not domains of them. More than eight would be hashed at each call.)
+/// Types whose text no setting changes, those that most keys have first: each write looks for its own. (Not arrays and not domains of
+/// them. More than eight would be hashed at each call.)
 pub(super) const FIXED_TYPES: [&str; 8] =
-    ["bool", "int2", "int4", "int8", "numeric", "text", "uuid", "varchar"];
+    ["int8", "uuid", "text", "int4", "varchar", "int2", "numeric", "bool"];
 
 impl Texts {
     /// Of what is watched so, where these columns of the table have fixed types: as [`fixed_columns`] names them.
