@@ -58,7 +58,7 @@ pub(crate) struct ReadStart {
     pub(crate) epoch: u64,
     pub(crate) era: u64,
     pub(crate) cache_epoch: u64,
-    /// The rank of the last completed poll. What the primary says from now on has at least this one.
+    /// The rank of the last poll that has completed, or completes now. What the primary says from now on has at least this one.
     pub(crate) poll: Option<Rank>,
 }
 

@@ -81,7 +81,6 @@ impl<K: Hash + Eq + Clone, T: Clone> Flights<K, T> {
 
     /// By bits that the tables make no use of.
     fn part(&self, hash: u64) -> &Arc<Part<K, T>> {
-        #[expect(clippy::cast_possible_truncation, reason = "any bits of it will do")]
         &self.parts[(hash >> 32) as usize % PARTS]
     }
 

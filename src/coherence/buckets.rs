@@ -198,7 +198,7 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
         self.poll.read().clone()
     }
 
-    /// Its rank, without the lock that all reads would share; perhaps still that of the poll before it.
+    /// Its rank, or of the one that completes now: without the lock that all reads would share.
     pub(crate) fn rank_of_poll(&self) -> Option<Rank> {
         let rank = self.polled_rank.load(Ordering::Acquire);
         (rank > 0).then(|| Rank::from_number(rank))
@@ -239,10 +239,11 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     /// Publishes a poll. Only after all its rows have been applied. Forgets what hints told before it was sent.
     pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.each_hinted(wholes, Bucket::forget);
-        let (below, rank) = (poll.xmin(), poll.rank());
+        let below = poll.xmin();
+        // First: whoever finds the poll begins no read of an earlier one.
+        self.polled_rank.store(poll.rank().number(), Ordering::Release);
         *self.poll.write() = Some(Arc::new(poll));
         self.polled_below.store(below, Ordering::Release);
-        self.polled_rank.store(rank.number(), Ordering::Release);
     }
 
     /// A thousand locks and what lies under those that hints have touched since: some ten microseconds.

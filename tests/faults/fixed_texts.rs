@@ -337,28 +337,76 @@ async fn a_row_whose_columns_fill_a_gigabyte_is_written_all_the_same() {
     world.sql("update huge set seen = 1 where id = 1").await;
     // It can't be compared: nobody knows what has changed.
     assert_eq!(logged(&world, "huge").await, ["1", "*", "*"]);
+    // Longer together than a number of 32 bits.
+    world
+        .sql(
+            "create table wide (id bigint primary key, a text, b text, c text, seen int); \
+             alter table wide alter a set storage external, alter b set storage external, alter c set storage external; \
+             insert into wide values (1)",
+        )
+        .await;
+    keyed(&world, "wide", "id", &["a", "b", "c"]).await;
+    for set in ["a = repeat('a', 730000000)", "b = a", "c = a", "seen = 1"] {
+        world.sql(&format!("update wide set {set}")).await;
+    }
+    assert_eq!(logged(&world, "wide").await.last().map(String::as_str), Some("*"));
 }
 
-/// Its variables and what it joins have names that columns may have too.
+/// Its variables and what it joins have names that columns may have too, and each may be renamed or dropped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_column_that_is_called_as_something_in_the_function_is_watched_as_any() {
     let world = World::new().await;
-    for name in
-        ["found", "tg_op", "perto_row", "perto_keys", "new", "k", "n", "one", "missing", "new_rows", "begin"]
-    {
-        world
-            .sql(&format!("create table t (\"{name}\" bigint, v int, w int); insert into t values (1, 1, 1)"))
-            .await;
-        for columns in [&[][..], &["v"]] {
-            keyed(&world, "t", &format!("\"{name}\""), columns).await;
-            world.sql("insert into t values (2, 2, 2)").await;
-            world.sql(&format!("update t set v = v + 1 where \"{name}\" = 1")).await;
-            world.sql(&format!("delete from t where \"{name}\" = 2")).await;
-            world.sql("update t set w = w + 1").await;
-            let expected = ["2", "1", "2", "1"].into_iter().take(if columns.is_empty() { 4 } else { 3 });
-            assert_eq!(logged(&world, "t").await, expected.collect::<Vec<_>>(), "{name}, {columns:?}");
+    let mut other = connection(&world).await;
+    for name in [
+        "found",
+        "tg_op",
+        "perto_row",
+        "perto_rows",
+        "perto_keys",
+        "perto_key",
+        "new",
+        "k",
+        "n",
+        "one",
+        "missing",
+        "old_rows",
+        "new_rows",
+        "begin",
+    ] {
+        for (key, columns) in [(name, vec![]), (name, vec!["v"]), ("id", vec![name]), ("id", vec![name, "v"])]
+        {
+            for gone in [format!("rename \"{name}\" to other"), format!("drop \"{name}\"")] {
+                world
+                    .sql(&format!(
+                        "create table t (id bigint, \"{name}\" bigint, v int, w int); insert into t values (1, 1, 1, 1)"
+                    ))
+                    .await;
+                keyed(&world, "t", &format!("\"{key}\""), &columns).await;
+                // Its plans are those of this session.
+                for sql in [
+                    format!("insert into t (id, \"{name}\", v) values (2, 2, 2)"),
+                    "update t set v = v + 1 where id = 1".to_owned(),
+                    format!("update t set \"{name}\" = 3 where id = 1"),
+                    "delete from t where id = 2".to_owned(),
+                    "update t set w = w + 1".to_owned(),
+                ] {
+                    run(&mut other, &sql).await;
+                }
+                let told = logged(&world, "t").await;
+                let counts = |column: &str| columns.is_empty() || columns.contains(&column);
+                let moved = if key == name { "1,3" } else { "1" };
+                let last = if key == name { "3" } else { "1" };
+                let expected =
+                    [("2", true), ("1", counts("v")), (moved, true), ("2", true), (last, columns.is_empty())];
+                let expected: Vec<&str> =
+                    expected.into_iter().filter_map(|(key, is)| is.then_some(key)).collect();
+                assert_eq!(told, expected, "{name}: {key} {columns:?}");
+                world.sql(&format!("alter table t {gone}")).await;
+                run(&mut other, "update t set w = w + 1").await;
+                assert_eq!(logged(&world, "t").await, ["*"], "{gone}: {key} {columns:?}");
+                world.sql("drop table t").await;
+            }
         }
-        world.sql("drop table t").await;
     }
 }
 

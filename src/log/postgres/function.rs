@@ -94,17 +94,22 @@ fn text(key: &str) -> String {
     format!("(({key})::pg_catalog.text) collate pg_catalog.\"C\"")
 }
 
-/// Whether the types in these rows are those that the function was made for.
-fn as_watched(watch: &Watch, texts: Texts) -> String {
+/// Whether the types in these rows are those that the function was made for. `of` is how a column is named.
+fn as_watched(watch: &Watch, texts: Texts, of: impl Fn(&str) -> String) -> String {
     if texts == Texts::Pinned {
         return "true".to_owned();
     }
-    let columns = watch.columns.iter().map(|column| identifier(column));
+    let columns = watch.columns.iter().map(|column| of(&identifier(column)));
     let types = fixed_types();
     let is_fixed = |column| format!("pg_catalog.pg_typeof({column}) operator(pg_catalog.=) any ({types})");
-    let all: Vec<String> =
-        std::iter::once(watch.key.trim().to_owned()).chain(columns).map(is_fixed).collect();
+    let all: Vec<String> = std::iter::once(of(watch.key.trim())).chain(columns).map(is_fixed).collect();
     all.join(" and ")
+}
+
+/// Whether a function has a variable of that name.
+fn is_variable(column: &str) -> bool {
+    let name = column.trim_matches('"');
+    matches!(name, "found" | "new" | "old") || name.starts_with("perto_") || name.starts_with("tg_")
 }
 
 /// The function's text.
@@ -114,7 +119,6 @@ fn as_watched(watch: &Watch, texts: Texts) -> String {
 /// alike. Columns win over variables of their names, and old and new spelling are told apart by their bytes.
 pub(super) fn body(watch: &Watch, texts: Texts) -> String {
     let Watch { schema, cache, key, table: _, columns } = watch;
-    let as_watched = as_watched(watch, texts);
     let collect = |rows: &str| {
         format!(
             "select pg_catalog.array_agg(k), pg_catalog.max(pg_catalog.octet_length(k)), pg_catalog.bool_and(as_watched)
@@ -123,18 +127,33 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
             MAX_KEYS_PER_ROW + 1
         )
     };
+    // With its rows where a column that is gone would be taken for a variable: elsewhere what Postgres says of it is for people.
+    let of = |rows: &str, column: &str| match texts == Texts::Fixed && is_variable(column) {
+        true => format!("{rows}.{column}"),
+        false => column.to_owned(),
+    };
+    let as_watched = |rows: &str| as_watched(watch, texts, |column| of(rows, column));
     // Where settings are pinned any type will do, and a key may be several, which no `case` takes.
-    let key = match texts {
-        Texts::Fixed => format!("case when {as_watched} then {} end", text(key)),
+    let key = |rows: &str| match texts {
+        Texts::Fixed => format!("case when {} then {} end", as_watched(rows), text(&of(rows, key.trim()))),
         Texts::Pinned => text(key),
     };
-    let of = |rows: &str| format!("select {key} as k, {as_watched} as as_watched from {rows}");
+    let side =
+        |rows: &str| format!("select {} as k, {} as as_watched from {rows}", key(rows), as_watched(rows));
     let changed = if columns.is_empty() {
-        format!("{} union all {}", of("old_rows"), of("new_rows"))
+        format!("{} union all {}", side("old_rows"), side("new_rows"))
     } else {
-        changed(&key, columns, &as_watched)
+        // Their order in the row's text is that of `columns`.
+        let row = |rows: &str| {
+            let columns: Vec<String> = columns.iter().map(|column| of(rows, &identifier(column))).collect();
+            text(&format!("row({})", columns.join(", ")))
+        };
+        let side = |rows: &str, sign: i32| {
+            format!("select {}, {}, {}, {sign} from {rows}", key(rows), as_watched(rows), row(rows))
+        };
+        changed(&side("old_rows", -1), &side("new_rows", 1))
     };
-    let one_row = if texts == Texts::Fixed { one_row(watch, &as_watched) } else { String::new() };
+    let one_row = if texts == Texts::Fixed { one_row(watch) } else { String::new() };
     format!(
         "\n#variable_conflict use_column
          declare perto_keys pg_catalog.text[]; perto_bytes pg_catalog.int4; perto_as_watched pg_catalog.bool;
@@ -167,8 +186,8 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
            end if;
            return null;
          end ",
-        collect(&of("new_rows")),
-        collect(&of("old_rows")),
+        collect(&side("new_rows")),
+        collect(&side("old_rows")),
         collect(&changed),
         cache = literal(cache),
     )
@@ -182,8 +201,9 @@ pub(super) fn body(watch: &Watch, texts: Texts) -> String {
 /// type for it, where it would be an error else. (A variable of that name would not do: where a plan is made anew, Postgres finds no
 /// value for one that the first plan had no use for.) No part of their plans can be switched off by a setting, as joins and sorts can, which
 /// would make them worth compiling.
-fn one_row(watch: &Watch, as_watched: &str) -> String {
+fn one_row(watch: &Watch) -> String {
     let Watch { schema, cache, key, columns, .. } = watch;
+    let as_watched = &as_watched(watch, Texts::Fixed, str::to_owned);
     let (key, cache, text) = (key.trim(), literal(cache), text(key));
     let quoted = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
     let column = quoted.map_or_else(|| key.to_owned(), |column| column.replace("\"\"", "\""));
@@ -191,29 +211,36 @@ fn one_row(watch: &Watch, as_watched: &str) -> String {
         std::iter::once(&column).chain(columns).map(|name| identifier(name)).collect();
     let nulls: Vec<String> = names.iter().map(|name| format!("null::pg_catalog.oid as {name}")).collect();
     let missing = format!("(select {}) as missing", nulls.join(", "));
+    // What is found is called as no column is: where one is gone, both would be meant.
+    let mut found = "\"perto_found\"".to_owned();
+    while names.contains(&found) {
+        found.insert(1, '_');
+    }
+    let found = &*found;
     let log = format!("insert into {schema}.invalidation (cache, keys) select {cache}");
     let done = "if found then return null; end if;";
     // Of more than two it need not know.
-    let keys = |rows: &str| format!("(select {text} as k from {rows} where {as_watched} limit 2) as n");
-    let fits = format!("pg_catalog.octet_length(n.k) operator(pg_catalog.<=) {MAX_KEY_BYTES}");
+    let keys = |rows: &str| format!("(select {text} as {found} from {rows} where {as_watched} limit 2) as n");
+    let fits = format!("pg_catalog.octet_length(n.{found}) operator(pg_catalog.<=) {MAX_KEY_BYTES}");
     // Cut: a list of what is longer may be more than there can be. So cut it is no key.
     let cut = format!("pg_catalog.\"left\"({text}, {})", MAX_KEY_BYTES + 1);
     // There may be fewer new rows than old ones: of those that move to another partition a trigger there may keep some out. Never more.
     let update = format!(
         "
-             {log}, array[n.k] from {missing}, lateral {}
-             where {fits} and array[n.k] operator(pg_catalog.=) array(select {cut} from old_rows limit 2);
+             {log}, array[n.{found}] from {missing}, lateral {}
+             where {fits} and array[n.{found}] operator(pg_catalog.=) array(select {cut} from old_rows limit 2);
              {done}",
         keys("new_rows")
     );
-    let update = if columns.is_empty() { update } else { if_changed(&names, as_watched, &missing, &update) };
+    let update =
+        if columns.is_empty() { update } else { if_changed(&names, as_watched, &missing, found, &update) };
     // Kept from being merged with what is around it, which would look into the rows once for each mention.
     let [insert, delete] = ["new_rows", "old_rows"].map(|rows| {
         format!(
             "
-             {log}, one.perto_keys from (
-               select array(select case when {fits} then n.k end from {}) as perto_keys from {missing} offset 0) as one
-             where pg_catalog.cardinality(one.perto_keys) operator(pg_catalog.=) 1 and one.perto_keys[1] is not null;
+             {log}, one.{found} from (
+               select array(select case when {fits} then n.{found} end from {}) as {found} from {missing} offset 0) as one
+             where pg_catalog.cardinality(one.{found}) operator(pg_catalog.=) 1 and one.{found}[1] is not null;
              {done}",
             keys(rows)
         )
@@ -231,18 +258,20 @@ fn one_row(watch: &Watch, as_watched: &str) -> String {
 /// has another, `log` follows.
 ///
 /// Only of columns that are stored in a few pages: all of them in one text may be more than there can be, and would fail the write. What
-/// is compressed is at most some two hundred times as long.
-fn if_changed(columns: &BTreeSet<String>, as_watched: &str, missing: &str, log: &str) -> String {
+/// is compressed is at most some two hundred times as long, and a number of a few bytes has a hundred thousand digits: with as many columns as
+/// there can be that is less.
+fn if_changed(columns: &BTreeSet<String>, as_watched: &str, missing: &str, found: &str, log: &str) -> String {
     let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    let stored: Vec<String> =
-        columns.iter().map(|name| format!("coalesce(pg_catalog.pg_column_size({name}), 0)")).collect();
+    // Together they may be more than 32 bits can say.
+    let stored = |name: &&str| format!("coalesce(pg_catalog.pg_column_size({name}), 0)::pg_catalog.int8");
+    let stored: Vec<String> = columns.iter().map(stored).collect();
     let stored = stored.join(" operator(pg_catalog.+) ");
     let row = text(&format!("row({})", columns.join(", ")));
     let row = format!("case when {stored} operator(pg_catalog.<=) {COMPARED_AT_ONCE} then {row} end");
     format!(
         "
-             select n.perto_row, array(select {row} from old_rows limit 2) into perto_row, perto_rows
-             from {missing}, lateral (select {row} as perto_row from new_rows where {as_watched} limit 1) as n;
+             select n.{found}, array(select {row} from old_rows limit 2) into perto_row, perto_rows
+             from {missing}, lateral (select {row} as {found} from new_rows where {as_watched} limit 1) as n;
              if perto_row is not null and perto_rows[1] is not null then
                if array[perto_row] operator(pg_catalog.=) perto_rows then return null; end if; {log}
              end if;"
@@ -256,15 +285,10 @@ fn if_changed(columns: &BTreeSet<String>, as_watched: &str, missing: &str, log: 
 /// (`json`), some call alike what readers can tell apart (`1.0` and `1.00`, a collation that passes over case), and a cast to
 /// text may lose something (blanks of `bpchar`, or whatever somebody has written a cast to). Where a type is another than when
 /// it was watched, a text may lose something too.
-fn changed(key: &str, columns: &[String], as_watched: &str) -> String {
-    let names: Vec<String> = columns.iter().map(|column| identifier(column)).collect();
-    let row = text(&format!("row({})", names.join(", ")));
-    let side = |rows: &str, sign: i32| format!("select {key}, {as_watched}, {row}, {sign} from {rows}");
+fn changed(old: &str, new: &str) -> String {
     format!(
-        "select k, as_watched from ({} union all {}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text
-         having pg_catalog.sum(sign) operator(pg_catalog.<>) 0 or not as_watched",
-        side("old_rows", -1),
-        side("new_rows", 1),
+        "select k, as_watched from ({old} union all {new}) as s(k, as_watched, row_text, sign) group by k, as_watched, row_text
+         having pg_catalog.sum(sign) operator(pg_catalog.<>) 0 or not as_watched"
     )
 }
 
