@@ -19,15 +19,15 @@ const SMALL: usize = 64 << 10;
 const LARGE_A_SECOND: u32 = 4 << 20;
 
 tokio::task_local! {
-    /// The turns of whoever asks, in the task of the request. None for an admin.
-    static ASKING: Option<Arc<Company>>;
+    /// Whose turns those of the request are, in its task. None for an admin.
+    static ASKING: Option<(Turns, i64)>;
 }
 
-/// The turns of each company that has asked of late.
-#[derive(Debug)]
+/// The turns of each company that has waited for one of late.
+#[derive(Debug, Clone)]
 pub(crate) struct Turns {
     each: usize,
-    by_company: Mutex<HashMap<i64, Arc<Company>>>,
+    by_company: Arc<Mutex<HashMap<i64, Arc<Company>>>>,
 }
 
 #[derive(Debug)]
@@ -46,30 +46,39 @@ impl Company {
 impl Turns {
     /// Each company has so many at a time.
     pub(crate) fn new(each: usize) -> Self {
-        Self { each: each.max(1), by_company: Mutex::default() }
+        Self { each: each.max(1), by_company: Arc::default() }
     }
 
     /// Runs a request of a company, or of an admin, who has any number of turns.
     pub(crate) async fn asking<T>(&self, company: Option<i64>, request: impl Future<Output = T>) -> T {
+        ASKING.scope(company.map(|company| (self.clone(), company)), request).await
+    }
+
+    fn of(&self, company: i64) -> Arc<Company> {
         let new = || {
             let turns = Arc::new(Semaphore::new(self.each));
             Arc::new(Company { turns, busy_until: Mutex::default() })
         };
-        let company =
-            company.map(|company| Arc::clone(self.by_company.lock().entry(company).or_insert_with(new)));
-        ASKING.scope(company, request).await
+        Arc::clone(self.by_company.lock().entry(company).or_insert_with(new))
     }
 
     /// Forgets companies that ask for nothing. To be called now and then.
     pub(crate) fn sweep(&self) {
-        self.by_company.lock().retain(|_, company| Arc::strong_count(company) > 1 || company.is_busy());
+        let in_use =
+            |company: &Arc<Company>| Arc::strong_count(company) + Arc::strong_count(&company.turns) > 2;
+        self.by_company.lock().retain(|_, company| in_use(company) || company.is_busy());
     }
+}
+
+/// Looked up where it is needed: what L1 answers needs no turn.
+fn asking() -> Option<Arc<Company>> {
+    ASKING.try_with(|asking| asking.as_ref().map(|(turns, company)| turns.of(*company))).ok().flatten()
 }
 
 /// A turn, until it is dropped. The request's own limit bounds the wait, and the company's connections the number of those who
 /// wait. Nobody may wait for a second one: all might hold the first.
 pub(crate) async fn turn() -> Option<OwnedSemaphorePermit> {
-    let company = ASKING.try_with(Clone::clone).ok().flatten()?;
+    let company = asking()?;
     let turn = Arc::clone(&company.turns).acquire_owned().await.ok()?;
     let until = *company.busy_until.lock();
     if let Some(until) = until {
@@ -80,9 +89,10 @@ pub(crate) async fn turn() -> Option<OwnedSemaphorePermit> {
 
 /// So much was fetched for whoever asks. What is large makes the company's next turns wait.
 pub(crate) fn fetched(bytes: usize) {
-    let Some(company) = ASKING.try_with(Clone::clone).ok().flatten() else { return };
     let large = u32::try_from(bytes.saturating_sub(SMALL)).unwrap_or(u32::MAX);
-    if large > 0 {
+    if large > 0
+        && let Some(company) = asking()
+    {
         let takes = Duration::from_secs(1).mul_f64(f64::from(large) / f64::from(LARGE_A_SECOND));
         let (mut until, now) = (company.busy_until.lock(), Instant::now());
         *until = Some(until.map_or(now, |until| until.max(now)) + takes);
