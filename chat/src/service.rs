@@ -198,7 +198,7 @@ async fn timely(
         Ok(response) => response,
         Err(_elapsed) => Problem::new(Kind::Timeout, format!("no answer within {limit:?}")).into_response(),
     };
-    service.answered.record(method, response.status(), timed.elapsed());
+    service.answered.record(method, response.status(), timed.ended());
     service.fleet.writes.answered(method, response.status());
     response
 }

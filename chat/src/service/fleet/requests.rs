@@ -42,6 +42,7 @@ pub(crate) struct Minute {
 pub(crate) struct Timed<'a> {
     requests: &'a Requests,
     began: Instant,
+    took: Option<Duration>,
 }
 
 impl Requests {
@@ -51,7 +52,7 @@ impl Requests {
     }
 
     pub(crate) fn begin(&self) -> Timed<'_> {
-        Timed { requests: self, began: Instant::now() }
+        Timed { requests: self, began: Instant::now(), took: None }
     }
 
     fn record(&self, took: Duration) {
@@ -93,14 +94,15 @@ impl Requests {
 }
 
 impl Timed<'_> {
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.began.elapsed()
+    /// It was answered.
+    pub(crate) fn ended(mut self) -> Duration {
+        *self.took.insert(self.began.elapsed())
     }
 }
 
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
-        self.requests.record(self.began.elapsed());
+        self.requests.record(self.took.unwrap_or_else(|| self.began.elapsed()));
     }
 }
 

@@ -1,14 +1,12 @@
 //! The service's own instruments, with their help; those of the caches are the library's. Read when the pipeline collects.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, BoundHistogram, Histogram, Meter};
-use parking_lot::RwLock;
 
 use super::Telemetry;
 use crate::service::Service;
@@ -21,8 +19,16 @@ const OUTCOME: &str = "perto.outcome";
 #[derive(Debug)]
 pub(crate) struct RequestDurations {
     histogram: Histogram<f64>,
-    /// By method and status, of which there are few: to look them up by their attributes would cost a request a twentieth.
-    bound: RwLock<HashMap<(&'static str, StatusCode), BoundHistogram<f64>>>,
+    /// To look them up by their attributes would cost a request a twentieth.
+    first: OnceLock<Box<Bound>>,
+}
+
+/// Those of a method and a status, and the next: there are few, and the most frequent were there first. No list is locked.
+#[derive(Debug)]
+struct Bound {
+    of: (&'static str, StatusCode),
+    histogram: BoundHistogram<f64>,
+    next: OnceLock<Box<Self>>,
 }
 
 impl RequestDurations {
@@ -32,21 +38,27 @@ impl RequestDurations {
         let builder = meter.f64_histogram("http.server.request.duration").with_unit("s");
         let histogram =
             builder.with_description("How long answers of the API took, save those to uploads.").build();
-        Self { histogram, bound: RwLock::default() }
+        Self { histogram, first: OnceLock::new() }
     }
 
     pub(crate) fn record(&self, method: &'static str, status: StatusCode, took: Duration) {
-        let seconds = took.as_secs_f64();
-        if let Some(bound) = self.bound.read().get(&(method, status)) {
-            return bound.record(seconds);
+        let mut next = &self.first;
+        loop {
+            let bound = next.get_or_init(|| self.bind(method, status));
+            if bound.of == (method, status) {
+                return bound.histogram.record(took.as_secs_f64());
+            }
+            next = &bound.next;
         }
+    }
+
+    fn bind(&self, method: &'static str, status: StatusCode) -> Box<Bound> {
         let attributes = [
             KeyValue::new("http.request.method", method),
             KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
         ];
-        let mut bound = self.bound.write();
-        let new = || self.histogram.bind(&attributes);
-        bound.entry((method, status)).or_insert_with(new).record(seconds);
+        let histogram = self.histogram.bind(&attributes);
+        Box::new(Bound { of: (method, status), histogram, next: OnceLock::new() })
     }
 }
 
