@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State as Shared};
+use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -146,8 +146,6 @@ fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi
         .method_not_allowed_fallback(async || {
             Problem::new(Kind::MethodNotAllowed, "see the `allow` header for those that it has")
         })
-        // Handlers say how much they take.
-        .layer(DefaultBodyLimit::disable())
         .with_state(Arc::clone(service))
 }
 
