@@ -151,20 +151,29 @@ fn router(service: &Arc<Service>, resources: Router<Arc<Service>>, api: &OpenApi
 
 /// What every request goes through: who asks, and for how long. Before the router and not as layers of it, which cost each
 /// request a copy of its route.
-async fn answer(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
-    let mut response = if request.uri().path().starts_with("/api/") {
-        answer_api(service, router, request, guest).await
-    } else {
-        listen::routed(router, request).await
-    };
-    if let Some(limit) = response.extensions().get::<Limit>() {
-        service.limits.count(*limit);
+#[derive(Debug, Clone)]
+struct Answering {
+    service: Arc<Service>,
+    router: Router,
+}
+
+impl listen::Answering for Answering {
+    async fn answer(&self, request: Request, guest: &Guest) -> Response {
+        let (service, router) = (&*self.service, self.router.clone());
+        let mut response = if request.uri().path().starts_with("/api/") {
+            answer_api(service, router, request, guest).await
+        } else {
+            listen::routed(router, request).await
+        };
+        if let Some(limit) = response.extensions().get::<Limit>() {
+            service.limits.count(*limit);
+        }
+        // A connection that is closed while it is idle may be closed under a request that is on its way. This one is told before.
+        if service.draining.load(Ordering::Relaxed) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
-    // A connection that is closed while it is idle may be closed under a request that is on its way. This one is told before.
-    if service.draining.load(Ordering::Relaxed) {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }
 
 async fn answer_api(service: &Service, router: Router, request: Request, guest: &Guest) -> Response {
@@ -315,12 +324,8 @@ pub(crate) async fn run(
             service.access.unknown.answer(in_use, &ending).await;
         }
     });
-    let (serving, router) = (Arc::clone(&service), router(&service, resources, &api));
-    let answered = move |request, guest: Arc<Guest>| {
-        let (service, router) = (Arc::clone(&serving), router.clone());
-        async move { answer(&service, router, request, &guest).await }
-    };
-    if !listen::serve(listener, answered, places, GRACE, end).await {
+    let answering = Answering { service: Arc::clone(&service), router: router(&service, resources, &api) };
+    if !listen::serve(listener, answering, places, GRACE, end).await {
         tracing::warn!("requests were still in progress {GRACE:?} after the end was asked for");
     }
     if tokio::time::timeout(GRACE, imports.shutdown()).await.is_err() {

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
@@ -20,13 +19,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use coming::Coming;
 pub(super) use files::fitting;
+use heads::HeadTimer;
 use patience::Impatient;
 pub(super) use places::{Guest, Places};
 
 mod coming;
 mod files;
+mod heads;
 mod patience;
 mod places;
 
@@ -46,23 +46,24 @@ pub(super) fn files(places: &Places) -> usize {
     places.most() + ENDING
 }
 
+/// What answers requests. Each connection has one.
+pub(super) trait Answering: Clone + Send + Sync + 'static {
+    fn answer(&self, request: Request, guest: &Guest) -> impl Future<Output = Response> + Send;
+}
+
 /// Serves until `end` completes; then takes no more requests, and gives those in progress `grace` to be answered.
 /// Returns whether all were.
-pub(super) async fn serve<A, F>(
+pub(super) async fn serve(
     listener: TcpListener,
-    answer: A,
+    answering: impl Answering,
     places: Arc<Places>,
     grace: Duration,
     end: impl Future<Output = ()>,
-) -> bool
-where
-    A: Fn(Request, Arc<Guest>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response> + Send,
-{
+) -> bool {
     let (files, serving, graceful) =
         (Arc::new(Semaphore::new(files(&places))), TaskTracker::new(), GracefulShutdown::new());
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(BUFFER);
+    http.header_read_timeout(HEAD_LIMIT).max_buf_size(BUFFER);
     let accepting = async {
         loop {
             let Ok(file) = Arc::clone(&files).acquire_owned().await else { return };
@@ -78,18 +79,19 @@ where
                 }
             };
             set_up(&stream);
-            let guest = Arc::new(places.admit(address.ip()));
-            let (answer, asking, reading) = (answer.clone(), Arc::clone(&guest), serving.clone());
-            let answered = service_fn(move |request: hyper::Request<Incoming>| {
-                let coming = |body| Body::new(Coming::new(body, reading.clone()));
-                let answering = answer(request.map(coming), Arc::clone(&asking));
-                async move { Ok::<_, Infallible>(answering.await) }
-            });
-            let stream = TokioIo::new(Impatient::new(stream, reset));
-            let connection = graceful.watch(http.serve_connection(stream, answered));
+            let guest = places.admit(address.ip());
+            let (answering, reading, ending) = (answering.clone(), serving.clone(), graceful.watcher());
+            let mut http = http.clone();
+            http.timer(HeadTimer::default());
             serving.spawn(async move {
                 let _file = file;
-                let connection = pin!(connection);
+                // Requests borrow what their connection has: all cores would write to the counts of its references.
+                let answered = service_fn(async |request: hyper::Request<Incoming>| {
+                    let request = request.map(|body| coming::body(body, &reading));
+                    Ok::<_, Infallible>(answering.answer(request, &guest).await)
+                });
+                let stream = TokioIo::new(Impatient::new(stream, reset));
+                let connection = pin!(ending.watch(http.serve_connection(stream, answered)));
                 tokio::select! {
                     ended = connection => if let Err(error) = ended {
                         tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended");

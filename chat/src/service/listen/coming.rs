@@ -14,16 +14,18 @@ use tokio_util::task::TaskTracker;
 const MOST: usize = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// A body, read on where it is dropped before its end.
-pub(super) struct Coming {
-    body: Option<Incoming>,
-    reading: TaskTracker,
+/// The body of a request. Most bring none, and need nothing of this.
+pub(super) fn body(body: Incoming, reading: &TaskTracker) -> axum::body::Body {
+    if body.is_end_stream() {
+        return axum::body::Body::empty();
+    }
+    axum::body::Body::new(Coming { body: Some(body), reading: reading.clone() })
 }
 
-impl Coming {
-    pub(super) fn new(body: Incoming, reading: TaskTracker) -> Self {
-        Self { body: Some(body), reading }
-    }
+/// A body, read on where it is dropped before its end.
+struct Coming {
+    body: Option<Incoming>,
+    reading: TaskTracker,
 }
 
 impl Body for Coming {
