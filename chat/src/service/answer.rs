@@ -3,8 +3,7 @@
 //! Writes and reads answer with `perto-token`; a read that brings it as `perto-at-least` is no older, on any instance. A
 //! read says where it came from (`perto-tier`) and how far it can be trusted (`perto-freshness`), and has an `ETag`.
 
-use std::fmt::Arguments;
-use std::io::{Cursor, Write as _};
+use std::fmt::{self, Arguments, Write as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -185,16 +184,49 @@ pub(crate) fn digest(bytes: &[u8]) -> [u8; 16] {
 }
 
 pub(crate) fn tag(digest: &[u8; 16], of: Arguments<'_>) -> HeaderValue {
-    let tag = short(format_args!("\"{:032x}{of}\"", u128::from_be_bytes(*digest)));
-    tag.unwrap_or(HeaderValue::from_static("\"\""))
+    let mut tag = Short { bytes: [0; _], length: 0 };
+    let mut write = || {
+        tag.write_str("\"")?;
+        tag.hex(digest)?;
+        tag.write_fmt(of)?;
+        tag.write_str("\"")
+    };
+    write().ok().and_then(|()| tag.header()).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
-/// A header of few bytes, without a text in between. None where it is longer than those that there are.
-fn short(text: Arguments<'_>) -> Option<HeaderValue> {
-    let mut bytes = Cursor::new([0; 128]);
-    bytes.write_fmt(text).ok()?;
-    let length = usize::try_from(bytes.position()).ok()?;
-    HeaderValue::from_bytes(&bytes.get_ref()[..length]).ok()
+/// A header of few bytes, without a text in between.
+struct Short {
+    bytes: [u8; 128],
+    length: usize,
+}
+
+impl Short {
+    fn add(&mut self, bytes: &[u8]) -> fmt::Result {
+        let end = self.length + bytes.len();
+        self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?.copy_from_slice(bytes);
+        self.length = end;
+        Ok(())
+    }
+
+    /// The formatter of a `u128` takes as long as all else of a tag.
+    fn hex(&mut self, digest: &[u8; 16]) -> fmt::Result {
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        let mut text = [0; 32];
+        for (two, byte) in text.chunks_exact_mut(2).zip(digest) {
+            two.copy_from_slice(&[byte >> 4, byte & 15].map(|half| DIGITS[usize::from(half)]));
+        }
+        self.add(&text)
+    }
+
+    fn header(&self) -> Option<HeaderValue> {
+        HeaderValue::from_bytes(&self.bytes[..self.length]).ok()
+    }
+}
+
+impl fmt::Write for Short {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.add(text.as_bytes())
+    }
 }
 
 /// A value that was read, on its way out.
@@ -428,7 +460,9 @@ pub(crate) fn written(headers: &mut HeaderMap, token: Option<Token>) {
 }
 
 fn put_token(headers: &mut HeaderMap, token: Option<Token>) {
-    if let Some(token) = token.and_then(|token| short(format_args!("{token}"))) {
+    let Some(token) = token else { return };
+    let mut text = Short { bytes: [0; _], length: 0 };
+    if let Some(token) = write!(text, "{token}").ok().and_then(|()| text.header()) {
         headers.insert(TOKEN, token);
     }
 }
