@@ -30,7 +30,7 @@ use unknown::{Looked, Unknown};
 mod rates;
 mod unknown;
 
-const COMPANY: &str = "perto-company";
+static COMPANY: HeaderName = HeaderName::from_static("perto-company");
 /// Keys that nobody knows, looked up in the caches a second where Postgres can't say which are in use.
 const UNKNOWN_KEYS: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
@@ -61,7 +61,10 @@ impl Caller {
     /// 422 where an admin doesn't say for whom.
     pub(crate) fn own_company(self) -> Result<i64, Problem> {
         self.company.ok_or_else(|| {
-            Problem::invalid(COMPANY, "this header must say for which company, since the key doesn't")
+            Problem::invalid(
+                COMPANY.as_str(),
+                "this header must say for which company, since the key doesn't",
+            )
         })
     }
 }
@@ -284,7 +287,7 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
         check_origin(headers)?;
         return acting(headers);
     }
-    let presented = input::only(headers, AUTHORIZATION.as_str())?
+    let presented = input::only(headers, &AUTHORIZATION)?
         .ok_or_else(|| Problem::of(Kind::Unauthorized, "authorization", "must be `Bearer` and an API key"))?;
     let key = presented.to_str().ok().and_then(keys::bearer).ok_or_else(refused)?;
     let hash = KeyHash::of(key);
@@ -324,7 +327,7 @@ fn refused() -> Problem {
 /// Where it is open, a page of any site that the same machine shows could ask too, if its name were made to lead here.
 fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
     let given = |name: HeaderName| {
-        let given = input::only(headers, name.as_str())?;
+        let given = input::only(headers, &name)?;
         Ok::<_, Problem>(given.map(|given| given.to_str().unwrap_or_default()))
     };
     let host = given(HOST)?.unwrap_or_default();
@@ -344,11 +347,11 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// An admin, or anybody where it is open; for one company where the request says so.
 fn acting(headers: &HeaderMap) -> Result<Caller, Problem> {
-    let company = match input::only(headers, COMPANY)? {
+    let company = match input::only(headers, &COMPANY)? {
         None => None,
         Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
             Some(company) => Some(company),
-            None => return Err(Problem::bad(COMPANY, "must be an integer")),
+            None => return Err(Problem::bad(COMPANY.as_str(), "must be an integer")),
         },
     };
     Ok(Caller { admin: true, company })

@@ -25,8 +25,8 @@ use super::problem::Problem;
 
 mod tags;
 
-const AT_LEAST: &str = "perto-at-least";
-const READ: &str = "perto-read";
+static AT_LEAST: HeaderName = HeaderName::from_static("perto-at-least");
+static READ: HeaderName = HeaderName::from_static("perto-read");
 /// As long as the longest bound.
 const MAX_WITHIN_MS: u32 = 3_600_000;
 const TIER: HeaderName = HeaderName::from_static("perto-tier");
@@ -94,14 +94,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let at_least = match input::only(&parts.headers, AT_LEAST)?.filter(|given| !given.is_empty()) {
+        let at_least = match input::only(&parts.headers, &AT_LEAST)?.filter(|given| !given.is_empty()) {
             None => None,
             Some(given) => match given.to_str().ok().and_then(|text| text.parse().ok()) {
                 Some(token) => Some(token),
-                None => return Err(Problem::bad(AT_LEAST, "is not a token of this service")),
+                None => return Err(Problem::bad(AT_LEAST.as_str(), "is not a token of this service")),
             },
         };
-        let asked = input::only(&parts.headers, READ)?;
+        let asked = input::only(&parts.headers, &READ)?;
         let never_stale = asked.is_some_and(|given| given == "fresh");
         let within = match asked {
             None => None,
@@ -110,7 +110,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Preconditions {
                 Some(within) => Some(within),
                 None => {
                     return Err(Problem::bad(
-                        READ,
+                        READ.as_str(),
                         "must be `latest`, `fresh`, or like `within=100ms`: at most 3600000ms",
                     ));
                 }

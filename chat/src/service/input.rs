@@ -9,7 +9,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use futures_util::StreamExt;
 use hyper::body::Body as _;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -89,12 +89,15 @@ fn has_plus(query: &str, name: &str) -> bool {
 ///
 /// # Errors
 /// 400 where it is there twice: whichever was taken, the other would be forgotten.
-pub(crate) fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Problem> {
+pub(crate) fn only<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Problem> {
     let mut given = headers.get_all(name).iter();
     let first = given.next();
     match given.next() {
         None => Ok(first),
-        Some(_) => Err(Problem::bad(name, "is there more than once, and may be only once")),
+        Some(_) => Err(Problem::bad(name.as_str(), "is there more than once, and may be only once")),
     }
 }
 
@@ -135,7 +138,7 @@ async fn counted(request: Request, service: &Service) -> Result<Bytes, Problem> 
 /// 408, 413, 415, as they say.
 pub(crate) async fn json(request: Request) -> Result<Bytes, Problem> {
     let essence = |given: &str| given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let given = only(request.headers(), CONTENT_TYPE.as_str())?.and_then(|given| given.to_str().ok());
+    let given = only(request.headers(), &CONTENT_TYPE)?.and_then(|given| given.to_str().ok());
     match given.is_some_and(|given| essence(given) == "application/json") {
         true => bytes(request).await,
         false => Err(Problem::of(Kind::UnsupportedMediaType, "content-type", "must be application/json")),
