@@ -3,6 +3,7 @@
 //! The whole surface is on this screen. A resource is a file: types, SQL, loader, routes.
 #![expect(unused_qualifications, reason = "what utoipa expands to")]
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -180,17 +181,21 @@ async fn answer_api(service: &Service, router: Router, request: Request, guest: 
     let path = request.uri().path();
     let upload = request.method() == Method::POST && path.ends_with("/contacts/imports");
     let method = spans::known(request.method());
-    let answering = async {
+    // Lent to each that takes it, here as below: as a value it would be copied for each, and is large.
+    let answering = pin!(async {
         // Before the span: only of who has a key is it believed that there is a trace already.
         let admitted = access::admitted(service, request.headers(), guest).await;
         let span = spans::request(&request, &service.routes, admitted.is_ok());
         let response = match admitted {
-            Ok(caller) => access::go_on(service, router, request, caller).instrument(span.clone()).await,
+            Ok(caller) => {
+                let going_on = pin!(access::go_on(service, router, request, caller));
+                going_on.instrument(span.clone()).await
+            }
             Err(problem) => problem.into_response(),
         };
         spans::answered(&span, &response);
         response
-    };
+    });
     // A file may take as long as it comes.
     if upload { answering.await } else { timely(service, method, answering).await }
 }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -57,6 +58,11 @@ impl Caller {
         self.company.filter(|_| !self.admin)
     }
 
+    /// Of the request in whose task this is.
+    pub(crate) fn asking() -> Option<Self> {
+        ASKING.try_with(|caller| *caller).ok()
+    }
+
     /// # Errors
     /// 422 where an admin doesn't say for whom.
     pub(crate) fn own_company(self) -> Result<i64, Problem> {
@@ -69,15 +75,16 @@ impl Caller {
     }
 }
 
+tokio::task_local! {
+    /// Who asks, in the task of the request. As an extension of it, the router's own would have to move for it.
+    static ASKING: Caller;
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts
-            .extensions
-            .get::<Self>()
-            .copied()
-            .ok_or_else(|| Problem::new(Kind::Unauthorized, "no key was checked"))
+    async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Self::asking().ok_or_else(|| Problem::new(Kind::Unauthorized, "no key was checked"))
     }
 }
 
@@ -225,20 +232,15 @@ const KNOWN_FOR: Duration = Duration::from_hours(24);
 const PIECE: usize = 16 * 1024;
 
 /// Goes on with a request of who has a key, and remembers whose it is.
-pub(crate) async fn go_on(
-    service: &Service,
-    router: Router,
-    mut request: Request,
-    caller: Caller,
-) -> Response {
+pub(crate) async fn go_on(service: &Service, router: Router, request: Request, caller: Caller) -> Response {
     let company = caller.charged();
     // Until the answer is there: what was read of the body may be in use until then.
     let _coming = match service.budget.take(company, coming(&request)) {
         Ok(hold) => hold,
         Err(problem) => return problem.into_response(),
     };
-    request.extensions_mut().insert(caller);
-    let response = service.turns.asking(company, listen::routed(router, request)).await;
+    let routed = pin!(ASKING.scope(caller, listen::routed(router, request)));
+    let response = service.turns.asking(company, routed).await;
     let bytes = response.body().size_hint().exact().unwrap_or_default();
     if let Err(problem) =
         service.access.check_work(company, pieces_of(usize::try_from(bytes).unwrap_or(usize::MAX)))
@@ -297,20 +299,11 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     if !keys::looks_right(key) {
         return Err(refused());
     }
-    let cache = &service.caches.api_keys;
     // In place: every request of a company asks for the same entry, and would write to its count of references from all cores.
-    let company = match cache.get_ref(&hash, |key| key.map(|key| key.company_id)) {
+    let company = match service.caches.api_keys.get_ref(&hash, |key| key.map(|key| key.company_id)) {
         Some(company) => company,
-        None => {
-            if !access.known.contains_key(&hash) {
-                access.look(hash).await?;
-            }
-            let known = cache.get(&hash).await?;
-            if known.tier != Tier::Local && known.value().is_some() {
-                access.known.insert(hash, ());
-            }
-            known.value().map(|key| key.company_id)
-        }
+        // Apart, so that a request has a place for it only where it needs one.
+        None => Box::pin(company_of(service, hash)).await?,
     };
     let Some(company) = company else {
         access.known.invalidate(&hash);
@@ -318,6 +311,19 @@ async fn caller(service: &Service, headers: &HeaderMap) -> Result<Caller, Proble
     };
     access.check_work(Some(company), 1)?;
     Ok(Caller { admin: false, company: Some(company) })
+}
+
+/// Whose a key is that L1 can't vouch for. None where it is not in use.
+async fn company_of(service: &Service, hash: KeyHash) -> Result<Option<i64>, Problem> {
+    let access = &service.access;
+    if !access.known.contains_key(&hash) {
+        access.look(hash).await?;
+    }
+    let known = service.caches.api_keys.get(&hash).await?;
+    if known.tier != Tier::Local && known.value().is_some() {
+        access.known.insert(hash, ());
+    }
+    Ok(known.value().map(|key| key.company_id))
 }
 
 fn refused() -> Problem {

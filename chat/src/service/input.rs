@@ -127,7 +127,7 @@ impl FromRequest<Arc<Service>> for Json {
 
 /// What is large counts as several requests, before it is read: to read it and to refuse it then would cost as much.
 async fn counted(request: Request, service: &Service) -> Result<Bytes, Problem> {
-    let company = request.extensions().get().and_then(|caller: &Caller| caller.charged());
+    let company = Caller::asking().and_then(Caller::charged);
     service.access.check_work(company, access::pieces(&request))?;
     json(request).await
 }
