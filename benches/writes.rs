@@ -148,7 +148,8 @@ fn pgbench(url: &str, commits: &str, script: &PathBuf) -> f64 {
     speed.unwrap_or_else(|| panic!("{said}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// From the return of a commit, and from the call of an invalidation by hand, until another instance has evicted: beside a
+/// From the return of a commit, and from the call of an invalidation by hand, until another instance has evicted; and from a row that is
+/// inserted as by hand until a bare message after it has come: beside a
 /// message of the same length from `PUBLISH` to its subscriber, by the same client. That one follows the same commit to a table that
 /// nobody watches: a connection that goes back to its pool is tested then, which takes its part of two cores.
 async fn elsewhere(bed: &Bed, rounds: usize) {
@@ -160,10 +161,10 @@ async fn elsewhere(bed: &Bed, rounds: usize) {
     let (writer, by_hand) = bed.instance::<i64>(64 << 20).await;
     let (reader, cache, mut evicted) = listening(bed).await;
     let mut bare = Bare::open(bed).await;
-    let mut all = [Vec::new(), Vec::new(), Vec::new()];
-    let (mut p50, mut p99) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    let mut all = [const { Vec::new() }; 4];
+    let (mut p50, mut p99) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
     for round in 0..rounds as i64 {
-        let mut took = [Vec::new(), Vec::new(), Vec::new()];
+        let mut took = [const { Vec::new() }; 4];
         for n in 0..TIMES {
             let id = (round * TIMES + n) % ROWS;
             took[0].push(bare.publish(bed, id).await);
@@ -175,8 +176,9 @@ async fn elsewhere(bed: &Bed, rounds: usize) {
             done.expect("invalidate");
             assert!(cache.get_if_cached(&id).is_none(), "it was evicted");
             took[2].push((at.expect("the other instance hears of it") - began).as_secs_f64() * 1e6);
+            took[3].push(bare.insert_and_publish(bed).await);
         }
-        for way in 0..2 {
+        for way in 0..3 {
             p50[way].push(quantile(&took[way + 1], 0.5) / quantile(&took[0], 0.5));
             p99[way].push(quantile(&took[way + 1], 0.99) / quantile(&took[0], 0.99));
         }
@@ -191,7 +193,8 @@ async fn elsewhere(bed: &Bed, rounds: usize) {
         quantile(&all[0], 0.5),
         quantile(&all[0], 0.99)
     );
-    for (way, name) in ["the commit's return", "Cache::invalidate"].into_iter().enumerate() {
+    let ways = ["the commit's return", "Cache::invalidate", "a row inserted, then PUBLISH"];
+    for (way, name) in ways.into_iter().enumerate() {
         let took = &all[way + 1];
         let ranges = [&p50[way], &p99[way]].map(|ratios| {
             let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
@@ -331,6 +334,7 @@ impl Subscription for Heard {
 /// What one would build without Perto.
 struct Bare {
     publisher: redis::aio::MultiplexedConnection,
+    inserter: PgConnection,
     channel: String,
     message: String,
     heard: UnboundedReceiver<Instant>,
@@ -351,16 +355,32 @@ impl Bare {
                 let _nobody_listens = told.send(Instant::now());
             }
         });
-        Self { publisher: bed.connection().await, channel, message: "x".repeat(64), heard }
+        let inserter = PgConnection::connect(&bed.postgres_url).await.expect("DATABASE_URL");
+        Self { publisher: bed.connection().await, inserter, channel, message: "x".repeat(64), heard }
     }
 
     async fn publish(&mut self, bed: &Bed, id: i64) -> f64 {
         let tx = update(bed, "unwatched", id).await;
         tx.commit().await.expect("commit");
         let began = Instant::now();
+        self.published(began).await
+    }
+
+    async fn published(&mut self, began: Instant) -> f64 {
         let publish = redis::cmd("PUBLISH").arg(&self.channel).arg(&self.message).to_owned();
         let (published, at) = tokio::join!(publish.query_async::<()>(&mut self.publisher), self.heard.recv());
         published.expect("publish");
         (at.expect("the subscriber hears of it") - began).as_secs_f64() * 1e6
+    }
+
+    /// What an invalidation by hand can't do without: a row of the log, which waits for no disk, and a message.
+    async fn insert_and_publish(&mut self, bed: &Bed) -> f64 {
+        let sql = format!(
+            "insert into {}.invalidation (cache, keys) values ('bare', '{{7}}') returning xid::text",
+            bed.schema
+        );
+        let began = Instant::now();
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut self.inserter).await.expect("insert");
+        self.published(began).await
     }
 }
