@@ -54,7 +54,8 @@ async fn a_write_and_the_evictions_that_it_causes_elsewhere_are_one_trace() {
     }
     let announce = one(&spans, "a", "announce");
     assert!(announce.is_child_of(server), "{announce:?}");
-    assert_eq!(announce.number("perto.evicted"), Some(1));
+    // Its own hint goes out first, and may be back before this instance has evicted by itself.
+    assert!(matches!(announce.number("perto.evicted"), Some(0 | 1)), "{announce:?}");
     let tombstone = one(&spans, "a", "EVALSHA");
     assert!(tombstone.is_child_of(announce) && tombstone.span.kind() == SpanKind::Client, "{tombstone:?}");
     let publish = one(&spans, "a", "PUBLISH");
