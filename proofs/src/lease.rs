@@ -306,6 +306,35 @@ pub fn granted_token_beside_a_poll(how: Granted) -> usize {
     })
 }
 
+/// A read that a poll has granted a token, and as of which poll it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    AsBuilt,
+    BegunBeforeTheTokenIsGranted,
+}
+
+/// Where a poll grants a read its token, what the loader brings is judged by that poll, and by none before it.
+pub fn start_beside_a_poll(how: Start) -> usize {
+    every_interleaving(move || {
+        let world = Arc::new((Lease::default(), <Buckets<1, 1>>::new(0)));
+        world.0.extend(SENT_MS, BOUND);
+        world.1.complete(stamp("5:5:"), std::iter::empty());
+        let tail = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.1.complete(stamp("8:8:"), std::iter::empty()))
+        };
+        let (lease, buckets) = &*world;
+        let before = buckets.rank_of_poll();
+        let granted = buckets.has_polled(lease, token::Token::of_write(0, 7)).is_some();
+        let start = if how == Start::AsBuilt { buckets.rank_of_poll() } else { before };
+        assert!(
+            !granted || start == Some(stamp("8:8:").rank()),
+            "a read begins as of a poll before its token"
+        );
+        tail.join().expect("the tail ends");
+    })
+}
+
 /// The order of `Coherence::recover`, without the buckets.
 fn recover(lease: &Lease) {
     lease.begin_era();

@@ -7,9 +7,9 @@ use perto_proofs::buckets::{
 };
 use perto_proofs::index::{Gone, Put, puts_beside};
 use perto_proofs::lease::{
-    Beginning, Era, Granted, Hit, Polled, Recovery, Token, beginning_beside_a_recovery,
+    Beginning, Era, Granted, Hit, Polled, Recovery, Start, Token, beginning_beside_a_recovery,
     era_ends_beside_an_extension, granted_token_beside_a_poll, hit_beside_a_poll, load_beside_a_recovery,
-    old_poll_beside_a_recovery, token_beside_a_recovery,
+    old_poll_beside_a_recovery, start_beside_a_poll, token_beside_a_recovery,
 };
 
 /// Loom panics where an interleaving fails. On a thread of its own, for it leaves things behind.
@@ -147,6 +147,14 @@ fn in_no_interleaving_is_a_token_granted_an_old_value() {
     fails("a token is granted an old value", || granted_token_beside_a_poll(Granted::AskedAfterTheHit));
     fails("a token is granted an old value", || {
         granted_token_beside_a_poll(Granted::PollPublishedBeforeItsRows)
+    });
+}
+
+#[test]
+fn in_no_interleaving_does_a_read_begin_as_of_a_poll_before_the_one_that_granted_its_token() {
+    holds("start beside a poll", start_beside_a_poll(Start::AsBuilt));
+    fails("a read begins as of a poll before its token", || {
+        start_beside_a_poll(Start::BegunBeforeTheTokenIsGranted)
     });
 }
 

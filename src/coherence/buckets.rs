@@ -240,7 +240,8 @@ impl<const STRIPES: usize, const PER_STRIPE: usize> Buckets<STRIPES, PER_STRIPE>
     pub(crate) fn complete<'a>(&self, poll: Snapshot, wholes: impl Iterator<Item = &'a WholeCache>) {
         self.each_hinted(wholes, Bucket::forget);
         let below = poll.xmin();
-        // First: whoever finds the poll begins no read of an earlier one.
+        // First: whoever finds the poll begins no read as of an earlier one
+        // (`in_no_interleaving_does_a_read_begin_as_of_a_poll_before_the_one_that_granted_its_token`).
         self.polled_rank.store(poll.rank().number(), Ordering::Release);
         *self.poll.write() = Some(Arc::new(poll));
         self.polled_below.store(below, Ordering::Release);

@@ -184,7 +184,6 @@ async fn nothing_that_a_writers_search_path_leads_to_runs_as_the_functions_owner
         ("eq(pg_catalog.int4, pg_catalog.int4)", "pg_catalog.bool", "true"),
         ("eq(pg_catalog.text[], pg_catalog.text[])", "pg_catalog.bool", "true"),
         ("pg_column_size(pg_catalog.int4)", "pg_catalog.int4", "1"),
-        ("plus(pg_catalog.int4, pg_catalog.int4)", "pg_catalog.int4", "1"),
         ("cat(pg_catalog.text[], pg_catalog.text[])", "pg_catalog.text[]", "$1"),
         ("most(pg_catalog.int4, pg_catalog.int4)", "pg_catalog.int4", "$1"),
         ("both(pg_catalog.bool, pg_catalog.bool)", "pg_catalog.bool", "$1"),
@@ -200,7 +199,6 @@ async fn nothing_that_a_writers_search_path_leads_to_runs_as_the_functions_owner
         ("=", "regtype", "regtype", "eq"),
         ("=", "int4", "int4", "eq"),
         ("=", "text[]", "text[]", "eq"),
-        ("+", "int4", "int4", "plus"),
         (">", "int4", "int4", "eq"),
         ("<=", "int4", "int4", "eq"),
         ("||", "text[]", "text[]", "cat"),
@@ -326,7 +324,6 @@ async fn an_update_is_logged_where_a_column_that_counts_has_changed_and_nowhere_
 
 /// All of a row's columns in one text may be more than Postgres can have in one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes gigabytes of memory"]
 async fn a_row_whose_columns_fill_a_gigabyte_is_written_all_the_same() {
     let world = World::new().await;
     world.sql("create table huge (id bigint primary key, a text, b text, seen int)").await;
@@ -337,19 +334,6 @@ async fn a_row_whose_columns_fill_a_gigabyte_is_written_all_the_same() {
     world.sql("update huge set seen = 1 where id = 1").await;
     // It can't be compared: nobody knows what has changed.
     assert_eq!(logged(&world, "huge").await, ["1", "*", "*"]);
-    // Longer together than a number of 32 bits.
-    world
-        .sql(
-            "create table wide (id bigint primary key, a text, b text, c text, seen int); \
-             alter table wide alter a set storage external, alter b set storage external, alter c set storage external; \
-             insert into wide values (1)",
-        )
-        .await;
-    keyed(&world, "wide", "id", &["a", "b", "c"]).await;
-    for set in ["a = repeat('a', 730000000)", "b = a", "c = a", "seen = 1"] {
-        world.sql(&format!("update wide set {set}")).await;
-    }
-    assert_eq!(logged(&world, "wide").await.last().map(String::as_str), Some("*"));
 }
 
 /// Its variables and what it joins have names that columns may have too, and each may be renamed or dropped.
@@ -363,7 +347,7 @@ async fn a_column_that_is_called_as_something_in_the_function_is_watched_as_any(
         "perto_row",
         "perto_rows",
         "perto_keys",
-        "perto_key",
+        "perto_found",
         "new",
         "k",
         "n",

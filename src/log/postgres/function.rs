@@ -87,7 +87,7 @@ pub(super) const SETTINGS: [(&str, &str); 11] = [
 const HARMLESS: &str = "^(42|0A|XX|22012)";
 
 /// Bytes that the columns of a row take where they are stored, if they are compared before all else.
-const COMPARED_AT_ONCE: u32 = 32 << 10;
+const COMPARED_AT_ONCE: usize = 32 << 10;
 
 /// A row's key, told apart by its bytes.
 fn text(key: &str) -> String {
@@ -262,12 +262,14 @@ fn one_row(watch: &Watch) -> String {
 /// there can be that is less.
 fn if_changed(columns: &BTreeSet<String>, as_watched: &str, missing: &str, found: &str, log: &str) -> String {
     let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    // Together they may be more than 32 bits can say.
-    let stored = |name: &&str| format!("coalesce(pg_catalog.pg_column_size({name}), 0)::pg_catalog.int8");
-    let stored: Vec<String> = columns.iter().map(stored).collect();
-    let stored = stored.join(" operator(pg_catalog.+) ");
+    // Each its part: a sum may be more than 32 bits can say.
+    let most = COMPARED_AT_ONCE / columns.len().max(1);
+    let is_short = |name: &&str| {
+        format!("coalesce(pg_catalog.pg_column_size({name}), 0) operator(pg_catalog.<=) {most}")
+    };
+    let are_short: Vec<String> = columns.iter().map(is_short).collect();
     let row = text(&format!("row({})", columns.join(", ")));
-    let row = format!("case when {stored} operator(pg_catalog.<=) {COMPARED_AT_ONCE} then {row} end");
+    let row = format!("case when {} then {row} end", are_short.join(" and "));
     format!(
         "
              select n.{found}, array(select {row} from old_rows limit 2) into perto_row, perto_rows
